@@ -1,0 +1,180 @@
+"""What runs where: the configuration of a Tandem service, from a YAML file and `TANDEM_*` environment variables.
+
+Importing this module needs neither torch nor vLLM, so the command line stays quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(Settings):
+    """The LoRA adapter that every policy version of a base model consists of."""
+
+    r: int = Field(8, ge=1, le=512, description="Rank.")
+    alpha: float = Field(16, gt=0, description="Scaling numerator: the update is scaled by alpha / r.")
+    target_modules: tuple[str, ...] = Field(LORA_TARGETS, min_length=1, description="Names of the adapted modules.")
+    seed: int = Field(0, description="Seed of the A matrices of version 0 (its B matrices are zero).")
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the defaults a job's config can override."""
+
+    learning_rate: float = Field(5e-6, ge=0, description="Used when a job names none.")
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(0.1, gt=0, description="Gradients are clipped to this global L2 norm.")
+
+
+class LearnersConfig(Settings):
+    """The learner group of a base model: N actors in one torch.distributed group."""
+
+    count: int = Field(1, ge=1, le=1024, description="Number of learner actors.")
+    device: Device = "auto"
+    dtype: Dtype = Field("auto", description="Of the frozen base weights: float32 on a CPU, bfloat16 on CUDA. LoRA is always float32.")
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = Field(
+        "auto", description="auto: sdpa on a CPU, flex_attention on CUDA."
+    )
+    gradient_checkpointing: bool | None = Field(None, description="Unset: on for CUDA, off for a CPU.")
+    sequences_per_step: int | None = Field(
+        None, ge=1, description="Packed sequences of one gradient step, over all learners. Unset: one per learner."
+    )
+    num_cpus: float = Field(1, ge=0, description="Ray CPUs of each learner.")
+    num_gpus: float = Field(0, ge=0, description="Ray GPUs of each learner; a fraction shares a GPU with the engine.")
+    num_threads: int | None = Field(None, ge=1, description="Torch threads of each learner. Unset: num_cpus, at least 1.")
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+
+class EngineConfig(Settings):
+    """The vLLM engine of a base model."""
+
+    replicas: int = Field(1, ge=1, le=256)
+    dtype: Dtype = "auto"
+    max_num_seqs: int = Field(64, ge=1, description="Sequences decoded together.")
+    max_loras: int = Field(4, ge=2, description="Policy versions that run in one batch.")
+    max_cpu_loras: int = Field(16, ge=2, description="Policy versions kept loaded; others load again on demand.")
+    kv_cache_memory_bytes: int | None = Field(None, ge=1 << 20, description="Unset: from gpu_memory_utilization.")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    tool_call_parser: str = Field("hermes", description="vLLM's parser for tool calls of this model family.")
+    num_cpus: float = Field(1, ge=0, description="Ray CPUs of each replica.")
+    num_gpus: float = Field(0, ge=0, description="Ray GPUs of each replica.")
+    extra_args: tuple[str, ...] = Field((), description="Further arguments of `vllm serve`, as on its command line.")
+
+
+class BaseModelConfig(Settings):
+    """A base model, and the learners and engine that serve every model registered on it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$", description="What clients send as base_model.")
+    path: str = Field(description="A Hugging Face id, a local directory, or builtin:tiny.")
+    max_model_len: int | None = Field(None, ge=16, description="Longest sequence in tokens. Unset: the model's own limit.")
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    learners: LearnersConfig = LearnersConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+class HttpConfig(Settings):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    api_replicas: int = Field(1, ge=1, le=256)
+
+
+class DeadlinesConfig(Settings):
+    """How long each stage of a job may take, in seconds. A stage past its deadline fails or is tried again."""
+
+    start_learners_s: float = Field(600, gt=0)
+    prepare_s: float = Field(600, gt=0)
+    load_s: float = Field(300, gt=0)
+    step_s: float = Field(900, gt=0, description="One gradient step.")
+    checkpoint_s: float = Field(600, gt=0)
+    inference_s: float = Field(600, gt=0, description="From an inference request's arrival to its last token.")
+
+
+class CoordinatorConfig(Settings):
+    poll_s: float = Field(0.2, gt=0, description="How often the coordinator looks for a queued job.")
+    lease_s: float = Field(30, gt=0, description="A claim that isn't renewed for this long may be taken over.")
+    max_attempts: int = Field(3, ge=1, description="Attempts of a job whose learners died or missed a deadline.")
+
+
+TINY = BaseModelConfig(
+    name="tandem/tiny",
+    path="builtin:tiny",
+    max_model_len=1024,
+    engine=EngineConfig(kv_cache_memory_bytes=64 << 20),
+)
+
+
+class TandemConfig(BaseSettings):
+    """The whole service. Without a file: the built-in tiny model on this machine's CPU.
+
+    Values come from, in this order: arguments, `TANDEM_*` environment variables (`TANDEM_HTTP__PORT=9000`),
+    the YAML file, the defaults.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TANDEM_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    home: Path = Field(Path("~/.tandem"), description="Where the store and the artifacts live unless named.")
+    base_models: Annotated[tuple[BaseModelConfig, ...], Field(min_length=1)] = (TINY,)
+    store_url: str | None = Field(None, description="SQLAlchemy URL. Unset: SQLite under home.")
+    artifacts: str | None = Field(None, description="fsspec URL of checkpoints and payloads. Unset: a folder under home.")
+    http: HttpConfig = HttpConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _distinct_base_models(self) -> TandemConfig:
+        names = [base.name for base in self.base_models]
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"base_models has {', '.join(duplicates)} more than once; give each base model its own name.")
+        return self
+
+    @property
+    def resolved_store_url(self) -> str:
+        return self.store_url or f"sqlite:///{self.home / 'tandem.db'}"
+
+    @property
+    def artifacts_root(self) -> str:
+        return self.artifacts or str(self.home / "artifacts")
+
+    def base_model(self, name: str) -> BaseModelConfig:
+        return next(base for base in self.base_models if base.name == name)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> TandemConfig:
+        """Reads the YAML file at `path` (if any) and the environment. Raises ValueError with a readable list of faults."""
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"There is no configuration file at {path}.")
+
+        class FromFile(cls):
+            @classmethod
+            def settings_customise_sources(
+                cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
+
+        try:
+            loaded = FromFile() if path else cls()
+        except ValidationError as error:
+            faults = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"The configuration {path or 'from the environment'} is not valid:\n{faults}") from None
+        return cls.model_construct(**dict(loaded))
