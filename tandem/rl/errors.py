@@ -1,0 +1,68 @@
+"""The errors of the algorithm layer.
+
+Every message says what is wrong, where, and what to do about it. All errors survive pickling, so that they can cross
+process boundaries with their fields intact.
+"""
+
+
+class RLError(Exception):
+    """Root of everything that tandem.rl raises on purpose."""
+
+
+class ConfigError(RLError, ValueError):
+    """A training option that can't be honoured.
+
+    Attributes:
+        field: name of the option in TrainingConfig.
+        reason: what is wrong with its value and what to do.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class TrajectoryError(RLError, ValueError):
+    """A trajectory that can't be trained on exactly as it was sampled.
+
+    Attributes:
+        group: index of the trajectory group in the job.
+        trajectory: index of the trajectory in its group.
+        history: 0 for the trajectory's own messages, k for additional_histories[k - 1].
+        turn: index in messages_and_choices, or None when the whole history is meant.
+        reason: what is wrong and what to do.
+    """
+
+    def __init__(self, group: int, trajectory: int, history: int, turn: int | None, reason: str) -> None:
+        super().__init__(group, trajectory, history, turn, reason)
+        self.group = group
+        self.trajectory = trajectory
+        self.history = history
+        self.turn = turn
+        self.reason = reason
+
+    @property
+    def location(self) -> tuple[str | int, ...]:
+        """Path of the offending part inside the request, as in a validation error."""
+        path: tuple[str | int, ...] = ("trajectory_groups", self.group, "trajectories", self.trajectory)
+        if self.history > 0:
+            path += ("additional_histories", self.history - 1)
+        if self.turn is not None:
+            path += ("messages_and_choices", self.turn)
+        return path
+
+    def __str__(self) -> str:
+        where = f"group {self.group}, trajectory {self.trajectory}"
+        if self.history > 0:
+            where += f", additional history {self.history - 1}"
+        if self.turn is not None:
+            where += f", turn {self.turn}"
+        return f"{where}: {self.reason}"
+
+
+class CheckpointError(RLError, OSError):
+    """A checkpoint that can't be written, read or trusted."""
