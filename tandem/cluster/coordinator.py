@@ -1,0 +1,156 @@
+"""The life of a training job: claim, prepare, step, checkpoint, publish."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import zstandard
+from pydantic import TypeAdapter
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
+from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
+from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion
+from tandem.cluster.lease import LeaseKeeper
+from tandem.cluster.learner_group import LearnerGroup
+from tandem.rl.batch import TrainingBatch, build_batch
+from tandem.rl.errors import RLError
+from tandem.rl.trajectories import TrajectoryGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tandem.rl.packing import PackedSequence
+
+logger = logging.getLogger(__name__)
+_GROUPS = TypeAdapter(list[TrajectoryGroup])
+
+
+class Coordinator:
+    """Leads the jobs of one base model through its learners, one at a time.
+
+    A job's effect is one transaction at its end (`JobStore.complete`), fenced by the claim's attempt. Whatever happens
+    before it (a crash, a lost lease, a dead learner) leaves the model's newest version as it was, and the next attempt
+    starts from there and does the same work again: the batch order is drawn from the job's id.
+    """
+
+    def __init__(
+        self,
+        base: BaseModelConfig,
+        settings: CoordinatorConfig,
+        store: JobStore,
+        artifacts: Artifacts,
+        learners: LearnerGroup,
+        tokenizer: PreTrainedTokenizerBase,
+        max_model_len: int,
+    ):
+        self._base, self._settings, self._store, self._artifacts = base, settings, store, artifacts
+        self._learners, self._tokenizer, self._max_model_len = learners, tokenizer, max_model_len
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.running_job: str | None = None
+        self.last_error: str | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop` is set. Survives failures of the store: it says so and tries again."""
+        while not stop.is_set():
+            try:
+                worked = self.run_next()
+                self.last_error = None
+            except Exception as error:
+                logger.exception("The coordinator of %s failed outside a job", self._base.name)
+                self.last_error = f"{type(error).__name__}: {error}"
+                worked = False
+            if not worked:
+                stop.wait(self._settings.poll_s)
+
+    def run_next(self) -> bool:
+        """Claims and runs one job. False when none is waiting."""
+        job = self._store.claim_next(self._base.name, self._owner, self._settings.lease_s)
+        if job is None:
+            return False
+        self.running_job = job.id
+        try:
+            with LeaseKeeper(self._store, job, self._settings.lease_s) as lease:
+                self._run_to_its_end(job, lease)
+        except LeaseLostError as error:
+            logger.warning("Job %s was given up: %s", job.id, error)
+        finally:
+            self.running_job = None
+        return True
+
+    def _run_to_its_end(self, job: ClaimedJob, lease: LeaseKeeper) -> None:
+        try:
+            self._train(job, lease)
+        except JobCancelledError:
+            self._store.cancel(job)
+        except LeaseLostError:
+            raise
+        except StageError as error:
+            logger.warning("Job %s, attempt %d: %s", job.id, job.attempt, error)
+            if error.retryable and job.attempt < self._settings.max_attempts:
+                self._store.requeue(job, str(error))
+            else:
+                self._store.fail(job, f"{error} (attempt {job.attempt} of {self._settings.max_attempts})")
+        except Exception as error:
+            logger.exception("Job %s failed", job.id)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            self._store.fail(
+                job,
+                f"Unexpected {type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno}). "
+                f"The coordinator's log has the traceback of job {job.id}.",
+            )
+
+    def _train(self, job: ClaimedJob, lease: LeaseKeeper) -> None:
+        batch = self._prepare(job)
+        lease.check()
+        self._store.record_event(job, "training_started", {"num_sequences": len(batch.sequences), **batch.summary()})
+        digest, last_metrics = job.version.digest, {}
+        if batch.sequences:  # otherwise the version advances with unchanged weights
+            learning_rate = job.config.learning_rate
+            if learning_rate is None:
+                learning_rate = self._base.optimizer.learning_rate
+            self._learners.load(digest, lease.check_held)
+            for index, sequences in enumerate(self._steps(batch.sequences)):
+                lease.check()
+                last_metrics = self._learners.step(
+                    sequences, job.config.loss(), learning_rate, job.config.logprob_chunk_size(), lease.check_held
+                )
+                if index >= job.num_recorded_gradient_steps:
+                    self._store.record_event(job, "gradient_step", last_metrics)
+            lease.check()
+            digest = self._learners.save(
+                {"base_model": self._base.name, "model_id": job.model_id, "step": job.next_step}, lease.check_held
+            )
+        version = PolicyVersion(job.model_id, job.next_step, digest)
+        self._store.complete(job, version, {**batch.metrics(), **last_metrics})
+        logger.info("Job %s made version %d of model %s", job.id, job.next_step, job.model_id)
+
+    def _prepare(self, job: ClaimedJob) -> TrainingBatch:
+        """Payload to packed sequences. The order of sequences follows from the job's id alone."""
+        try:
+            payload = zstandard.ZstdDecompressor().decompressobj().decompress(self._artifacts.read_blob(job.payload_key))
+            groups = read_payload(payload)
+            return build_batch(groups, self._tokenizer, job.config, self._max_model_len, uuid.UUID(job.id).int % 2**63)
+        except RLError as error:
+            raise StageError("prepare", str(error), "Correct the trajectories and post them as a new job.") from error
+        except OSError as error:
+            raise StageError("prepare", str(error), "Check the artifact store.", retryable=True) from error
+
+    def _steps(self, sequences: Sequence[PackedSequence]) -> Iterator[Sequence[PackedSequence]]:
+        per_step = self._learners.sequences_per_step
+        for start in range(0, len(sequences), per_step):
+            yield sequences[start : start + per_step]
+
+
+def read_payload(payload: bytes) -> list[TrajectoryGroup]:
+    """The trajectory groups of a stored job body."""
+    import json
+
+    return _GROUPS.validate_python(json.loads(payload)["trajectory_groups"])

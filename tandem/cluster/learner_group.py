@@ -1,0 +1,220 @@
+"""N learner actors that act as one learner: placement, the process group, sharding, deadlines, and death of a rank."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
+from tandem.cluster.errors import StageError
+from tandem.cluster.learner_worker import LearnerWorker
+
+if TYPE_CHECKING:
+    from tandem.rl.config import LossConfig
+    from tandem.rl.packing import PackedSequence
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T", bound="PackedSequence")
+TICK_S = 0.5
+
+
+def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
+    """Splits sequences over learners so that the largest token count is small (longest first, to the lightest shard).
+
+    Returns exactly `num_shards` lists; some are empty when there are fewer sequences. Deterministic.
+    """
+    shards: list[list[T]] = [[] for _ in range(num_shards)]
+    loads = [0] * num_shards
+    for sequence in sorted(sequences, key=lambda s: s.num_tokens, reverse=True):
+        lightest = loads.index(min(loads))
+        shards[lightest].append(sequence)
+        loads[lightest] += sequence.num_tokens
+    return shards
+
+
+class LearnerGroup:
+    """The learners of one base model.
+
+        group = LearnerGroup(base, model_path, artifacts_root, deadlines)
+        group.load(digest)                       # starts the actors when they aren't running
+        metrics = group.step(sequences, loss, learning_rate, chunk_size)
+        digest = group.save(metadata)
+
+    After any failure the actors are gone (their process group can't be trusted) and the next `load` starts new ones.
+    `tick` is called about twice a second while the group waits; an exception it raises abandons the work.
+    """
+
+    def __init__(self, base: BaseModelConfig, model_path: str, artifacts_root: str, deadlines: DeadlinesConfig):
+        self._base, self._model_path, self._artifacts_root = base, model_path, artifacts_root
+        self._deadlines = deadlines
+        self._placement: PlacementGroup | None = None
+        self._workers: list[Any] = []
+        self._digest: str | None = None  # of the state the learners hold; None when it belongs to no checkpoint
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self._base.learners.sequences_per_step or self._base.learners.count
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._workers)
+
+    def start(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Places and starts the learners. Raises StageError when the cluster can't hold them before the deadline."""
+        if self._workers:
+            return
+        began = time.monotonic()
+        settings, count = self._base.learners, self._base.learners.count
+        bundle = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
+        bundle = {kind: amount for kind, amount in bundle.items() if amount} or {"CPU": 0.01}
+        try:
+            self._placement = placement_group([bundle] * count, strategy=settings.placement)
+            self._wait_for_placement(bundle, tick)
+            threads = str(settings.num_threads or max(1, int(settings.num_cpus)))
+            actor = ray.remote(LearnerWorker).options(
+                num_cpus=settings.num_cpus,
+                num_gpus=settings.num_gpus,
+                max_restarts=0,
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+            )
+            self._workers = [
+                actor.options(
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
+                ).remote(rank, count, self._base, self._model_path, self._artifacts_root)
+                for rank in range(count)
+            ]
+            deadline_s = self._deadlines.start_learners_s
+            init_method = None
+            if count > 1:
+                [init_method] = self._gather("start_learners", deadline_s, tick, [self._workers[0].rendezvous.remote()])
+            # A rank waits for its peers no longer than the slowest stage may take.
+            timeout_s = max(deadline_s, self._deadlines.step_s)
+            devices = self._gather(
+                "start_learners", deadline_s, tick, [w.start.remote(init_method, timeout_s) for w in self._workers]
+            )
+        except BaseException:
+            self.stop()
+            raise
+        logger.info("%d learners of %s on %s in %.1f s", count, self._base.name, devices, time.monotonic() - began)
+
+    def load(self, digest: str, tick: Callable[[], None] = lambda: None) -> None:
+        """Brings every learner to the state of a checkpoint. Free when they hold it already."""
+        self.start(tick)
+        if self._digest != digest:
+            self._digest = None
+            self._call("load", self._deadlines.load_s, tick, lambda worker, _: worker.load.remote(digest))
+            self._digest = digest
+
+    def step(
+        self,
+        sequences: Sequence[PackedSequence],
+        loss: LossConfig,
+        learning_rate: float,
+        logprob_chunk_size: int,
+        tick: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """One gradient step over packed sequences, split over the learners by token count. Returns its metrics."""
+        self._digest = None
+        shards = shard_by_tokens(sequences, len(self._workers))
+        results = self._call(
+            "step",
+            self._deadlines.step_s,
+            tick,
+            lambda worker, rank: worker.step.remote(shards[rank], loss, learning_rate, logprob_chunk_size),
+        )
+        return results[0]
+
+    def save(self, metadata: dict[str, str | int], tick: Callable[[], None] = lambda: None) -> str:
+        """Writes the learners' state as a durable checkpoint and returns its digest."""
+        [digest] = self._gather(
+            "checkpoint", self._deadlines.checkpoint_s, tick, [self._workers[0].save.remote(metadata)]
+        )
+        self._digest = digest
+        return digest
+
+    def stop(self) -> None:
+        """Ends the actors and gives their resources back."""
+        for worker in self._workers:
+            ray.kill(worker)
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+        self._workers, self._placement, self._digest = [], None, None
+
+    def _call(self, stage: str, deadline_s: float, tick: Callable[[], None], call: Callable[[Any, int], Any]) -> list[Any]:
+        return self._gather(stage, deadline_s, tick, [call(worker, rank) for rank, worker in enumerate(self._workers)])
+
+    def _gather(self, stage: str, deadline_s: float, tick: Callable[[], None], refs: list[Any]) -> list[Any]:
+        """All results, in order. The first failure of any rank ends the wait: its peers may be stuck in a collective."""
+        deadline = time.monotonic() + deadline_s
+        pending, results = list(refs), {}
+        try:
+            while pending:
+                ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)
+                for ref in ready:
+                    results[ref] = ray.get(ref)
+                tick()
+                if pending and time.monotonic() > deadline:
+                    raise StageError(
+                        stage,
+                        f"{len(pending)} of {len(refs)} learners gave no answer within {deadline_s:g} s.",
+                        f"Raise deadlines.{_DEADLINE_OF[stage]} if the work is really this long; "
+                        "otherwise look at the learners' logs (`ray logs`) and the machine's load.",
+                        retryable=True,
+                    )
+        except BaseException as error:
+            self.stop()
+            raise _stage_error(stage, error) from error
+        return [results[ref] for ref in refs]
+
+    def _wait_for_placement(self, bundle: dict[str, float], tick: Callable[[], None]) -> None:
+        deadline = time.monotonic() + self._deadlines.start_learners_s
+        while not self._placement.wait(TICK_S):
+            tick()
+            if time.monotonic() > deadline:
+                raise StageError(
+                    "start_learners",
+                    f"the cluster had no room for {self._base.learners.count} learners of {bundle} each within "
+                    f"{self._deadlines.start_learners_s:g} s (available: {_amounts(ray.available_resources())}, "
+                    f"in all: {_amounts(ray.cluster_resources())}).",
+                    "Add nodes, or lower learners.count, learners.num_cpus or learners.num_gpus.",
+                    retryable=True,
+                )
+
+
+_DEADLINE_OF = {
+    "start_learners": "start_learners_s",
+    "load": "load_s",
+    "step": "step_s",
+    "checkpoint": "checkpoint_s",
+}
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {resources.get(kind, 0):g}" for kind in ("CPU", "GPU"))
+
+
+def _stage_error(stage: str, error: BaseException) -> BaseException:
+    """What happened to a learner, in words. Errors that aren't a learner's pass through."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return StageError(
+            stage, f"a learner raised {type(cause).__name__}: {cause}".strip(), "The learner's traceback is in its log.",
+            retryable=isinstance(cause, OSError),
+        )  # fmt: skip
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return StageError(
+            stage, "Ray ended a learner because its node ran out of memory.",
+            "Lower packed_sequence_length, or give the learners a node with more memory.", retryable=True,
+        )  # fmt: skip
+    if isinstance(error, ray.exceptions.RayActorError):
+        return StageError(
+            stage, f"a learner died: {' '.join(str(error).split())}", "New learners are started for the next attempt.",
+            retryable=True,
+        )  # fmt: skip
+    return error

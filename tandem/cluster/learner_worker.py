@@ -1,0 +1,95 @@
+"""One learner process: a `rl.Learner`, its place in the process group, and its way to the checkpoints."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import BaseModelConfig
+
+if TYPE_CHECKING:
+    from tandem.rl.config import LossConfig
+    from tandem.rl.packing import PackedSequence
+
+
+class LearnerWorker:
+    """Rank `rank` of a learner group. A Ray actor in production, a plain object in tests.
+
+    Every rank holds the same adapter and optimizer state; a gradient step keeps them the same, because gradients are
+    all-reduced before the update. So any one rank's checkpoint is the group's.
+    """
+
+    def __init__(self, rank: int, world_size: int, base: BaseModelConfig, model_path: str, artifacts_root: str):
+        self._rank, self._world_size, self._base, self._model_path = rank, world_size, base, model_path
+        self._artifacts = Artifacts(artifacts_root)
+
+    def rendezvous(self) -> str:
+        """An init_method address on this node, free a moment ago."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(self, init_method: str | None, timeout_s: float) -> str:
+        """Joins the process group and loads the base model. Returns the device, for the log."""
+        import torch
+        import torch.distributed as dist
+
+        from tandem.rl.learner import Learner, OptimizerSettings
+        from tandem.rl.policy import LoraSettings, Policy, resolve_device
+
+        learners, lora, optimizer = self._base.learners, self._base.lora, self._base.optimizer
+        torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
+        device = resolve_device(learners.device)
+        if self._world_size > 1:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(
+                backend, init_method=init_method, rank=self._rank, world_size=self._world_size,
+                timeout=timedelta(seconds=timeout_s),
+            )  # fmt: skip
+        policy = Policy.load(
+            self._model_path,
+            device=learners.device,
+            dtype=learners.dtype,
+            attention=learners.attention,
+            lora=LoraSettings(r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules, seed=lora.seed),
+            gradient_checkpointing=learners.gradient_checkpointing,
+        )
+        self._learner = Learner(
+            policy,
+            OptimizerSettings(
+                betas=optimizer.betas,
+                eps=optimizer.eps,
+                weight_decay=optimizer.weight_decay,
+                max_grad_norm=optimizer.max_grad_norm,
+            ),
+        )
+        return str(device)
+
+    def load(self, digest: str) -> None:
+        """Takes adapter and optimizer state from a checkpoint, after verifying its digests."""
+        from tandem.rl.checkpoints import read_checkpoint
+
+        self._learner.load_state(read_checkpoint(self._artifacts.pull_checkpoint(digest)))
+
+    def step(
+        self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
+    ) -> dict[str, float]:
+        """One gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
+        self._learner.forward_backward(sequences, loss, logprob_chunk_size)
+        return self._learner.optim_step(learning_rate)
+
+    def save(self, metadata: dict[str, str | int]) -> str:
+        """Writes the current state as a durable checkpoint and returns its digest."""
+        from tandem.rl.checkpoints import write_checkpoint
+
+        policy = self._learner.policy
+        checkpoint = write_checkpoint(
+            self._artifacts.checkpoints_dir, self._learner.state(), policy.adapter_config(), metadata
+        )
+        self._artifacts.push_checkpoint(checkpoint.digest)
+        return checkpoint.digest

@@ -1,0 +1,60 @@
+"""Keeps the claim on a job alive while the job runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import TracebackType
+
+from tandem.cluster.errors import JobCancelledError, LeaseLostError
+from tandem.cluster.jobs import ClaimedJob, JobStore
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseKeeper:
+    """Renews a job's lease from a thread of its own, so that no long stage can let it run out.
+
+    with LeaseKeeper(store, job, lease_s) as lease:
+        ...
+        lease.check()          # between gradient steps: raises when the claim is lost or the job is cancelled
+    """
+
+    def __init__(self, store: JobStore, job: ClaimedJob, lease_s: float):
+        self._store, self._job, self._lease_s = store, job, lease_s
+        self._ended = threading.Event()
+        self._lost: LeaseLostError | None = None
+        self._cancelled: JobCancelledError | None = None
+        self._thread = threading.Thread(target=self._renew, name=f"lease-{job.id}", daemon=True)
+
+    def __enter__(self) -> LeaseKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check_held(self) -> None:
+        """Raises LeaseLostError when another coordinator, or the model's deletion, has ended this claim."""
+        if self._lost:
+            raise self._lost
+
+    def check(self) -> None:
+        """Raises LeaseLostError, or JobCancelledError when the user asked for cancellation."""
+        self.check_held()
+        if self._cancelled:
+            raise self._cancelled
+
+    def _renew(self) -> None:
+        while not self._ended.wait(self._lease_s / 3):
+            try:
+                self._store.renew(self._job, self._lease_s)
+            except LeaseLostError as error:
+                self._lost = error
+                return
+            except JobCancelledError as error:
+                self._cancelled = error  # the lease is held on until the job has ended
+            except Exception:
+                # A store that doesn't answer for a moment isn't a lost lease; when it lasts, the fence on the next write tells.
+                logger.exception("The lease of job %s couldn't be renewed; trying again", self._job.id)
