@@ -53,7 +53,9 @@ class LearnersConfig(Settings):
         None, ge=1, description="Packed sequences of one gradient step, over all learners. Unset: one per learner."
     )
     num_cpus: float = Field(1, ge=0, description="Ray CPUs of each learner.")
-    num_gpus: float = Field(0, ge=0, description="Ray GPUs of each learner; a fraction shares a GPU with the engine.")
+    num_gpus: float | None = Field(
+        None, ge=0, description="Ray GPUs of each learner; a fraction shares a GPU. Unset: by what the cluster has."
+    )
     num_threads: int | None = Field(None, ge=1, description="Torch threads of each learner. Unset: num_cpus, at least 1.")
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
@@ -70,7 +72,7 @@ class EngineConfig(Settings):
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     tool_call_parser: str = Field("hermes", description="vLLM's parser for tool calls of this model family.")
     num_cpus: float = Field(1, ge=0, description="Ray CPUs of each replica.")
-    num_gpus: float = Field(0, ge=0, description="Ray GPUs of each replica.")
+    num_gpus: float | None = Field(None, ge=0, description="Ray GPUs of each replica. Unset: by what the cluster has.")
     extra_args: tuple[str, ...] = Field((), description="Further arguments of `vllm serve`, as on its command line.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -21,6 +22,7 @@ from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion
 from tandem.cluster.lease import LeaseKeeper
 from tandem.cluster.learner_group import LearnerGroup
 from tandem.rl.batch import TrainingBatch, build_batch
+from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE
 from tandem.rl.errors import RLError
 from tandem.rl.trajectories import TrajectoryGroup
 
@@ -110,18 +112,16 @@ class Coordinator:
     def _train(self, job: ClaimedJob, lease: LeaseKeeper) -> None:
         batch = self._prepare(job)
         lease.check()
-        self._store.record_event(job, "training_started", {"num_sequences": len(batch.sequences), **batch.summary()})
+        self._store.record_event(job, "training_started", self._started(batch))
         digest, last_metrics = job.version.digest, {}
         if batch.sequences:  # otherwise the version advances with unchanged weights
-            learning_rate = job.config.learning_rate
-            if learning_rate is None:
-                learning_rate = self._base.optimizer.learning_rate
+            config = job.config
+            rate = self._base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
+            chunk_size = config.logprob_calculation_chunk_size or DEFAULT_LOGPROB_CHUNK_SIZE
             self._learners.load(digest, lease.check_held)
             for index, sequences in enumerate(self._steps(batch.sequences)):
                 lease.check()
-                last_metrics = self._learners.step(
-                    sequences, job.config.loss(), learning_rate, job.config.logprob_chunk_size(), lease.check_held
-                )
+                last_metrics = self._learners.step(sequences, config.loss(), rate, chunk_size, lease.check_held)
                 if index >= job.num_recorded_gradient_steps:
                     self._store.record_event(job, "gradient_step", last_metrics)
             lease.check()
@@ -143,6 +143,15 @@ class Coordinator:
         except OSError as error:
             raise StageError("prepare", str(error), "Check the artifact store.", retryable=True) from error
 
+    def _started(self, batch: TrainingBatch) -> dict[str, int]:
+        num_sequences = len(batch.sequences)
+        return {
+            "num_sequences": num_sequences,
+            "num_gradient_steps": -(-num_sequences // self._learners.sequences_per_step),
+            "num_trajectories": batch.num_trajectories,
+            "num_dropped_too_long": batch.num_dropped_too_long,
+        }
+
     def _steps(self, sequences: Sequence[PackedSequence]) -> Iterator[Sequence[PackedSequence]]:
         per_step = self._learners.sequences_per_step
         for start in range(0, len(sequences), per_step):
@@ -151,6 +160,4 @@ class Coordinator:
 
 def read_payload(payload: bytes) -> list[TrajectoryGroup]:
     """The trajectory groups of a stored job body."""
-    import json
-
     return _GROUPS.validate_python(json.loads(payload)["trajectory_groups"])

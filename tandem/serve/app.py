@@ -1,0 +1,183 @@
+"""The Serve application: API replicas, one coordinator, and an engine per base model."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import TandemConfig
+from tandem.cluster.coordinator import Coordinator
+from tandem.cluster.engine import Engine, engine_environment
+from tandem.cluster.errors import EngineDeadError, StageError
+from tandem.cluster.learner_group import LearnerGroup
+from tandem.cluster.placement import place
+from tandem.serve.api import create_app
+from tandem.serve.services import Services
+from tandem.serve.store import Store
+
+logger = logging.getLogger(__name__)
+MAX_REQUESTS = 1024  # open requests of one API or engine replica; beyond it, requests wait in Serve's queue
+
+
+class EngineReplica:
+    """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
+
+    async def __init__(self, config: TandemConfig, base_model: str):
+        base = BaseModel(config.base_model(base_model))
+        artifacts = Artifacts(config.artifacts_root)
+        self._engine = Engine(
+            base.config.engine,
+            base.path,
+            served_name=base.name,
+            fetch=artifacts.pull_checkpoint,
+            max_model_len=base.max_model_len,
+            max_lora_rank=base.config.lora.r,
+        )
+        await self._engine.start()
+
+    async def http(
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, digest: str
+    ) -> AsyncIterator[Any]:
+        async for item in self._engine.http(method, path, headers, body, digest):
+            yield item
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+    async def __del__(self) -> None:
+        await self._engine.stop()
+
+
+class CoordinatorReplica:
+    """Runs a coordinator and its learners for each base model, each in a thread of its own."""
+
+    def __init__(self, config: TandemConfig):
+        store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
+        self._stop = threading.Event()
+        self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
+        for settings in config.base_models:
+            base = BaseModel(settings)
+            store.put_initial_version(base.name, base.write_initial_version(artifacts))
+            learners = LearnerGroup(settings, base.path, config.artifacts_root, config.deadlines)
+            coordinator = Coordinator(
+                settings, config.coordinator, store, artifacts, learners, base.tokenizer, base.max_model_len
+            )
+            thread = threading.Thread(
+                target=self._run, args=(coordinator, learners), name=f"coordinator-{base.name}", daemon=True
+            )
+            self._parts[base.name] = coordinator, learners, thread
+            thread.start()
+
+    def _run(self, coordinator: Coordinator, learners: LearnerGroup) -> None:
+        try:
+            learners.start()  # so that the first job needn't wait for it
+        except StageError as error:
+            logger.warning("%s", error)  # the first job tries again, and says what is wrong
+        coordinator.run(self._stop)
+        learners.stop()
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """For each base model: the running job, whether its learners are up, the last fault outside a job."""
+        return {
+            name: {
+                "running_job": coordinator.running_job,
+                "learners_running": learners.is_running,
+                "last_error": coordinator.last_error,
+            }
+            for name, (coordinator, learners, _) in self._parts.items()
+        }
+
+    def check_health(self) -> None:
+        dead = [name for name, (_, _, thread) in self._parts.items() if not thread.is_alive()]
+        if dead:
+            raise RuntimeError(f"The coordinator of {', '.join(dead)} has ended.")
+
+    def __del__(self) -> None:
+        self._stop.set()
+
+
+class Engines:
+    """The API's way to the engine replicas of each base model."""
+
+    def __init__(self, handles: dict[str, DeploymentHandle]):
+        self._handles = {name: handle.options(stream=True) for name, handle in handles.items()}
+
+    async def http(
+        self, base_model: str, method: str, path: str, headers: list[tuple[str, str]], body: bytes, digest: str
+    ) -> AsyncIterator[Any]:
+        """Status and headers first, then body chunks. Closing the iterator early aborts the generation."""
+        stream = self._handles[base_model].http.remote(method, path, headers, body, digest)
+        finished = False
+        try:
+            async for item in stream:
+                yield item
+            finished = True
+        except ray.exceptions.RayActorError as error:
+            raise EngineDeadError(f"The engine of {base_model} died while it answered; send the request again.") from error
+        finally:
+            if not finished:
+                stream.cancel()
+
+
+class ApiReplica:
+    """FastAPI over the store, the artifacts and the engines. Stateless; any number may run."""
+
+    def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle], coordinator: DeploymentHandle):
+        bases = {base.name: BaseModel(base) for base in config.base_models}
+        self._services = Services(
+            config=config,
+            store=Store(config.resolved_store_url),
+            artifacts=Artifacts(config.artifacts_root),
+            engine=Engines(engines),
+            base_models=bases,
+            coordinator_status=lambda: coordinator.status.remote(),
+        )
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(self._services)
+
+
+def build_application(config: TandemConfig) -> serve.Application:
+    """The application graph, for `serve.run`. The Ray cluster must be connected, because GPUs are shared out by count."""
+    config = place(config, int(ray.cluster_resources().get("GPU", 0)))
+    engines = {}
+    for base in config.base_models:
+        settings = base.engine
+        environment = engine_environment("cuda" if settings.num_gpus else "cpu", BaseModel(base).path)
+        engines[base.name] = serve.deployment(
+            EngineReplica,
+            name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
+            num_replicas=settings.replicas,
+            max_ongoing_requests=MAX_REQUESTS,
+            ray_actor_options={
+                "num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "runtime_env": {"env_vars": environment}
+            },  # fmt: skip
+            health_check_period_s=5,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=10,
+        ).bind(config, base.name)
+    coordinator = serve.deployment(
+        CoordinatorReplica,
+        name="coordinator",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=10,
+    ).bind(config)
+    api = serve.deployment(
+        serve.ingress()(ApiReplica),
+        name="api",
+        num_replicas=config.http.api_replicas,
+        max_ongoing_requests=MAX_REQUESTS,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+    )
+    return api.bind(config, engines, coordinator)

@@ -1,0 +1,253 @@
+"""`tandem`: start the service, look at its models and jobs, follow a job, manage keys."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tandem.cluster.config import TandemConfig
+
+app = typer.Typer(help="Reinforcement learning of language-model agents, on your own Ray cluster.", no_args_is_help=True)
+keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A tandem.yaml. Default: the built-in tiny model.")]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
+
+
+def _config(path: Path | None) -> TandemConfig:
+    try:
+        return TandemConfig.load(path)
+    except ValueError as error:
+        err.print(f"[red]{error}[/red]")
+        raise typer.Exit(2) from None
+
+
+def _store(config: TandemConfig) -> Any:
+    from tandem.serve.store import Store
+
+    config.home.mkdir(parents=True, exist_ok=True)
+    return Store(config.resolved_store_url)
+
+
+def _url(config: TandemConfig) -> str:
+    host = "127.0.0.1" if config.http.host == "0.0.0.0" else config.http.host
+    return f"http://{host}:{config.http.port}"
+
+
+@app.command()
+def up(
+    config_path: ConfigOption = None,
+    verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
+) -> None:
+    """Start the service and keep it running until Ctrl-C."""
+    from tandem.serve.auth import create_key
+
+    config = _config(config_path)
+    store = _store(config)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with _service(config, verbose):
+        out.print(f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {', '.join(b.name for b in config.base_models)}).")
+        if not store.has_keys():
+            key = create_key(store, name="first", entity="default")
+            out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
+        out.print("Ray listens on all interfaces of this machine: keep it behind a firewall or in a private network.")
+        out.print("Ctrl-C ends the service.")
+        stop.wait()
+        out.print("Ending.")
+
+
+@app.command()
+def demo(
+    script: Annotated[Path, typer.Argument(help="User code to run against the service.")] = EXAMPLE,
+    config_path: ConfigOption = None,
+    verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
+) -> None:
+    """Start the service, run an example against it, and end the service."""
+    from tandem.serve.auth import create_key, revoke_key
+
+    config = _config(config_path)
+    store = _store(config)
+    if not script.is_file():
+        err.print(f"[red]There is no script at {script}.[/red] Name one: tandem demo examples/quickstart.py")
+        raise typer.Exit(2)
+    with _service(config, verbose):
+        key = create_key(store, name=f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}", entity="default")
+        try:
+            environment = {**os.environ, "TANDEM_URL": _url(config), "TANDEM_API_KEY": key}
+            code = subprocess.run([sys.executable, str(script)], env=environment).returncode
+        finally:
+            revoke_key(store, key)
+    raise typer.Exit(code)
+
+
+def _service(config: TandemConfig, verbose: bool) -> Any:
+    """`launch.running` with a spinner until the service is ready, and a readable end when it isn't."""
+    from contextlib import contextmanager
+
+    from tandem.serve.launch import StartError, running
+
+    @contextmanager
+    def service() -> Any:
+        status = err.status("Starting Tandem") if sys.stderr.isatty() else None
+        if status:
+            status.start()
+        said: set[str] = set()
+
+        def progress(what: str) -> None:
+            if status:
+                status.update(f"Starting Tandem: {what}")
+            elif what not in said:
+                said.add(what)
+                err.print(f"Starting Tandem: {what}")
+
+        try:
+            with running(config, verbose, progress):
+                if status:
+                    status.stop()
+                yield
+        except StartError as error:
+            err.print(f"[red]{error}[/red]")
+            raise typer.Exit(1) from None
+        finally:
+            if status:
+                status.stop()
+
+    return service()
+
+
+# Commands that talk to a running service
+
+
+def _get(path: str, **params: Any) -> Any:
+    url, key = os.environ.get("TANDEM_URL", "http://127.0.0.1:8000"), os.environ.get("TANDEM_API_KEY")
+    if not key:
+        err.print("Set TANDEM_API_KEY to one of the service's keys (`tandem keys create` makes one).")
+        raise typer.Exit(2)
+    try:
+        response = httpx.get(f"{url}/v1{path}", params=params, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    except httpx.HTTPError as error:
+        err.print(f"[red]No answer from {url}: {error}.[/red] Is the service running (`tandem up`)? TANDEM_URL names another.")
+        raise typer.Exit(1) from None
+    if response.is_error:
+        err.print(f"[red]{url} answered {response.status_code}:[/red] {_message(response)}")
+        raise typer.Exit(1)
+    return response.json()
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return error["message"] if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
+
+
+@app.command()
+def models(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
+    """List your models and their newest versions."""
+    table = Table("model", "base model", "newest version", "id")
+    for model in _get("/preview/models", limit=limit, order="desc")["data"]:
+        name = f"{model['entity']}/{model['project']}/{model['name']}"
+        table.add_row(name, model["base_model"], str(model["step"]), model["id"])
+    out.print(table)
+
+
+@app.command()
+def jobs(
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+) -> None:
+    """List your training jobs, newest first."""
+    table = Table("job", "state", "version", "attempt", "created", "error", title=None)
+    filters = {"model_id": model} if model else {}
+    for job in _get("/preview/training-jobs", limit=limit, order="desc", **filters)["data"]:
+        step = "" if job["step"] is None else str(job["step"])
+        table.add_row(job["id"], job["state"], step, str(job["attempt"]), job["created_at"], job["error"] or "")
+    out.print(table)
+
+
+@app.command()
+def watch(job: str) -> None:
+    """Follow a training job until it ends."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task("queued", total=None, note="")
+        after: str | None = None
+        while True:
+            page = _get(f"/preview/training-jobs/{job}/events", **({"after": after} if after else {}))
+            for event in page["data"]:
+                after, data = event["id"], event["data"]
+                match event["type"]:
+                    case "training_started":
+                        progress.update(task, description="training", total=data["num_gradient_steps"])
+                    case "gradient_step":
+                        note = "  ".join(f"{name.split('/')[-1]} {data[name]:.4g}" for name in _SHOWN if name in data)
+                        progress.update(task, advance=1, note=note)
+                    case "training_ended":
+                        progress.update(task, description="[green]succeeded[/green]")
+                        return
+                    case "training_failed":
+                        progress.update(task, description="[red]failed[/red]")
+                        progress.stop()
+                        err.print(data["error_message"])
+                        raise typer.Exit(1)
+            if not page["has_more"]:
+                time.sleep(0.5)
+
+
+_SHOWN = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
+
+
+# Keys live in the service's store, so these commands read the same configuration
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="Who or what uses it.")],
+    entity: Annotated[str, typer.Option(help="Whose models it may use.")] = "default",
+    config_path: ConfigOption = None,
+) -> None:
+    """Create a key and print it; only its hash is kept."""
+    from tandem.serve.auth import create_key
+
+    out.print(create_key(_store(_config(config_path)), name=name, entity=entity))
+
+
+@keys.command("list")
+def keys_list(config_path: ConfigOption = None) -> None:
+    """List keys; their secrets aren't known."""
+    table = Table("id", "name", "entity", "created", "revoked")
+    for key in _store(_config(config_path)).list_keys():
+        table.add_row(key.id, key.name, key.entity, str(key.created_at), str(key.revoked_at or ""))
+    out.print(table)
+
+
+@keys.command("revoke")
+def keys_revoke(
+    key: Annotated[str, typer.Argument(help="The key itself, or its id from `tandem keys list`.")],
+    config_path: ConfigOption = None,
+) -> None:
+    """Revoke a key; requests with it are refused from now on."""
+    from tandem.serve.auth import revoke_key
+
+    if not revoke_key(_store(_config(config_path)), key):
+        err.print("There is no such key.")
+        raise typer.Exit(1)
+    out.print("Revoked.")

@@ -1,0 +1,105 @@
+"""Starts the service on a Ray cluster, or on a Ray of its own, and ends it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from tandem.cluster.config import TandemConfig
+from tandem.rl.tiny_model import resolve_model
+
+APPLICATION = "tandem"
+OBJECT_STORE_BYTES = 512 << 20
+START_DEADLINE_S = 900.0
+
+
+class StartError(RuntimeError):
+    """The service didn't come up. The message says which part, and where its log is."""
+
+
+def num_cpus_needed(config: TandemConfig) -> int:
+    """Ray CPUs that all actors of the configuration ask for, and one to spare."""
+    asked = sum(
+        base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
+        for base in config.base_models
+    )
+    return int(asked) + 1
+
+
+@contextmanager
+def running(
+    config: TandemConfig, verbose: bool = False, on_progress: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
+    """The service, from ready to ended.
+
+    Joins the cluster that RAY_ADDRESS names; without it, a Ray of its own runs on this machine for as long as the
+    service does. Raises StartError when a part doesn't become healthy.
+    """
+    for base in config.base_models:
+        if base.path.startswith("builtin:"):
+            on_progress(f"building {base.path}, once")
+            resolve_model(base.path)
+    owns_ray = "RAY_ADDRESS" not in os.environ
+    on_progress("starting Ray")
+    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    if owns_ray:
+        cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
+        ray.init(
+            address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options
+        )
+    else:
+        ray.init(**options)
+    try:
+        _start_application(config, verbose, on_progress)
+        yield
+    finally:
+        if ray.is_initialized():
+            serve.delete(APPLICATION) if not owns_ray else serve.shutdown()
+            ray.shutdown()
+
+
+def _start_application(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> None:
+    from tandem.serve.app import build_application
+
+    log_level = "INFO" if verbose else "WARNING"
+    logging.getLogger("ray.serve").setLevel(log_level)
+    serve.start(
+        http_options=HTTPOptions(host=config.http.host, port=config.http.port),
+        logging_config=LoggingConfig(log_level=log_level),
+    )
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            serve.run(build_application(config), name=APPLICATION, route_prefix="/", logging_config=LoggingConfig(log_level=log_level))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="serve-run")
+    thread.start()
+    deadline = time.monotonic() + START_DEADLINE_S
+    while thread.is_alive():
+        thread.join(0.5)
+        state = serve.status().applications.get(APPLICATION)
+        if state is None:
+            continue
+        waiting = [name for name, d in state.deployments.items() if d.status != "HEALTHY"]
+        if waiting:
+            on_progress("waiting for " + ", ".join(sorted(waiting)))
+        if state.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+            broken = "\n".join(f"{name}: {d.message}" for name, d in state.deployments.items() if d.status != "HEALTHY")
+            raise StartError(
+                f"The service didn't start ({state.status.value}).\n{broken}\n{state.message}\n"
+                "Ray's logs are under /tmp/ray/session_latest/logs/serve."
+            )
+    if failure:
+        raise StartError(f"The service didn't start: {failure[0]}") from failure[0]
