@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tandem.rl.errors import ConfigError
+from tandem.rl.messages import publish_plain
 
 LossFn = Literal["cispo", "ppo"]
 ImportanceSamplingLevel = Literal["token", "sequence", "average", "geometric_average"]
@@ -60,18 +61,11 @@ StepIndex = Annotated[int, _bounded(lambda x: x >= 0, "0 (the untrained model) o
 Count = Annotated[int, _bounded(lambda x: x >= 1, "at least 1")]
 
 
-def _as_published(schema: dict) -> None:
-    """Unset options have no default in the published schema, and it doesn't close the object."""
-    schema.pop("additionalProperties", None)
-    for option in schema["properties"].values():
-        option.pop("default", None)
-
-
 class TrainingConfig(BaseModel):
     """The training options of one job. `None` (or leaving it out) means unset: the default applies."""
 
     model_config = ConfigDict(
-        title="ExperimentalTrainingConfig", extra="forbid", strict=True, frozen=True, json_schema_extra=_as_published
+        title="ExperimentalTrainingConfig", extra="forbid", strict=True, frozen=True, json_schema_extra=publish_plain
     )
 
     advantage_balance: Balance | None = None
