@@ -41,30 +41,39 @@ def running(
 ) -> Iterator[None]:
     """The service, from ready to ended.
 
-    Joins the cluster that RAY_ADDRESS names; without it, a Ray of its own runs on this machine for as long as the
-    service does. Raises StartError when a part doesn't become healthy.
+    Runs on the Ray this process is connected to, else on the cluster that RAY_ADDRESS names, else on a Ray of its own
+    on this machine, which ends with the service. Raises StartError when a part doesn't become healthy.
     """
     for base in config.base_models:
         if base.path.startswith("builtin:"):
             on_progress(f"building {base.path}, once")
             resolve_model(base.path)
-    owns_ray = "RAY_ADDRESS" not in os.environ
-    on_progress("starting Ray")
-    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
-    if owns_ray:
-        cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
-        ray.init(
-            address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options
-        )
-    else:
-        ray.init(**options)
+    connects, owns_ray = not ray.is_initialized(), False
+    if connects:
+        on_progress("starting Ray")
+        owns_ray = _connect(config, verbose)
     try:
         _start_application(config, verbose, on_progress)
         yield
     finally:
-        if ray.is_initialized():
-            serve.delete(APPLICATION) if not owns_ray else serve.shutdown()
+        if owns_ray:
+            serve.shutdown()
+        else:
+            serve.delete(APPLICATION)
+        if connects:
             ray.shutdown()
+
+
+def _connect(config: TandemConfig, verbose: bool) -> bool:
+    """Connects to Ray. True when it is one of our own, started just now."""
+    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(**options)
+        return False
+    # Without an explicit address Ray would join whatever cluster it finds on the machine.
+    cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
+    ray.init(address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options)
+    return True
 
 
 def _start_application(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> None:

@@ -1,0 +1,57 @@
+import subprocess
+import sys
+
+import pytest
+
+from tandem.cluster.config import TandemConfig
+
+
+def write(tmp_path, text):
+    path = tmp_path / "tandem.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_it_is_the_tiny_model_on_sqlite(monkeypatch, tmp_path):
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    config = TandemConfig.load()
+    assert [base.path for base in config.base_models] == ["builtin:tiny"]
+    assert config.resolved_store_url == f"sqlite:///{tmp_path}/tandem.db"
+    assert config.artifacts_root == str(tmp_path / "artifacts")
+
+
+def test_a_file_overrides_defaults_and_the_environment_overrides_the_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("TANDEM_HTTP__PORT", "9000")
+    path = write(
+        tmp_path,
+        "http: {port: 8001, host: 0.0.0.0}\nbase_models:\n  - {name: a/b, path: some/model, learners: {count: 2}}\n",
+    )
+    config = TandemConfig.load(path)
+    assert (config.http.host, config.http.port) == ("0.0.0.0", 9000)
+    assert config.base_model("a/b").learners.count == 2
+    assert config.base_model("a/b").engine.max_num_seqs == 64  # the rest keeps its default
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("hme: /tmp", "hme"),
+        ("base_models:\n  - {name: a/b, path: x, learners: {count: 0}}", "base_models.0.learners.count"),
+        ("base_models:\n  - {name: a/b, path: x}\n  - {name: a/b, path: y}", "a/b more than once"),
+        ("base_models:\n  - {name: a b, path: x}", "base_models.0.name"),
+    ],
+)
+def test_a_fault_is_named(tmp_path, text, named):
+    with pytest.raises(ValueError, match="not valid") as error:
+        TandemConfig.load(write(tmp_path, text))
+    assert named in str(error.value)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ValueError, match=r"no configuration file at .*absent\.yaml"):
+        TandemConfig.load(tmp_path / "absent.yaml")
+
+
+def test_reading_the_configuration_loads_neither_torch_nor_vllm():
+    code = "import sys, tandem.cluster.config; print([m for m in ('torch', 'vllm', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
