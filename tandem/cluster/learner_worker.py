@@ -40,7 +40,8 @@ class LearnerWorker:
         import torch.distributed as dist
 
         from tandem.rl.learner import Learner, OptimizerSettings
-        from tandem.rl.policy import LoraSettings, Policy, resolve_device
+        from tandem.rl.lora import LoraSettings
+        from tandem.rl.policy import Policy, resolve_device
 
         learners, lora, optimizer = self._base.learners, self._base.lora, self._base.optimizer
         torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))

@@ -1,0 +1,55 @@
+"""One running service for all end-to-end tests: Ray, Serve, vLLM, a learner, SQLite, the tiny model."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+os.environ.pop("WANDB_API_KEY", None)  # with it, the client under test would call a service outside
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+@dataclass(frozen=True)
+class Service:
+    url: str
+    key: str
+    home: Path
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.base_url, headers={"Authorization": f"Bearer {self.key}"}, timeout=120)
+
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=self.base_url, api_key=self.key, timeout=120, max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def service(ray_local, tmp_path_factory) -> Service:
+    from tandem.cluster.config import HttpConfig, TandemConfig
+    from tandem.serve.auth import create_key
+    from tandem.serve.launch import running
+    from tandem.serve.store import Store
+
+    home = tmp_path_factory.mktemp("tandem")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = TandemConfig(home=home, http=HttpConfig(port=port))
+    with running(config):
+        key = create_key(Store(config.resolved_store_url), name="tests", entity="default")
+        yield Service(f"http://127.0.0.1:{port}", key, home)
+
+
+@pytest.fixture
+def http(service):
+    with service.http() as client:
+        yield client

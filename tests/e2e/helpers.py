@@ -1,0 +1,63 @@
+"""Small pieces of user code that the end-to-end tests share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import httpx
+from openai import OpenAI
+
+PROMPT = "Which is the largest: 3, 17 or 8?"
+
+
+def register(http: httpx.Client, name: str | None = None) -> dict[str, Any]:
+    body = {"entity": None, "project": "tests", "name": name or f"m-{uuid.uuid4().hex[:8]}", "base_model": "tandem/tiny"}
+    response = http.post("/preview/models", json={**body, "return_existing": True})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def inference_name(model: dict[str, Any], step: int | None = None) -> str:
+    name = f"wandb-artifact:///{model['entity']}/{model['project']}/{model['name']}"
+    return name if step is None else f"{name}:step{step}"
+
+
+def roll_out(openai: OpenAI, name: str, num: int = 8, prompt: str = PROMPT, **options: Any) -> list[dict[str, Any]]:
+    """`num` trajectories of one prompt; the first half gets reward 1, the rest 0, so that there is always an advantage."""
+    messages = [{"role": "user", "content": prompt}]
+    completion = openai.chat.completions.create(model=name, messages=messages, n=num, max_tokens=24, **options)
+    return [
+        {"messages_and_choices": [*messages, choice.model_dump()], "reward": float(index < num / 2)}
+        for index, choice in enumerate(completion.choices)
+    ]
+
+
+def post_job(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any) -> str:
+    body = {
+        "model_id": model["id"],
+        "trajectory_groups": [{"trajectories": trajectories}],
+        "experimental_config": {"learning_rate": 1e-3, **config},
+    }
+    response = http.post("/preview/training-jobs", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["id"]
+
+
+def events_until_end(http: httpx.Client, job: str, deadline_s: float = 90) -> list[dict[str, Any]]:
+    """All events of a job once it has ended."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        events = http.get(f"/preview/training-jobs/{job}/events", params={"limit": 100}).json()["data"]
+        if events and events[-1]["type"] in ("training_ended", "training_failed"):
+            return events
+        time.sleep(0.2)
+    raise AssertionError(f"Job {job} hasn't ended within {deadline_s} s; its events are {events}.")
+
+
+def train(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any) -> list[dict[str, Any]]:
+    """Posts a job and returns its events, having seen it succeed."""
+    events = events_until_end(http, post_job(http, model, trajectories, **config))
+    assert events[-1]["type"] == "training_ended", events[-1]
+    return events
