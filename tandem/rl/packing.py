@@ -10,10 +10,13 @@ so a completion sees its prompt and itself, never its neighbours; `positions` ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from tandem.rl.tokenizing import TokenizedSequence
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,74 @@ class PackedSequence:
         """The same row with every tensor on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+
+
+def pack(sequences: Sequence[TokenizedSequence], packed_sequence_length: int) -> list[PackedSequence]:
+    """Fill rows of at most `packed_sequence_length` tokens with sequences, in order.
+
+    A row is closed when the next sequence doesn't fit (next fit). The sequences of a group share its prompt within a
+    row; a new row begins with it again. Advantages and weights are taken as they are.
+
+    Args:
+        sequences: those of a group next to each other; none longer than `packed_sequence_length`.
+        packed_sequence_length: tokens.
+    """
+    rows: list[PackedSequence] = []
+    segments: list[_Segment] = []
+    for sequence in sequences:
+        assert sequence.num_tokens <= packed_sequence_length, "too long sequences are dropped before packing"
+        added = _segments(sequence, segments)
+        if segments and sum(s.num_tokens for s in segments + added) > packed_sequence_length:
+            rows.append(_row(segments))
+            segments = []
+            added = _segments(sequence, segments)
+        segments += added
+    return [*rows, _row(segments)] if segments else rows
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Tokens start to stop of a sequence. `parent` is an index in the row's segments; a root has its own."""
+
+    sequence: TokenizedSequence
+    start: int
+    stop: int
+    parent: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+
+def _segments(sequence: TokenizedSequence, row: list[_Segment]) -> list[_Segment]:
+    """The segments that the sequence adds to a row: its own tokens, and its group's prompt if that isn't there yet."""
+    prompt_length, end = sequence.prompt_length, sequence.num_tokens
+    if prompt_length == 0:
+        return [_Segment(sequence, 0, end, parent=len(row))]
+    for index, segment in enumerate(row):
+        if segment.sequence.group == sequence.group:
+            return [_Segment(sequence, prompt_length, end, parent=index)]
+    prompt = len(row)
+    return [_Segment(sequence, 0, prompt_length, parent=prompt), _Segment(sequence, prompt_length, end, parent=prompt)]
+
+
+def _row(segments: list[_Segment]) -> PackedSequence:
+    lengths = torch.tensor([segment.num_tokens for segment in segments])
+
+    def gather(name: str) -> Tensor:
+        return torch.cat([getattr(s.sequence, name)[s.start : s.stop] for s in segments])
+
+    def spread(values: list[float] | list[int]) -> Tensor:
+        return torch.tensor(values).repeat_interleave(lengths)
+
+    loss_mask = gather("loss_mask")
+    return PackedSequence(
+        token_ids=gather("token_ids"),
+        positions=torch.cat([torch.arange(s.start, s.stop) for s in segments]),
+        segment_ids=spread(list(range(len(segments)))),
+        parent_ids=spread([segment.parent for segment in segments]),
+        loss_mask=loss_mask,
+        sampling_logprobs=gather("sampling_logprobs").float(),
+        advantages=spread([segment.sequence.advantage for segment in segments]).float() * loss_mask,
+        weights=spread([segment.sequence.weight for segment in segments]).float() * loss_mask,
+    )

@@ -1,0 +1,113 @@
+"""The sampled token ids and logprobs out of a choice: exact, or refused."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tandem.rl.messages import Choice, TokenLogprob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKEN_ID_PREFIX = "token_id:"
+LOWEST_LOGPROB = -1000.0
+"""Engines write values below this for an impossible token; they say nothing about the ratio."""
+HIGHEST_LOGPROB = 0.01
+"""A probability of 1, with room for rounding in half precision."""
+REPLACEMENT = "\ufffd"
+"""What part of a character decodes to."""
+
+
+class NotExactError(Exception):
+    """Tokens can't be known exactly. Its text gives the reason and the remedy; the caller knows the place."""
+
+
+class Vocabulary:
+    """Ids of the tokens that an engine reports.
+
+    Args:
+        tokenizer: the base model's.
+        size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._size = size or len(tokenizer)
+
+    def sampled_ids(self, choice: Choice) -> list[int]:
+        """The ids of a choice, in the order of its logprobs.
+
+        They come from `token_ids`, else from tokens written `token_id:N`, else from tokens that name one entry of the
+        vocabulary by its string or its bytes. Text is never tokenised again, since that can give other tokens than
+        those sampled. Raises NotExactError.
+        """
+        tokens = choice.token_logprobs
+        if choice.token_ids is None:
+            return self.checked([self._id(token) for token in tokens])
+        if tokens and len(tokens) != len(choice.token_ids):
+            raise NotExactError(
+                f"it has {len(choice.token_ids)} token_ids but {len(tokens)} logprobs; send the choice as the engine "
+                "returned it"
+            )
+        return self.checked(choice.token_ids)
+
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """The same ids, all of which the model knows. Raises NotExactError."""
+        for id_ in ids:
+            if not 0 <= id_ < self._size:
+                raise NotExactError(
+                    f"token id {id_} is outside the model's vocabulary of {self._size}; send tokens sampled from this model"
+                )
+        return list(ids)
+
+    def _id(self, token: TokenLogprob) -> int:
+        text = token["token"]
+        if text.startswith(TOKEN_ID_PREFIX) and text[len(TOKEN_ID_PREFIX) :].isdecimal():
+            return int(text[len(TOKEN_ID_PREFIX) :])
+        spelling = _spelling(token)
+        id_ = self._tokenizer.convert_tokens_to_ids(text)
+        known = id_ is not None and self._tokenizer.convert_ids_to_tokens(id_) == text
+        if known and spelling in (None, self._text(id_)):
+            return id_
+        if spelling is not None and REPLACEMENT not in spelling:
+            candidates = self._ids_by_text.get(spelling, ())
+            if len(candidates) == 1:
+                return candidates[0]
+        raise NotExactError(
+            f"token {text!r} does not name exactly one entry of the vocabulary; sample with return_token_ids=true (or "
+            "return_tokens_as_token_ids=true) and send the choice as the engine returned it"
+        )
+
+    def _text(self, id_: int) -> str:
+        return self._tokenizer.decode([id_], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def _ids_by_text(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = defaultdict(list)
+        for id_ in range(len(self._tokenizer)):
+            ids[self._text(id_)].append(id_)
+        return ids
+
+
+def _spelling(token: TokenLogprob) -> str | None:
+    """The text of a token's bytes, None when it comes without."""
+    raw = token.get("bytes")
+    if raw is None:
+        return None
+    try:
+        return bytes(raw).decode(errors="replace")
+    except ValueError as error:
+        raise NotExactError(f"the bytes of token {token['token']!r} are not all between 0 and 255") from error
+
+
+def sampling_logprobs(choice: Choice) -> list[float]:
+    """The sampler's logprob of each token, NaN where it is unknown. Raises NotExactError for what is no logprob."""
+    logprobs = [token["logprob"] for token in choice.token_logprobs]
+    for logprob in logprobs:
+        if logprob > HIGHEST_LOGPROB:
+            raise NotExactError(f"logprob {logprob} is above 0; send natural logarithms of probabilities")
+    return [logprob if logprob >= LOWEST_LOGPROB else math.nan for logprob in logprobs]
