@@ -1,0 +1,99 @@
+"""What a policy loss is computed from, and the one place where tokens are matched with predictions.
+
+A causal model's output at position t is its prediction of token t + 1. Everything that describes a token
+(`PackedSequence`, token-aligned) is therefore shifted left by one here, so that position t of `LossInputs`
+speaks of one thing only: the prediction made at t and the token t + 1 that it scores (prediction-aligned).
+
+Shapes: T positions of a packed sequence, N trained positions among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tandem.rl.packing import PackedSequence
+
+# Engines report about -9999 for a token whose logprob they did not compute. No sampled token is that unlikely,
+# and one such number would make an importance ratio infinite.
+UNKNOWN_BELOW = -1000.0
+
+
+def shift_left(tokenwise: Tensor, pad: float | bool) -> Tensor:
+    """Token-aligned [T] to prediction-aligned [T]: entry t becomes what was said of token t + 1; the last is `pad`."""
+    return torch.cat([tokenwise[1:], tokenwise.new_full((1,), pad)])
+
+
+def shift_right(predictionwise: Tensor, pad: float) -> Tensor:
+    """Prediction-aligned [T] to token-aligned [T]: the inverse of shift_left; the first entry is `pad`."""
+    return torch.cat([predictionwise.new_full((1,), pad), predictionwise[:-1]])
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """One packed sequence as a loss sees it. All tensors are [T], prediction-aligned and on one device.
+
+    At positions outside `loss_mask` the values are free: NaN there reaches neither a loss nor a gradient.
+    """
+
+    policy_logprobs: Tensor
+    """log pi_theta of the scored token under the policy in training; carries the gradient."""
+    sampling_logprobs: Tensor
+    """Its logprob as the engine sampled it; NaN (or anything at or below -1000) where unknown."""
+    advantages: Tensor
+    weights: Tensor
+    """The token's weight in the sum over tokens; 1 on average over a job."""
+    loss_mask: Tensor
+    """bool: the scored token is trained."""
+    completion_ids: Tensor
+    """int64: which completion the scored token belongs to (all turns of one trajectory share an id)."""
+    old_logprobs: Tensor | None = None
+    """Logprobs recomputed under the policy at the start of the job; None: the sampling logprobs play their part."""
+    ref_logprobs: Tensor | None = None
+    """Logprobs under the reference policy of the KL penalty; None: no penalty."""
+
+    @classmethod
+    def from_packed(cls, packed: PackedSequence, policy_logprobs: Tensor) -> LossInputs:
+        """Shift `packed` to match `policy_logprobs` [T] (prediction-aligned, as `Policy.logprobs` returns them)."""
+
+        def shifted(logprobs: Tensor | None) -> Tensor | None:
+            return None if logprobs is None else shift_left(logprobs, float("nan"))
+
+        return cls(
+            policy_logprobs=policy_logprobs,
+            sampling_logprobs=shift_left(packed.sampling_logprobs, float("nan")),
+            advantages=shift_left(packed.advantages, 0.0),
+            weights=shift_left(packed.weights, 0.0),
+            loss_mask=shift_left(packed.loss_mask, False),
+            completion_ids=shift_left(packed.segment_ids, -1),
+            old_logprobs=shifted(packed.old_logprobs),
+            ref_logprobs=shifted(packed.ref_logprobs),
+        )
+
+    def trained(self) -> LossInputs:
+        """The N trained positions only: what is left out can no longer enter any arithmetic."""
+
+        def select(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[self.loss_mask]
+
+        return LossInputs(
+            policy_logprobs=self.policy_logprobs[self.loss_mask],
+            sampling_logprobs=self.sampling_logprobs[self.loss_mask],
+            advantages=self.advantages[self.loss_mask],
+            weights=self.weights[self.loss_mask],
+            loss_mask=self.loss_mask[self.loss_mask],
+            completion_ids=self.completion_ids[self.loss_mask],
+            old_logprobs=select(self.old_logprobs),
+            ref_logprobs=select(self.ref_logprobs),
+        )
+
+    def behaviour_logprobs(self) -> Tensor:
+        """log pi_old as known: recomputed ones where there are any, else the sampling logprobs; NaN where unknown."""
+        return known_or_nan(self.sampling_logprobs if self.old_logprobs is None else self.old_logprobs)
+
+
+def known_or_nan(logprobs: Tensor) -> Tensor:
+    """The same logprobs with NaN in place of an engine's placeholder for 'not computed'."""
+    return torch.where(logprobs > UNKNOWN_BELOW, logprobs, float("nan"))
