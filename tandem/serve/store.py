@@ -1,0 +1,56 @@
+"""The store: all durable state of the service but blobs and checkpoint files."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import select
+
+from tandem.serve.database import Database
+from tandem.serve.store_claims import ClaimTable
+from tandem.serve.store_jobs import JobTable
+from tandem.serve.store_models import ModelTable
+from tandem.serve.store_versions import VersionTable
+from tandem.serve.tables import ApiKeyRow
+
+
+class KeyTable(Database):
+    """API keys, known by their hash alone."""
+
+    def add_key(self, name: str, entity: str, key_sha256: str) -> ApiKeyRow:
+        row = ApiKeyRow(id=str(uuid.uuid4()), name=name, entity=entity, key_sha256=key_sha256, created_at=self._clock())
+        with self._write() as session:
+            session.add(row)
+        return row
+
+    def find_key(self, key_sha256: str) -> ApiKeyRow | None:
+        """The key with this hash, unless it was revoked."""
+        query = select(ApiKeyRow).where(ApiKeyRow.key_sha256 == key_sha256, ApiKeyRow.revoked_at.is_(None))
+        with self._read() as session:
+            return session.scalar(query)
+
+    def has_keys(self) -> bool:
+        """Whether a key was ever created."""
+        with self._read() as session:
+            return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
+
+    def list_keys(self) -> Sequence[ApiKeyRow]:
+        """All keys, revoked ones too, oldest first."""
+        with self._read() as session:
+            return session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id)).all()
+
+    def revoke_key(self, key_id: str) -> bool:
+        """Makes a key invalid from now on. False when there is none with this id."""
+        with self._write() as session:
+            row = session.get(ApiKeyRow, key_id)
+            if row is not None:
+                row.revoked_at = row.revoked_at or self._clock()
+            return row is not None
+
+
+class Store(KeyTable, ModelTable, VersionTable, JobTable, ClaimTable):
+    """Store(url): SQLite (`sqlite:////path/to/file.db`) or PostgreSQL (`postgresql+psycopg://...`).
+
+    Implements the coordinator's JobStore. Safe to share between threads; every process opens its own.
+    """

@@ -1,0 +1,154 @@
+"""The coordinator's side of the job store: claims, leases, and the writes that a claim's attempt number fences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from tandem.cluster.errors import JobCancelledError, LeaseLostError
+from tandem.cluster.jobs import ClaimedJob, PolicyVersion
+from tandem.rl.config import TrainingConfig
+from tandem.serve.database import Database
+from tandem.serve.store_jobs import CANCELLED_MESSAGE, end, record
+from tandem.serve.store_versions import find_version
+from tandem.serve.tables import OPEN_STATES, InitialVersionRow, JobRow, ModelRow, VersionRow
+
+
+class ClaimTable(Database):
+    """Implements `tandem.cluster.jobs.JobStore`.
+
+    Each coordinator polls `claim_next`, so the usual answer, "nothing to do", takes no lock. A job is claimable when it
+    is its model's oldest open one and is queued, or running under a lease that has run out.
+    """
+
+    def put_initial_version(self, base_model: str, digest: str) -> None:
+        """Records the zero adapter that is version 0 of every model on this base. The first one recorded stays."""
+        with suppress(IntegrityError), self._write() as session:  # a failed insert: another process was first
+            if session.get(InitialVersionRow, base_model) is None:
+                session.add(InitialVersionRow(base_model=base_model, digest=digest))
+
+    def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
+        """The next job of the model that has waited longest since its last claim, or None."""
+        now = self._clock()
+        claimable = _claimable(base_model, now)
+        with self._read() as session:
+            if session.execute(claimable).first() is None:
+                return None
+        with self._write() as session:
+            # Rows that another transaction holds are its business: skipped, not waited for.
+            row = session.execute(claimable.with_for_update(skip_locked=True)).first()
+            if row is None:
+                return None
+            job, model = row
+            version = find_version(session, model)
+            if version is None:
+                return None  # version 0 of this base model isn't recorded yet
+            if job.state == "running":
+                job.error = f"Attempt {job.attempt} stopped renewing its lease; its coordinator has probably died."
+            job.state, job.owner, job.lease_expires_at = "running", owner, now + timedelta(seconds=lease_s)
+            job.attempt += 1
+            job.start_digest = version.digest
+            job.started_at = job.started_at or now
+            model.last_claimed_at = now
+            return ClaimedJob(
+                id=job.id,
+                model_id=job.model_id,
+                attempt=job.attempt,
+                payload_key=job.payload_key,
+                config=TrainingConfig.model_validate(job.config),
+                version=version,
+                next_step=model.next_step,
+                num_recorded_gradient_steps=job.num_gradient_steps,
+            )
+
+    def renew(self, job: ClaimedJob, lease_s: float) -> None:
+        """Extends the lease, also of a job to be cancelled, which then raises JobCancelledError."""
+        with self._write() as session:
+            row = _held(session, job)
+            row.lease_expires_at = self._clock() + timedelta(seconds=lease_s)
+            cancelled = row.cancel_requested
+        if cancelled:
+            raise JobCancelledError(f"Job {job.id} is to be cancelled.")
+
+    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
+        """Appends training_started (once: a repeat is ignored) or gradient_step."""
+        if type not in ("training_started", "gradient_step"):
+            raise ValueError(f"A running job records training_started and gradient_step, not {type!r}.")
+        with self._write() as session:
+            row = _held(session, job)
+            if type == "training_started" and row.num_events > 0:
+                return  # clients rely on the first event staying as it is
+            record(session, row, type, data, self._clock())
+
+    def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
+        """In one transaction: adds the version, records training_ended, marks the job succeeded."""
+        now = self._clock()
+        with self._write() as session:
+            model = session.scalars(select(ModelRow).where(ModelRow.id == job.model_id).with_for_update()).one()
+            row = _held(session, job)
+            session.add(
+                VersionRow(
+                    model_id=job.model_id,
+                    step=version.step,
+                    digest=version.digest,
+                    metrics=dict(metrics),
+                    created_at=now,
+                )
+            )
+            model.next_step = version.step + 1
+            row.step = version.step
+            end(session, row, "succeeded", now)
+
+    def fail(self, job: ClaimedJob, error_message: str) -> None:
+        """Records training_failed and marks the job failed."""
+        with self._write() as session:
+            end(session, _held(session, job), "failed", self._clock(), error_message)
+
+    def cancel(self, job: ClaimedJob) -> None:
+        """Ends a job whose cancellation was requested."""
+        with self._write() as session:
+            end(session, _held(session, job), "cancelled", self._clock(), CANCELLED_MESSAGE)
+
+    def requeue(self, job: ClaimedJob, reason: str) -> None:
+        """Gives the job back, to be claimed again at once. Until then its error says why."""
+        with self._write() as session:
+            row = _held(session, job)
+            if row.cancel_requested:
+                end(session, row, "cancelled", self._clock(), CANCELLED_MESSAGE)
+            else:
+                row.state, row.error, row.owner, row.start_digest = "queued", reason, None, None
+
+
+def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]]:
+    earlier = aliased(JobRow)
+    is_blocked = (
+        select(earlier.number)
+        .where(earlier.model_id == JobRow.model_id, earlier.state.in_(OPEN_STATES), earlier.number < JobRow.number)
+        .exists()
+    )
+    return (
+        select(JobRow, ModelRow)
+        .join(JobRow.model)
+        .where(ModelRow.base_model == base_model, JobRow.state.in_(OPEN_STATES), ~is_blocked)
+        .where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
+        .order_by(ModelRow.last_claimed_at, JobRow.number)
+        .limit(1)
+    )
+
+
+def _held(session: Session, job: ClaimedJob) -> JobRow:
+    """The job's row, locked, if the claim still holds. Raises LeaseLostError otherwise."""
+    row = session.scalars(select(JobRow).where(JobRow.id == job.id).with_for_update()).one()
+    if row.state != "running":
+        raise LeaseLostError(f"Job {job.id} is {row.state} already; attempt {job.attempt} can't change it any more.")
+    if row.attempt != job.attempt:
+        raise LeaseLostError(
+            f"Job {job.id} was taken over: attempt {row.attempt} runs, attempt {job.attempt} can't change it any more."
+        )
+    return row

@@ -1,0 +1,153 @@
+"""Jobs as the API sees them: accepted, listed, cancelled. Every change of a job goes through `record` and `end`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from tandem.serve.database import Database, position
+from tandem.serve.errors import ConflictError, NotFoundError
+from tandem.serve.tables import EventRow, JobRow, ModelRow
+
+CANCELLED_MESSAGE = "The job was cancelled at the user's request."
+
+
+def record(session: Session, job: JobRow, type: str, data: Mapping[str, Any], now: datetime) -> None:
+    """Appends an event to a job whose row this transaction has locked."""
+    job.num_events += 1
+    if type == "gradient_step":
+        job.num_gradient_steps += 1
+    session.add(EventRow(job_id=job.id, seq=job.num_events, type=type, data=dict(data), created_at=now))
+
+
+def end(session: Session, job: JobRow, state: str, now: datetime, error: str | None = None) -> None:
+    """Ends a job whose row this transaction has locked, and says so in its last event."""
+    if error is None:
+        record(session, job, "training_ended", {}, now)
+    else:
+        record(session, job, "training_failed", {"error_message": error}, now)
+    job.state, job.error, job.ended_at = state, error, now
+    job.owner = job.start_digest = None
+
+
+class JobTable(Database):
+    """Queries and changes that the API asks for. Those with `entity` see only jobs on models of that entity."""
+
+    def add_job(
+        self,
+        job_id: str,
+        model_id: str,
+        payload_key: str,
+        config: Mapping[str, Any],
+        body_sha256: str,
+        idempotency_key: str | None = None,
+    ) -> JobRow:
+        """Accepts a job. A second call with the same idempotency key returns the first call's job.
+
+        Raises NotFoundError when the model is gone, ConflictError when the key was used with another body.
+        """
+        try:
+            with self._write() as session:
+                # The lock makes a deletion of the model wait for this job, or this job see the deletion.
+                model = session.scalar(
+                    select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
+                )
+                if model is None:
+                    raise NotFoundError(f"There is no model {model_id}; it was deleted.", "model_not_found", "model_id")
+                job = JobRow(
+                    id=job_id,
+                    model_id=model_id,
+                    state="queued",
+                    payload_key=payload_key,
+                    config=dict(config),
+                    body_sha256=body_sha256,
+                    idempotency_key=idempotency_key,
+                    created_at=self._clock(),
+                )
+                session.add(job)
+            return job
+        except IntegrityError:
+            if idempotency_key and (first := self.find_repeat(model_id, idempotency_key, body_sha256)):
+                return first
+            raise
+
+    def find_repeat(self, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
+        """The job that this idempotency key made before, if any. Raises ConflictError when its body was another."""
+        with self._read() as session:
+            job = session.scalar(
+                select(JobRow).where(JobRow.model_id == model_id, JobRow.idempotency_key == idempotency_key)
+            )
+        if job and job.body_sha256 != body_sha256:
+            raise ConflictError(
+                f"Idempotency-Key {idempotency_key!r} was used for job {job.id} with another body. "
+                "Send the same body to get that job again, or a new key for a new job.",
+                "idempotency_key_reused",
+                "Idempotency-Key",
+            )
+        return job
+
+    def job(self, job_id: str, entity: str) -> JobRow:
+        """Raises NotFoundError."""
+        with self._read() as session:
+            return _find_job(session, job_id, entity)
+
+    def jobs(
+        self,
+        entity: str,
+        limit: int,
+        after: str | None = None,
+        newest_first: bool = True,
+        model_id: str | None = None,
+        state: str | None = None,
+    ) -> Sequence[JobRow]:
+        """The entity's jobs in order of acceptance, newest first, those past the job `after`."""
+        query = select(JobRow).join(JobRow.model).where(ModelRow.entity == entity)
+        if model_id:
+            query = query.where(JobRow.model_id == model_id)
+        if state:
+            query = query.where(JobRow.state == state)
+        query = query.order_by(JobRow.number.desc() if newest_first else JobRow.number).limit(limit)
+        with self._read() as session:
+            if after:
+                number = position(session, JobRow, after)
+                query = query.where(JobRow.number < number if newest_first else JobRow.number > number)
+            return session.scalars(query).all()
+
+    def events(self, job_id: str, entity: str, limit: int, after: int = 0) -> Sequence[EventRow]:
+        """The job's events in order, those with seq > `after`. Raises NotFoundError."""
+        with self._read() as session:
+            _find_job(session, job_id, entity)
+            query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
+            return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
+
+    def request_cancel(self, job_id: str, entity: str) -> JobRow:
+        """Cancels a queued job at once and asks the coordinator to cancel a running one; an ended job stays as it is.
+
+        Raises NotFoundError.
+        """
+        with self._write() as session:
+            job = _find_job(session, job_id, entity, lock=True)
+            if job.state == "queued":
+                end(session, job, "cancelled", self._clock(), CANCELLED_MESSAGE)
+            elif job.state == "running":
+                job.cancel_requested = True
+            return job
+
+
+def _find_job(session: Session, job_id: str, entity: str, lock: bool = False) -> JobRow:
+    query = select(JobRow).join(JobRow.model).where(JobRow.id == job_id, ModelRow.entity == entity)
+    if lock:
+        query = query.with_for_update(of=JobRow)
+    job = session.scalar(query)
+    if job is None:
+        raise NotFoundError(
+            f"There is no training job {job_id}. The id may be wrong, or the job belongs to another entity.",
+            "training_job_not_found",
+            "training_job_id",
+        )
+    return job

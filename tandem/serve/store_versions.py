@@ -1,0 +1,119 @@
+"""Versions: which one a name means, what a model has, and what may be removed from the artifact store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session, aliased
+
+from tandem.cluster.jobs import PolicyVersion
+from tandem.serve.database import Database
+from tandem.serve.errors import NotFoundError, UnavailableError
+from tandem.serve.store_models import find_model
+from tandem.serve.tables import InitialVersionRow, JobRow, ModelRow, VersionRow
+
+
+@dataclass(frozen=True)
+class PinnedPolicy:
+    """What answers an inference request: decided when the request is admitted, the same until its last token."""
+
+    base_model: str
+    step: int
+    digest: str
+
+
+def find_version(session: Session, model: ModelRow, step: int | None = None) -> PolicyVersion | None:
+    """The model's version `step`, or its newest one. None when there is none, or version 0 isn't recorded yet."""
+    query = select(VersionRow).where(VersionRow.model_id == model.id, VersionRow.deleted_at.is_(None))
+    if step is not None:
+        query = query.where(VersionRow.step == step)
+    if version := session.scalar(query.order_by(VersionRow.step.desc()).limit(1)):
+        return PolicyVersion(model.id, version.step, version.digest)
+    initial = session.get(InitialVersionRow, model.base_model) if step in (None, 0) else None
+    return PolicyVersion(model.id, 0, initial.digest) if initial else None
+
+
+class VersionTable(Database):
+    """Queries and changes of policy versions."""
+
+    def resolve(self, entity: str, project: str, name: str, step: int | None) -> PinnedPolicy:
+        """The version that serves a model's name now. Raises NotFoundError or UnavailableError."""
+        with self._read() as session:
+            model = session.scalar(
+                select(ModelRow).where(
+                    ModelRow.entity == entity,
+                    ModelRow.project == project,
+                    ModelRow.name == name,
+                    ModelRow.deleted_at.is_(None),
+                )
+            )
+            if model is None:
+                raise NotFoundError(
+                    f"There is no model {entity}/{project}/{name}. Register it first, or check the name and the key.",
+                    "model_not_found",
+                    "model",
+                )
+            version = find_version(session, model, step)
+        if version:
+            return PinnedPolicy(model.base_model, version.step, version.digest)
+        if not step:
+            raise _not_ready(model.base_model)
+        fate = "was deleted" if step < model.next_step else "doesn't exist yet"
+        raise NotFoundError(f"Step {step} of model {model.path} {fate}.", "version_not_found", "model")
+
+    def resolve_base(self, base_model: str) -> PinnedPolicy:
+        """Version 0 of a base model. Raises UnavailableError when it isn't recorded yet."""
+        with self._read() as session:
+            initial = session.get(InitialVersionRow, base_model)
+        if initial is None:
+            raise _not_ready(base_model)
+        return PinnedPolicy(base_model, 0, initial.digest)
+
+    def versions(
+        self, model_id: str, entity: str, limit: int, after: int | None = None, newest_first: bool = False
+    ) -> Sequence[VersionRow]:
+        """The model's versions by step, those past the step `after`; version 0 isn't listed. Raises NotFoundError."""
+        query = select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
+        if after is not None:
+            query = query.where(VersionRow.step < after if newest_first else VersionRow.step > after)
+        order = VersionRow.step.desc() if newest_first else VersionRow.step
+        with self._read() as session:
+            find_model(session, model_id, entity)
+            return session.scalars(query.order_by(order).limit(limit)).all()
+
+    def delete_versions(self, model_id: str, entity: str, steps: Collection[int]) -> tuple[int, ...]:
+        """Deletes versions, invisible from now on, and returns those there were. Raises NotFoundError."""
+        with self._write() as session:
+            find_model(session, model_id, entity, lock=True)
+            query = select(VersionRow).where(
+                VersionRow.model_id == model_id, VersionRow.step.in_(steps), VersionRow.deleted_at.is_(None)
+            )
+            rows = session.scalars(query).all()
+            for row in rows:
+                row.deleted_at = self._clock()
+            return tuple(sorted(row.step for row in rows))
+
+    def unused_digests(self) -> Sequence[str]:
+        """Checkpoints of deleted versions that no version of any model and no running job needs any more."""
+        dead, live = VersionRow, aliased(VersionRow)
+        needed_by_version = select(live.step).where(live.digest == dead.digest, live.deleted_at.is_(None)).exists()
+        needed_by_job = select(JobRow.number).where(JobRow.start_digest == dead.digest).exists()
+        is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == dead.digest).exists()
+        with self._read() as session:
+            query = select(dead.digest).where(dead.deleted_at.is_not(None)).distinct()
+            return session.scalars(query.where(~needed_by_version, ~needed_by_job, ~is_initial)).all()
+
+    def forget_digest(self, digest: str) -> None:
+        """Drops the rows of deleted versions with this digest, once its files are gone."""
+        with self._write() as session:
+            session.execute(delete(VersionRow).where(VersionRow.digest == digest, VersionRow.deleted_at.is_not(None)))
+
+
+def _not_ready(base_model: str) -> UnavailableError:
+    return UnavailableError(
+        f"The base model {base_model} is still starting. Try again in a moment; /health says what is missing.",
+        "starting",
+        "model",
+    )

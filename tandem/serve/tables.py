@@ -1,0 +1,163 @@
+"""The store's tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+NEVER = datetime.fromtimestamp(0, UTC)
+OPEN_STATES = ("queued", "running")
+_ID = String(36)
+_NAME = String(128)
+_DIGEST = String(64)
+_LIVE = text("deleted_at IS NULL")
+_OPEN = text("state IN ('queued', 'running')")
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time, stored as UTC: SQLite has no time zones and would give back a naive one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+class Table(DeclarativeBase):
+    type_annotation_map = {dict[str, Any]: JSON, dict[str, float]: JSON, datetime: UtcTime}  # noqa: RUF012
+
+
+class ApiKeyRow(Table):
+    """A bearer key. Only its hash is kept, so the store can't give a key away."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(_NAME)
+    entity: Mapped[str] = mapped_column(_NAME)
+    key_sha256: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class ModelRow(Table):
+    """A model: a name in a project of an entity, on a base model. A deleted one stays as a row, its name free again."""
+
+    __tablename__ = "models"
+    __table_args__ = (
+        Index("models_live_name", "entity", "project", "name", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+    )
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(_ID, unique=True)
+    entity: Mapped[str] = mapped_column(_NAME)
+    project: Mapped[str] = mapped_column(_NAME)
+    name: Mapped[str] = mapped_column(_NAME)
+    base_model: Mapped[str] = mapped_column(_NAME)
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+    next_step: Mapped[int] = mapped_column(default=1)
+    """1 + the highest step this model ever had: steps are never used again, even after deletion."""
+    last_claimed_at: Mapped[datetime] = mapped_column(default=NEVER)
+    """When a job of this model was last claimed: models take turns by it."""
+
+    @property
+    def path(self) -> str:
+        """The name under which the model is asked for completions."""
+        return f"{self.entity}/{self.project}/{self.name}"
+
+
+class VersionRow(Table):
+    """A policy version that a job made. Deleted ones stay until their files are gone."""
+
+    __tablename__ = "versions"
+    __table_args__ = (Index("versions_digest", "digest"),)
+
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(_DIGEST)
+    metrics: Mapped[dict[str, float]]
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class InitialVersionRow(Table):
+    """Version 0 of every model on a base model: the zero adapter."""
+
+    __tablename__ = "initial_versions"
+
+    base_model: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    digest: Mapped[str] = mapped_column(_DIGEST)
+
+
+class JobRow(Table):
+    """A training job."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("model_id", "idempotency_key", name="jobs_idempotency"),
+        Index("jobs_open", "model_id", "number", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    )
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    """Order of acceptance."""
+    id: Mapped[str] = mapped_column(_ID, unique=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    state: Mapped[str] = mapped_column(String(16))
+    """queued, running, succeeded, failed or cancelled."""
+    payload_key: Mapped[str] = mapped_column(_NAME)
+    config: Mapped[dict[str, Any]]
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    body_sha256: Mapped[str] = mapped_column(_DIGEST)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """How often the job was claimed; fences the writes of earlier claims."""
+    owner: Mapped[str | None] = mapped_column(String(255))
+    lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
+    start_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    """The version that the running attempt started from; its files are kept."""
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    num_events: Mapped[int] = mapped_column(default=0)
+    num_gradient_steps: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str | None] = mapped_column(Text)
+    step: Mapped[int | None]
+    """The version that the job made."""
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    model: Mapped[ModelRow] = relationship(lazy="raise")
+
+
+class EventRow(Table):
+    """One event of a job; `seq` counts from 1 without gaps."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class LogRow(Table):
+    """Trajectory groups that a client logged for a model, with what was computed from them."""
+
+    __tablename__ = "logs"
+    __table_args__ = (Index("logs_model", "model_id", "number"),)
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(_ID, unique=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    split: Mapped[str] = mapped_column(_NAME)
+    payload_key: Mapped[str] = mapped_column(_NAME)
+    metrics: Mapped[dict[str, float]]
+    created_at: Mapped[datetime]

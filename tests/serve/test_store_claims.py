@@ -1,0 +1,290 @@
+"""What the coordinator relies on: order, turns, leases, fencing, and each effect once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy.exc import StatementError
+
+from tandem.cluster.errors import JobCancelledError, LeaseLostError
+from tandem.cluster.jobs import PolicyVersion
+from tandem.serve.store import Store
+
+
+def finish(store, claimed, digest="d1"):
+    store.complete(claimed, PolicyVersion(claimed.model_id, claimed.next_step, digest), {"reward": 1.0})
+
+
+def types(store, job_id, entity="team"):
+    return [event.type for event in store.events(job_id, entity, 100)]
+
+
+def test_a_claim_carries_what_the_job_needs(store, add_model, add_job, claim):
+    model = add_model()
+    job = add_job(model, config={"learning_rate": 1e-3, "loss_fn": "ppo"})
+    claimed = claim()
+    assert (claimed.id, claimed.model_id, claimed.attempt) == (job.id, model.id, 1)
+    assert (claimed.config.loss_fn, claimed.config.learning_rate) == ("ppo", 1e-3)
+    assert claimed.payload_key == job.payload_key
+    assert claimed.version == PolicyVersion(model.id, 0, "0" * 64)
+    assert claimed.next_step == 1
+
+
+def test_jobs_of_a_model_run_one_at_a_time_in_order_of_acceptance(store, add_model, add_job, claim):
+    model = add_model()
+    jobs = [add_job(model) for _ in range(3)]
+    for step, job in enumerate(jobs, start=1):
+        claimed = claim()
+        assert claimed.id == job.id
+        assert claimed.next_step == step
+        assert claim() is None, "a second job of the model was claimed while the first one runs"
+        finish(store, claimed, f"d{step}")
+    assert claim() is None
+
+
+def test_models_take_turns(store, clock, add_model, add_job, claim):
+    first, second, third = (add_model(name) for name in ("first", "second", "third"))
+    for _ in range(3):
+        add_job(first)
+    for _ in range(2):
+        add_job(second)
+    order = []
+    for _ in range(4):
+        clock.advance(1)
+        claimed = claim()
+        order.append(claimed.model_id)
+        finish(store, claimed)
+        if len(order) == 2:
+            add_job(third)  # has never had a turn, so it waits for nobody else
+    names = {first.id: "first", second.id: "second", third.id: "third"}
+    assert [names[m] for m in order] == ["first", "second", "third", "first"]
+
+
+def test_models_run_side_by_side(add_model, add_job, claim):
+    jobs = {add_job(add_model("a")).id, add_job(add_model("b")).id}
+    assert {claim().id, claim().id} == jobs
+
+
+def test_only_jobs_of_the_base_model_are_claimed(store, add_model, add_job, claim):
+    add_job(add_model("other", base_model="another/base"))
+    assert claim() is None
+    assert claim("another/base") is None, "claimed without a version 0 to start from"
+    store.put_initial_version("another/base", "9" * 64)
+    assert claim("another/base").version.digest == "9" * 64
+
+
+def test_version_0_never_changes(store, add_model, add_job, claim):
+    store.put_initial_version("tandem/tiny", "f" * 64)
+    add_job(add_model())
+    assert claim().version.digest == "0" * 64
+
+
+def test_a_lease_that_ran_out_is_taken_over_and_fences_the_first_claim(store, clock, add_model, add_job, claim):
+    model = add_model()
+    job = add_job(model)
+    first = claim(lease_s=30)
+    store.record_event(first, "training_started", {"num_sequences": 4})
+    store.record_event(first, "gradient_step", {"loss/train": 0.5})
+    clock.advance(29.9)
+    assert claim() is None
+    clock.advance(0.2)
+    second = claim(owner="another")
+    assert (second.id, second.attempt, second.num_recorded_gradient_steps) == (first.id, 2, 1)
+    for write in (
+        lambda: store.renew(first, 30),
+        lambda: store.record_event(first, "gradient_step", {"loss/train": 0.4}),
+        lambda: finish(store, first),
+        lambda: store.fail(first, "no"),
+        lambda: store.cancel(first),
+        lambda: store.requeue(first, "no"),
+    ):
+        with pytest.raises(LeaseLostError, match="attempt 2 runs"):
+            write()
+    store.record_event(second, "training_started", {"num_sequences": 5})
+    store.record_event(second, "gradient_step", {"loss/train": 0.4})
+    finish(store, second)
+    events = store.events(job.id, "team", 100)
+    assert [(e.seq, e.type) for e in events] == [
+        (1, "training_started"),
+        (2, "gradient_step"),
+        (3, "gradient_step"),
+        (4, "training_ended"),
+    ]
+    assert events[0].data == {"num_sequences": 4}, "training_started changed with the second attempt"
+
+
+def test_renewing_keeps_the_lease(store, clock, add_model, add_job, claim):
+    add_job(add_model())
+    claimed = claim(lease_s=30)
+    for _ in range(5):
+        clock.advance(20)
+        store.renew(claimed, 30)
+        assert claim() is None
+    finish(store, claimed)
+
+
+def test_completion_is_applied_once(store, add_model, add_job, claim):
+    model = add_model()
+    job = add_job(model)
+    claimed = claim()
+    finish(store, claimed, "a" * 64)
+    with pytest.raises(LeaseLostError, match="succeeded"):
+        finish(store, claimed, "b" * 64)
+    [version] = store.versions(model.id, "team", 10)
+    assert (version.step, version.digest, version.metrics) == (1, "a" * 64, {"reward": 1.0})
+    row = store.job(job.id, "team")
+    assert (row.state, row.step, row.error) == ("succeeded", 1, None)
+    assert types(store, job.id) == ["training_ended"]
+
+
+def test_a_completion_that_fails_leaves_no_trace(store, add_model, add_job, claim):
+    model = add_model()
+    job = add_job(model)
+    claimed = claim()
+    with pytest.raises(StatementError, match="not JSON compliant"):
+        store.complete(claimed, PolicyVersion(model.id, 1, "d"), {"reward": float("nan")})
+    assert store.versions(model.id, "team", 10) == []
+    assert types(store, job.id) == []
+    finish(store, claimed)
+    assert store.resolve("team", "project", "agent", None).step == 1
+
+
+def test_the_version_is_visible_no_later_than_the_end_of_training(store, add_model, add_job, claim):
+    """Readers poll while jobs complete: whoever sees training_ended also sees the version."""
+    model = add_model()
+    jobs = [add_job(model) for _ in range(10)]
+
+    def train():
+        for _ in jobs:
+            finish(store, claim())
+
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train)
+        for step, job in enumerate(jobs, start=1):
+            while not types(store, job.id):
+                training.done() and training.result()
+            assert store.resolve("team", "project", "agent", None).step >= step
+        training.result()
+
+
+def test_a_failed_job_says_why_and_the_next_one_starts_from_the_same_version(store, add_model, add_job, claim):
+    model = add_model()
+    job, following = add_job(model), add_job(model)
+    store.fail(claim(), "Stage 'step' failed.")
+    assert store.job(job.id, "team").state == "failed"
+    assert store.events(job.id, "team", 10)[-1].data == {"error_message": "Stage 'step' failed."}
+    claimed = claim()
+    assert (claimed.id, claimed.version.step, claimed.next_step) == (following.id, 0, 1)
+
+
+def test_a_job_given_back_is_claimed_again_at_once(store, add_model, add_job, claim):
+    model = add_model()
+    job = add_job(model)
+    add_job(model)
+    first = claim()
+    store.requeue(first, "A learner died.")
+    assert (store.job(job.id, "team").state, store.job(job.id, "team").error) == ("queued", "A learner died.")
+    with pytest.raises(LeaseLostError):
+        store.renew(first, 30)
+    again = claim()
+    assert (again.id, again.attempt) == (job.id, 2)
+
+
+def test_cancelling_a_queued_job_ends_it_at_once(store, add_model, add_job, claim):
+    job = add_job(add_model())
+    assert store.request_cancel(job.id, "team").state == "cancelled"
+    [event] = store.events(job.id, "team", 10)
+    assert event.type == "training_failed"
+    assert "cancelled" in event.data["error_message"]
+    assert claim() is None
+    assert store.request_cancel(job.id, "team").state == "cancelled"
+    assert len(store.events(job.id, "team", 10)) == 1
+
+
+def test_cancelling_a_running_job_is_asked_of_its_coordinator(store, clock, add_model, add_job, claim):
+    job = add_job(add_model())
+    claimed = claim(lease_s=30)
+    assert store.request_cancel(job.id, "team").state == "running"
+    clock.advance(20)
+    with pytest.raises(JobCancelledError):
+        store.renew(claimed, 30)
+    clock.advance(20)
+    assert claim() is None, "the lease wasn't extended while the job is being cancelled"
+    store.cancel(claimed)
+    assert store.job(job.id, "team").state == "cancelled"
+    assert types(store, job.id) == ["training_failed"]
+
+
+def test_a_job_to_be_cancelled_is_not_tried_again(store, add_model, add_job, claim):
+    job = add_job(add_model())
+    claimed = claim()
+    store.request_cancel(job.id, "team")
+    store.requeue(claimed, "A learner died.")
+    assert store.job(job.id, "team").state == "cancelled"
+    assert claim() is None
+
+
+def test_deleting_a_model_ends_its_jobs_and_fences_the_runner(store, add_model, add_job, claim):
+    model = add_model()
+    running, queued = add_job(model), add_job(model)
+    claimed = claim()
+    store.delete_model(model.id, "team")
+    for job in (running, queued):
+        assert store.job(job.id, "team").state == "failed"
+        [event] = store.events(job.id, "team", 10)
+        assert event.type == "training_failed"
+        assert "deleted" in event.data["error_message"]
+    with pytest.raises(LeaseLostError, match="failed already"):
+        finish(store, claimed)
+    assert claim() is None
+
+
+def test_events_that_end_a_job_come_from_its_end_alone(store, add_model, add_job, claim):
+    add_job(add_model())
+    with pytest.raises(ValueError, match="training_ended"):
+        store.record_event(claim(), "training_ended", {})
+
+
+def test_concurrent_claimers_never_share_a_model(store_url, clock, store, add_model, add_job):
+    """Six stores on one file, as six processes would have them, claim and complete without pause."""
+    models = [add_model(f"m{i}") for i in range(4)]
+    jobs = [add_job(model).id for _ in range(5) for model in models]
+    running, overlaps, done = set(), [], []
+
+    def work(worker):
+        own = Store(store_url, clock)
+        while len(done) < len(jobs):
+            claimed = own.claim_next("tandem/tiny", f"worker-{worker}", 30)
+            if claimed is None:
+                continue
+            if claimed.model_id in running:
+                overlaps.append(claimed.model_id)
+            running.add(claimed.model_id)
+            own.record_event(claimed, "gradient_step", {"loss/train": 0.0})
+            running.remove(claimed.model_id)
+            finish(own, claimed, f"{claimed.model_id}-{claimed.next_step}"[:64])
+            done.append(claimed.id)
+        own.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert overlaps == []
+    assert sorted(done) == sorted(jobs)
+    for model in models:
+        assert [v.step for v in store.versions(model.id, "team", 100)] == list(range(1, 6))
+    for index, job in enumerate(jobs):
+        assert store.job(job, "team").step == 1 + index // len(models), "a model's jobs ran out of order"
+
+
+def test_everything_committed_survives_the_process(store_url, clock, store, add_model, add_job):
+    job = add_job(add_model())
+    again = Store(store_url, clock)
+    assert again.job(job.id, "team").state == "queued"
+    if not store_url.startswith("sqlite"):
+        return
+    with again._engine.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}
+    again.close()
