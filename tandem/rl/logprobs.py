@@ -1,0 +1,96 @@
+"""From hidden states to logprobs and entropy in chunks of tokens, in float32, without [T, V] in memory.
+
+The whole logits of a packed sequence would be T x V numbers (32k tokens x 150k words: 20 GB in float32), three times
+over with softmax and gradient. Here only `chunk_size` rows exist at a time: the forward pass keeps none of them, the
+backward pass computes each chunk again.
+
+Shapes: T tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(
+    hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, chunk_size: int, with_entropy: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The logprob of `targets` [T] under softmax(hidden @ lm_head_weight^T), and the entropy of that distribution.
+
+    hidden [T, H] may require a gradient; lm_head_weight [V, H] is frozen. Any `chunk_size` >= 1 works, a ragged last
+    chunk too, and only memory depends on it. Returns float32 (float64 for float64 inputs) logprobs [T], which carry
+    the gradient, and entropy [T] in nats, which doesn't; without `with_entropy` the entropy is empty [0].
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 token.")
+    assert not lm_head_weight.requires_grad, "the output embedding is frozen: no gradient is computed for it"
+    return _ChunkedLogprobs.apply(hidden, lm_head_weight, targets, chunk_size, with_entropy)
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """With z = h W^T and y the target: log p = z_y - logsumexp(z), and d log p / dz = onehot(y) - softmax(z)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        head = _FloatHead(weight)
+        num_tokens = hidden.shape[0]
+        logprobs = torch.empty(num_tokens, dtype=head.dtype, device=hidden.device)
+        entropy = torch.empty(num_tokens if with_entropy else 0, dtype=head.dtype, device=hidden.device)
+        for chunk in _chunks(num_tokens, chunk_size):
+            log_softmax = torch.log_softmax(head.logits(hidden[chunk]), dim=-1)
+            logprobs[chunk] = log_softmax.gather(1, targets[chunk, None]).squeeze(1)
+            if with_entropy:
+                # A token that cannot occur has logprob -inf and adds 0 to the entropy, not 0 * -inf.
+                entropy[chunk] = -(log_softmax.exp() * log_softmax.clamp_min(torch.finfo(head.dtype).min)).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.chunk_size = chunk_size
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor, None, None, None, None]:
+        hidden, weight, targets = ctx.saved_tensors
+        head = _FloatHead(weight)
+        grad_hidden = torch.empty_like(hidden)
+        for chunk in _chunks(hidden.shape[0], ctx.chunk_size):
+            grad_logits = torch.softmax(head.logits(hidden[chunk]), dim=-1).neg_()
+            rows = torch.arange(grad_logits.shape[0], device=hidden.device)
+            grad_logits[rows, targets[chunk]] += 1
+            grad_logits *= grad_logprobs[chunk, None]
+            grad_hidden[chunk] = head.grad_hidden(grad_logits).to(hidden.dtype)
+        return grad_hidden, None, None, None, None
+
+
+class _FloatHead:
+    """The output embedding [V, H], multiplied so that logits come out in float32 whatever its own dtype is.
+
+    Logits rounded to bfloat16 would be off by up to 0.06 at a logit of 20, which is noise in every importance ratio.
+    On a GPU the matmul takes bfloat16 in and accumulates and returns float32; elsewhere the weight is converted once.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.dtype = torch.promote_types(weight.dtype, torch.float32)
+        self._mixed = weight.is_cuda and weight.dtype != self.dtype
+        self._weight = weight if self._mixed else weight.to(self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[C, H] to [C, V]."""
+        return self._matmul(hidden, self._weight.t())
+
+    def grad_hidden(self, grad_logits: Tensor) -> Tensor:
+        """[C, V] to [C, H]."""
+        return self._matmul(grad_logits, self._weight)
+
+    def _matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        if self._mixed:
+            return torch.mm(left.to(right.dtype), right, out_dtype=self.dtype)
+        return left.to(self.dtype) @ right
+
+
+def _chunks(num_tokens: int, chunk_size: int) -> list[slice]:
+    return [slice(start, start + chunk_size) for start in range(0, num_tokens, chunk_size)]

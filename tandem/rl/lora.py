@@ -1,0 +1,108 @@
+"""The LoRA adapter that a policy version consists of: its settings, its names and its start.
+
+Adapter tensors are named as in PEFT's adapter_model.safetensors, are float32 whatever the base model's dtype is, and
+come in pairs per adapted linear layer: lora_A [r, in] and lora_B [out, r]; the layer adds (alpha / r) B A x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tandem.rl.errors import RLError
+
+DEFAULT_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ADAPTER_NAME = "default"
+
+
+class PolicyError(RLError, ValueError):
+    """A base model, an adapter or a place to run that a policy can't be made of."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) on the named linear layers, without dropout."""
+
+    r: int = 8
+    alpha: float = 16
+    target_modules: tuple[str, ...] = DEFAULT_TARGET_MODULES
+    """Last parts of module names; each must occur in the model."""
+    seed: int = 0
+    """Of the A matrices of version 0; its B matrices are zero."""
+
+    def peft_config(self) -> LoraConfig:
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
+            target_modules=list(self.target_modules),
+            lora_dropout=0.0,
+            bias="none",
+            task_type=TaskType.CAUSAL_LM,
+        )
+
+
+def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
+    """Freeze `model` and put trainable float32 LoRA weights into it. Raises PolicyError for targets it doesn't have."""
+    last_parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [target for target in lora.target_modules if target not in last_parts]
+    if missing:
+        raise PolicyError(
+            f"target_modules names {', '.join(missing)}, which {type(model).__name__} does not have. "
+            f"Set it to names of this model's linear layers."
+        )
+    wrapped = get_peft_model(model, lora.peft_config(), adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
+    others = [name for name in adapter_parameters(wrapped) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if others or wrapped.get_base_model().get_output_embeddings() in _adapted_layers(wrapped):
+        raise PolicyError(
+            "target_modules may name only linear layers inside the transformer, not its embedding or output layer."
+        )
+    return wrapped
+
+
+def adapter_parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
+    """The trainable parameters under their PEFT names, sorted by name."""
+    trainable = {name: parameter for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    return {name.replace(f".{_ADAPTER_NAME}", ""): trainable[name] for name in sorted(trainable)}
+
+
+def adapter_config(lora: LoraSettings) -> dict[str, Any]:
+    """adapter_config.json as PEFT and vLLM read it.
+
+    It names no base model: the same adapter has the same bytes wherever its base model happens to be stored.
+    """
+    config = lora.peft_config()
+    config.inference_mode = True
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return {**plain, "task_type": TaskType.CAUSAL_LM.value, "peft_type": config.peft_type.value}
+
+
+def initial_state(shapes: Mapping[str, torch.Size], lora: LoraSettings) -> dict[str, Tensor]:
+    """Version 0: A uniform in +-1/sqrt(in) from the seed (the distribution of PEFT's default), B zero."""
+    generator = torch.Generator().manual_seed(lora.seed)
+    state = {}
+    for name in sorted(shapes):
+        tensor = torch.zeros(shapes[name], dtype=torch.float32)
+        if name.endswith(".lora_A.weight"):
+            bound = 1 / math.sqrt(tensor.shape[1])
+            tensor.uniform_(-bound, bound, generator=generator)
+        state[name] = tensor
+    return state
+
+
+def initial_adapter(path: str | Path, lora: LoraSettings) -> dict[str, Tensor]:
+    """Version 0 of a model on the base at `path`, without loading its weights: equal to that of `Policy.load`."""
+    with torch.device("meta"):
+        wrapped = add_adapter(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), lora)
+    return initial_state({name: parameter.shape for name, parameter in adapter_parameters(wrapped).items()}, lora)
+
+
+def _adapted_layers(wrapped: PeftModel) -> list[nn.Module]:
+    return [module for module in wrapped.modules() if hasattr(module, "lora_A")]

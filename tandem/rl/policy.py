@@ -1,0 +1,215 @@
+"""The policy: a frozen base model with one trainable LoRA adapter, read over packed sequences.
+
+Where and how it runs (device, dtype, attention) is decided here and nowhere else.
+
+Shapes: T tokens of a packed sequence. "Prediction-aligned": entry t is about the prediction made at t, of token t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tandem.rl.attention import Attention, forward_inputs
+from tandem.rl.logprobs import token_logprobs
+from tandem.rl.lora import (
+    LoraSettings,
+    PolicyError,
+    adapter_config,
+    adapter_parameters,
+    add_adapter,
+    initial_adapter,
+    initial_state,
+)
+from tandem.rl.losses import shift_left
+from tandem.rl.packing import PackedSequence
+
+__all__ = ["LoraSettings", "Policy", "PolicyError", "initial_adapter", "resolve_device"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """auto: CUDA where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PolicyError("The device is cuda, but torch sees no GPU here. Use cpu or auto, or a torch built for CUDA.")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Of the frozen base weights. auto: bfloat16 on CUDA, float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[dtype]
+
+
+def resolve_attention(attention: str, device: torch.device) -> Attention:
+    """auto: FlexAttention (block-sparse masks) on CUDA, SDPA with a dense mask elsewhere."""
+    if attention == "auto":
+        return "flex_attention" if device.type == "cuda" else "sdpa"
+    if attention == "flex_attention" and device.type == "cpu":
+        raise PolicyError("flex_attention has no backward pass on a CPU. Use sdpa or auto.")
+    return attention
+
+
+class Policy:
+    """A base model and its adapter. Train and eval mode, and gradient checkpointing, change no number."""
+
+    def __init__(self, wrapped: PeftModel, attention: Attention, lora: LoraSettings) -> None:
+        causal_lm = wrapped.get_base_model()
+        self._decoder: nn.Module = causal_lm.get_decoder()
+        self._head: Tensor = causal_lm.get_output_embeddings().weight
+        self._attention: Attention = attention
+        self._lora = lora
+        self.parameters = adapter_parameters(wrapped)
+        """The trainable float32 parameters under their PEFT names."""
+        self.device = self._head.device
+        self.load_adapter_state(initial_state({name: p.shape for name, p in self.parameters.items()}, lora))
+        _check_output_head(causal_lm, attention)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+        lora: LoraSettings | None = None,
+        gradient_checkpointing: bool | None = None,
+    ) -> Policy:
+        """The base model at `path` (a directory or a Hugging Face id) with its version-0 adapter.
+
+        `gradient_checkpointing` recomputes each layer in the backward pass, to save memory; None: on CUDA only.
+        Raises PolicyError for a model or a place that can't be trained faithfully.
+        """
+        lora = lora or LoraSettings()
+        place = resolve_device(device)
+        implementation = resolve_attention(attention, place)
+        config = AutoConfig.from_pretrained(path)
+        _check_full_attention(config)
+        _remove_dropout(config)
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=resolve_dtype(dtype, place), attn_implementation=implementation
+        ).to(place)
+        if gradient_checkpointing is None:
+            gradient_checkpointing = place.type == "cuda"
+        if gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped = add_adapter(causal_lm, lora)
+        wrapped.train(gradient_checkpointing)  # transformers checkpoints in train mode only
+        return cls(wrapped, implementation, lora)
+
+    def logprobs(
+        self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Prediction-aligned float32 logprobs [T] and entropy [T] (empty without `with_entropy`).
+
+        NaN where nothing is predicted: at the last token of each segment, whose successor belongs to another one.
+        With `trained_only` NaN also wherever the next token isn't trained, and no time is spent there.
+        The logprobs carry the gradient, unless called under torch.no_grad().
+        """
+        packed = packed.to(self.device)
+        predicts = _predicted_positions(packed, trained_only)
+        hidden = self._decoder(**forward_inputs(packed, self._attention, self._head.dtype), use_cache=False)[0][0]
+        targets = shift_left(packed.token_ids, 0)
+        values, entropy = token_logprobs(hidden[predicts], self._head, targets[predicts], chunk_size, with_entropy)
+
+        def spread(known: Tensor) -> Tensor:
+            return known.new_full((packed.num_tokens,), float("nan")).index_copy(0, predicts, known)
+
+        return spread(values), spread(entropy) if with_entropy else entropy
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of the adapter on the CPU, under PEFT names."""
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over another version's adapter in place. Raises PolicyError if it is none of this base and settings."""
+        check_tensors("adapter", {name: parameter.shape for name, parameter in self.parameters.items()}, state)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
+
+    def adapter_config(self) -> dict[str, Any]:
+        """PEFT's adapter_config.json."""
+        return adapter_config(self._lora)
+
+
+def check_tensors(what: str, expected: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
+    """Raise PolicyError unless `given` has exactly the expected names and shapes."""
+    for name in sorted(expected.keys() | given.keys()):
+        wanted = tuple(expected[name]) if name in expected else "nothing of that name"
+        found = tuple(given[name].shape) if name in given else "nothing"
+        if wanted != found:
+            raise PolicyError(
+                f"The {what} does not fit this policy: at {name} it has {found}, the policy expects {wanted}. "
+                f"It was made for another base model, rank or set of target modules."
+            )
+
+
+def _predicted_positions(packed: PackedSequence, trained_only: bool) -> Tensor:
+    """Indices t whose next token continues the segment, and is trained if only those are wanted."""
+    continues = shift_left(packed.segment_ids, -1) == packed.segment_ids
+    trained = shift_left(packed.loss_mask, False)
+    assert not (trained & ~continues).any(), "the first token of a segment has no prediction, so it can't be trained"
+    return (trained if trained_only else continues).nonzero().squeeze(1)
+
+
+def _check_full_attention(config: PreTrainedConfig) -> None:
+    """Packed masks replace a model's own: refuse the models that need theirs (sliding windows, linear attention)."""
+    sliding = ["sliding_attention"] if getattr(config, "sliding_window", None) else []
+    kinds = set(getattr(config, "layer_types", None) or sliding) - {"full_attention"}
+    if kinds:
+        raise PolicyError(
+            f"{config.model_type} has layers of {', '.join(sorted(kinds))}, which packed sequences don't support yet. "
+            f"Use a base model with full causal attention in every layer."
+        )
+
+
+def _remove_dropout(config: PreTrainedConfig) -> None:
+    """With dropout the trained logprobs would be those of a different policy than the one that sampled."""
+    for key, value in config.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+@torch.no_grad()
+def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None:
+    """Logprobs are computed from hidden states and the output embedding alone: make sure that is all the model does.
+
+    Soft-capped or scaled logits, or an output bias, show up as a difference from the model's own logits.
+    """
+    head = causal_lm.get_output_embeddings().weight
+    inputs = forward_inputs(_probe(16, head.shape[0]).to(head.device), attention, head.dtype)
+    own = causal_lm(**inputs, use_cache=False).logits.float()
+    ours = F.linear(causal_lm.get_decoder()(**inputs, use_cache=False)[0], head).float()
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
+        raise PolicyError(
+            f"{type(causal_lm).__name__} changes its logits after the output embedding (soft-capping, scaling or a "
+            f"bias): they differ by up to {(own - ours).abs().max():.3g}. Such base models aren't supported yet."
+        )
+
+
+def _probe(num_tokens: int, vocabulary: int) -> PackedSequence:
+    """One untrained segment of tokens spread over the vocabulary."""
+    index = torch.arange(num_tokens)
+    zeros = torch.zeros(num_tokens)
+    return PackedSequence(
+        token_ids=index * vocabulary // num_tokens,
+        positions=index,
+        segment_ids=torch.zeros_like(index),
+        parent_ids=torch.zeros_like(index),
+        loss_mask=zeros.bool(),
+        sampling_logprobs=zeros,
+        advantages=zeros,
+        weights=zeros,
+    )

@@ -1,0 +1,243 @@
+"""The policy over packed sequences: attention, output head, adapter, and the models it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from small_models import VOCABULARY, packed_group, randomise_adapter, save_model, small_config, unpacked
+from torch.nn.attention.flex_attention import create_mask
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GraniteForCausalLM, Qwen3ForCausalLM
+
+from tandem.rl.attention import block_mask, dense_mask, forward_inputs, visibility
+from tandem.rl.checkpoints import LearnerState, write_checkpoint
+from tandem.rl.policy import LoraSettings, Policy, PolicyError, initial_adapter, resolve_device
+
+# Attention
+
+
+def test_dense_mask_by_hand() -> None:
+    """A prompt of two tokens (segment 0), then completions 1 (two tokens) and 2 (one token) of it, then a stranger."""
+    segment_ids = torch.tensor([0, 0, 1, 1, 2, 3])
+    parent_ids = torch.tensor([0, 0, 0, 0, 0, 3])
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    assert dense_mask(segment_ids, parent_ids)[0, 0].int().tolist() == expected
+
+
+def test_block_mask_is_the_dense_mask() -> None:
+    packed = packed_group(40, [50, 70, 96])
+    segment_ids, parent_ids = packed.segment_ids, packed.parent_ids
+    dense = dense_mask(segment_ids, parent_ids)
+    rule = visibility(segment_ids, parent_ids)
+    assert torch.equal(create_mask(rule, 1, 1, packed.num_tokens, packed.num_tokens, device="cpu"), dense)
+    blocks = block_mask(segment_ids, parent_ids)
+    assert blocks.shape == (1, 1, 256, 256)
+    # A block is skipped only where the dense mask hides all of it.
+    by_block = dense[0, 0].unflatten(0, (2, 128)).unflatten(2, (2, 128)).any(dim=3).any(dim=1)
+    assert torch.equal(blocks.to_dense()[0, 0].bool(), by_block)
+
+
+def test_flex_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
+    """FlexAttention has a forward pass on a CPU, so the whole path is compared here, padding included."""
+    packed = packed_group(50, [60, 45, 70])
+    hidden = {}
+    for attention in ("sdpa", "flex_attention"):
+        model = AutoModelForCausalLM.from_pretrained(qwen3_path, attn_implementation=attention).get_decoder()
+        inputs = forward_inputs(packed, attention, torch.float32)
+        # Compiling the kernel for a CPU takes most of a minute; its eager form has the same mask and the same result.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            hidden[attention] = model(**inputs, use_cache=False)[0][0, : packed.num_tokens]
+    assert inputs["input_ids"].shape == (1, 256)
+    torch.testing.assert_close(hidden["flex_attention"], hidden["sdpa"], rtol=0, atol=1e-5)
+
+
+def test_eager_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
+    packed = packed_group(11, [9, 14, 7])
+    sdpa, eager = (
+        Policy.load(qwen3_path, "cpu", attention=attention).logprobs(packed)[0] for attention in ("sdpa", "eager")
+    )
+    torch.testing.assert_close(eager, sdpa, rtol=0, atol=1e-5, equal_nan=True)
+
+
+# Logprobs
+
+
+def test_logprobs_are_the_models_own(qwen3_path: Path) -> None:
+    """One unpacked sequence, against the model called in the ordinary way."""
+    (row,) = unpacked(packed_group(0, [23]))
+    policy = Policy.load(qwen3_path, "cpu")
+    logprobs, entropy = policy.logprobs(row, chunk_size=5, with_entropy=True)
+    model = Qwen3ForCausalLM.from_pretrained(qwen3_path)
+    with torch.no_grad():
+        log_softmax = torch.log_softmax(model(row.token_ids[None]).logits[0], dim=-1)
+    expected = log_softmax[:-1].gather(1, row.token_ids[1:, None]).squeeze(1)
+    torch.testing.assert_close(logprobs[:-1], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy[:-1], -(log_softmax.exp() * log_softmax).sum(-1)[:-1], rtol=0, atol=1e-5)
+    assert logprobs[-1].isnan()
+    assert entropy[-1].isnan()
+
+
+def test_packed_logprobs_are_the_unpacked_ones(qwen3_path: Path) -> None:
+    packed = packed_group(11, [9, 14, 7])
+    policy = Policy.load(qwen3_path, "cpu")
+    randomise_adapter(policy)
+    with torch.no_grad():
+        together, _ = policy.logprobs(packed)
+        apart = torch.cat([policy.logprobs(row)[0][10:] for row in unpacked(packed)])
+    # What the prompt's last token predicts is the first token of every completion: unpacked rows know it, a packed
+    # row doesn't, which is why that token is never trained.
+    boundaries = torch.tensor([0, 10, 25])
+    assert not apart[boundaries].isnan().any()
+    apart = apart[[t for t in range(len(apart)) if t not in boundaries]]
+    torch.testing.assert_close(together[11:], apart, rtol=0, atol=1e-5, equal_nan=True)
+    assert together.isnan().nonzero().squeeze(1).tolist() == [10, 19, 33, 40]
+
+
+def test_trained_only_leaves_out_the_rest(qwen3_path: Path) -> None:
+    packed = packed_group(11, [9, 14, 7])
+    policy = Policy.load(qwen3_path, "cpu")
+    every, _ = policy.logprobs(packed)
+    trained, entropy = policy.logprobs(packed, with_entropy=True, trained_only=True)
+    wanted = packed.loss_mask.roll(-1)
+    assert torch.equal(trained.isnan(), ~wanted)
+    assert torch.equal(entropy.isnan(), ~wanted)
+    torch.testing.assert_close(trained[wanted], every[wanted], rtol=0, atol=1e-6)
+
+
+def test_a_trained_first_token_is_refused(qwen3_path: Path) -> None:
+    packed = packed_group(0, [5, 6])
+    loss_mask = packed.loss_mask.clone()
+    loss_mask[5] = True
+    with pytest.raises(AssertionError, match="first token of a segment"):
+        Policy.load(qwen3_path, "cpu").logprobs(replace(packed, loss_mask=loss_mask))
+
+
+def test_train_mode_dropout_and_checkpointing_change_nothing(tmp_path: Path) -> None:
+    """GPT-2 has dropout everywhere by default; layers are recomputed in train mode only."""
+    path = tmp_path / "gpt2"
+    torch.manual_seed(0)
+    config = GPT2LMHeadModel.config_class(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(path)
+    packed = packed_group(11, [9, 14, 7])
+    lora = LoraSettings(target_modules=("q_attn", "c_proj"))
+    with pytest.raises(PolicyError, match="target_modules names q_attn"):
+        Policy.load(path, "cpu", lora=lora)
+    lora = LoraSettings(target_modules=("c_attn", "c_proj"))
+    gradients = []
+    for gradient_checkpointing in (False, True):
+        policy = Policy.load(path, "cpu", lora=lora, gradient_checkpointing=gradient_checkpointing)
+        randomise_adapter(policy)
+        logprobs, _ = policy.logprobs(packed, trained_only=True)
+        logprobs[packed.loss_mask.roll(-1)].sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.parameters.values()]))
+    assert gradients[0].abs().max() > 1e-3
+    assert torch.equal(*gradients)
+
+
+# Adapter
+
+
+def test_initial_adapter_is_that_of_a_loaded_policy_and_changes_no_output(qwen3_path: Path) -> None:
+    lora = LoraSettings(r=4, seed=11)
+    policy = Policy.load(qwen3_path, "cpu", lora=lora)
+    state, without_weights = policy.adapter_state(), initial_adapter(qwen3_path, lora)
+    assert list(state) == list(without_weights)
+    assert len(state) == 2 * 7 * 2
+    for name, tensor in state.items():
+        assert torch.equal(tensor, without_weights[name])
+        assert tensor.dtype == torch.float32
+        assert bool(tensor.any()) == name.endswith("lora_A.weight")
+    other_seed = initial_adapter(qwen3_path, replace(lora, seed=12))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert not torch.equal(other_seed[name], state[name])
+    assert state[name].shape == (4, 64)
+    assert 0.11 < state[name].abs().max() <= 1 / 8
+
+
+def test_adapter_is_float32_over_a_bfloat16_base(qwen3_path: Path) -> None:
+    policy = Policy.load(qwen3_path, "cpu", dtype="bfloat16")
+    assert all(parameter.dtype == torch.float32 for parameter in policy.parameters.values())
+    packed = packed_group(11, [9, 14])
+    logprobs, _ = policy.logprobs(packed, trained_only=True)
+    assert logprobs.dtype == torch.float32
+    exact, _ = Policy.load(qwen3_path, "cpu").logprobs(packed, trained_only=True)
+    torch.testing.assert_close(logprobs, exact, rtol=0, atol=0.2, equal_nan=True)
+
+
+def test_loading_a_state_is_in_place_and_exact(qwen3_path: Path) -> None:
+    policy = Policy.load(qwen3_path, "cpu")
+    before = {name: parameter.data_ptr() for name, parameter in policy.parameters.items()}
+    other = {name: torch.full_like(tensor, 0.25) for name, tensor in policy.adapter_state().items()}
+    policy.load_adapter_state(other)
+    assert before == {name: parameter.data_ptr() for name, parameter in policy.parameters.items()}
+    copied = policy.adapter_state()
+    assert all(torch.equal(copied[name], other[name]) for name in other)
+    next(iter(copied.values())).zero_()
+    assert next(iter(policy.adapter_state().values())).any()
+
+
+def test_an_adapter_of_other_settings_is_refused(qwen3_path: Path) -> None:
+    policy = Policy.load(qwen3_path, "cpu")
+    with pytest.raises(PolicyError, match=r"lora_A.weight it has \(4, 128\), the policy expects \(8, 128\)"):
+        policy.load_adapter_state(initial_adapter(qwen3_path, LoraSettings(r=4)))
+    with pytest.raises(PolicyError, match=r"down_proj.lora_A.weight it has nothing"):
+        policy.load_adapter_state(initial_adapter(qwen3_path, LoraSettings(target_modules=("q_proj",))))
+
+
+def test_peft_loads_the_adapter_from_a_checkpoint(qwen3_path: Path, tmp_path: Path) -> None:
+    (row,) = unpacked(packed_group(0, [23]))
+    policy = Policy.load(qwen3_path, "cpu", lora=LoraSettings(r=4, alpha=32))
+    randomise_adapter(policy)
+    config = policy.adapter_config()
+    assert json.loads(json.dumps(config)) == config
+    assert str(qwen3_path) not in json.dumps(config)
+    checkpoint = write_checkpoint(tmp_path, LearnerState(policy.adapter_state()), config, {})
+    model = peft.PeftModel.from_pretrained(Qwen3ForCausalLM.from_pretrained(qwen3_path), checkpoint.path)
+    with torch.no_grad():
+        log_softmax = torch.log_softmax(model(input_ids=row.token_ids[None]).logits[0], dim=-1)
+        logprobs, _ = policy.logprobs(row)
+        base, _ = Policy.load(qwen3_path, "cpu").logprobs(row)
+    expected = log_softmax[:-1].gather(1, row.token_ids[1:, None]).squeeze(1)
+    torch.testing.assert_close(logprobs[:-1], expected, rtol=0, atol=1e-5)
+    assert (logprobs[:-1] - base[:-1]).abs().max() > 0.01
+
+
+# What can't be trained faithfully is refused
+
+
+def test_scaled_logits_are_refused(tmp_path: Path) -> None:
+    path = save_model(tmp_path, GraniteForCausalLM, logits_scaling=8.0)
+    with pytest.raises(PolicyError, match="changes its logits"):
+        Policy.load(path, "cpu")
+
+
+def test_sliding_windows_are_refused(tmp_path: Path) -> None:
+    small_config(use_sliding_window=True, sliding_window=16, max_window_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(PolicyError, match="layers of sliding_attention"):
+        Policy.load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_targets_outside_the_layers_are_refused(qwen3_path: Path, target: str) -> None:
+    with pytest.raises(PolicyError, match="inside the transformer"):
+        initial_adapter(qwen3_path, LoraSettings(target_modules=("q_proj", target)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_places_without_a_gpu(qwen3_path: Path) -> None:
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(PolicyError, match="no GPU here"):
+        resolve_device("cuda")
+    with pytest.raises(PolicyError, match="no backward pass on a CPU"):
+        Policy.load(qwen3_path, attention="flex_attention")
