@@ -60,7 +60,7 @@ class Vocabulary:
         for id_ in ids:
             if not 0 <= id_ < self._size:
                 raise NotExactError(
-                    f"token id {id_} is outside the model's vocabulary of {self._size}; send tokens sampled from this model"
+                    f"token id {id_} is outside the vocabulary of {self._size}; send tokens that this model sampled"
                 )
         return list(ids)
 
