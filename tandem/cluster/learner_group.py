@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PackedSequence")
 TICK_S = 0.5
+PEER_DEATH_S = 2.0  # how long a dead actor may take to be noticed by Ray
 
 
 def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
@@ -168,8 +169,9 @@ class LearnerGroup:
                         retryable=True,
                     )
         except BaseException as error:
+            cause = _death_of_a_peer(pending) or error
             self.stop()
-            raise _stage_error(stage, error) from error
+            raise _stage_error(stage, cause) from error
         return [results[ref] for ref in refs]
 
     def _wait_for_placement(self, bundle: dict[str, float], tick: Callable[[], None]) -> None:
@@ -193,6 +195,19 @@ _DEADLINE_OF = {
     "step": "step_s",
     "checkpoint": "checkpoint_s",
 }
+
+
+def _death_of_a_peer(pending: list[Any]) -> BaseException | None:
+    """A rank whose peer dies fails too, in a collective, and often first; the death is the cause worth telling."""
+    ready, _ = ray.wait(pending, num_returns=len(pending), timeout=PEER_DEATH_S) if pending else ([], [])
+    for ref in ready:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayActorError as death:
+            return death
+        except Exception:
+            continue
+    return None
 
 
 def _amounts(resources: dict[str, float]) -> str:

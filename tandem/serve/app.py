@@ -122,7 +122,9 @@ class Engines:
                 yield item
             finished = True
         except ray.exceptions.RayActorError as error:
-            raise EngineDeadError(f"The engine of {base_model} died while it answered; send the request again.") from error
+            raise EngineDeadError(
+                f"The engine of {base_model} died while it answered; send the request again."
+            ) from error
         finally:
             if not finished:
                 stream.cancel()
@@ -159,7 +161,9 @@ def build_application(config: TandemConfig) -> serve.Application:
             num_replicas=settings.replicas,
             max_ongoing_requests=MAX_REQUESTS,
             ray_actor_options={
-                "num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus, "runtime_env": {"env_vars": environment}
+                "num_cpus": settings.num_cpus,
+                "num_gpus": settings.num_gpus,
+                "runtime_env": {"env_vars": environment},
             },  # fmt: skip
             health_check_period_s=5,
             health_check_timeout_s=30,

@@ -19,13 +19,17 @@ from rich.table import Table
 
 from tandem.cluster.config import TandemConfig
 
-app = typer.Typer(help="Reinforcement learning of language-model agents, on your own Ray cluster.", no_args_is_help=True)
+app = typer.Typer(
+    help="Reinforcement learning of language-model agents, on your own Ray cluster.", no_args_is_help=True
+)
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A tandem.yaml. Default: the built-in tiny model.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="A tandem.yaml. Default: the built-in tiny model.")
+]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 
@@ -63,7 +67,9 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with _service(config, verbose):
-        out.print(f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {', '.join(b.name for b in config.base_models)}).")
+        out.print(
+            f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {', '.join(b.name for b in config.base_models)})."
+        )
         if not store.has_keys():
             key = create_key(store, name="first", entity="default")
             out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
@@ -143,7 +149,9 @@ def _get(path: str, **params: Any) -> Any:
     try:
         response = httpx.get(f"{url}/v1{path}", params=params, headers={"Authorization": f"Bearer {key}"}, timeout=30)
     except httpx.HTTPError as error:
-        err.print(f"[red]No answer from {url}: {error}.[/red] Is the service running (`tandem up`)? TANDEM_URL names another.")
+        err.print(
+            f"[red]No answer from {url}: {error}.[/red] Is the service running (`tandem up`)? TANDEM_URL names another."
+        )
         raise typer.Exit(1) from None
     if response.is_error:
         err.print(f"[red]{url} answered {response.status_code}:[/red] {_message(response)}")
@@ -186,7 +194,13 @@ def jobs(
 @app.command()
 def watch(job: str) -> None:
     """Follow a training job until it ends."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
     with Progress(*columns, console=out) as progress:
         task = progress.add_task("queued", total=None, note="")
         after: str | None = None

@@ -89,7 +89,12 @@ def _start_application(config: TandemConfig, verbose: bool, on_progress: Callabl
 
     def run() -> None:
         try:
-            serve.run(build_application(config), name=APPLICATION, route_prefix="/", logging_config=LoggingConfig(log_level=log_level))
+            serve.run(
+                build_application(config),
+                name=APPLICATION,
+                route_prefix="/",
+                logging_config=LoggingConfig(log_level=log_level),
+            )
         except BaseException as error:
             failure.append(error)
 

@@ -1,0 +1,233 @@
+"""The life of a job, with a store and learners that record the order of what happens to them."""
+
+import json
+import threading
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zstandard
+from transformers import AutoTokenizer
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
+from tandem.cluster.coordinator import Coordinator
+from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
+from tandem.cluster.jobs import ClaimedJob, PolicyVersion
+from tandem.rl.config import TrainingConfig
+
+TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
+BASE = BaseModelConfig(name="base", path="unused")
+
+
+class RecordingStore:
+    """Claims its jobs in order; `renewals` are what successive renewals raise (None: the lease is extended)."""
+
+    def __init__(self, *jobs, renewals=()):
+        self.jobs, self.renewals, self.log = list(jobs), list(renewals), []
+
+    def claim_next(self, base_model, owner, lease_s):
+        return self.jobs.pop(0) if self.jobs else None
+
+    def renew(self, job, lease_s):
+        if self.renewals and (error := self.renewals.pop(0)):
+            raise error
+
+    def record_event(self, job, type, data):
+        self.log.append((type, dict(data)))
+
+    def complete(self, job, version, metrics):
+        self.log.append(("complete", version.step, version.digest))
+
+    def fail(self, job, error_message):
+        self.log.append(("fail", error_message))
+
+    def cancel(self, job):
+        self.log.append(("cancel",))
+
+    def requeue(self, job, reason):
+        self.log.append(("requeue", reason))
+
+    @property
+    def order(self):
+        return [entry[0] for entry in self.log]
+
+
+class RecordingLearners:
+    """A learner group that does nothing but remember; `failures` are raised by successive steps (None: it succeeds)."""
+
+    sequences_per_step = 1
+
+    def __init__(self, failures=(), step_s=0.0):
+        self.failures, self.step_s, self.log = list(failures), step_s, []
+
+    def load(self, digest, tick):
+        self.log.append(("load", digest))
+
+    def step(self, sequences, loss, learning_rate, chunk_size, tick):
+        time.sleep(self.step_s)
+        tick()
+        if self.failures and (error := self.failures.pop(0)):
+            raise error
+        self.log.append(("step", len(sequences), loss.loss_fn, learning_rate))
+        return {"loss/train": float(len(self.log))}
+
+    def save(self, metadata, tick):
+        self.log.append(("save", metadata["step"]))
+        return "digest-after"
+
+
+def choice(*token_ids):
+    content = [{"token": f"token_id:{i}", "logprob": -1.0, "bytes": None, "top_logprobs": []} for i in token_ids]
+    return {
+        "finish_reason": "length", "index": 0, "logprobs": {"content": content},
+        "message": {"role": "assistant", "content": "x"},
+    }  # fmt: skip
+
+
+def trajectory(reward, *token_ids):
+    return {"messages_and_choices": [{"role": "user", "content": "hi"}, choice(*token_ids)], "reward": reward}
+
+
+def make_job(artifacts, groups=None, **changes):
+    if groups is None:
+        groups = [{"trajectories": [trajectory(1.0, 10, 11), trajectory(0.0, 12, 13, 14)]}]
+    job_id = str(uuid.uuid4())
+    key = f"payloads/{job_id}.json.zst"
+    artifacts.write_blob(key, zstandard.compress(json.dumps({"trajectory_groups": groups}).encode()))
+    version = PolicyVersion("model", 3, "digest-before")
+    job = ClaimedJob(job_id, "model", 1, key, TrainingConfig(), version, 4, 0)
+    return replace(job, **changes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TOKENIZER)
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return Artifacts(str(tmp_path))
+
+
+@pytest.fixture
+def run(artifacts, tokenizer):
+    def run(store, learners=None, **settings):
+        learners = learners or RecordingLearners()
+        coordinator = Coordinator(BASE, CoordinatorConfig(**settings), store, artifacts, learners, tokenizer, 256)
+        assert coordinator.run_next()
+        assert coordinator.running_job is None
+        return learners
+
+    return run
+
+
+def test_a_job_starts_steps_saves_and_ends_in_that_order(run, artifacts):
+    store = RecordingStore(make_job(artifacts))
+    learners = run(store)
+    assert store.order == ["training_started", "gradient_step", "complete"]
+    assert store.log[0][1]["num_sequences"] == 1
+    assert store.log[0][1]["num_gradient_steps"] == 1
+    assert store.log[-1] == ("complete", 4, "digest-after")
+    assert learners.log == [("load", "digest-before"), ("step", 1, "cispo", 5e-6), ("save", 4)]
+
+
+def test_the_jobs_own_options_reach_the_learners(run, artifacts):
+    config = TrainingConfig(loss_fn="ppo", learning_rate=0.25, packed_sequence_length=16)
+    learners = run(RecordingStore(make_job(artifacts, config=config)))
+    assert [entry for entry in learners.log if entry[0] == "step"] == [("step", 1, "ppo", 0.25)] * 2
+
+
+def test_equal_rewards_make_a_version_without_learners(run, artifacts):
+    groups = [{"trajectories": [trajectory(0.5, 10), trajectory(0.5, 11)]}]
+    store = RecordingStore(make_job(artifacts, groups))
+    assert run(store).log == []
+    assert store.log[0][1]["num_sequences"] == 0
+    assert store.log[-1] == ("complete", 4, "digest-before")
+
+
+def test_an_inexact_trajectory_fails_the_job_and_names_the_place(run, artifacts):
+    groups = [{"trajectories": [trajectory(1.0, 10), trajectory(0.0, 999_999)]}]
+    store = RecordingStore(make_job(artifacts, groups))
+    run(store)
+    assert store.order == ["fail"]
+    assert "'prepare'" in store.log[0][1]
+    assert "group 0, trajectory 1" in store.log[0][1]
+
+
+def test_a_dead_learner_requeues_until_the_attempts_are_used_up(run, artifacts):
+    death = StageError("step", "a learner died.", "New learners are started.", retryable=True)
+    store = RecordingStore(make_job(artifacts))
+    run(store, RecordingLearners([death]), max_attempts=2)
+    assert store.order == ["training_started", "requeue"]
+    store = RecordingStore(make_job(artifacts, attempt=2))
+    run(store, RecordingLearners([death]), max_attempts=2)
+    assert store.order == ["training_started", "fail"]
+    assert "a learner died" in store.log[-1][1] and "attempt 2 of 2" in store.log[-1][1]
+
+
+def test_a_second_attempt_repeats_no_recorded_step(run, artifacts):
+    config = TrainingConfig(packed_sequence_length=16)
+    store = RecordingStore(make_job(artifacts, config=config, attempt=2, num_recorded_gradient_steps=1))
+    learners = run(store)
+    assert len([entry for entry in learners.log if entry[0] == "step"]) == 2
+    assert store.order == ["training_started", "gradient_step", "complete"]
+
+
+def test_a_cancelled_job_ends_between_steps(run, artifacts):
+    store = RecordingStore(make_job(artifacts), renewals=[JobCancelledError("please")])
+    run(store, RecordingLearners(step_s=0.3), lease_s=0.15)
+    assert store.order[-1] == "cancel"
+    assert "complete" not in store.order
+
+
+def test_a_lost_lease_writes_nothing_more(run, artifacts):
+    store = RecordingStore(make_job(artifacts), renewals=[None, LeaseLostError("taken over")])
+    run(store, RecordingLearners(step_s=0.4), lease_s=0.3)
+    assert store.order == ["training_started"]
+
+
+def test_a_bug_ends_the_job_with_its_name(run, artifacts):
+    store = RecordingStore(make_job(artifacts))
+    run(store, RecordingLearners([ZeroDivisionError("oops")]))
+    assert store.order == ["training_started", "fail"]
+    assert "ZeroDivisionError: oops" in store.log[-1][1]
+
+
+def test_a_store_that_fails_for_a_moment_does_not_end_the_coordinator(artifacts, tokenizer):
+    class FlakyStore(RecordingStore):
+        faults = 2
+
+        def claim_next(self, *args):
+            if self.faults:
+                self.faults -= 1
+                raise OSError("the database is away")
+            stop.set()
+            return None
+
+    stop = threading.Event()
+    settings = CoordinatorConfig(poll_s=0.01)
+    coordinator = Coordinator(BASE, settings, FlakyStore(), artifacts, RecordingLearners(), tokenizer, 256)
+    coordinator.run(stop)
+    assert FlakyStore.faults == 2 and stop.is_set() and coordinator.last_error is None
+
+
+def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, tokenizer):
+    def order(job):
+        seen = []
+
+        class Learners(RecordingLearners):
+            def step(self, sequences, *args):
+                seen.extend(tuple(s.token_ids.tolist()) for s in sequences)
+                return super().step(sequences, *args)
+
+        Coordinator(BASE, CoordinatorConfig(), RecordingStore(job), artifacts, Learners(), tokenizer, 256).run_next()
+        return seen
+
+    groups = [{"trajectories": [trajectory(1.0, 10 + i), trajectory(0.0, 60 + i)]} for i in range(8)]
+    config = TrainingConfig(packed_sequence_length=24)
+    job = make_job(artifacts, groups, config=config)
+    assert order(job) == order(replace(job, attempt=2))
+    assert len(set(order(job))) == 8
