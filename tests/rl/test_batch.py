@@ -1,0 +1,123 @@
+import pytest
+import torch
+from wire_data import EOS, choice, group, load_tokenizer, user, vector
+
+from tandem.rl.batch import TrainingBatch, build_batch
+from tandem.rl.config import TrainingConfig
+from tandem.rl.errors import ConfigError, TrajectoryError
+from tandem.rl.trajectories import TrajectoryGroup
+
+LIMIT = 4096
+
+
+def batch_of(*groups: TrajectoryGroup, seed: int | None = None, limit: int = LIMIT, **options) -> TrainingBatch:
+    return build_batch(list(groups), load_tokenizer(), TrainingConfig(**options), limit, seed)
+
+
+def batch_of_vector(name: str) -> TrainingBatch:
+    case = vector(name)
+    groups = [TrajectoryGroup.model_validate(body) for body in case["trajectory_groups"]]
+    return batch_of(*groups, limit=case["max_seq_length"], **case["config"])
+
+
+def two_answers(question: str = "a", good: str = "yes", bad: str = "no") -> TrajectoryGroup:
+    return group((1.0, [user(question), choice(good)]), (0.0, [user(question), choice(bad)]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all_equal_rewards",
+        "no_logprobs_at_all",
+        "all_too_long",
+        "equal_rewards_rounding",  # openpipe-art 0.5.18 trains on the rounding error
+        "balance_removes_everything",  # openpipe-art 0.5.18 trains on NaN
+    ],
+)
+def test_nothing_to_learn_is_an_empty_batch(name):
+    batch = batch_of_vector(name)
+    assert batch.sequences == ()
+    assert batch.num_trained_tokens == 0
+    assert batch.num_trajectories > 0
+
+
+def test_no_groups_and_no_trajectories_are_an_empty_batch():
+    assert batch_of().sequences == batch_of(TrajectoryGroup(trajectories=[])).sequences == ()
+
+
+def test_a_ragged_last_chunk_is_no_reason_to_refuse():
+    # openpipe-art 0.5.18 wants packed_sequence_length to be a multiple of logprob_calculation_chunk_size.
+    assert len(batch_of_vector("not_divisible").sequences) == 1
+
+
+def test_a_packed_length_above_the_models_limit_is_refused():
+    with pytest.raises(ConfigError, match="64 is above the model's limit of 32 tokens"):
+        batch_of_vector("exceeds_model")
+
+
+def test_sequences_too_long_are_dropped_whole_and_counted():
+    groups = group(
+        (1.0, [user("a"), choice("yes")]),
+        (0.5, [user("a"), choice("yes " * 30)]),
+        (0.0, [user("a"), choice("no")]),
+    )
+    batch = batch_of(two_answers(), groups, packed_sequence_length=20)
+    assert batch.num_dropped_too_long == 0  # its reward is the mean of its group, so it isn't even tokenised
+    groups.trajectories[1].reward = 0.9
+    batch = batch_of(two_answers(), groups, packed_sequence_length=20)
+    assert batch.num_dropped_too_long == 1
+    assert batch.num_trained_tokens == 2 * batch_of(two_answers()).num_trained_tokens
+
+
+def test_the_default_packed_length_is_the_models_limit_at_most():
+    batch = batch_of(two_answers(good="yes " * 30), limit=25)
+    assert batch.num_dropped_too_long == 1
+    assert all(row.num_tokens <= 25 for row in batch.sequences)
+
+
+def test_advantages_and_weights_end_normalised_over_the_job():
+    batch = batch_of(two_answers(), two_answers("b", "maybe three", "ran"), advantage_balance=0.3)
+    mask = torch.cat([row.loss_mask for row in batch.sequences])
+    advantages = torch.cat([row.advantages for row in batch.sequences])[mask]
+    weights = torch.cat([row.weights for row in batch.sequences])[mask]
+    assert weights.mean().item() == pytest.approx(1, abs=1e-6)
+    assert (advantages.abs() * weights).mean().item() == pytest.approx(1, abs=1e-6)
+    assert advantages.unique().numel() == 2  # +A and -0.7 A, the same in both groups
+
+
+def test_the_batch_describes_itself():
+    batch = batch_of(two_answers(), group((0.25, [user("a"), choice("no")]), (0.25, [user("a"), choice("yes")])))
+    assert (batch.num_groups, batch.num_trainable_groups, batch.num_trajectories) == (2, 1, 4)
+    assert batch.num_trained_tokens == sum(row.num_trained_tokens for row in batch.sequences)
+    assert batch.metrics() == {
+        "reward": 0.375,
+        "reward_std_dev": 0.25,  # 0.5 in one group, 0 in the other
+        "data/step_num_groups_submitted": 2.0,
+        "data/step_num_groups_trainable": 1.0,
+        "data/step_num_trajectories": 4.0,
+        "data/step_num_sequences_dropped_too_long": 0.0,
+    }
+
+
+def test_a_seed_gives_one_order_and_the_same_tokens():
+    groups = [two_answers(f"{word} cat", "yes " * n, "no") for n, word in enumerate("abcdef", start=1)]
+    options = {"packed_sequence_length": 48}
+
+    def rows(seed: int | None) -> list[list[int]]:
+        return [row.token_ids.tolist() for row in batch_of(*groups, seed=seed, **options).sequences]
+
+    assert rows(7) == rows(7)
+    assert len({str(rows(seed)) for seed in (None, 1, 2, 3)}) == 4
+    trained = [batch_of(*groups, seed=seed, **options).num_trained_tokens for seed in (None, 1, 2, 3)]
+    assert len(set(trained)) == 1
+
+
+def test_an_error_names_group_trajectory_and_history():
+    body = two_answers().model_dump()
+    bad = choice("x", [10_000, EOS])
+    body["trajectories"][1]["additional_histories"] = [{"messages_and_choices": [user("a"), bad]}]
+    with pytest.raises(TrajectoryError) as caught:
+        batch_of(two_answers(), TrajectoryGroup.model_validate(body))
+    assert str(caught.value).startswith(
+        "group 1, trajectory 1, additional history 0, turn 1: token id 10000 is outside"
+    )

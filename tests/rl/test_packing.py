@@ -1,0 +1,170 @@
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_data import chat_tokenizer, packing_vectors
+
+from tandem.rl.batch import build_sequences, finalize
+from tandem.rl.config import TrainingConfig
+from tandem.rl.packing import PackedSequence, pack
+from tandem.rl.tokenizing import TokenizedSequence
+from tandem.rl.trajectories import TrajectoryGroup
+
+PACKED = [case for case in packing_vectors() if not case["quirk"] and case["expected"].get("packed")]
+
+
+def visible(row: PackedSequence) -> torch.Tensor:
+    """[T, T] bool: query q (first axis) sees key k."""
+    index = torch.arange(row.num_tokens)
+    same = row.segment_ids[:, None] == row.segment_ids
+    return (index[:, None] >= index) & (same | (row.parent_ids[:, None] == row.segment_ids))
+
+
+def unpacked(row: PackedSequence) -> list[TokenizedSequence]:
+    """What each completion of a row sees, as a sequence of its own."""
+    sees = visible(row)
+    parents = set(row.parent_ids[row.parent_ids != row.segment_ids].tolist())
+    found = []
+    for segment in sorted(set(row.segment_ids.tolist()) - parents):
+        last = (row.segment_ids == segment).nonzero()[-1, 0]
+        keys = sees[last]
+        [advantage] = set(row.advantages[keys & row.loss_mask].tolist())
+        [weight] = set(row.weights[keys & row.loss_mask].tolist())
+        assert row.positions[keys].tolist() == list(range(int(keys.sum())))
+        found.append(
+            TokenizedSequence(
+                *(0, 0, 0, row.token_ids[keys], row.loss_mask[keys], row.sampling_logprobs[keys], ()),
+                advantage=advantage,
+                weight=weight,
+            )
+        )
+    return found
+
+
+def key(sequence: TokenizedSequence) -> tuple:
+    return (
+        tuple(sequence.token_ids.tolist()),
+        tuple(sequence.loss_mask.tolist()),
+        tuple(-1.0 if math.isnan(x) else x for x in sequence.sampling_logprobs.tolist()),
+        sequence.advantage,
+        sequence.weight,
+    )
+
+
+@pytest.mark.parametrize("case", PACKED, ids=lambda case: case["name"])
+def test_recorded_rows(case):
+    expected = case["expected"]["packed"]
+    config = TrainingConfig(**case["config"])
+    groups = [TrajectoryGroup.model_validate(body) for body in case["trajectory_groups"]]
+    length = expected["sequence_length"]
+    tokenized = [s for of_group in build_sequences(groups, chat_tokenizer(), config) for s in of_group]
+    sequences = finalize([s for s in tokenized if s.num_tokens <= length], config.advantage_balance or 0.0)
+    if case["pack_results"]:
+        rows = pack(sequences, length)
+    else:  # recorded with one sequence to a row
+        rows = [row for sequence in sequences for row in pack([sequence], length)]
+
+    assert [row.num_tokens for row in rows] == expected["row_lengths"]
+    for index, row in enumerate(rows):
+        assert row.token_ids.tolist() == expected["tokens"][index]
+        assert row.positions.tolist() == expected["input_pos"][index]
+        assert row.loss_mask.int().tolist() == expected["assistant_mask"][index]
+        assert visible(row).sum(1).tolist() == expected["visible_keys"][index]
+        assert first_seen(row.segment_ids.tolist()) == first_seen(expected["group_ids"][index])
+        for name, values in [
+            ("logprobs", row.sampling_logprobs),
+            ("advantages", row.advantages),
+            ("weights", row.weights),
+        ]:
+            wanted = torch.tensor([math.nan if x is None else x for x in expected[name][index]])
+            torch.testing.assert_close(values, wanted, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def first_seen(ids: list[int]) -> list[int]:
+    """Ids renumbered by first appearance."""
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(id_, len(numbers)) for id_ in ids]
+
+
+def sequence_of(group: int, prompt: list[int], own: list[int], mask: list[bool]) -> TokenizedSequence:
+    ids, loss_mask = torch.tensor(prompt + own), torch.tensor([False] * len(prompt) + mask)
+    return TokenizedSequence(
+        *(group, 0, 0, ids, loss_mask),
+        sampling_logprobs=torch.where(loss_mask, -ids.double(), math.nan),
+        choice_offsets=(len(prompt),),
+        advantage=float(own[0]),
+        weight=float(len(own)),
+        prompt_length=max(len(prompt) - 1, 0),
+    )
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> list[TokenizedSequence]:
+    """Groups of sequences: a shared prompt of 0 to 6 tokens, then 1 to 8 own tokens, at least one of them trained."""
+    sequences = []
+    for group in range(draw(st.integers(1, 3))):
+        prompt = draw(st.lists(st.integers(1, 5), max_size=6))
+        for _ in range(draw(st.integers(1, 4))):
+            own = draw(st.lists(st.integers(1, 5), min_size=1, max_size=8))
+            mask = draw(st.lists(st.booleans(), min_size=len(own), max_size=len(own)))
+            if any(mask):
+                sequences.append(sequence_of(group, prompt, own, mask))
+    return sequences
+
+
+@settings(deadline=None)
+@given(jobs(), st.integers(14, 40))
+def test_every_completion_sees_its_own_sequence_and_appears_once(sequences, length):
+    rows = pack(sequences, length)
+    assert all(row.num_tokens <= length for row in rows)
+    found = Counter(key(sequence) for row in rows for sequence in unpacked(row))
+    assert found == Counter(key(sequence) for sequence in sequences)
+    assert sum(row.num_trained_tokens for row in rows) == sum(s.num_trained_tokens for s in sequences)
+
+
+@settings(deadline=None)
+@given(jobs(), st.integers(14, 40))
+def test_every_token_sees_exactly_what_comes_before_it(sequences, length):
+    for row in pack(sequences, length):
+        for q, keys in enumerate(visible(row)):
+            assert row.positions[keys].tolist() == list(range(int(row.positions[q]) + 1))
+
+
+def test_a_prompt_is_computed_once_in_a_row_and_again_in_the_next():
+    sequences = [sequence_of(0, [1, 2, 3], own, [True] * len(own)) for own in ([4, 5], [6], [7, 8])]
+    first, second = pack(sequences, 7)
+    # The last prompt token predicts the first own token, so every completion has its own copy of it.
+    assert first.token_ids.tolist() == [1, 2, 3, 4, 5, 3, 6]
+    assert first.positions.tolist() == [0, 1, 2, 3, 4, 2, 3]
+    assert first.segment_ids.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert first.parent_ids.tolist() == [0, 0, 0, 0, 0, 0, 0]
+    assert first.loss_mask.tolist() == [False, False, False, True, True, False, True]
+    assert first.advantages.tolist() == [0, 0, 0, 4, 4, 0, 6]
+    assert second.token_ids.tolist() == [1, 2, 3, 7, 8]
+
+
+def test_groups_in_a_row_do_not_see_each_other():
+    sequences = [sequence_of(group, [1, 2], [3], [True]) for group in (0, 1)]
+    [row] = pack(sequences, 10)
+    assert row.segment_ids.tolist() == [0, 1, 1, 2, 3, 3]
+    assert row.parent_ids.tolist() == [0, 0, 0, 2, 2, 2]
+
+
+def test_without_a_shared_prompt_a_sequence_is_its_own_root():
+    sequences = [replace(sequence_of(0, [1, 2], [3], [True]), prompt_length=0) for _ in range(2)]
+    [row] = pack(sequences, 10)
+    assert row.segment_ids.tolist() == row.parent_ids.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_dtypes_and_moving():
+    [row] = pack([sequence_of(0, [1, 2], [3], [True])], 10)
+    for name in ("token_ids", "positions", "segment_ids", "parent_ids"):
+        assert getattr(row, name).dtype == torch.int64
+    for name in ("sampling_logprobs", "advantages", "weights"):
+        assert getattr(row, name).dtype == torch.float32
+    moved = row.to("meta")
+    assert moved.token_ids.device.type == "meta" and moved.old_logprobs is None
