@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.jobs import PolicyVersion
@@ -71,6 +71,11 @@ class VersionTable(Database):
             raise _not_ready(base_model)
         return PinnedPolicy(base_model, 0, initial.digest)
 
+    def initial_versions(self) -> dict[str, str]:
+        """The digest of version 0, for each base model that has one."""
+        with self._read() as session:
+            return {row.base_model: row.digest for row in session.scalars(select(InitialVersionRow))}
+
     def versions(
         self, model_id: str, entity: str, limit: int, after: int | None = None, newest_first: bool = False
     ) -> Sequence[VersionRow]:
@@ -82,6 +87,13 @@ class VersionTable(Database):
         with self._read() as session:
             find_model(session, model_id, entity)
             return session.scalars(query.order_by(order).limit(limit)).all()
+
+    def newest_steps(self, model_ids: Collection[str]) -> dict[str, int]:
+        """The newest step of each of these models that has any version but 0."""
+        query = select(VersionRow.model_id, func.max(VersionRow.step)).group_by(VersionRow.model_id)
+        with self._read() as session:
+            rows = session.execute(query.where(VersionRow.model_id.in_(model_ids), VersionRow.deleted_at.is_(None)))
+            return dict(rows.all())
 
     def delete_versions(self, model_id: str, entity: str, steps: Collection[int]) -> tuple[int, ...]:
         """Deletes versions, invisible from now on, and returns those there were. Raises NotFoundError."""

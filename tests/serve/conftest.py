@@ -3,8 +3,15 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fastapi.testclient import TestClient
+from serve_fakes import Engine, TextModel
 from sqlalchemy import create_engine
 
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import TandemConfig
+from tandem.serve.api import create_app
+from tandem.serve.auth import create_key
+from tandem.serve.services import Services
 from tandem.serve.store import Store
 from tandem.serve.tables import Table
 
@@ -72,3 +79,67 @@ def claim(store):
         return store.claim_next(base_model, owner, lease_s)
 
     return claim
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture(scope="session")
+def text_model():
+    return TextModel()
+
+
+@pytest.fixture
+def coordinator():
+    """What the coordinator says about itself; tests change it."""
+    return {BASE: {"running_job": None, "learners_running": True, "last_error": None}}
+
+
+@pytest.fixture
+def services(tmp_path, store, engine, text_model, coordinator):
+    async def status():
+        if isinstance(coordinator.get("raises"), Exception):
+            raise coordinator["raises"]
+        return coordinator
+
+    return Services(
+        config=TandemConfig(home=tmp_path),
+        store=store,
+        artifacts=Artifacts(str(tmp_path / "artifacts")),
+        engine=engine,
+        base_models={BASE: text_model},
+        coordinator_status=status,
+    )
+
+
+@pytest.fixture
+def key(store):
+    return create_key(store, "tests", "team")
+
+
+@pytest.fixture
+def app(services):
+    return create_app(services)
+
+
+@pytest.fixture
+def http(app, key):
+    """A client of entity "team"."""
+    headers = {"Authorization": f"Bearer {key}"}
+    with TestClient(app, "http://tandem", raise_server_exceptions=False, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+def model(http):
+    body = {"entity": None, "project": "project", "name": "agent", "base_model": BASE, "return_existing": True}
+    return http.post("/v1/preview/models", json=body).json()
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    """The blobs that the artifact store holds."""
+    root = tmp_path / "artifacts"
+    return lambda: sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())

@@ -1,0 +1,145 @@
+"""The one place that turns errors into HTTP.
+
+Every error has the same shape: `error` for people and OpenAI clients, and for faults in a request also `detail`, as
+FastAPI writes it. No response quotes what the client sent beyond names.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+from tandem.serve.errors import (
+    AuthenticationError,
+    ConflictError,
+    DeadlineError,
+    Fault,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    ServeError,
+    UnavailableError,
+)
+from tandem.serve.json_body import faults_of
+
+logger = logging.getLogger(__name__)
+
+_STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
+    AuthenticationError: (401, "authentication_error", {"WWW-Authenticate": "Bearer"}),
+    ForbiddenError: (403, "permission_error", {}),
+    NotFoundError: (404, "not_found_error", {}),
+    ConflictError: (409, "conflict_error", {}),
+    InvalidRequestError: (422, "invalid_request_error", {}),
+    UnavailableError: (503, "service_unavailable_error", {"Retry-After": "1"}),
+    # OpenAI clients would otherwise send again what has just proved too long.
+    DeadlineError: (504, "timeout_error", {"x-should-retry": "false"}),
+}
+
+
+def error_body(
+    message: str, type: str, code: str | None, param: str | None = None, faults: tuple[Fault, ...] = ()
+) -> dict[str, Any]:
+    """The JSON of an error, in the shape that OpenAI clients read."""
+    body: dict[str, Any] = {"error": {"message": message, "type": type, "code": code, "param": param}}
+    if faults:
+        body["detail"] = [{"loc": fault.loc, "msg": fault.msg, "type": fault.type} for fault in faults]
+    return body
+
+
+def error_content(error: ServeError) -> dict[str, Any]:
+    """The JSON of one of the service's own errors."""
+    faults = error.faults if isinstance(error, InvalidRequestError) else ()
+    return error_body(error.message, _STATUS[type(error)][1], error.code, error.param, faults)
+
+
+def as_serve_error(error: Exception) -> ServeError | None:
+    """What the service says about errors from the parts it is made of; None for those that nobody expected."""
+    match error:
+        case ServeError():
+            return error
+        case RequestValidationError():
+            return InvalidRequestError(faults_of(error.errors()))
+        case EngineDeadError() | AdapterUnavailableError():
+            return UnavailableError(str(error), "engine_unavailable")
+        case OperationalError():
+            return UnavailableError("The store doesn't answer. Try again in a moment.", "store_unavailable")
+        case _:
+            return None
+
+
+def install(app: FastAPI) -> None:
+    """Makes the application answer every error in the one shape."""
+    for kind in (ServeError, RequestValidationError, EngineDeadError, AdapterUnavailableError, OperationalError):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_middleware(RequestIds)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    known = as_serve_error(error)
+    assert known is not None
+    status, _, headers = _STATUS[type(known)]
+    if status >= 500:
+        logger.warning("%s %s, request %s: %s", request.method, request.url.path, request_id(request.scope), error)
+    return JSONResponse(error_content(known), status, headers)
+
+
+async def _answer_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    """Errors of the router: no such path, or not with this method."""
+    message = {
+        404: f"There is no {request.url.path} here. /docs lists the routes.",
+        405: f"{request.url.path} doesn't take {request.method}. /docs lists the routes.",
+    }.get(error.status_code, str(error.detail))
+    return JSONResponse(error_body(message, "invalid_request_error", "route"), error.status_code, error.headers)
+
+
+def request_id(scope: Scope) -> str:
+    """The id under which the logs know this request; clients find it in x-request-id."""
+    return scope["state"]["request_id"]
+
+
+def unexpected_error(request_id: str) -> dict[str, Any]:
+    """The JSON of an error that nobody expected."""
+    message = (
+        f"The service failed on this request. Its log has the cause under {request_id}; "
+        "if sending the request again doesn't help, report it with that id."
+    )
+    return error_body(message, "server_error", "internal_error")
+
+
+class RequestIds:
+    """Middleware: gives each request an id, and answers an unexpected exception with it instead of a bare 500."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        id, started = f"req_{uuid.uuid4().hex}", False
+        scope.setdefault("state", {})["request_id"] = id
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("%s %s failed, request %s", scope["method"], scope["path"], id)
+            if started:
+                raise  # half an answer is out; closing the connection is all that says so
+            await JSONResponse(unexpected_error(id), 500)(scope, receive, send_with_id)

@@ -1,0 +1,129 @@
+"""Routes that speak OpenAI: completions from a pinned policy version, and the names one can ask for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from tandem.cluster.engine import adapter_name
+from tandem.serve.auth import Caller, CallerDep
+from tandem.serve.completions import Annotator, error_events, fill_in_defaults
+from tandem.serve.engine_call import ClientGoneError, EngineCall, while_connected
+from tandem.serve.error_responses import as_serve_error, error_content, request_id, unexpected_error
+from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
+from tandem.serve.json_body import json_object
+from tandem.serve.schemas import InferenceModel, InferenceModels
+from tandem.serve.services import Services, ServicesDep
+from tandem.serve.store_versions import PinnedPolicy
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["inference"])
+JsonObject = Annotated[dict[str, Any], Depends(json_object)]
+
+_NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(\d{1,9}))?")
+
+
+@router.post("/chat/completions")
+async def create_chat_completion(
+    request: Request, body: JsonObject, caller: CallerDep, services: ServicesDep
+) -> Response:
+    """A chat completion from the newest version of the named model, or from the one that `:stepN` names.
+
+    Takes and gives what vLLM's endpoint does. Logprobs and token ids are returned unless they are declined, and every
+    choice says which version made it.
+    """
+    return await _complete(request, "/v1/chat/completions", body, caller, services)
+
+
+@router.post("/completions")
+async def create_completion(request: Request, body: JsonObject, caller: CallerDep, services: ServicesDep) -> Response:
+    """A completion of plain text or token ids; otherwise like chat completions."""
+    return await _complete(request, "/v1/completions", body, caller, services)
+
+
+@router.get("/models")
+def list_inference_models(caller: CallerDep, services: ServicesDep) -> InferenceModels:
+    """The names that completions can be asked for: base models and the entity's models. Add `:stepN` for a version."""
+    bases = [InferenceModel(id=name, created=0, owned_by="tandem") for name in services.base_models]
+    own = [
+        InferenceModel(id=row.path, created=int(row.created_at.timestamp()), owned_by=row.entity)
+        for row in services.store.models(caller.entity)
+    ]
+    return InferenceModels(data=bases + own)
+
+
+async def _complete(request: Request, path: str, body: dict[str, Any], caller: Caller, services: Services) -> Response:
+    name = body.get("model")
+    if not isinstance(name, str):
+        raise InvalidRequestError([Fault(("body", "model"), "must be the name of a model, like entity/project/name")])
+    policy = await run_in_threadpool(_pin, name, caller, services)
+    asked = fill_in_defaults(body, is_chat=path.endswith("/chat/completions"))
+    id = request_id(request.scope)
+    forwarded = [("content-type", "application/json"), ("x-request-id", id)]
+    stream = services.engine.http(policy.base_model, "POST", path, forwarded, json.dumps(asked).encode(), policy.digest)
+    call = EngineCall(stream, services.config.deadlines.inference_s)
+    annotator = Annotator(name, adapter_name(policy.digest), policy.step)
+    headers = {"x-policy-version": str(policy.step), "x-policy-digest": policy.digest}
+    try:
+        status, engine_headers = await while_connected(request, call.start())
+        kept = dict(engine_headers)
+        headers |= {key: kept[key] for key in ("content-type", "retry-after") if key in kept}
+        if headers.get("content-type", "").startswith("text/event-stream"):
+            return _EventStream(call, _events(call, annotator, id), status, headers)
+        content = await while_connected(request, call.content())
+    except ClientGoneError:
+        await call.close()
+        return Response(status_code=499)
+    except BaseException:
+        await call.close()
+        raise
+    return Response(annotator.body(content), status, headers)
+
+
+def _pin(name: str, caller: Caller, services: Services) -> PinnedPolicy:
+    """Which version answers: decided here, once for the whole request. Raises NotFoundError, UnavailableError."""
+    if name in services.base_models:
+        return services.store.resolve_base(name)
+    parts = _NAME.fullmatch(name)
+    if parts is None or parts[1] != caller.entity:
+        raise NotFoundError(
+            f"There is no model {name!r}. Ask for entity/project/name[:stepN] of a model that this key may use, "
+            f"or for a base model: {', '.join(sorted(services.base_models))}.",
+            "model_not_found",
+            "model",
+        )
+    return services.store.resolve(parts[1], parts[2], parts[3], None if parts[4] is None else int(parts[4]))
+
+
+async def _events(call: EngineCall, annotator: Annotator, id: str) -> AsyncGenerator[bytes]:
+    """The engine's events. An error can't change the status any more, so it becomes the last event."""
+    try:
+        async for events in annotator.events(call.chunks()):
+            yield events
+    except Exception as error:
+        known = as_serve_error(error)
+        if known is None:
+            logger.exception("A stream of completions failed, request %s", id)
+        yield error_events(error_content(known) if known else unexpected_error(id))
+
+
+class _EventStream(StreamingResponse):
+    """Ends the generation when the response has ended, however it did."""
+
+    def __init__(self, call: EngineCall, events: AsyncGenerator[bytes], status: int, headers: dict[str, str]):
+        super().__init__(events, status, {**headers, "cache-control": "no-cache"})
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._call.close()

@@ -1,0 +1,98 @@
+"""Reads JSON bodies: once, off the event loop, after authentication, with faults that name their place.
+
+FastAPI's own body parameters are parsed on the event loop before any dependency runs; a body of tens of megabytes
+would stop every other request meanwhile. So routes depend on `json_body(Model)`, and `documented(Model)` puts the body
+into the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.concurrency import run_in_threadpool
+
+from tandem.serve.errors import Fault, InvalidRequestError
+from tandem.serve.schemas import HTTPValidationError, RequestBody
+
+T = TypeVar("T")
+B = TypeVar("B", bound=RequestBody)
+Loc = tuple[str | int, ...]
+
+MAX_FAULTS = 50
+# Python's and JavaScript's spellings of what JSON can't say, and exponents that overflow to infinity.
+_MAYBE_NOT_FINITE = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}")
+_OBJECT = TypeAdapter(dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Received(Generic[T]):
+    """A valid body, and the bytes that it came in."""
+
+    value: T
+    raw: bytes
+
+
+def json_body(model: type[B]) -> Callable[[Request], Awaitable[Received[B]]]:
+    """A dependency: the body as `model`. Raises InvalidRequestError."""
+
+    async def read(request: Request) -> Received[B]:
+        raw = await request.body()
+        return Received(await run_in_threadpool(_parse, model.model_validate_json, raw), raw)
+
+    return read
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """A dependency: the body as any JSON object. Raises InvalidRequestError."""
+    return _parse(_OBJECT.validate_json, await request.body())
+
+
+def documented(model: type[RequestBody]) -> dict[str, Any]:
+    """Arguments of a route that takes this body, for its OpenAPI document."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {
+        "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}},
+        "responses": {422: {"model": HTTPValidationError}},
+    }
+
+
+def faults_of(errors: Iterable[ErrorDetails], prefix: Loc = ()) -> list[Fault]:
+    """Validation errors without the rejected input: it may be huge, secret, or not writable as JSON."""
+    faults = [Fault((*prefix, *e["loc"]), e["msg"].removeprefix("Value error, "), e["type"]) for e in errors]
+    if len(faults) > MAX_FAULTS:
+        rest = Fault(faults[MAX_FAULTS].loc, f"here and in {len(faults) - MAX_FAULTS - 1} more places", "more_errors")
+        faults[MAX_FAULTS:] = [rest]
+    return faults
+
+
+def _parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
+    try:
+        value = validate_json(raw)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequestError(faults_of(details, ("body",))) from None
+    if _MAYBE_NOT_FINITE.search(raw) and (place := _find_not_finite(json.loads(raw), ("body",))):
+        raise InvalidRequestError([Fault(place, "must be a finite number, as JSON requires", "finite_number")])
+    return value
+
+
+def _find_not_finite(value: Any, loc: Loc) -> Loc | None:
+    """Where the first NaN or infinity is. Its depth is bounded, since the JSON parser has accepted the body."""
+    match value:
+        case float():
+            return None if math.isfinite(value) else loc
+        case dict():
+            children: Iterable[tuple[str | int, Any]] = value.items()
+        case list():
+            children = enumerate(value)
+        case _:
+            return None
+    return next((place for key, child in children if (place := _find_not_finite(child, (*loc, key)))), None)

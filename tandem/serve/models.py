@@ -1,0 +1,183 @@
+"""Routes of models: register, list, delete; their checkpoints; trajectories logged for them."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query
+
+from tandem.rl.trajectories import TrajectoryGroup
+from tandem.serve.auth import CallerDep
+from tandem.serve.errors import Fault, ForbiddenError, InvalidRequestError
+from tandem.serve.json_body import Received, documented, json_body
+from tandem.serve.payloads import delete_blobs, write_payload
+from tandem.serve.schemas import (
+    Checkpoint,
+    CheckpointsDeleted,
+    CreateModel,
+    DeleteCheckpoints,
+    LogEntry,
+    LogTrajectories,
+    Model,
+    ModelDeleted,
+    Name,
+    Page,
+)
+from tandem.serve.services import Services, ServicesDep
+
+logger = logging.getLogger(__name__)
+router = APIRouter(prefix="/preview/models", tags=["models"])
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["asc", "desc"]
+
+
+@router.post("", **documented(CreateModel))
+def create_model(
+    body: Annotated[Received[CreateModel], Depends(json_body(CreateModel))], caller: CallerDep, services: ServicesDep
+) -> Model:
+    """Registers a model, or returns the one of that name when `return_existing` is set."""
+    wanted = body.value
+    entity = wanted.entity or caller.entity
+    if entity != caller.entity:
+        raise ForbiddenError(
+            f"This key belongs to entity {caller.entity!r} and can't register models of {entity!r}. "
+            "Leave entity out, or use a key of that entity.",
+            "wrong_entity",
+            "entity",
+        )
+    if wanted.base_model not in services.base_models:
+        available = ", ".join(sorted(services.base_models))
+        message = f"there is no base model {wanted.base_model!r} here; this service has: {available}"
+        raise InvalidRequestError([Fault(("body", "base_model"), message)], "base_model_not_found")
+    row = services.store.add_model(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
+    return _with_steps(services, [row])[0]
+
+
+@router.get("")
+def list_models(
+    caller: CallerDep,
+    services: ServicesDep,
+    after: UUID | None = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+    project: Name | None = None,
+    name: Name | None = None,
+) -> Page[Model]:
+    """The entity's models by time of registration."""
+    rows = services.store.models(
+        caller.entity, limit + 1, after and str(after), order == "desc", project=project, name=name
+    )
+    return Page.of(_with_steps(services, rows), limit)
+
+
+@router.get("/{model_id}")
+def get_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> Model:
+    return _with_steps(services, [services.store.model(str(model_id), caller.entity)])[0]
+
+
+@router.delete("/{model_id}")
+def delete_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> ModelDeleted:
+    """Deletes a model with its checkpoints and logs. Its open jobs end with training_failed."""
+    deleted = services.store.delete_model(str(model_id), caller.entity)
+    delete_blobs(services.artifacts, deleted.blob_keys)
+    _collect_checkpoints(services)
+    return ModelDeleted(model_id=str(model_id), deleted_checkpoints=deleted.num_checkpoints)
+
+
+@router.get("/{model_id}/checkpoints")
+def list_checkpoints(
+    model_id: UUID,
+    caller: CallerDep,
+    services: ServicesDep,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+) -> Page[Checkpoint]:
+    """The model's versions by step. None means that only version 0 exists, which is never listed."""
+    step = None if after is None else cursor_number(after, str(model_id))
+    rows = services.store.versions(str(model_id), caller.entity, limit + 1, step, order == "desc")
+    return Page.of([Checkpoint.of(row) for row in rows], limit)
+
+
+@router.delete("/{model_id}/checkpoints", **documented(DeleteCheckpoints))
+def delete_checkpoints(
+    model_id: UUID,
+    body: Annotated[Received[DeleteCheckpoints], Depends(json_body(DeleteCheckpoints))],
+    caller: CallerDep,
+    services: ServicesDep,
+) -> CheckpointsDeleted:
+    """Deletes versions for good. Completions from them are 404 from now on; their steps are never used again."""
+    wanted = dict.fromkeys(body.value.steps)
+    deleted = services.store.delete_versions(str(model_id), caller.entity, wanted)
+    _collect_checkpoints(services)
+    return CheckpointsDeleted(
+        deleted_count=len(deleted), not_found_steps=[step for step in wanted if step not in deleted]
+    )
+
+
+@router.post("/{model_id}/log", **documented(LogTrajectories))
+def log_trajectories(
+    model_id: UUID,
+    body: Annotated[Received[LogTrajectories], Depends(json_body(LogTrajectories))],
+    caller: CallerDep,
+    services: ServicesDep,
+) -> LogEntry:
+    """Keeps trajectory groups of a split ("train", "val", ...) and their mean reward; nothing is trained."""
+    if body.value.model_id != model_id:
+        message = f"is {body.value.model_id}, but the path names model {model_id}"
+        raise InvalidRequestError([Fault(("body", "model_id"), message)])
+    services.store.model(str(model_id), caller.entity)
+    log_id = str(uuid.uuid4())
+    with write_payload(services.artifacts, f"logs/{log_id}.json.zst", body.raw) as key:
+        metrics = _log_metrics(body.value.trajectory_groups)
+        row = services.store.add_log(log_id, str(model_id), caller.entity, body.value.split, key, metrics)
+    return LogEntry.of(row)
+
+
+@router.get("/{model_id}/logs")
+def list_logs(
+    model_id: UUID,
+    caller: CallerDep,
+    services: ServicesDep,
+    after: UUID | None = None,
+    limit: Limit = 20,
+    split: Name | None = None,
+) -> Page[LogEntry]:
+    """What was logged for the model, oldest first."""
+    rows = services.store.logs(str(model_id), caller.entity, limit + 1, after and str(after), split)
+    return Page.of([LogEntry.of(row) for row in rows], limit)
+
+
+def cursor_number(cursor: str, owner: str) -> int:
+    """The number in a cursor `owner:number`. It keeps its meaning when the item itself has been deleted."""
+    prefix, _, number = cursor.rpartition(":")
+    if prefix != owner or not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise InvalidRequestError([Fault(("query", "after"), "isn't the id of an item of this list")])
+    return int(number)
+
+
+def _with_steps(services: Services, rows: Sequence) -> list[Model]:
+    steps = services.store.newest_steps([row.id for row in rows])
+    return [Model.of(row, steps.get(row.id, 0)) for row in rows]
+
+
+def _log_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
+    rewards = [trajectory.reward for group in groups for trajectory in group.trajectories]
+    metrics = {"num_groups": len(groups), "num_trajectories": len(rewards)}
+    return {**metrics, "reward": sum(rewards) / len(rewards)} if rewards else metrics
+
+
+def _collect_checkpoints(services: Services) -> None:
+    """Removes the files of deleted versions that nothing needs any more. What fails is tried again next time."""
+    for digest in services.store.unused_digests():
+        try:
+            services.artifacts.delete_checkpoint(digest)
+        except OSError:
+            logger.warning("The files of deleted checkpoint %s can't be removed yet", digest, exc_info=True)
+        else:
+            services.store.forget_digest(digest)

@@ -1,0 +1,44 @@
+"""Request bodies kept as compressed blobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import zstandard
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.serve.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def write_payload(artifacts: Artifacts, key: str, body: bytes) -> Iterator[str]:
+    """Makes a body durable before the block writes the row that refers to it, and removes it if the block fails.
+
+    Raises UnavailableError when the artifact store can't take it.
+    """
+    try:
+        artifacts.write_blob(key, zstandard.ZstdCompressor().compress(body))
+    except OSError as error:
+        logger.error("The artifact store can't take %s", key, exc_info=True)
+        raise UnavailableError(
+            f"The artifact store can't take the payload: {error.strerror or error}. Nothing was accepted.",
+            "artifact_store_unavailable",
+        ) from error
+    try:
+        yield key
+    except BaseException:
+        delete_blobs(artifacts, [key])
+        raise
+
+
+def delete_blobs(artifacts: Artifacts, keys: Iterable[str]) -> None:
+    """Removes blobs that nothing refers to. One that can't be removed costs space, not correctness."""
+    for key in keys:
+        try:
+            artifacts.delete_blob(key)
+        except OSError:
+            logger.warning("Blob %s can't be removed", key, exc_info=True)

@@ -1,0 +1,62 @@
+"""What the routes work with, handed in by whoever runs them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
+
+from fastapi import Depends, Request
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import TandemConfig
+from tandem.serve.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Headers = list[tuple[str, str]]
+
+
+class EngineClient(Protocol):
+    """The way to the engine replicas."""
+
+    def http(
+        self, base_model: str, method: str, path: str, headers: Headers, body: bytes, digest: str
+    ) -> AsyncGenerator[tuple[int, Headers] | bytes]:
+        """Status and headers first, then chunks of the body. Closing the generator early aborts the generation."""
+
+
+class TextModel(Protocol):
+    """What a base model's text is made of."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, in tokens."""
+
+
+class CoordinatorStatus(TypedDict):
+    running_job: str | None
+    learners_running: bool
+    last_error: str | None
+    """The last fault outside a job, until the coordinator has recovered."""
+
+
+@dataclass(frozen=True)
+class Services:
+    config: TandemConfig
+    store: Store
+    artifacts: Artifacts
+    engine: EngineClient
+    base_models: Mapping[str, TextModel]
+    coordinator_status: Callable[[], Awaitable[Mapping[str, CoordinatorStatus]]]
+    """For each base model."""
+
+
+async def _services(request: Request) -> Services:
+    return request.app.state.services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

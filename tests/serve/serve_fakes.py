@@ -1,0 +1,81 @@
+"""Stand-ins for the parts of the service that need Ray and vLLM, and small requests."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
+
+
+class TextModel:
+    """The tokenizer of the recorded vectors, as a base model's."""
+
+    max_model_len = 256
+
+    @cached_property
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(TOKENIZER)
+
+
+@dataclass
+class Engine:
+    """Answers with what a test has put into it, and keeps what it was asked."""
+
+    status: int = 200
+    headers: dict = field(default_factory=lambda: {"content-type": "application/json"})
+    chunks: list = field(default_factory=list)
+    """Bytes to send, numbers of seconds to wait, or an exception to raise."""
+    asked: list = field(default_factory=list)
+    closed: int = 0
+
+    async def http(self, base_model, method, path, headers, body, digest):
+        self.asked.append((base_model, method, path, dict(headers), json.loads(body), digest))
+        try:
+            if self.chunks and self.headers["content-type"] == "application/json":
+                await self._wait_or_raise(self.chunks[0])
+            yield self.status, list(self.headers.items())
+            for chunk in self.chunks:
+                await self._wait_or_raise(chunk)
+                if isinstance(chunk, bytes):
+                    yield chunk
+        finally:
+            self.closed += 1
+
+    async def _wait_or_raise(self, chunk):
+        if isinstance(chunk, int | float):
+            await asyncio.sleep(chunk)
+        if isinstance(chunk, Exception):
+            raise chunk
+
+    def answers(self, body, status=200):
+        self.status, self.chunks = status, [json.dumps(body).encode()]
+
+    def streams(self, *chunks):
+        self.headers, self.chunks = {"content-type": "text/event-stream; charset=utf-8"}, list(chunks)
+
+
+def choice(token_ids=(300, 301, 424), logprob=-0.5, **changes):
+    """A sampled turn as the engine returns it, with the ids of the recorded tokenizer."""
+    content = [
+        {"token": f"token_id:{token}", "logprob": logprob, "bytes": None, "top_logprobs": []} for token in token_ids
+    ]
+    return {
+        "finish_reason": "stop",
+        "index": 0,
+        "logprobs": {"content": content, "refusal": None},
+        "message": {"role": "assistant", "content": "seven", "refusal": None, "tool_calls": None},
+        "token_ids": list(token_ids),
+        **changes,
+    }
+
+
+def trajectory(reward, **changes):
+    return {"messages_and_choices": [{"role": "user", "content": "1 + 6 = ?"}, choice()], "reward": reward, **changes}
+
+
+def groups(num=1):
+    return [{"trajectories": [trajectory(0.0), trajectory(1.0)]} for _ in range(num)]
