@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -105,3 +106,22 @@ def unpacked(packed: PackedSequence) -> list[PackedSequence]:
             )
         )
     return rows
+
+
+def joined(*rows: PackedSequence) -> PackedSequence:
+    """Several rows as one, each with segments of its own."""
+    columns: dict[str, list[torch.Tensor]] = {}
+    next_segment = 0
+    for row in rows:
+        shifted = replace(row, segment_ids=row.segment_ids + next_segment, parent_ids=row.parent_ids + next_segment)
+        next_segment = int(shifted.segment_ids.max()) + 1
+        for field in fields(shifted):
+            if getattr(shifted, field.name) is not None:
+                columns.setdefault(field.name, []).append(getattr(shifted, field.name))
+    return PackedSequence(**{name: torch.cat(parts) for name, parts in columns.items()})
+
+
+def with_reference(row: PackedSequence, seed: int = 5) -> PackedSequence:
+    """The row with reference logprobs at its trained tokens, NaN elsewhere."""
+    noise = torch.randn(row.num_tokens, generator=torch.Generator().manual_seed(seed))
+    return replace(row, ref_logprobs=torch.where(row.loss_mask, -4 + noise, float("nan")))

@@ -1,0 +1,180 @@
+"""Checkpoints of a policy version: a local directory that is complete, verified, or not there.
+
+    <parent>/<digest>/adapter_model.safetensors    the adapter under PEFT names: PEFT and vLLM load the directory
+                      adapter_config.json
+                      optimizer.safetensors        AdamW's tensors, "<parameter>.exp_avg" and so on; may hold none
+                      manifest.json                sha256 and size of each file above, their digest, free metadata
+
+The digest is the sha256 of the manifest's list of files, so it names the content: the same state has the same digest
+wherever and whenever it is written, and metadata (which step, which job) is no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
+from torch import Tensor
+
+from tandem.rl.errors import CheckpointError
+
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+OPTIMIZER = "optimizer.safetensors"
+MANIFEST = "manifest.json"
+FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """Everything a policy version consists of beyond its base model. Tensors on the CPU."""
+
+    adapter: dict[str, Tensor]
+    """float32, under PEFT names."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """"<parameter>.step", ".exp_avg" and ".exp_avg_sq" of every adapter tensor; empty before the first step."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    digest: str
+
+
+def write_checkpoint(
+    parent_dir: str | Path, state: LearnerState, adapter_config: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> Checkpoint:
+    """Write `state` to <parent_dir>/<digest>: aside, synced to disk, then renamed into place.
+
+    Writing the same state again finds the directory, verifies it and keeps it with its first metadata.
+    Raises CheckpointError when it can't be written, or when what stands there under this digest is damaged.
+    """
+    contents = {
+        ADAPTER: safetensors_torch.save(_sorted(state.adapter)),
+        ADAPTER_CONFIG: json.dumps(adapter_config, indent=2, sort_keys=True).encode(),
+        OPTIMIZER: safetensors_torch.save(_sorted(state.optimizer)),
+    }
+    files = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in contents.items()}
+    digest = _digest(files)
+    manifest = {"digest": digest, "files": files, "metadata": dict(metadata)}
+    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+
+    final = Path(parent_dir) / digest
+    if final.exists():
+        verify_checkpoint(final)
+        return Checkpoint(final, digest)
+    aside = final.with_name(f".{digest}-{uuid.uuid4().hex}")
+    try:
+        _write_directory(aside, contents)
+        _rename_unless_there(aside, final)
+    except OSError as error:
+        raise CheckpointError(f"Checkpoint {final} could not be written: {error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return Checkpoint(final, digest)
+
+
+def read_checkpoint(path: str | Path, verify: bool = True) -> LearnerState:
+    """The state in a checkpoint directory. With `verify`, every byte that is used has been checked first."""
+    path = Path(path)
+    expected = _read_manifest(path)["files"] if verify else None
+    return LearnerState(
+        adapter=_read_tensors(path / ADAPTER, expected), optimizer=_read_tensors(path / OPTIMIZER, expected)
+    )
+
+
+def verify_checkpoint(path: str | Path) -> None:
+    """Raise CheckpointError, naming the file and what differs, unless every file is as the manifest says."""
+    path = Path(path)
+    expected = _read_manifest(path)["files"]
+    for name in FILES:
+        _read_verified(path / name, expected)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(_read(file))
+        files, digest = manifest["files"], manifest["digest"]
+        missing = [name for name in FILES if set(files[name]) != {"bytes", "sha256"}]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file} is not the manifest of a checkpoint ({error!r}). {_ADVICE}") from error
+    if missing or _digest(files) != digest:
+        raise CheckpointError(f"{file} has been changed: its digest {digest} is not that of its files. {_ADVICE}")
+    return manifest
+
+
+def _read_tensors(file: Path, expected: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    data = _read(file) if expected is None else _read_verified(file, expected)
+    try:
+        return safetensors_torch.load(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}. {_ADVICE}") from error
+
+
+def _read_verified(file: Path, expected: Mapping[str, Any]) -> bytes:
+    data, wanted = _read(file), expected[file.name]
+    if len(data) != wanted["bytes"]:
+        raise CheckpointError(f"{file} has {len(data)} bytes, its manifest says {wanted['bytes']}. {_ADVICE}")
+    if _sha256(data) != wanted["sha256"]:
+        raise CheckpointError(f"{file} has sha256 {_sha256(data)}, its manifest says {wanted['sha256']}. {_ADVICE}")
+    return data
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read: {error.strerror}. {_ADVICE}") from error
+
+
+def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
+    path.mkdir(parents=True)
+    for name, data in contents.items():
+        with open(path / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_directory(path)
+
+
+def _rename_unless_there(aside: Path, final: Path) -> None:
+    """Another writer of the same state may have been first: its directory has the same content, so it stays."""
+    try:
+        os.rename(aside, final)
+    except OSError:
+        if not final.exists():
+            raise
+    _sync_directory(final.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sorted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].contiguous() for name in sorted(tensors)}
+
+
+def _digest(files: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(files, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+_ADVICE = "Remove the directory and fetch or train this version again."

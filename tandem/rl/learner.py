@@ -1,0 +1,271 @@
+"""The learner: gradients of a policy, summed over packed sequences and learners, and one optimizer step for all.
+
+A gradient step is `forward_backward` on each learner's share of its packed sequences, then `optim_step` on all. Sums
+of losses, gradients and counts are all-reduced and divided by the token count of the whole step, so that N learners
+equal one learner that has accumulated the same sequences. Where torch.distributed has no process group, N is 1.
+
+Base weights may be bfloat16; adapter weights, their gradients and AdamW's moments are float32 always.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum, auto
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tandem.rl.checkpoints import LearnerState
+from tandem.rl.config import LossConfig
+from tandem.rl.errors import RLError
+from tandem.rl.losses import (
+    LossInputs,
+    LossTerms,
+    kl_sum,
+    mean_over_tokens,
+    policy_loss,
+    probability_correlation,
+    probability_moments,
+    shift_right,
+)
+from tandem.rl.packing import PackedSequence
+from tandem.rl.policy import Policy, check_tensors
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class StepError(RLError, ArithmeticError):
+    """A gradient step that would have destroyed the policy; the policy is as it was before the step."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), with the gradient clipped to a global L2 norm first."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.1
+    max_grad_norm: float = 0.1
+    eps: float = 1e-8
+
+
+class _Sum(IntEnum):
+    """What a step sums over its trained tokens, beside the gradient. The last six are probability moments."""
+
+    TOKENS = 0
+    SEQUENCES = auto()
+    LOSS = auto()
+    ENTROPY = auto()
+    RATIO = auto()
+    CLIPPED = auto()
+    KL = auto()
+    KL_TOKENS = auto()
+    MOMENTS = auto()
+
+    @staticmethod
+    def zeros(device: torch.device) -> Tensor:
+        return torch.zeros(_Sum.MOMENTS + 6, dtype=torch.float64, device=device)
+
+
+class Learner:
+    """One learner of a group. Every learner of the group makes the same calls in the same order.
+
+    learner.load_state(state)
+    for step in steps:
+        learner.forward_backward(my_share_of(step), loss)
+        metrics = learner.optim_step(learning_rate)
+    state = learner.state()
+    """
+
+    def __init__(self, policy: Policy, optimizer: OptimizerSettings | None = None) -> None:
+        self.policy = policy
+        self._settings = optimizer or OptimizerSettings()
+        parameters = list(policy.parameters.values())
+        self._optimizer = torch.optim.AdamW(
+            parameters,
+            lr=0.0,
+            betas=self._settings.betas,
+            eps=self._settings.eps,
+            weight_decay=self._settings.weight_decay,
+        )
+        self._gradient = _flat_gradient(parameters)
+        self._sums = _Sum.zeros(policy.device)
+
+    def load_state(self, state: LearnerState) -> None:
+        """Take over a policy version: its adapter and its optimizer. Gradients accumulated so far are discarded.
+
+        Raises PolicyError, with nothing changed, when the state is not of this base model and these LoRA settings.
+        """
+        check_tensors("adapter", self._shapes(), state.adapter)
+        if state.optimizer:
+            check_tensors("optimizer state", self._optimizer_shapes(), state.optimizer)
+        self.policy.load_adapter_state(state.adapter)
+        self._optimizer.state.clear()
+        for name, parameter in self.policy.parameters.items() if state.optimizer else ():
+            moments = {key: state.optimizer[f"{name}.{key}"] for key in _MOMENTS}
+            # AdamW counts its steps on the CPU, wherever the parameter is.
+            self._optimizer.state[parameter] = {
+                key: tensor.to("cpu" if key == "step" else parameter.device, copy=True)
+                for key, tensor in moments.items()
+            }
+        self._discard()
+
+    def state(self) -> LearnerState:
+        """A copy of the current version, on the CPU."""
+        return LearnerState(
+            adapter=self.policy.adapter_state(),
+            optimizer={
+                f"{name}.{key}": self._optimizer.state[parameter][key].to("cpu", copy=True)
+                for name, parameter in self.policy.parameters.items()
+                if parameter in self._optimizer.state
+                for key in _MOMENTS
+            },
+        )
+
+    def forward_backward(
+        self, sequences: Sequence[PackedSequence], loss: LossConfig, logprob_chunk_size: int = 1024
+    ) -> None:
+        """Add the gradients and sums of `sequences` (this learner's share, possibly none) to those of the step.
+
+        A step may take several calls, except with a KL penalty: its mean is over the whole step, which must then
+        be one call on every learner.
+        """
+        sequences = [packed.to(self.policy.device) for packed in sequences]
+        kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
+        for packed in sequences:
+            logprobs, entropy = self.policy.logprobs(packed, logprob_chunk_size, with_entropy=True, trained_only=True)
+            inputs = LossInputs.from_packed(packed, logprobs)
+            terms = policy_loss(inputs, loss, kl_mean)
+            terms.loss_sum.backward()
+            self._sums += _sequence_sums(inputs, terms, entropy)
+
+    def optim_step(self, learning_rate: float) -> dict[str, float]:
+        """Finish the gradient step on every learner alike; the same metrics, all finite, on each.
+
+        A step without a trained token leaves policy and optimizer as they are. Raises StepError, with the policy
+        unchanged and the step's gradients discarded, when the gradient isn't finite.
+        """
+        if dist.is_initialized():
+            dist.all_reduce(self._gradient)
+            dist.all_reduce(self._sums)
+        sums = self._sums.tolist()
+        self._gradient /= sums[_Sum.TOKENS] + 1e-6
+        grad_norm = float(torch.linalg.vector_norm(self._gradient))
+        if not math.isfinite(grad_norm):
+            self._discard()
+            raise StepError(
+                f"The gradient of this step is not finite (norm {grad_norm}, loss sum {sums[_Sum.LOSS]}), so it was "
+                f"not applied. Importance ratios that overflow are the usual cause: lower epsilon_high or set "
+                f"max_negative_advantage_importance_sampling_weight, and check that logprobs and rewards are sane."
+            )
+        if sums[_Sum.TOKENS] > 0:
+            self._gradient *= min(1.0, self._settings.max_grad_norm / (grad_norm + 1e-6))
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+        metrics = _step_metrics(sums, grad_norm, learning_rate)
+        self._discard()
+        return metrics
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[PackedSequence], chunk_size: int = 1024) -> list[Tensor]:
+        """Token-aligned float32 logprobs [T] of each packed sequence under the loaded version, on the CPU.
+
+        NaN at the first token of each segment, which has no prediction (and is never trained).
+        """
+        return [shift_right(self.policy.logprobs(packed, chunk_size)[0], float("nan")).cpu() for packed in sequences]
+
+    def _step_kl_mean(self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int) -> Tensor | None:
+        """The mean KL over the trained tokens of the step, all learners; None where the one sequence is the step.
+
+        The losses need it before their gradients can be taken, which costs a second forward pass without gradient
+        when the KL is measured from the current policy.
+        """
+        if self._sums[_Sum.SEQUENCES] > 0:
+            raise ValueError("With a KL penalty, hand all packed sequences of a gradient step to one forward_backward.")
+        for packed in sequences:
+            if packed.ref_logprobs is None or packed.ref_logprobs[packed.loss_mask].isnan().any():
+                raise ValueError("With a KL penalty, every trained token needs a reference logprob (ref_logprobs).")
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        if world_size == 1 and len(sequences) == 1:
+            return None
+        total = torch.zeros(2, dtype=torch.float64, device=self.policy.device)
+        for packed in sequences:
+            total[0] += kl_sum(self._kl_inputs(packed, loss, chunk_size), loss)
+            total[1] += packed.num_trained_tokens
+        if world_size > 1:
+            dist.all_reduce(total)
+        return mean_over_tokens(total[0], total[1]).float()
+
+    @torch.no_grad()
+    def _kl_inputs(self, packed: PackedSequence, loss: LossConfig, chunk_size: int) -> LossInputs:
+        """The loss inputs of `packed`, with the policy's logprobs only if the KL depends on them."""
+        unknown = torch.full_like(packed.sampling_logprobs, float("nan"))
+        inputs = LossInputs.from_packed(packed, unknown)
+        if loss.kl_source == "sample" and not inputs.trained().behaviour_logprobs().isnan().any():
+            return inputs
+        logprobs, _ = self.policy.logprobs(packed, chunk_size, trained_only=True)
+        return replace(inputs, policy_logprobs=logprobs)
+
+    def _discard(self) -> None:
+        self._gradient.zero_()
+        self._sums.zero_()
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self.policy.parameters.items()}
+
+    def _optimizer_shapes(self) -> dict[str, torch.Size]:
+        scalar = torch.Size([])
+        return {
+            f"{name}.{key}": scalar if key == "step" else shape
+            for name, shape in self._shapes().items()
+            for key in _MOMENTS
+        }
+
+
+def _flat_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
+    """One zeroed vector that every parameter's .grad is a view of: backward adds into it, one all-reduce sums it."""
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    return flat
+
+
+def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Tensor:
+    """The sums of one packed sequence, in the order of _Sum."""
+    sums = _Sum.zeros(entropy.device)
+    sums[_Sum.TOKENS] = terms.num_tokens
+    sums[_Sum.SEQUENCES] = 1
+    sums[_Sum.LOSS] = terms.loss_sum.detach()
+    sums[_Sum.ENTROPY] = (entropy * inputs.weights)[inputs.loss_mask].sum()
+    sums[_Sum.RATIO] = terms.ratio_sum
+    sums[_Sum.CLIPPED] = terms.num_clipped
+    if terms.kl_sum is not None:
+        sums[_Sum.KL] = terms.kl_sum
+        sums[_Sum.KL_TOKENS] = terms.num_tokens
+    sums[_Sum.MOMENTS :] = probability_moments(inputs)
+    return sums
+
+
+def _step_metrics(sums: Sequence[float], grad_norm: float, learning_rate: float) -> Mapping[str, float]:
+    """Means over the step's trained tokens. loss/entropy is weighted like the loss."""
+    tokens = sums[_Sum.TOKENS]
+    metrics = {
+        "loss/train": mean_over_tokens(sums[_Sum.LOSS], tokens),
+        "loss/grad_norm": grad_norm,
+        "loss/learning_rate": learning_rate,
+        "data/step_trainer_tokens": tokens,
+        "data/step_num_sequences": sums[_Sum.SEQUENCES],
+    }
+    if tokens > 0:
+        metrics["loss/entropy"] = mean_over_tokens(sums[_Sum.ENTROPY], tokens)
+        metrics["loss/ratio_mean"] = sums[_Sum.RATIO] / tokens
+        metrics["loss/clip_fraction"] = sums[_Sum.CLIPPED] / tokens
+    if sums[_Sum.KL_TOKENS] > 0:
+        metrics["loss/kl_policy_ref"] = mean_over_tokens(sums[_Sum.KL], sums[_Sum.KL_TOKENS])
+    correlation = probability_correlation(torch.tensor(sums[_Sum.MOMENTS :], dtype=torch.float64))
+    if correlation is not None:
+        metrics["loss/probs_corr"] = correlation
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
