@@ -10,7 +10,7 @@ Base weights may be bfloat16; adapter weights, their gradients and AdamW's momen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 
@@ -249,7 +249,7 @@ def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Ten
     return sums
 
 
-def _step_metrics(sums: Sequence[float], grad_norm: float, learning_rate: float) -> Mapping[str, float]:
+def _step_metrics(sums: Sequence[float], grad_norm: float, learning_rate: float) -> dict[str, float]:
     """Means over the step's trained tokens. loss/entropy is weighted like the loss."""
     tokens = sums[_Sum.TOKENS]
     metrics = {

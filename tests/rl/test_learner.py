@@ -322,8 +322,10 @@ def two_learner_scenarios() -> dict[str, tuple[LossConfig, list[list[list[Packed
     }
 
 
-def run_steps(learner: Learner, loss: LossConfig, steps: list[list[PackedSequence]]) -> dict[str, Any]:
-    learner.load_state(LearnerState(run_steps.start))
+def run_steps(
+    learner: Learner, start: LearnerState, loss: LossConfig, steps: list[list[PackedSequence]]
+) -> dict[str, Any]:
+    learner.load_state(start)
     metrics = []
     for sequences in steps:
         learner.forward_backward(sequences, loss)
@@ -335,9 +337,9 @@ def one_rank(rank: int, path: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     learner = new_learner(path, UNCLIPPED)
-    run_steps.start = learner.state().adapter
+    start = learner.state()
     results = {
-        name: run_steps(learner, loss, [ranks[rank] for ranks in steps])
+        name: run_steps(learner, start, loss, [ranks[rank] for ranks in steps])
         for name, (loss, steps) in two_learner_scenarios().items()
     }
     torch.save(results, folder / f"{rank}.pt")
@@ -348,9 +350,9 @@ def test_two_learners_equal_one(qwen3_path: Path, tmp_path: Path) -> None:
     mp.spawn(one_rank, args=(qwen3_path, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     learner = new_learner(qwen3_path, UNCLIPPED)
-    run_steps.start = learner.state().adapter
+    start = learner.state()
     for name, (loss, steps) in two_learner_scenarios().items():
-        alone = run_steps(learner, loss, [[*ranks[0], *ranks[1]] for ranks in steps])
+        alone = run_steps(learner, start, loss, [[*ranks[0], *ranks[1]] for ranks in steps])
         assert_same_state(first[name]["state"], second[name]["state"])
         assert first[name]["metrics"] == second[name]["metrics"]
         # A first moment holds a tenth of the gradient, so gradients agree to 1e-5 as well.
