@@ -17,9 +17,18 @@ VOCABULARY = 199
 
 def small_config(config_class: type[PreTrainedConfig] = Qwen3Config, **overrides: object) -> PreTrainedConfig:
     """A small config; the vocabulary is odd on purpose, so that no chunk or block size divides it."""
-    size = dict(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512)
-    return config_class(**size, **heads, **{"tie_word_embeddings": True, **overrides})
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    }
+    return config_class(**{**settings, **overrides})
 
 
 def save_model(path: Path, model_class: type[PreTrainedModel] = Qwen3ForCausalLM, **overrides: object) -> Path:
