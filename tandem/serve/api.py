@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from tandem import __version__
 from tandem.serve import error_responses, inference, models, training_jobs
 from tandem.serve.auth import authenticate
-from tandem.serve.schemas import REQUEST_BODIES, Health
+from tandem.serve.schemas import REQUEST_BODIES, Health, HTTPValidationError
 from tandem.serve.services import Services, ServicesDep
 
 logger = logging.getLogger(__name__)
@@ -77,12 +77,11 @@ async def _coordinator_faults(services: Services) -> list[str]:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the bodies that routes read themselves."""
+    """FastAPI's document, with the bodies that routes read themselves and validation errors that echo nothing."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _, bodies = models_json_schema(
-            [(body, "validation") for body in REQUEST_BODIES], ref_template="#/components/schemas/{model}"
-        )
-        document["components"]["schemas"] |= bodies["$defs"]
+        own = [(model, "validation") for model in (*REQUEST_BODIES, HTTPValidationError)]
+        _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= schemas["$defs"]
         app.openapi_schema = document
     return app.openapi_schema

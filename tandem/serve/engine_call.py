@@ -7,15 +7,12 @@ from collections.abc import AsyncGenerator, Coroutine
 from typing import TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from tandem.serve.errors import DeadlineError, UnavailableError
 from tandem.serve.services import Headers
 
 T = TypeVar("T")
-
-
-class ClientGoneError(Exception):
-    """The client has closed the connection; nobody waits for the answer."""
 
 
 class EngineCall:
@@ -62,13 +59,13 @@ class EngineCall:
 
 
 async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up. Raises ClientGoneError then."""
+    """The result of `work`, which is cancelled when the client hangs up. Raises ClientDisconnect then."""
     working = asyncio.create_task(work)
     hanging_up = asyncio.create_task(_hang_up(request))
     try:
         await asyncio.wait((working, hanging_up), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGoneError
+            raise ClientDisconnect
         return working.result()
     finally:
         for task in (working, hanging_up):

@@ -12,9 +12,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
@@ -81,6 +82,7 @@ def install(app: FastAPI) -> None:
     for kind in (ServeError, RequestValidationError, EngineDeadError, AdapterUnavailableError, OperationalError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_middleware(RequestIds)
 
 
@@ -100,6 +102,11 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> JSON
         405: f"{request.url.path} doesn't take {request.method}. /docs lists the routes.",
     }.get(error.status_code, str(error.detail))
     return JSONResponse(error_body(message, "invalid_request_error", "route"), error.status_code, error.headers)
+
+
+async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
+    """The client hung up: no fault of the service, and nobody reads this."""
+    return Response(status_code=499)
 
 
 def request_id(scope: Scope) -> str:

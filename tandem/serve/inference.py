@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from tandem.cluster.engine import adapter_name
 from tandem.serve.auth import Caller, CallerDep
 from tandem.serve.completions import Annotator, error_events, fill_in_defaults
-from tandem.serve.engine_call import ClientGoneError, EngineCall, while_connected
+from tandem.serve.engine_call import EngineCall, while_connected
 from tandem.serve.error_responses import as_serve_error, error_content, request_id, unexpected_error
 from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
 from tandem.serve.json_body import json_object
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["inference"])
 JsonObject = Annotated[dict[str, Any], Depends(json_object)]
 
-_NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(\d{1,9}))?")
+_NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(0|[1-9][0-9]{0,8}))?")
 
 
 @router.post("/chat/completions")
@@ -79,9 +79,6 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
         if headers.get("content-type", "").startswith("text/event-stream"):
             return _EventStream(call, _events(call, annotator, id), status, headers)
         content = await while_connected(request, call.content())
-    except ClientGoneError:
-        await call.close()
-        return Response(status_code=499)
     except BaseException:
         await call.close()
         raise

@@ -60,8 +60,8 @@ class VersionTable(Database):
             return PinnedPolicy(model.base_model, version.step, version.digest)
         if not step:
             raise _not_ready(model.base_model)
-        fate = "was deleted" if step < model.next_step else "doesn't exist yet"
-        raise NotFoundError(f"Step {step} of model {model.path} {fate}.", "version_not_found", "model")
+        fate = "it was deleted" if step < model.next_step else "that step hasn't been trained yet"
+        raise NotFoundError(f"There is no version {model.path}:step{step}: {fate}.", "version_not_found", "model")
 
     def resolve_base(self, base_model: str) -> PinnedPolicy:
         """Version 0 of a base model. Raises UnavailableError when it isn't recorded yet."""

@@ -1,8 +1,11 @@
 import os
+import threading
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from serve_fakes import Engine, TextModel
 from sqlalchemy import create_engine
@@ -119,9 +122,16 @@ def key(store):
     return create_key(store, "tests", "team")
 
 
+@pytest.fixture(scope="session")
+def session_app():
+    return create_app(services=None)
+
+
 @pytest.fixture
-def app(services):
-    return create_app(services)
+def app(session_app, services):
+    """The application over this test's services; building its routes takes a while, so that is done once."""
+    session_app.state.services = services
+    return session_app
 
 
 @pytest.fixture
@@ -143,3 +153,24 @@ def blobs(tmp_path):
     """The blobs that the artifact store holds."""
     root = tmp_path / "artifacts"
     return lambda: sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="session")
+def address(session_app):
+    """Where the application listens for real clients."""
+    config = uvicorn.Config(session_app, port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def base_url(address, app):
+    """What clients are given, while `app` has this test's services."""
+    return f"{address}/v1"

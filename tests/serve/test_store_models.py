@@ -76,7 +76,7 @@ def test_names_resolve_to_versions(store, add_model, train):
         1: (1, "a"),
         2: (2, "b"),
     }
-    with pytest.raises(NotFoundError, match="doesn't exist yet"):
+    with pytest.raises(NotFoundError, match="hasn't been trained yet"):
         store.resolve("team", "project", "agent", 3)
 
 
@@ -97,7 +97,7 @@ def test_deleted_steps_are_never_used_again(store, add_model, train):
     train(model, "b")
     assert store.delete_versions(model.id, "team", [2, 5, 0]) == (2,)
     assert store.resolve("team", "project", "agent", None).step == 1
-    with pytest.raises(NotFoundError, match="Step 2 of model team/project/agent was deleted"):
+    with pytest.raises(NotFoundError, match="team/project/agent:step2: it was deleted"):
         store.resolve("team", "project", "agent", 2)
     train(model, "c")
     assert [v.step for v in store.versions(model.id, "team", 10)] == [1, 3]

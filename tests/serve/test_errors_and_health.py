@@ -1,0 +1,148 @@
+import logging
+import pickle
+import socket
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+
+from tandem.serve.errors import (
+    AuthenticationError,
+    ConflictError,
+    DeadlineError,
+    Fault,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    ServeError,
+    UnavailableError,
+)
+
+
+def test_unknown_paths_and_methods_are_json(http):
+    for method, path, status in (
+        ("GET", "/", 404),
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/models/", 404),
+        ("POST", "/v1/models", 405),
+        ("PUT", "/v1/preview/training-jobs", 405),
+        ("DELETE", "/health", 405),
+    ):
+        response = http.request(method, path)
+        assert response.status_code == status, (method, path)
+        assert path in response.json()["error"]["message"]
+    assert response.headers["Allow"] == "GET"
+
+
+def test_an_unexpected_failure_names_the_request_in_the_answer_and_the_log(http, services, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(services.store, "models", fail)
+    with caplog.at_level(logging.ERROR):
+        response = http.get("/v1/models")
+    assert response.status_code == 500
+    error = response.json()["error"]
+    request_id = response.headers["x-request-id"]
+    assert request_id in error["message"]
+    assert "again" in error["message"]
+    assert "secret" not in response.text
+    [record] = [r for r in caplog.records if request_id in r.getMessage()]
+    assert record.exc_info
+
+
+def test_a_client_that_hangs_up_while_sending_is_no_failure(address, app, key, http, caplog):
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/preview/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: 100\r\n\r\n"
+    with caplog.at_level(logging.WARNING), socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b'{"project":')
+        time.sleep(0.3)
+        connection.close()
+        time.sleep(0.3)
+    assert caplog.records == []
+    assert http.get("/v1/preview/models").json()["data"] == []
+
+
+def test_each_request_has_its_own_id(http):
+    ids = {http.get("/health").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_a_store_that_does_not_answer_is_said_to_be_unavailable(http, services, monkeypatch):
+    def fail(*_, **__):
+        raise OperationalError("SELECT 1", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(services.store, "models", fail)
+    monkeypatch.setattr(services.store, "initial_versions", fail)
+    response = http.get("/v1/models")
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert "SELECT" not in response.text
+    health = http.get("/health")
+    assert health.status_code == 503
+    assert health.json() == {"status": "degraded", "reasons": ["The store doesn't answer."]}
+
+
+@pytest.mark.parametrize(
+    ("params", "place"),
+    [
+        ({"limit": "0"}, "limit"),
+        ({"limit": "101"}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"order": "up"}, "order"),
+        ({"after": "x"}, "after"),
+        ({"project": "a/b"}, "project"),
+        ({"name": "\x00"}, "name"),
+    ],
+)
+def test_bad_parameters_are_named_and_not_echoed(http, params, place):
+    response = http.get("/v1/preview/models", params=params)
+    assert response.status_code == 422
+    body = response.json()
+    assert [fault["loc"] for fault in body["detail"]] == [["query", place]]
+    assert set(body["detail"][0]) == {"loc", "msg", "type"}
+    assert body["error"]["param"] == f"query.{place}"
+    assert body["error"]["message"].startswith(f"query.{place}: ")
+
+
+def test_errors_survive_pickling():
+    faults = (Fault(("body", "a", 0), "is wrong"), Fault(("body", "b"), "is missing", "missing"))
+    for error in (
+        AuthenticationError("no key"),
+        ForbiddenError("not yours", "wrong_entity", "entity"),
+        NotFoundError("gone", "model_not_found"),
+        ConflictError("taken", "model_exists", "name"),
+        UnavailableError("later", "starting"),
+        DeadlineError("too long", "deadline_exceeded"),
+        InvalidRequestError(faults, "invalid_trajectory"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert isinstance(copy, ServeError)
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+    assert str(InvalidRequestError(faults)) == "body.a.0: is wrong (and 1 more; see detail)"
+
+
+def test_health_needs_no_key(app):
+    with TestClient(app) as client:
+        response = client.get("/health")
+    assert (response.status_code, response.json()) == (200, {"status": "ok", "reasons": []})
+
+
+def test_health_tells_what_does_not_work(http, services, coordinator):
+    coordinator["tandem/tiny"]["learners_running"] = False
+    coordinator["tandem/tiny"]["last_error"] = "OSError: /secret/path"
+    services.base_models["late/base"] = services.base_models["tandem/tiny"]
+    response = http.get("/health")
+    assert response.status_code == 200
+    body = response.json()
+    assert body["status"] == "degraded"
+    assert [reason.split(":")[0] for reason in body["reasons"]] == ["late/base", "tandem/tiny", "tandem/tiny"]
+    assert "secret" not in response.text
+
+
+def test_a_coordinator_that_does_not_answer_degrades(http, coordinator):
+    coordinator["raises"] = RuntimeError("actor died")
+    body = http.get("/health").json()
+    assert body["status"] == "degraded"
+    assert "coordinator" in body["reasons"][0]
