@@ -77,19 +77,7 @@ class LearnerGroup:
         try:
             self._placement = placement_group([bundle] * count, strategy=settings.placement)
             self._wait_for_placement(bundle, tick)
-            threads = str(settings.num_threads or max(1, int(settings.num_cpus)))
-            actor = ray.remote(LearnerWorker).options(
-                num_cpus=settings.num_cpus,
-                num_gpus=settings.num_gpus,
-                max_restarts=0,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
-            )
-            self._workers = [
-                actor.options(
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
-                ).remote(rank, count, self._base, self._model_path, self._artifacts_root)
-                for rank in range(count)
-            ]
+            self._workers = [self._place_worker(rank) for rank in range(count)]
             deadline_s = self._deadlines.start_learners_s
             init_method = None
             if count > 1:
@@ -146,6 +134,18 @@ class LearnerGroup:
         if self._placement is not None:
             remove_placement_group(self._placement)
         self._workers, self._placement, self._digest = [], None, None
+
+    def _place_worker(self, rank: int) -> Any:
+        settings = self._base.learners
+        threads = str(settings.num_threads or max(1, int(settings.num_cpus)))
+        actor = ray.remote(LearnerWorker).options(
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus or 0,
+            max_restarts=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank),
+        )
+        return actor.remote(rank, settings.count, self._base, self._model_path, self._artifacts_root)
 
     def _call(self, stage: str, deadline_s: float, tick: Callable[[], None], call: Callable[[Any, int], Any]) -> list[Any]:
         return self._gather(stage, deadline_s, tick, [call(worker, rank) for rank, worker in enumerate(self._workers)])

@@ -17,7 +17,7 @@ from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.engine import Engine, engine_environment
-from tandem.cluster.errors import EngineDeadError, StageError
+from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.learner_group import LearnerGroup
 from tandem.cluster.placement import place
 from tandem.serve.api import create_app
@@ -40,7 +40,7 @@ class EngineReplica:
             served_name=base.name,
             fetch=artifacts.pull_checkpoint,
             max_model_len=base.max_model_len,
-            max_lora_rank=base.config.lora.r,
+            lora=base.config.lora,
         )
         await self._engine.start()
 
@@ -80,8 +80,8 @@ class CoordinatorReplica:
     def _run(self, coordinator: Coordinator, learners: LearnerGroup) -> None:
         try:
             learners.start()  # so that the first job needn't wait for it
-        except StageError as error:
-            logger.warning("%s", error)  # the first job tries again, and says what is wrong
+        except Exception:  # the first job tries again, and says what is wrong
+            logger.exception("The learners didn't start")
         coordinator.run(self._stop)
         learners.stop()
 

@@ -110,10 +110,15 @@ def _start_application(config: TandemConfig, verbose: bool, on_progress: Callabl
         if waiting:
             on_progress("waiting for " + ", ".join(sorted(waiting)))
         if state.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            broken = "\n".join(f"{name}: {d.message}" for name, d in state.deployments.items() if d.status != "HEALTHY")
+            faults = [f"{name}: {_cause(d.message)}" for name, d in state.deployments.items() if d.status != "HEALTHY"]
             raise StartError(
-                f"The service didn't start ({state.status.value}).\n{broken}\n{state.message}\n"
-                "Ray's logs are under /tmp/ray/session_latest/logs/serve."
+                "\n".join(["The service didn't start.", *faults, "The full logs are under /tmp/ray/session_latest/logs."])
             )
     if failure:
         raise StartError(f"The service didn't start: {failure[0]}") from failure[0]
+
+
+def _cause(message: str) -> str:
+    """The last line of a traceback, where the exception stands, or the whole of a shorter message."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given."
