@@ -1,0 +1,78 @@
+"""Which policy versions an engine holds: each loaded once however many ask for it, none dropped while in use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tandem.cluster.errors import AdapterUnavailableError
+
+
+@dataclass
+class _Entry:
+    loading: asyncio.Task[None]
+    users: int = 0
+
+
+class AdapterPool:
+    """Loads adapters on demand and unloads the least recently used idle ones beyond `capacity`.
+
+        async with pool.use(digest):
+            ...  # the adapter is loaded, and stays so until the block ends
+
+    While more than `capacity` adapters are in use at once the pool is larger than its capacity. A load that failed is
+    forgotten: whoever waited for it gets the error, and the next request tries again.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], Awaitable[None]],
+        unload: Callable[[str], Awaitable[None]],
+        capacity: int,
+    ):
+        self._load, self._unload, self._capacity = load, unload, capacity
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first
+        self._unloading = asyncio.Lock()
+
+    @property
+    def digests(self) -> list[str]:
+        """The loaded adapters, the least recently used first."""
+        return [digest for digest, entry in self._entries.items() if entry.loading.done()]
+
+    @asynccontextmanager
+    async def use(self, digest: str) -> AsyncIterator[None]:
+        """Keeps the adapter loaded inside the block. Raises AdapterUnavailableError when it can't be loaded."""
+        entry = self._entries.get(digest)
+        if entry is None:
+            entry = self._entries[digest] = _Entry(asyncio.create_task(self._load_new(digest)))
+        self._entries.move_to_end(digest)
+        entry.users += 1
+        try:
+            # Shielded: a client that hangs up must not cancel the load that others wait for too.
+            await asyncio.shield(entry.loading)
+            yield
+        finally:
+            entry.users -= 1
+
+    async def _load_new(self, digest: str) -> None:
+        try:
+            await self._make_room()
+            await self._load(digest)
+        except Exception as error:
+            del self._entries[digest]
+            if isinstance(error, AdapterUnavailableError):
+                raise
+            raise AdapterUnavailableError(f"Policy version {digest} can't be loaded: {error}") from error
+
+    async def _make_room(self) -> None:
+        # One at a time, so that an adapter asked for again is loaded only after its old copy has gone completely.
+        async with self._unloading:
+            while len(self._entries) > self._capacity and (idle := self._least_recently_used_idle()):
+                del self._entries[idle]
+                await self._unload(idle)
+
+    def _least_recently_used_idle(self) -> str | None:
+        return next((d for d, e in self._entries.items() if e.users == 0 and e.loading.done()), None)

@@ -1,0 +1,39 @@
+"""What tests of every layer may share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Each test process and each of its children: several threads per process on few cores only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of this test run's own, whatever else runs on the machine; ended with the session."""
+    import ray
+
+    # More CPUs than there may be: what the tests start asks for a few, and mostly waits.
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The built-in tiny model, built on first use (about half a minute) and then cached."""
+    from tandem.rl.tiny_model import build_tiny_model
+
+    return build_tiny_model()
