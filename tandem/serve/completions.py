@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 # What OpenAI's wire shapes have for a logprob that JSON can't write; vLLM floors minus infinity at it too.
 NOT_FINITE_LOGPROB = -9999.0
 _EVENT_END = b"\n\n"
@@ -39,7 +41,7 @@ class Annotator:
     def body(self, content: bytes) -> bytes:
         """A whole answer, or an error, as JSON. What isn't JSON passes unchanged."""
         try:
-            answer = json.loads(content, parse_constant=lambda _: NOT_FINITE_LOGPROB)
+            answer = _read(content)
         except ValueError:
             return content
         if not isinstance(answer, dict):
@@ -54,7 +56,7 @@ class Annotator:
                 choice["policy_version"] = self.step
                 if answer.get("prompt_token_ids") is not None:
                     choice.setdefault("prompt_token_ids", answer["prompt_token_ids"])
-        return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+        return to_json(answer)
 
     def event(self, event: bytes) -> bytes:
         """One server-sent event, without its empty line."""
@@ -75,6 +77,12 @@ class Annotator:
             yield self.event(buffer)
 
 
+def _read(content: bytes) -> Any:
+    if b"NaN" in content or b"Infinity" in content:
+        return json.loads(content, parse_constant=lambda _: NOT_FINITE_LOGPROB)
+    return from_json(content)  # with to_json a third of json's time, and answers with logprobs are long
+
+
 def error_events(error: dict[str, Any]) -> bytes:
     """How a stream that has begun says that it failed: OpenAI clients raise on it."""
-    return b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"
+    return b"data: " + to_json(error) + b"\n\ndata: [DONE]\n\n"

@@ -68,9 +68,9 @@ def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: 
 def _open(url: str) -> Engine:
     parsed = make_url(url)
     # NaN isn't JSON, and PostgreSQL refuses it: better to fail where it is written.
-    options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False), "pool_pre_ping": True}
+    options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False)}
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, **options)
+        return create_engine(parsed, pool_pre_ping=True, **options)
     if parsed.database:
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": 30}, **options)

@@ -27,8 +27,8 @@ B = TypeVar("B", bound=RequestBody)
 Loc = tuple[str | int, ...]
 
 MAX_FAULTS = 50
-# Python's and JavaScript's spellings of what JSON can't say, and exponents that overflow to infinity.
-_MAYBE_NOT_FINITE = re.compile(rb"NaN|Infinity|\d[eE]\+?\d{3}")
+# Numbers may overflow to infinity from here on.
+_LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
 _OBJECT = TypeAdapter(dict[str, Any])
 
 
@@ -79,9 +79,14 @@ def _parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidRequestError(faults_of(details, ("body",))) from None
-    if _MAYBE_NOT_FINITE.search(raw) and (place := _find_not_finite(json.loads(raw), ("body",))):
+    if _may_be_not_finite(raw) and (place := _find_not_finite(json.loads(raw), ("body",))):
         raise InvalidRequestError([Fault(place, "must be a finite number, as JSON requires", "finite_number")])
     return value
+
+
+def _may_be_not_finite(raw: bytes) -> bool:
+    """A quick look for what parsers read as NaN or infinity; text may look like it too."""
+    return b"NaN" in raw or b"Infinity" in raw or _LARGE_EXPONENT.search(raw) is not None
 
 
 def _find_not_finite(value: Any, loc: Loc) -> Loc | None:
