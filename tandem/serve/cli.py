@@ -64,9 +64,9 @@ def up(
     config = _config(config_path)
     store = _store(config)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with _service(config, verbose):
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets a handler of its own when it starts
+            signal.signal(number, lambda *_: stop.set())
         out.print(
             f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {', '.join(b.name for b in config.base_models)})."
         )
