@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray
 import torch
 from helpers import PROMPT, events_until_end, inference_name, post_job, register, roll_out, train
 
@@ -46,35 +47,40 @@ def test_both_answer_while_a_job_trains(service, http):
     assert answer(openai, inference_name(model))[0] == 1
 
 
-def test_engine_and_learner_agree_on_every_token(service, http):
-    """Sampled logprobs equal the learner's for the same version, to 1e-4 in float32, before and after training."""
+def learner_logprobs(checkpoint, token_ids):
+    """Logprobs [T-1] of tokens 1.. under a checkpoint. Run in a process of its own: openpipe-art, which this one may
+    have imported, replaces parts of transformers."""
     from tandem.rl.checkpoints import read_checkpoint
     from tandem.rl.packing import PackedSequence
     from tandem.rl.policy import Policy
     from tandem.rl.tiny_model import resolve_model
 
+    policy = Policy.load(resolve_model("builtin:tiny"), device="cpu")
+    policy.load_adapter_state(read_checkpoint(checkpoint).adapter)
+    ids = torch.tensor(token_ids)
+    zeros = torch.zeros(len(ids))
+    segments = zeros.long()
+    row = PackedSequence(ids, torch.arange(len(ids)), segments, segments, zeros.bool(), zeros, zeros, zeros)
+    with torch.no_grad():
+        return policy.logprobs(row)[0][:-1]
+
+
+def test_engine_and_learner_agree_on_every_token(service, http):
+    """Sampled logprobs equal the learner's for the same version, to 1e-4 in float32, before and after training."""
     openai, model = service.openai(), register(http)
     train(http, model, roll_out(openai, inference_name(model)), learning_rate=5e-3)
-    policy = Policy.load(resolve_model("builtin:tiny"), device="cpu")
+    score = ray.remote(learner_logprobs).options(num_cpus=0)
     for step in (0, 1):
         raw = openai.chat.completions.with_raw_response.create(
-            model=inference_name(model, step), messages=[{"role": "user", "content": PROMPT}], max_tokens=40, seed=step,
-            extra_body={"return_token_ids": True},
-        )  # fmt: skip
-        body = raw.parse()
-        digest = raw.headers["x-policy-digest"]
-        policy.load_adapter_state(read_checkpoint(service.home / "artifacts" / "checkpoints" / digest).adapter)
-        prompt, choice = body.prompt_token_ids, body.choices[0]
-        ids = torch.tensor(prompt + choice.token_ids)
-        zeros = torch.zeros(len(ids))
-        row = PackedSequence(
-            ids, torch.arange(len(ids)), zeros.long(), zeros.long(), zeros.bool(), zeros, zeros, zeros
+            model=inference_name(model, step), messages=[{"role": "user", "content": PROMPT}], max_tokens=40, seed=step
         )
-        with torch.no_grad():
-            learner = policy.logprobs(row)[0][len(prompt) - 1 : -1]
+        choice = raw.parse().choices[0]
+        checkpoint = service.home / "artifacts" / "checkpoints" / raw.headers["x-policy-digest"]
+        num_prompt_tokens = len(choice.prompt_token_ids)
+        learner = ray.get(score.remote(checkpoint, choice.prompt_token_ids + choice.token_ids), timeout=120)
         engine = torch.tensor([token.logprob for token in choice.logprobs.content])
         assert len(engine) == len(choice.token_ids)
-        torch.testing.assert_close(learner, engine, atol=1e-4, rtol=0)
+        torch.testing.assert_close(learner[num_prompt_tokens - 1 :], engine, atol=1e-4, rtol=0)
 
 
 def test_deleted_steps_are_gone_and_the_rest_answers(service, http):
