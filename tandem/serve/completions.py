@@ -40,11 +40,8 @@ class Annotator:
 
     def body(self, content: bytes) -> bytes:
         """A whole answer, or an error, as JSON. What isn't JSON passes unchanged."""
-        try:
-            answer = _read(content)
-        except ValueError:
-            return content
-        if not isinstance(answer, dict):
+        answer = read_object(content)
+        if answer is None:
             return content
         if isinstance(answer.get("error"), dict):
             message = str(answer["error"].get("message"))
@@ -77,10 +74,16 @@ class Annotator:
             yield self.event(buffer)
 
 
-def _read(content: bytes) -> Any:
-    if b"NaN" in content or b"Infinity" in content:
-        return json.loads(content, parse_constant=lambda _: NOT_FINITE_LOGPROB)
-    return from_json(content)  # with to_json a third of json's time, and answers with logprobs are long
+def read_object(content: bytes) -> dict[str, Any] | None:
+    """A JSON object without NaN and infinities; None when it isn't one."""
+    try:
+        if b"NaN" in content or b"Infinity" in content:
+            value = json.loads(content, parse_constant=lambda _: NOT_FINITE_LOGPROB)
+        else:
+            value = from_json(content)  # with to_json a third of json's time, and answers with logprobs are long
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def error_events(error: dict[str, Any]) -> bytes:

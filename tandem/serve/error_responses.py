@@ -33,6 +33,7 @@ from tandem.serve.errors import (
 from tandem.serve.json_body import faults_of
 
 logger = logging.getLogger(__name__)
+_REQUEST_ID = "tandem.request_id"
 
 _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
     AuthenticationError: (401, "authentication_error", {"WWW-Authenticate": "Bearer"}),
@@ -111,7 +112,7 @@ async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
 
 def request_id(scope: Scope) -> str:
     """The id under which the logs know this request; clients find it in x-request-id."""
-    return scope["state"]["request_id"]
+    return scope[_REQUEST_ID]
 
 
 def unexpected_error(request_id: str) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         id, started = f"req_{uuid.uuid4().hex}", False
-        scope.setdefault("state", {})["request_id"] = id
+        scope[_REQUEST_ID] = id
 
         async def send_with_id(message: Message) -> None:
             nonlocal started

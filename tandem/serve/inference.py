@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine import adapter_name
 from tandem.serve.auth import Caller, CallerDep
-from tandem.serve.completions import Annotator, error_events, fill_in_defaults
+from tandem.serve.completions import Annotator, error_events, fill_in_defaults, read_object
 from tandem.serve.engine_call import EngineCall, while_connected
 from tandem.serve.error_responses import as_serve_error, error_content, request_id, unexpected_error
-from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
-from tandem.serve.json_body import json_object
+from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError, UnavailableError
+from tandem.serve.json_body import documented, json_object
 from tandem.serve.schemas import InferenceModel, InferenceModels
 from tandem.serve.services import Services, ServicesDep
 from tandem.serve.store_versions import PinnedPolicy
@@ -31,7 +31,7 @@ JsonObject = Annotated[dict[str, Any], Depends(json_object)]
 _NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(0|[1-9][0-9]{0,8}))?")
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", **documented())
 async def create_chat_completion(
     request: Request, body: JsonObject, caller: CallerDep, services: ServicesDep
 ) -> Response:
@@ -43,7 +43,7 @@ async def create_chat_completion(
     return await _complete(request, "/v1/chat/completions", body, caller, services)
 
 
-@router.post("/completions")
+@router.post("/completions", **documented())
 async def create_completion(request: Request, body: JsonObject, caller: CallerDep, services: ServicesDep) -> Response:
     """A completion of plain text or token ids; otherwise like chat completions."""
     return await _complete(request, "/v1/completions", body, caller, services)
@@ -82,6 +82,12 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
     except BaseException:
         await call.close()
         raise
+    if status >= 400 and "error" not in (read_object(content) or {}):
+        raise UnavailableError(
+            f"The engine failed on this request with status {status} and no reason. Send it again; "
+            f"if that doesn't help, the engine's log may have more under {id}.",
+            "engine_failed",
+        )
     return Response(annotator.body(content), status, headers)
 
 

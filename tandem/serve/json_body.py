@@ -7,7 +7,6 @@ into the OpenAPI document.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -16,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 from starlette.concurrency import run_in_threadpool
 
 from tandem.serve.errors import Fault, InvalidRequestError
@@ -55,9 +54,9 @@ async def json_object(request: Request) -> dict[str, Any]:
     return _parse(_OBJECT.validate_json, await request.body())
 
 
-def documented(model: type[RequestBody]) -> dict[str, Any]:
-    """Arguments of a route that takes this body, for its OpenAPI document."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+def documented(model: type[RequestBody] | None = None) -> dict[str, Any]:
+    """Arguments of a route that takes this body, or any object, for its OpenAPI document."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {"type": "object"}
     return {
         "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}},
         "responses": {422: {"model": HTTPValidationError}},
@@ -79,7 +78,7 @@ def _parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidRequestError(faults_of(details, ("body",))) from None
-    if _may_be_not_finite(raw) and (place := _find_not_finite(json.loads(raw), ("body",))):
+    if _may_be_not_finite(raw) and (place := _find_not_finite(from_json(raw), ("body",))):
         raise InvalidRequestError([Fault(place, "must be a finite number, as JSON requires", "finite_number")])
     return value
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends
 
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.auth import CallerDep
 from tandem.serve.errors import Fault, ForbiddenError, InvalidRequestError
 from tandem.serve.json_body import Received, documented, json_body
+from tandem.serve.paging import Limit, Order, Page, cursor_number
 from tandem.serve.payloads import delete_blobs, write_payload
 from tandem.serve.schemas import (
     Checkpoint,
@@ -25,15 +26,11 @@ from tandem.serve.schemas import (
     Model,
     ModelDeleted,
     Name,
-    Page,
 )
 from tandem.serve.services import Services, ServicesDep
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/preview/models", tags=["models"])
-
-Limit = Annotated[int, Query(ge=1, le=100)]
-Order = Literal["asc", "desc"]
 
 
 @router.post("", **documented(CreateModel))
@@ -151,14 +148,6 @@ def list_logs(
     """What was logged for the model, oldest first."""
     rows = services.store.logs(str(model_id), caller.entity, limit + 1, after and str(after), split)
     return Page.of([LogEntry.of(row) for row in rows], limit)
-
-
-def cursor_number(cursor: str, owner: str) -> int:
-    """The number in a cursor `owner:number`. It keeps its meaning when the item itself has been deleted."""
-    prefix, _, number = cursor.rpartition(":")
-    if prefix != owner or not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise InvalidRequestError([Fault(("query", "after"), "isn't the id of an item of this list")])
-    return int(number)
 
 
 def _with_steps(services: Services, rows: Sequence) -> list[Model]:

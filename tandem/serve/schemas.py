@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tandem.rl.config import TrainingConfig
 from tandem.rl.trajectories import TrajectoryGroup
+from tandem.serve.paging import Listed, numbered_cursor
 from tandem.serve.tables import EventRow, JobRow, LogRow, ModelRow, VersionRow
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -58,7 +58,7 @@ class CreateModel(RequestBody):
 
 
 class DeleteCheckpoints(RequestBody):
-    steps: list[Annotated[int, Field(ge=0, le=MAX_STEP)]]
+    steps: Annotated[list[Annotated[int, Field(ge=0, le=MAX_STEP)]], Field(max_length=10_000)]
 
 
 class CreateTrainingJob(RequestBody):
@@ -96,30 +96,6 @@ class HTTPValidationError(BaseModel):
     model_config = ConfigDict(json_schema_extra=_details_may_be_missing)
 
     detail: list[ValidationError]
-
-
-T = TypeVar("T", bound="Listed")
-
-
-class Listed(BaseModel):
-    id: str
-
-
-class Page(BaseModel, Generic[T]):
-    """Part of a list. The next part is asked for with `after=last_id` while `has_more`."""
-
-    object: Literal["list"] = "list"
-    data: list[T]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-    @classmethod
-    def of(cls, items: Sequence[T], limit: int) -> Self:
-        """The page of `limit` items, from a query for `limit` + 1."""
-        data = list(items[:limit])
-        ends = (data[0].id, data[-1].id) if data else (None, None)
-        return cls(data=data, first_id=ends[0], last_id=ends[1], has_more=len(items) > limit)
 
 
 class Model(Listed):
@@ -163,7 +139,7 @@ class Checkpoint(Listed):
     @classmethod
     def of(cls, row: VersionRow) -> Self:
         return cls(
-            id=f"{row.model_id}:{row.step}",
+            id=numbered_cursor(row.model_id, row.step),
             step=row.step,
             metrics=row.metrics,
             digest=row.digest,
@@ -208,7 +184,7 @@ class TrainingJobEvent(Listed):
 
     @classmethod
     def of(cls, row: EventRow) -> Self:
-        return cls(id=f"{row.job_id}:{row.seq}", type=row.type, data=row.data, created_at=row.created_at)
+        return cls(id=numbered_cursor(row.job_id, row.seq), type=row.type, data=row.data, created_at=row.created_at)
 
 
 class LogEntry(Listed):

@@ -37,12 +37,26 @@ def find_model(session: Session, model_id: str, entity: str, lock: bool = False)
     return model
 
 
+def find_by_name(session: Session, entity: str, project: str, name: str) -> ModelRow | None:
+    """The live model of this name."""
+    return session.scalar(
+        select(ModelRow).where(
+            ModelRow.entity == entity,
+            ModelRow.project == project,
+            ModelRow.name == name,
+            ModelRow.deleted_at.is_(None),
+        )
+    )
+
+
 class ModelTable(Database):
     """Queries and changes of models. Other entities' models don't exist for a caller."""
 
     def add_model(self, entity: str, project: str, name: str, base_model: str, return_existing: bool) -> ModelRow:
-        """Registers a model, or returns the one of that name. Raises ConflictError when it exists and may not be
-        returned, or is on another base model."""
+        """Registers a model, or returns the one of that name.
+
+        Raises ConflictError when it exists and may not be returned, or is on another base model.
+        """
         model = ModelRow(
             id=str(uuid.uuid4()),
             entity=entity,
@@ -57,14 +71,9 @@ class ModelTable(Database):
             return model
         except IntegrityError:
             with self._read() as session:
-                existing = session.scalars(
-                    select(ModelRow).where(
-                        ModelRow.entity == entity,
-                        ModelRow.project == project,
-                        ModelRow.name == name,
-                        ModelRow.deleted_at.is_(None),
-                    )
-                ).one()
+                existing = find_by_name(session, entity, project, name)
+        if existing is None:  # it was deleted at this very moment
+            return self.add_model(entity, project, name, base_model, return_existing)
         if existing.base_model != base_model:
             raise ConflictError(
                 f"Model {existing.path} exists already, on base model {existing.base_model}. "

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 from tandem.cluster.jobs import PolicyVersion
 from tandem.serve.database import Database
 from tandem.serve.errors import NotFoundError, UnavailableError
-from tandem.serve.store_models import find_model
+from tandem.serve.store_models import find_by_name, find_model
 from tandem.serve.tables import InitialVersionRow, JobRow, ModelRow, VersionRow
 
 
@@ -41,14 +41,7 @@ class VersionTable(Database):
     def resolve(self, entity: str, project: str, name: str, step: int | None) -> PinnedPolicy:
         """The version that serves a model's name now. Raises NotFoundError or UnavailableError."""
         with self._read() as session:
-            model = session.scalar(
-                select(ModelRow).where(
-                    ModelRow.entity == entity,
-                    ModelRow.project == project,
-                    ModelRow.name == name,
-                    ModelRow.deleted_at.is_(None),
-                )
-            )
+            model = find_by_name(session, entity, project, name)
             if model is None:
                 raise NotFoundError(
                     f"There is no model {entity}/{project}/{name}. Register it first, or check the name and the key.",

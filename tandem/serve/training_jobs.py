@@ -16,12 +16,11 @@ from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.auth import CallerDep
 from tandem.serve.errors import Fault, InvalidRequestError
 from tandem.serve.json_body import Received, documented, json_body
-from tandem.serve.models import Limit, Order, cursor_number
+from tandem.serve.paging import Limit, Order, Page, cursor_number
 from tandem.serve.payloads import delete_blobs, write_payload
 from tandem.serve.schemas import (
     CreateTrainingJob,
     JobState,
-    Page,
     TrainingJob,
     TrainingJobEvent,
     TrainingJobResponse,

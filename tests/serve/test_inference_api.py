@@ -237,6 +237,16 @@ def test_an_engine_that_says_nothing_is_unavailable(http, services, trained, mon
     assert response.headers["Retry-After"] == "1"
 
 
+@pytest.mark.parametrize("content", [b"Internal Server Error", b"", b"[]", b'{"detail": "x"}'])
+def test_a_bare_error_of_the_engine_gets_words(http, engine, trained, content):
+    engine.status, engine.chunks = 500, [content]
+    response = chat(http, "team/project/agent")
+    assert response.status_code == 503
+    error = response.json()["error"]
+    assert error["code"] == "engine_failed"
+    assert response.headers["x-request-id"] in error["message"]
+
+
 def test_a_base_model_that_is_starting_asks_to_come_back(http, services):
     services.base_models["late/base"] = services.base_models["tandem/tiny"]
     response = chat(http, "late/base")

@@ -144,7 +144,9 @@ def test_files_that_cannot_be_removed_are_tried_again(http, model, train, files,
     assert files() == []
 
 
-@pytest.mark.parametrize("body", [{}, {"steps": None}, {"steps": [-1]}, {"steps": [2**40]}, {"steps": ["a"]}, []])
+@pytest.mark.parametrize(
+    "body", [{}, {"steps": None}, {"steps": [-1]}, {"steps": [2**40]}, {"steps": ["a"]}, {"steps": [1] * 10_001}, []]
+)
 def test_a_bad_deletion_deletes_nothing(http, model, train, body):
     train("a")
     url = f"{MODELS}/{model['id']}/checkpoints"

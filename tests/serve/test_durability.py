@@ -1,0 +1,48 @@
+"""Accepted means durable: what was answered survives the death of the process that answered."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import zstandard
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.serve.store import Store
+
+ACCEPT_AND_DIE = """
+import os, signal, sys
+from tandem.cluster.artifacts import Artifacts
+from tandem.serve.payloads import write_payload
+from tandem.serve.store import Store
+url, artifacts, model_id = sys.argv[1:]
+with write_payload(Artifacts(artifacts), "payloads/job", b"what was sent") as key:
+    Store(url).add_job("6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", model_id, key, {}, "0" * 64)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+OPEN = "import sys; from tandem.serve.store import Store; Store(sys.argv[1]).put_initial_version('base', sys.argv[2])"
+
+
+def run(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env={**os.environ})
+
+
+def test_an_accepted_job_survives_kill_9(store_url, tmp_path, store, add_model, claim):
+    model = add_model()
+    died = run(ACCEPT_AND_DIE, store_url, str(tmp_path / "artifacts"), model.id)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    claimed = claim()
+    assert claimed.model_id == model.id
+    payload = Artifacts(str(tmp_path / "artifacts")).read_blob(claimed.payload_key)
+    assert zstandard.decompress(payload) == b"what was sent"
+
+
+def test_processes_that_start_together_share_a_new_store(tmp_path):
+    url = f"sqlite:///{tmp_path / 'new' / 'tandem.db'}"
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda digest: run(OPEN, url, digest), "abc"))
+    assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
+    store = Store(url)
+    assert store.initial_versions()["base"] in "abc"
+    store.close()
