@@ -20,10 +20,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tandem.cluster.adapter_pool import AdapterPool
 from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.engine_settings import engine_arguments, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
 from tandem.cluster.openai_app import (
     ASGIApp,
@@ -36,19 +37,19 @@ from tandem.cluster.openai_app import (
     call_app,
     error_app,
     parse_arguments,
+    policy_request,
 )
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
 logger = logging.getLogger(__name__)
 
 # vLLM's other routes change the engine that everybody shares.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-CPU_KV_CACHE_BYTES = 1 << 30  # when the configuration names no size; vLLM's own default is most of the memory
-CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
 
@@ -56,73 +57,6 @@ RETIRED_ADAPTER_S = 60.0
 class EngineLoad(TypedDict):
     num_unfinished: int  # requests that vLLM has accepted and not finished
     adapters: list[str]  # digests of the loaded policy versions, the least recently used first
-
-
-def engine_environment(device: Literal["cpu", "cuda"], model_path: str, num_threads: int = 1) -> dict[str, str]:
-    """The environment variables that an engine's process must be started with."""
-    env = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_API_KEY": "",  # requests are authenticated before they come here
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if Path(model_path).is_dir():
-        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if device == "cpu":
-        env |= {
-            # On a CPU this gives the worker no process apart from the engine core's: one import of vLLM less.
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            # Two OpenMP threads beside a learner's on the same cores make vLLM up to 30 times slower.
-            "OMP_NUM_THREADS": str(num_threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "TORCH_COMPILE_DISABLE": "1",  # compiling would hold up the first request for many seconds
-            "VLLM_LOGGING_LEVEL": "WARNING",
-        }
-    return env
-
-
-def engine_arguments(
-    config: EngineConfig,
-    model_path: str,
-    served_name: str,
-    max_model_len: int | None,
-    lora: LoraConfig,
-    device: Literal["cpu", "cuda"],
-) -> list[str]:
-    """The arguments of `vllm serve` that this engine runs with. `config.extra_args` come last, so they win.
-
-    Raises ValueError for what vLLM would compute wrongly.
-    """
-    if "lm_head" in lora.target_modules:
-        # vLLM takes each row's adapter from the sampled tokens, of which prompt logprobs have more or fewer rows.
-        raise ValueError("vLLM can't score prompts under a LoRA on lm_head: remove it from lora.target_modules.")
-    dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
-    kv_cache_bytes = config.kv_cache_memory_bytes
-    if device == "cpu" and kv_cache_bytes is None and config.gpu_memory_utilization is None:
-        kv_cache_bytes = CPU_KV_CACHE_BYTES
-    options = {
-        "model": model_path,
-        "served-model-name": served_name,
-        "dtype": dtype,
-        "max-model-len": max_model_len,
-        "max-num-seqs": config.max_num_seqs,
-        "max-loras": config.max_loras,
-        "max-cpu-loras": config.max_cpu_loras,
-        "max-lora-rank": next(rank for rank in VLLM_LORA_RANKS if rank >= lora.r),
-        "kv-cache-memory-bytes": kv_cache_bytes,
-        "gpu-memory-utilization": config.gpu_memory_utilization,
-        "tool-call-parser": config.tool_call_parser,
-        "generation-config": "vllm",  # a request's sampling settings are its own, not the model directory's
-        "logprobs-mode": "raw_logprobs",  # of the policy itself, before temperature and top-p
-        "scheduling-policy": "priority",
-    }
-    flags = ["enable-lora", "enable-prefix-caching", "enable-auto-tool-choice", "return-tokens-as-token-ids"]
-    flags += ["disable-log-stats"]
-    if device == "cpu":
-        options |= {"block-size": CPU_BLOCK_SIZE, "worker-extension-cls": "tandem.cluster.cpu_lora.WorkerExtension"}
-        flags += ["enforce-eager"]
-    named = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    targets = ["--lora-target-modules", *lora.target_modules]
-    return [*named, *targets, *(f"--{flag}" for flag in flags), *config.extra_args]
 
 
 class Engine:
@@ -161,7 +95,7 @@ class Engine:
         longer than `timeout_s`."""
         from vllm.platforms import current_platform
 
-        device: Literal["cpu", "cuda"] = "cpu" if current_platform.is_cpu() else "cuda"
+        device = "cpu" if current_platform.is_cpu() else "cuda"
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-engine-")
         try:
             args = parse_arguments(
@@ -209,7 +143,7 @@ class Engine:
             app = error_app(404, "NotFoundError", f"The engine has no route {method} {path}.")
         else:
             try:
-                body = _policy_request(body, adapter_name(digest))
+                body = policy_request(body, adapter_name(digest))
             except ValueError as error:
                 app = error_app(400, "BadRequestError", str(error))
         async with aclosing(call_app(app, method, path, headers, body)) as items:
@@ -361,28 +295,6 @@ def _check_adapter(directory: Path, lora: LoraConfig) -> None:
     for name, weight in load_file(directory / "adapter_model.safetensors").items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"its weight {name} isn't finite")
-
-
-def _policy_request(body: bytes, name: str) -> bytes:
-    """The request body with its `model` set. Raises ValueError for JSON that vLLM would answer with a 500, or worse:
-    a request whose numbers or text its messages can't carry to the engine core would count as unfinished for ever."""
-    try:
-        request = json.loads(body, parse_int=_int64, parse_constant=_no_constant)
-        if not isinstance(request, dict):
-            raise ValueError("it isn't a JSON object")
-        return json.dumps(request | {"model": name}, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The request body can't be read: {error}.") from error
-
-
-def _int64(digits: str) -> int:
-    if not -(2**63) <= (value := int(digits)) < 2**63:
-        raise ValueError(f"{digits} doesn't fit 64 bits")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} isn't JSON")
 
 
 async def _start_core(args: Namespace, timeout_s: float) -> AsyncLLM:

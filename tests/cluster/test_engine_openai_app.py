@@ -3,7 +3,9 @@
 import asyncio
 import json
 
-from tandem.cluster.openai_app import call_app, error_app
+import pytest
+
+from tandem.cluster.openai_app import call_app, error_app, policy_request
 
 
 async def collect(items):
@@ -59,6 +61,42 @@ def test_a_caller_who_leaves_early_is_a_disconnect_and_no_cancellation():
 
     assert asyncio.run(scenario(close)) == "http.disconnect"
     assert asyncio.run(scenario(cancel)) == "http.disconnect"
+
+
+def test_an_application_that_fails_before_it_answers_raises():
+    async def app(scope, receive, send):
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError, match="oops"):
+        asyncio.run(collect(call_app(app, "POST", "/", [], b"")))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"a":' * 100_000,
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": 9223372036854775808}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": "\xff"}',
+        rb'{"a": "\ud800"}',
+    ],
+    ids=lambda body: str(body[:30]),
+)
+def test_bodies_that_vllm_could_not_carry_to_its_core_are_refused(body):
+    with pytest.raises(ValueError, match="The request body can't be read"):
+        policy_request(body, "policy-x")
+
+
+def test_the_model_of_a_request_is_replaced_and_nothing_else():
+    body = '{"model": "a/b", "n": -9223372036854775808, "x": [null, true, 1.5, "\u00e9"]}'
+    expected = {"model": "policy-x", "n": -(2**63), "x": [None, True, 1.5, "\u00e9"]}
+    assert json.loads(policy_request(body.encode(), "policy-x")) == expected
 
 
 def test_errors_have_the_shape_that_openai_clients_read():

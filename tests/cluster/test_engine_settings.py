@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tandem.cluster.config import EngineConfig, LoraConfig
-from tandem.cluster.engine import engine_arguments, engine_environment
+from tandem.cluster.engine_settings import engine_arguments, engine_environment
 
 
 def arguments(device: str = "cpu", lora: LoraConfig | None = None, **settings) -> list[str]:
