@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Writes the pinned versions of both installations. $UV is the uv to use.
+set -euo pipefail
+links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2>/dev/null || true)}}
+for extra in cpu gpu; do
+  UV_FIND_LINKS="$links" "$UV" pip compile --quiet --universal --python-version 3.11 pyproject.toml \
+    --extra "$extra" --extra test --extra bench --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+    --upgrade --output-file "requirements/constraints-$extra.txt"
+done
