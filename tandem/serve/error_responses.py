@@ -7,6 +7,7 @@ FastAPI writes it. No response quotes what the client sent beyond names.
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from typing import Any
 
@@ -34,6 +35,7 @@ from tandem.serve.json_body import faults_of
 
 logger = logging.getLogger(__name__)
 _REQUEST_ID = "tandem.request_id"
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
     AuthenticationError: (401, "authentication_error", {"WWW-Authenticate": "Bearer"}),
@@ -125,7 +127,10 @@ def unexpected_error(request_id: str) -> dict[str, Any]:
 
 
 class RequestIds:
-    """Middleware: gives each request an id, and answers an unexpected exception with it instead of a bare 500."""
+    """Middleware: gives each request an id, and answers an unexpected exception with it instead of a bare 500.
+
+    An id that comes with the request is used: Ray Serve's proxy puts one on every request, and on its response.
+    """
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -134,14 +139,16 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        id, started = f"req_{uuid.uuid4().hex}", False
-        scope[_REQUEST_ID] = id
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        is_given, started = _PLAIN_ID.fullmatch(given) is not None, False
+        id = scope[_REQUEST_ID] = given if is_given else f"req_{uuid.uuid4().hex}"
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+                if not is_given:
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
             await send(message)
 
         try:

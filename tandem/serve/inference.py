@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import uuid
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
@@ -67,7 +68,8 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
     policy = await run_in_threadpool(_pin, name, caller, services)
     asked = fill_in_defaults(body, is_chat=path.endswith("/chat/completions"))
     id = request_id(request.scope)
-    forwarded = [("content-type", "application/json"), ("x-request-id", id)]
+    # vLLM names the generation by it, and clients may send one id twice.
+    forwarded = [("content-type", "application/json"), ("x-request-id", f"{id}-{uuid.uuid4().hex[:8]}")]
     stream = services.engine.http(policy.base_model, "POST", path, forwarded, json.dumps(asked).encode(), policy.digest)
     call = EngineCall(stream, services.config.deadlines.inference_s)
     annotator = Annotator(name, adapter_name(policy.digest), policy.step)

@@ -6,19 +6,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from tandem.rl.batch import build_batch
+
 TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
 
 
 class TextModel:
     """The tokenizer of the recorded vectors, as a base model's."""
 
-    max_model_len = 256
-
     @cached_property
     def tokenizer(self):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(TOKENIZER)
+
+    def build_batch(self, groups, config, shuffle_seed):
+        return build_batch(groups, self.tokenizer, config, max_model_len=256, shuffle_seed=shuffle_seed)
 
 
 @dataclass

@@ -69,6 +69,19 @@ def test_each_request_has_its_own_id(http):
     assert len(ids) == 3
 
 
+@pytest.mark.parametrize(("given", "is_used"), [("3f2a-1", True), ("x" * 129, False), ("a b", False), ("", False)])
+def test_a_plain_id_that_comes_with_a_request_is_its_id(http, services, monkeypatch, given, is_used):
+    def fail(*_, **__):
+        raise KeyError
+
+    monkeypatch.setattr(services.store, "models", fail)
+    response = http.get("/v1/models", headers={"X-Request-ID": given})
+    # Whoever put it on the request, a client or Serve's proxy, puts it on the response too.
+    assert ("x-request-id" in response.headers) == (not is_used)
+    named = given if is_used else response.headers["x-request-id"]
+    assert f"under {named};" in response.json()["error"]["message"]
+
+
 def test_a_store_that_does_not_answer_is_said_to_be_unavailable(http, services, monkeypatch):
     def fail(*_, **__):
         raise OperationalError("SELECT 1", {}, Exception("disk I/O error"))

@@ -102,22 +102,22 @@ def test_training_goes_step_by_step(backend, learning, wandb):
 
 
 def test_checkpoints_are_paged_and_deleted(backend, learning, store, model, add_job):
-    for _ in range(45):
+    for _ in range(22):
         add_job(store.model(model["id"], "team"))
     deadline = time.monotonic() + 60
-    while len(store.versions(model["id"], "team", 100)) < 45 and time.monotonic() < deadline:
+    while len(store.versions(model["id"], "team", 100)) < 22 and time.monotonic() < deadline:
         time.sleep(0.05)
 
     async def run():
         model = await registered(backend)
-        assert await model.get_step() == 45
+        assert await model.get_step() == 22
         listed = backend._client.models.checkpoints.list(model_id=model.id)
-        assert [checkpoint.step async for checkpoint in listed] == list(range(1, 46))
-        await backend._delete_checkpoint_files(model, steps_to_keep=[45])
+        assert [checkpoint.step async for checkpoint in listed] == list(range(1, 23))
+        await backend._delete_checkpoint_files(model, steps_to_keep=[22])
         left = backend._client.models.checkpoints.list(model_id=model.id)
-        assert [checkpoint.step async for checkpoint in left] == [45]
-        answer = await backend._client.models.checkpoints.delete(model_id=model.id, steps=[45, 46])
-        assert (answer.deleted_count, answer.not_found_steps) == (1, [46])
+        assert [checkpoint.step async for checkpoint in left] == [22]
+        answer = await backend._client.models.checkpoints.delete(model_id=model.id, steps=[22, 23])
+        assert (answer.deleted_count, answer.not_found_steps) == (1, [23])
 
     asyncio.run(run())
 
