@@ -3,7 +3,7 @@
     TANDEM_URL=http://127.0.0.1:8000 TANDEM_API_KEY=tdm_... python examples/quickstart.py
 
 Each round asks the policy every question eight times, rewards the right answers, posts the rewarded trajectories as
-one training job, and asks again once the job has made a new version. `make demo` runs this against a service of its own.
+one training job, and asks again once the job has made a new version. `make demo` runs this against its own service.
 """
 
 import argparse
@@ -51,7 +51,10 @@ async def roll_out(client: AsyncOpenAI, model: str, text: str, largest: int) -> 
     return {
         "trajectories": [
             # The choice goes back as it came: it carries the sampled token ids and their logprobs.
-            {"messages_and_choices": [*messages, choice.model_dump()], "reward": reward(choice.message.content, largest)}
+            {
+                "messages_and_choices": [*messages, choice.model_dump()],
+                "reward": reward(choice.message.content, largest),
+            }
             for choice in completion.choices
         ]
     }
@@ -94,7 +97,16 @@ async def run(jobs: int, questions: int, learning_rate: float, seed: int) -> lis
         body = {"entity": None, "project": "examples", "name": name, "base_model": "tandem/tiny"}
         registered = await call(http, "POST", "/preview/models", json=body)
         model = f"{registered['entity']}/{registered['project']}/{registered['name']}"
-        table = Table("version", "reward", Column("", min_width=20, no_wrap=True), "loss", "entropy", "rollouts s", "training s", title=f"{model} learns")
+        table = Table(
+            "version",
+            "reward",
+            Column("", min_width=20, no_wrap=True),
+            "loss",
+            "entropy",
+            "rollouts s",
+            "training s",
+            title=f"{model} learns",
+        )
         with Live(table, console=console, refresh_per_second=4):
             for version in range(jobs + 1):
                 began = time.monotonic()

@@ -41,7 +41,7 @@ class Artifacts:
         return directory
 
     def push_checkpoint(self, digest: str) -> None:
-        """Makes the checkpoint `checkpoints_dir / digest` durable. Its manifest goes last, so half a copy is never valid."""
+        """Makes the checkpoint `checkpoints_dir / digest` durable, the manifest last: half a copy is never valid."""
         if self._is_local:
             return
         source, target = self.checkpoints_dir / digest, f"{self._root}/{CHECKPOINTS}/{digest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,7 +12,11 @@ from tandem.cluster.config import BaseModelConfig
 from tandem.rl.tiny_model import resolve_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from tandem.rl.batch import TrainingBatch
+    from tandem.rl.config import TrainingConfig
+    from tandem.rl.trajectories import TrajectoryGroup
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,30 @@ class BaseModel:
 
     @cached_property
     def max_model_len(self) -> int:
-        """Longest sequence in tokens, as configured, or the model's own limit. Raises ValueError when that is exceeded."""
-        from transformers import AutoConfig
-
-        limit = AutoConfig.from_pretrained(self.path).get_text_config().max_position_embeddings
+        """Longest sequence in tokens: as configured, else the model's own limit, which may not be exceeded."""
+        limit = self._text_config.max_position_embeddings
         if self.config.max_model_len is None:
             return limit
         if self.config.max_model_len > limit:
             raise ValueError(
-                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above the model's own limit of {limit}."
+                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit of {limit} tokens."
             )
         return self.config.max_model_len
+
+    @cached_property
+    def _text_config(self) -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.path).get_text_config()
+
+    def build_batch(
+        self, groups: Sequence[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+    ) -> TrainingBatch:
+        """What a job of these groups trains on; see `rl.batch.build_batch` for what it raises."""
+        from tandem.rl.batch import build_batch
+
+        vocab_size = self._text_config.vocab_size
+        return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
 
     def write_initial_version(self, artifacts: Artifacts) -> str:
         """Makes version 0 (a real adapter that changes nothing) durable and returns its digest. Idempotent."""

@@ -44,7 +44,9 @@ class LearnersConfig(Settings):
 
     count: int = Field(1, ge=1, le=1024, description="Number of learner actors.")
     device: Device = "auto"
-    dtype: Dtype = Field("auto", description="Of the frozen base weights: float32 on a CPU, bfloat16 on CUDA. LoRA is always float32.")
+    dtype: Dtype = Field(
+        "auto", description="Of the frozen base weights: float32 on a CPU, bfloat16 on CUDA. LoRA is always float32."
+    )
     attention: Literal["auto", "sdpa", "eager", "flex_attention"] = Field(
         "auto", description="auto: sdpa on a CPU, flex_attention on CUDA."
     )
@@ -56,7 +58,9 @@ class LearnersConfig(Settings):
     num_gpus: float | None = Field(
         None, ge=0, description="Ray GPUs of each learner; a fraction shares a GPU. Unset: by what the cluster has."
     )
-    num_threads: int | None = Field(None, ge=1, description="Torch threads of each learner. Unset: num_cpus, at least 1.")
+    num_threads: int | None = Field(
+        None, ge=1, description="Torch threads of each learner. Unset: num_cpus, at least 1."
+    )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
 
@@ -81,7 +85,9 @@ class BaseModelConfig(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$", description="What clients send as base_model.")
     path: str = Field(description="A Hugging Face id, a local directory, or builtin:tiny.")
-    max_model_len: int | None = Field(None, ge=16, description="Longest sequence in tokens. Unset: the model's own limit.")
+    max_model_len: int | None = Field(
+        None, ge=16, description="Longest sequence in tokens. Unset: the model's own limit."
+    )
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     learners: LearnersConfig = LearnersConfig()
@@ -127,13 +133,19 @@ class TandemConfig(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="TANDEM_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="TANDEM_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     home: Path = Field(Path("~/.tandem"), description="Where the store and the artifacts live unless named.")
     base_models: Annotated[tuple[BaseModelConfig, ...], Field(min_length=1)] = (TINY,)
     store_url: str | None = Field(None, description="SQLAlchemy URL. Unset: SQLite under home.")
-    artifacts: str | None = Field(None, description="fsspec URL of checkpoints and payloads. Unset: a folder under home.")
+    artifacts: str | None = Field(
+        None, description="fsspec URL of checkpoints and payloads. Unset: a folder under home."
+    )
     http: HttpConfig = HttpConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
@@ -147,7 +159,9 @@ class TandemConfig(BaseSettings):
     def _distinct_base_models(self) -> TandemConfig:
         names = [base.name for base in self.base_models]
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"base_models has {', '.join(duplicates)} more than once; give each base model its own name.")
+            raise ValueError(
+                f"base_models has {', '.join(duplicates)} more than once; give each base model its own name."
+            )
         return self
 
     @property
@@ -163,14 +177,18 @@ class TandemConfig(BaseSettings):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> TandemConfig:
-        """Reads the YAML file at `path` (if any) and the environment. Raises ValueError with a readable list of faults."""
+        """Reads the YAML file at `path` (if any) and the environment. Raises ValueError, which lists the faults."""
         if path is not None and not Path(path).is_file():
             raise ValueError(f"There is no configuration file at {path}.")
 
         class FromFile(cls):
             @classmethod
             def settings_customise_sources(
-                cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                **_,
             ) -> tuple[PydanticBaseSettingsSource, ...]:
                 return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
 

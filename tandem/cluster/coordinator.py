@@ -16,19 +16,18 @@ import zstandard
 from pydantic import TypeAdapter
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import CoordinatorConfig
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
 from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion
-from tandem.cluster.lease import LeaseKeeper
 from tandem.cluster.learner_group import LearnerGroup
-from tandem.rl.batch import TrainingBatch, build_batch
+from tandem.cluster.lease import LeaseKeeper
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE
 from tandem.rl.errors import RLError
 from tandem.rl.trajectories import TrajectoryGroup
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from tandem.rl.batch import TrainingBatch
     from tandem.rl.packing import PackedSequence
 
 logger = logging.getLogger(__name__)
@@ -45,16 +44,14 @@ class Coordinator:
 
     def __init__(
         self,
-        base: BaseModelConfig,
+        base: BaseModel,
         settings: CoordinatorConfig,
         store: JobStore,
         artifacts: Artifacts,
         learners: LearnerGroup,
-        tokenizer: PreTrainedTokenizerBase,
-        max_model_len: int,
     ):
         self._base, self._settings, self._store, self._artifacts = base, settings, store, artifacts
-        self._learners, self._tokenizer, self._max_model_len = learners, tokenizer, max_model_len
+        self._learners = learners
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.running_job: str | None = None
         self.last_error: str | None = None
@@ -116,7 +113,7 @@ class Coordinator:
         digest, last_metrics = job.version.digest, {}
         if batch.sequences:  # otherwise the version advances with unchanged weights
             config = job.config
-            rate = self._base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
+            rate = self._base.config.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
             chunk_size = config.logprob_calculation_chunk_size or DEFAULT_LOGPROB_CHUNK_SIZE
             self._learners.load(digest, lease.check_held)
             for index, sequences in enumerate(self._steps(batch.sequences)):
@@ -135,9 +132,11 @@ class Coordinator:
     def _prepare(self, job: ClaimedJob) -> TrainingBatch:
         """Payload to packed sequences. The order of sequences follows from the job's id alone."""
         try:
-            payload = zstandard.ZstdDecompressor().decompressobj().decompress(self._artifacts.read_blob(job.payload_key))
+            payload = (
+                zstandard.ZstdDecompressor().decompressobj().decompress(self._artifacts.read_blob(job.payload_key))
+            )
             groups = read_payload(payload)
-            return build_batch(groups, self._tokenizer, job.config, self._max_model_len, uuid.UUID(job.id).int % 2**63)
+            return self._base.build_batch(groups, job.config, shuffle_seed=uuid.UUID(job.id).int)
         except RLError as error:
             raise StageError("prepare", str(error), "Correct the trajectories and post them as a new job.") from error
         except OSError as error:

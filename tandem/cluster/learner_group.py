@@ -147,11 +147,13 @@ class LearnerGroup:
         )
         return actor.remote(rank, settings.count, self._base, self._model_path, self._artifacts_root)
 
-    def _call(self, stage: str, deadline_s: float, tick: Callable[[], None], call: Callable[[Any, int], Any]) -> list[Any]:
+    def _call(
+        self, stage: str, deadline_s: float, tick: Callable[[], None], call: Callable[[Any, int], Any]
+    ) -> list[Any]:
         return self._gather(stage, deadline_s, tick, [call(worker, rank) for rank, worker in enumerate(self._workers)])
 
     def _gather(self, stage: str, deadline_s: float, tick: Callable[[], None], refs: list[Any]) -> list[Any]:
-        """All results, in order. The first failure of any rank ends the wait: its peers may be stuck in a collective."""
+        """All results, in order. The first failure of a rank ends the wait: its peers may be stuck in a collective."""
         deadline = time.monotonic() + deadline_s
         pending, results = list(refs), {}
         try:
@@ -219,17 +221,23 @@ def _stage_error(stage: str, error: BaseException) -> BaseException:
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = error.cause if isinstance(error.cause, Exception) else error
         return StageError(
-            stage, f"a learner raised {type(cause).__name__}: {cause}".strip(), "The learner's traceback is in its log.",
+            stage,
+            f"a learner raised {type(cause).__name__}: {cause}",
+            "The learner's traceback is in its log.",
             retryable=isinstance(cause, OSError),
-        )  # fmt: skip
+        )
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return StageError(
-            stage, "Ray ended a learner because its node ran out of memory.",
-            "Lower packed_sequence_length, or give the learners a node with more memory.", retryable=True,
-        )  # fmt: skip
+            stage,
+            "Ray ended a learner because its node ran out of memory.",
+            "Lower packed_sequence_length, or give the learners a node with more memory.",
+            retryable=True,
+        )
     if isinstance(error, ray.exceptions.RayActorError):
         return StageError(
-            stage, f"a learner died: {' '.join(str(error).split())}", "New learners are started for the next attempt.",
+            stage,
+            f"a learner died: {' '.join(str(error).split())}",
+            "New learners are started for the next attempt.",
             retryable=True,
-        )  # fmt: skip
+        )
     return error

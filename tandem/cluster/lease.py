@@ -31,7 +31,9 @@ class LeaseKeeper:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -56,5 +58,5 @@ class LeaseKeeper:
             except JobCancelledError as error:
                 self._cancelled = error  # the lease is held on until the job has ended
             except Exception:
-                # A store that doesn't answer for a moment isn't a lost lease; when it lasts, the fence on the next write tells.
+                # A store that doesn't answer for a moment isn't a lost lease; if it lasts, the next write is fenced.
                 logger.exception("The lease of job %s couldn't be renewed; trying again", self._job.id)

@@ -68,9 +68,7 @@ class CoordinatorReplica:
             base = BaseModel(settings)
             store.put_initial_version(base.name, base.write_initial_version(artifacts))
             learners = LearnerGroup(settings, base.path, config.artifacts_root, config.deadlines)
-            coordinator = Coordinator(
-                settings, config.coordinator, store, artifacts, learners, base.tokenizer, base.max_model_len
-            )
+            coordinator = Coordinator(base, config.coordinator, store, artifacts, learners)
             thread = threading.Thread(
                 target=self._run, args=(coordinator, learners), name=f"coordinator-{base.name}", daemon=True
             )
@@ -149,7 +147,7 @@ class ApiReplica:
 
 
 def build_application(config: TandemConfig) -> serve.Application:
-    """The application graph, for `serve.run`. The Ray cluster must be connected, because GPUs are shared out by count."""
+    """The application graph, for `serve.run`. Ray must be connected, because GPUs are shared out by their number."""
     config = place(config, int(ray.cluster_resources().get("GPU", 0)))
     engines = {}
     for base in config.base_models:
@@ -164,7 +162,7 @@ def build_application(config: TandemConfig) -> serve.Application:
                 "num_cpus": settings.num_cpus,
                 "num_gpus": settings.num_gpus,
                 "runtime_env": {"env_vars": environment},
-            },  # fmt: skip
+            },
             health_check_period_s=5,
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=10,

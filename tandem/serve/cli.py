@@ -67,9 +67,8 @@ def up(
     with _service(config, verbose):
         for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets a handler of its own when it starts
             signal.signal(number, lambda *_: stop.set())
-        out.print(
-            f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {', '.join(b.name for b in config.base_models)})."
-        )
+        names = ", ".join(base.name for base in config.base_models)
+        out.print(f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {names}).")
         if not store.has_keys():
             key = create_key(store, name="first", entity="default")
             out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")

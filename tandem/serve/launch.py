@@ -48,32 +48,27 @@ def running(
         if base.path.startswith("builtin:"):
             on_progress(f"building {base.path}, once")
             resolve_model(base.path)
-    connects, owns_ray = not ray.is_initialized(), False
+    connects = not ray.is_initialized()
     if connects:
         on_progress("starting Ray")
-        owns_ray = _connect(config, verbose)
+        _connect(config, verbose)
     try:
         _start_application(config, verbose, on_progress)
         yield
     finally:
-        if owns_ray:
-            serve.shutdown()
-        else:
-            serve.delete(APPLICATION)
+        serve.delete(APPLICATION)
         if connects:
             ray.shutdown()
 
 
-def _connect(config: TandemConfig, verbose: bool) -> bool:
-    """Connects to Ray. True when it is one of our own, started just now."""
+def _connect(config: TandemConfig, verbose: bool) -> None:
     options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)
-        return False
+        return
     # Without an explicit address Ray would join whatever cluster it finds on the machine.
     cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
     ray.init(address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options)
-    return True
 
 
 def _start_application(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> None:
@@ -112,7 +107,9 @@ def _start_application(config: TandemConfig, verbose: bool, on_progress: Callabl
         if state.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
             faults = [f"{name}: {_cause(d.message)}" for name, d in state.deployments.items() if d.status != "HEALTHY"]
             raise StartError(
-                "\n".join(["The service didn't start.", *faults, "The full logs are under /tmp/ray/session_latest/logs."])
+                "\n".join(
+                    ["The service didn't start.", *faults, "The full logs are under /tmp/ray/session_latest/logs."]
+                )
             )
     if failure:
         raise StartError(f"The service didn't start: {failure[0]}") from failure[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
@@ -13,7 +13,9 @@ from tandem.cluster.config import TandemConfig
 from tandem.serve.store import Store
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tandem.rl.batch import TrainingBatch
+    from tandem.rl.config import TrainingConfig
+    from tandem.rl.trajectories import TrajectoryGroup
 
 Headers = list[tuple[str, str]]
 
@@ -28,13 +30,12 @@ class EngineClient(Protocol):
 
 
 class TextModel(Protocol):
-    """What a base model's text is made of."""
+    """What a base model makes of trajectories."""
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-    @property
-    def max_model_len(self) -> int:
-        """Longest sequence, in tokens."""
+    def build_batch(
+        self, groups: Sequence[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+    ) -> TrainingBatch:
+        """Raises TrajectoryError or ConfigError for what it can't train on."""
 
 
 class CoordinatorStatus(TypedDict):

@@ -9,7 +9,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig, refuse_unbuilt
 from tandem.rl.errors import ConfigError, TrajectoryError
 from tandem.rl.trajectories import TrajectoryGroup
@@ -131,7 +130,7 @@ def _check_trainable(groups: list[TrajectoryGroup], config: TrainingConfig, base
     """
     try:
         refuse_unbuilt(config)
-        build_batch(groups, base.tokenizer, config, base.max_model_len, shuffle_seed=None)
+        base.build_batch(groups, config, shuffle_seed=None)
     except ConfigError as error:
         fault = Fault(("body", "experimental_config", error.field), error.reason)
         raise InvalidRequestError([fault], "invalid_training_config") from error

@@ -16,10 +16,23 @@ from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
 from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
 from tandem.cluster.jobs import ClaimedJob, PolicyVersion
+from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
-BASE = BaseModelConfig(name="base", path="unused")
+
+
+class Base:
+    """A base model of which only the tokenizer is needed."""
+
+    name = "base"
+    config = BaseModelConfig(name="base", path="unused")
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def build_batch(self, groups, config, shuffle_seed):
+        return build_batch(groups, self.tokenizer, config, max_model_len=256, shuffle_seed=shuffle_seed)
 
 
 class RecordingStore:
@@ -103,8 +116,8 @@ def make_job(artifacts, groups=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TOKENIZER)
+def base():
+    return Base(AutoTokenizer.from_pretrained(TOKENIZER))
 
 
 @pytest.fixture
@@ -113,10 +126,10 @@ def artifacts(tmp_path):
 
 
 @pytest.fixture
-def run(artifacts, tokenizer):
+def run(artifacts, base):
     def run(store, learners=None, **settings):
         learners = learners or RecordingLearners()
-        coordinator = Coordinator(BASE, CoordinatorConfig(**settings), store, artifacts, learners, tokenizer, 256)
+        coordinator = Coordinator(base, CoordinatorConfig(**settings), store, artifacts, learners)
         assert coordinator.run_next()
         assert coordinator.running_job is None
         return learners
@@ -196,7 +209,7 @@ def test_a_bug_ends_the_job_with_its_name(run, artifacts):
     assert "ZeroDivisionError: oops" in store.log[-1][1]
 
 
-def test_a_store_that_fails_for_a_moment_does_not_end_the_coordinator(artifacts, tokenizer):
+def test_a_store_that_fails_for_a_moment_does_not_end_the_coordinator(artifacts, base):
     class FlakyStore(RecordingStore):
         faults = 2
 
@@ -209,12 +222,12 @@ def test_a_store_that_fails_for_a_moment_does_not_end_the_coordinator(artifacts,
 
     stop = threading.Event()
     settings = CoordinatorConfig(poll_s=0.01)
-    coordinator = Coordinator(BASE, settings, FlakyStore(), artifacts, RecordingLearners(), tokenizer, 256)
+    coordinator = Coordinator(base, settings, FlakyStore(), artifacts, RecordingLearners())
     coordinator.run(stop)
     assert FlakyStore.faults == 2 and stop.is_set() and coordinator.last_error is None
 
 
-def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, tokenizer):
+def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, base):
     def order(job):
         seen = []
 
@@ -223,7 +236,7 @@ def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, tokenizer)
                 seen.extend(tuple(s.token_ids.tolist()) for s in sequences)
                 return super().step(sequences, *args)
 
-        Coordinator(BASE, CoordinatorConfig(), RecordingStore(job), artifacts, Learners(), tokenizer, 256).run_next()
+        Coordinator(base, CoordinatorConfig(), RecordingStore(job), artifacts, Learners()).run_next()
         return seen
 
     groups = [{"trajectories": [trajectory(1.0, 10 + i), trajectory(0.0, 60 + i)]} for i in range(8)]

@@ -149,6 +149,7 @@ def random_sequences(num: int, seed: int) -> list[list[int]]:
 
 def test_versions_mixed_in_a_batch_sample_and_score_like_transformers_and_peft(client, reference):
     options = {"messages": MESSAGES, "logprobs": True, "return_token_ids": True, "n": 2, "max_tokens": 64}
+    options |= {"ignore_eos": True}
     sequences = random_sequences(6, seed=1)
     chats = [(digest, client.start(digest, options | {"seed": k})) for digest in VERSIONS[:5] for k in range(3)]
     scores = [(digest, client.actor.score.remote(sequences, digest)) for digest in VERSIONS[:4]]

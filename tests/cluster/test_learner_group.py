@@ -42,7 +42,9 @@ def test_shards_are_balanced_by_tokens_and_complete():
 
 def group(artifacts_root, count, **deadlines):
     base = BaseModelConfig(
-        name="tandem/tiny", path="builtin:tiny", learners=LearnersConfig(count=count, num_cpus=0.5, num_gpus=0, sequences_per_step=3)
+        name="tandem/tiny",
+        path="builtin:tiny",
+        learners=LearnersConfig(count=count, num_cpus=0.5, num_gpus=0, sequences_per_step=3),
     )
     return base, LearnerGroup(base, BaseModel(base).path, str(artifacts_root), DeadlinesConfig(**deadlines))
 

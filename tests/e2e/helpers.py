@@ -13,7 +13,12 @@ PROMPT = "Which is the largest: 3, 17 or 8?"
 
 
 def register(http: httpx.Client, name: str | None = None) -> dict[str, Any]:
-    body = {"entity": None, "project": "tests", "name": name or f"m-{uuid.uuid4().hex[:8]}", "base_model": "tandem/tiny"}
+    body = {
+        "entity": None,
+        "project": "tests",
+        "name": name or f"m-{uuid.uuid4().hex[:8]}",
+        "base_model": "tandem/tiny",
+    }
     response = http.post("/preview/models", json={**body, "return_existing": True})
     assert response.status_code == 200, response.text
     return response.json()
@@ -25,7 +30,7 @@ def inference_name(model: dict[str, Any], step: int | None = None) -> str:
 
 
 def roll_out(openai: OpenAI, name: str, num: int = 8, prompt: str = PROMPT, **options: Any) -> list[dict[str, Any]]:
-    """`num` trajectories of one prompt; the first half gets reward 1, the rest 0, so that there is always an advantage."""
+    """`num` trajectories of one prompt; the first half gets reward 1, the rest 0: there is always an advantage."""
     messages = [{"role": "user", "content": prompt}]
     completion = openai.chat.completions.create(model=name, messages=messages, n=num, max_tokens=24, **options)
     return [
@@ -56,7 +61,9 @@ def events_until_end(http: httpx.Client, job: str, deadline_s: float = 90) -> li
     raise AssertionError(f"Job {job} hasn't ended within {deadline_s} s; its events are {events}.")
 
 
-def train(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any) -> list[dict[str, Any]]:
+def train(
+    http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any
+) -> list[dict[str, Any]]:
     """Posts a job and returns its events, having seen it succeed."""
     events = events_until_end(http, post_job(http, model, trajectories, **config))
     assert events[-1]["type"] == "training_ended", events[-1]

@@ -57,7 +57,7 @@ def test_each_loss_option_trains_a_version(backend):
         assert len(LOSS_OPTIONS) in steps
         assert len(steps) <= 2
         await backend.delete(model)
-        with pytest.raises(Exception, match="404|not found|no model"):
+        with pytest.raises(Exception, match="404"):
             await model.openai_client().chat.completions.create(model=model.get_inference_name(), messages=MESSAGES)
 
     asyncio.run(run())

@@ -89,7 +89,9 @@ def test_deleted_steps_are_gone_and_the_rest_answers(service, http):
         train(http, model, roll_out(openai, inference_name(model)))
     deleted = http.request("DELETE", f"/preview/models/{model['id']}/checkpoints", json={"steps": [1, 7]}).json()
     assert deleted == {"deleted_count": 1, "not_found_steps": [7]}
-    response = http.post("/chat/completions", json={"model": inference_name(model, 1), "messages": [{"role": "user", "content": "hi"}]})
+    response = http.post(
+        "/chat/completions", json={"model": inference_name(model, 1), "messages": [{"role": "user", "content": "hi"}]}
+    )
     assert response.status_code == 404
     assert "step1" in response.json()["error"]["message"]
     assert answer(openai, inference_name(model))[0] == 2
