@@ -48,7 +48,7 @@ class BaseModel:
             return limit
         if self.config.max_model_len > limit:
             raise ValueError(
-                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit of {limit} tokens."
+                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit, {limit} tokens."
             )
         return self.config.max_model_len
 

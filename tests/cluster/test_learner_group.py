@@ -69,7 +69,7 @@ def test_two_learners_equal_one(start, tmp_path):
     states = []
     for count in (1, 2):
         learners = start(count)
-        metrics = [learners.step(rows[i : i + 3], LossConfig(), 1e-2, 64) for i in (0, 3)]
+        metrics = [learners.step(rows[i : i + 3], LossConfig(), 1e-3, 64) for i in (0, 3)]
         digest = learners.save({"base_model": "tandem/tiny"})
         states.append((metrics, read_checkpoint(tmp_path / "checkpoints" / digest)))
         learners.stop()
