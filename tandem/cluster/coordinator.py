@@ -85,6 +85,13 @@ class Coordinator:
         return True
 
     def _run_to_its_end(self, job: ClaimedJob, lease: LeaseKeeper) -> None:
+        if job.attempt > self._settings.max_attempts:
+            self._store.fail(
+                job,
+                f"The coordinator's process ended during each of {self._settings.max_attempts} attempts, so this job may "
+                "be what ends it. Look at the node's memory and the coordinator's log, and post a smaller job.",
+            )
+            return
         try:
             self._train(job, lease)
         except JobCancelledError:

@@ -52,7 +52,7 @@ CHAT_TEMPLATE = """\
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
+"""  # noqa: E501
 
 
 def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
@@ -62,7 +62,7 @@ def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = 
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of exactly `vocab_size` entries: the 256 bytes, the special tokens, and merges learnt from `texts`."""
+    """A tokenizer of `vocab_size` entries: the 256 bytes, the special tokens, and merges learnt from `texts`."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

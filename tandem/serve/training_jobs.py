@@ -34,7 +34,7 @@ MAX_IDEMPOTENCY_KEY = 255
 @router.post(
     "/training-jobs",
     name="Create RL Training Job",
-    summary="Create RL training job",
+    summary="RLトレーニング ジョブを作成",  # as published; a generated client is made from this document
     **documented(CreateTrainingJob),
 )
 def create_training_job(

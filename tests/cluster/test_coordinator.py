@@ -181,6 +181,13 @@ def test_a_dead_learner_requeues_until_the_attempts_are_used_up(run, artifacts):
     assert "a learner died" in store.log[-1][1] and "attempt 2 of 2" in store.log[-1][1]
 
 
+def test_a_job_that_ends_its_coordinator_again_and_again_is_given_up(run, artifacts):
+    store = RecordingStore(make_job(artifacts, attempt=4))
+    assert run(store, max_attempts=3).log == []
+    assert store.order == ["fail"]
+    assert "during each of 3 attempts" in store.log[0][1]
+
+
 def test_a_second_attempt_repeats_no_recorded_step(run, artifacts):
     config = TrainingConfig(packed_sequence_length=16)
     store = RecordingStore(make_job(artifacts, config=config, attempt=2, num_recorded_gradient_steps=1))
