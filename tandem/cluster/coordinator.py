@@ -88,8 +88,8 @@ class Coordinator:
         if job.attempt > self._settings.max_attempts:
             self._store.fail(
                 job,
-                f"The coordinator's process ended during each of {self._settings.max_attempts} attempts, so this job may "
-                "be what ends it. Look at the node's memory and the coordinator's log, and post a smaller job.",
+                f"The coordinator's process ended during each of {self._settings.max_attempts} attempts, so this job "
+                "may be what ends it. Look at the node's memory and the coordinator's log, and post a smaller job.",
             )
             return
         try:

@@ -33,7 +33,7 @@ IGNORED = -100
 class Recipe:
     """Everything that decides the weights, besides the corpus and the seed."""
 
-    version: int = 1
+    version: int = 2
     vocab_size: int = 512
     hidden_size: int = 128
     intermediate_size: int = 384

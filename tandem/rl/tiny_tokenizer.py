@@ -1,5 +1,6 @@
 """The tiny model's tokenizer: byte-level BPE with Qwen's special tokens, and a ChatML template with tools."""
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -66,8 +67,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, normalized=False, special=True) for token in CONTROL_TOKENS]
-    special += [AddedToken(token, normalized=False, special=False) for token in MARKUP_TOKENS]
+    special = [AddedToken(token, normalized=False) for token in CONTROL_TOKENS + MARKUP_TOKENS]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
@@ -79,10 +79,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     if bpe.get_vocab_size() != vocab_size:
         raise ValueError(f"The corpus yields {bpe.get_vocab_size()} of {vocab_size} tokens: lower vocab_size.")
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=_with_visible_markup(bpe),
         eos_token=EOS_TOKEN,
         pad_token=PAD_TOKEN,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def _with_visible_markup(bpe: Tokenizer) -> Tokenizer:
+    """The same tokenizer with MARKUP_TOKENS not special: the trainer makes every token it is given so."""
+    description = json.loads(bpe.to_str())
+    for token in description["added_tokens"]:
+        token["special"] = token["content"] in CONTROL_TOKENS
+    return Tokenizer.from_str(json.dumps(description))
