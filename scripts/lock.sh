@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Writes the pinned versions of both installations. $UV is the uv to use.
 set -euo pipefail
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1}
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2>/dev/null || true)}}
 for extra in cpu gpu; do
   UV_FIND_LINKS="$links" "$UV" pip compile --quiet --universal --python-version 3.11 pyproject.toml \
