@@ -28,6 +28,13 @@ class LoraConfig(Settings):
     target_modules: tuple[str, ...] = Field(LORA_TARGETS, min_length=1, description="Names of the adapted modules.")
     seed: int = Field(0, description="Seed of the A matrices of version 0 (its B matrices are zero).")
 
+    @field_validator("target_modules")
+    @classmethod
+    def _inside_the_layers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if outside := [name for name in names if name in ("lm_head", "embed_tokens")]:
+            raise ValueError(f"{', '.join(outside)} can't be adapted: logprobs of prompts would be wrong. Leave it out.")
+        return names
+
 
 class OptimizerConfig(Settings):
     """AdamW and the defaults a job's config can override."""

@@ -152,7 +152,8 @@ def build_application(config: TandemConfig) -> serve.Application:
     engines = {}
     for base in config.base_models:
         settings = base.engine
-        environment = engine_environment("cuda" if settings.num_gpus else "cpu", BaseModel(base).path)
+        device = "cuda" if settings.num_gpus else "cpu"
+        environment = engine_environment(device, BaseModel(base).path, num_threads=max(1, int(settings.num_cpus)))
         engines[base.name] = serve.deployment(
             EngineReplica,
             name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",

@@ -39,6 +39,7 @@ def test_a_file_overrides_defaults_and_the_environment_overrides_the_file(monkey
         ("base_models:\n  - {name: a/b, path: x, learners: {count: 0}}", "base_models.0.learners.count"),
         ("base_models:\n  - {name: a/b, path: x}\n  - {name: a/b, path: y}", "a/b more than once"),
         ("base_models:\n  - {name: a b, path: x}", "base_models.0.name"),
+        ("base_models:\n  - {name: a, path: x, lora: {target_modules: [lm_head]}}", "lm_head can't be adapted"),
     ],
 )
 def test_a_fault_is_named(tmp_path, text, named):
