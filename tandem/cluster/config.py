@@ -32,7 +32,7 @@ class LoraConfig(Settings):
     @classmethod
     def _inside_the_layers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if outside := [name for name in names if name in ("lm_head", "embed_tokens")]:
-            raise ValueError(f"{', '.join(outside)} can't be adapted: logprobs of prompts would be wrong. Leave it out.")
+            raise ValueError(f"{', '.join(outside)} can't be adapted: prompts would get wrong logprobs. Leave it out.")
         return names
 
 
