@@ -30,6 +30,8 @@ class ClaimedJob:
     version: PolicyVersion  # the model's newest version, which the job starts from
     next_step: int  # the step of the version the job will make; never reused
     num_recorded_gradient_steps: int  # events an interrupted attempt has already recorded; not recorded again
+    reference_digest: str | None = None  # checkpoint of the KL reference; None when there is no KL penalty
+    reward_std_devs: tuple[float, ...] = ()  # of the jobs that made the model's versions, oldest first
 
 
 class JobStore(Protocol):
