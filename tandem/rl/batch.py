@@ -18,6 +18,7 @@ from tandem.rl.advantages import balance_and_normalize, group_advantages, trajec
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.rl.packing import PackedSequence, pack
+from tandem.rl.policy_lag import sampled_version
 from tandem.rl.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
 from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 
@@ -122,7 +123,10 @@ def _group_sequences(
         if advantage != 0:
             own = _trajectory_sequences((index, number), trajectory, chat, allow_without_logprobs)
             weight = trajectory_weight(sum(sequence.num_trained_tokens for sequence in own))
-            sequences += [replace(sequence, advantage=advantage, weight=weight) for sequence in own]
+            version = sampled_version(trajectory)
+            sequences += [
+                replace(sequence, advantage=advantage, weight=weight, policy_version=version) for sequence in own
+            ]
     prompt_length = _shared_prompt_length(sequences)
     return [replace(sequence, prompt_length=prompt_length) for sequence in sequences]
 

@@ -43,6 +43,10 @@ class PackedSequence:
     """float32. Logprobs recomputed under the policy before the step; NaN where unknown."""
     ref_logprobs: Tensor | None = None
     """float32. Logprobs under the KL reference; NaN where unknown."""
+    policy_versions: Tensor | None = None
+    """int64. The step of the policy version that the token's trajectory began with; -1 where unknown."""
+    is_fresh: Tensor | None = None
+    """bool. Sampled by the very policy that the row meets in training; None: not to be measured."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,10 +56,30 @@ class PackedSequence:
     def num_trained_tokens(self) -> int:
         return int(self.loss_mask.sum())
 
+    @property
+    def num_completions(self) -> int:
+        """Segments with a trained token, at least 1."""
+        return max(self.segment_ids[self.loss_mask].unique().numel(), 1)
+
     def to(self, device: torch.device | str) -> PackedSequence:
         """The same row with every tensor on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+
+
+def unpack(row: PackedSequence) -> list[Tensor]:
+    """The sequences in a row: for each segment that no other continues, the row indices [its tokens], prompt first.
+
+    `row.token_ids[indices]` is the sequence as it was before packing. A shared prompt's indices are in several.
+    """
+    parents = row.parent_ids[row.parent_ids != row.segment_ids].unique()
+    leaves = row.segment_ids[~torch.isin(row.segment_ids, parents)].unique().tolist()
+    found = []
+    for leaf in leaves:
+        own = row.segment_ids == leaf
+        parent = row.parent_ids[own][0]
+        found.append((own | (row.segment_ids == parent)).nonzero().squeeze(1))
+    return found
 
 
 def pack(sequences: Sequence[TokenizedSequence], packed_sequence_length: int) -> list[PackedSequence]:
@@ -126,4 +150,9 @@ def _row(segments: list[_Segment]) -> PackedSequence:
         sampling_logprobs=gather("sampling_logprobs").float(),
         advantages=spread([segment.sequence.advantage for segment in segments]).float() * loss_mask,
         weights=spread([segment.sequence.weight for segment in segments]).float() * loss_mask,
+        policy_versions=spread([_or_unknown(segment.sequence.policy_version) for segment in segments]),
     )
+
+
+def _or_unknown(version: int | None) -> int:
+    return -1 if version is None else version

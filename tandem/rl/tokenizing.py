@@ -56,6 +56,8 @@ class TokenizedSequence:
     """1 / trained tokens of the trajectory, before normalisation."""
     prompt_length: int = 0
     """Tokens shared with every other sequence of the group, less the last, which predicts the first own token."""
+    policy_version: int | None = None
+    """The step of the policy version that its trajectory began with, where that is known."""
 
     @property
     def num_tokens(self) -> int:

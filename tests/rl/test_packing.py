@@ -10,7 +10,7 @@ from wire_data import chat_tokenizer, packing_vectors
 
 from tandem.rl.batch import build_sequences, finalize
 from tandem.rl.config import TrainingConfig
-from tandem.rl.packing import PackedSequence, pack
+from tandem.rl.packing import PackedSequence, pack, unpack
 from tandem.rl.tokenizing import TokenizedSequence
 from tandem.rl.trajectories import TrajectoryGroup
 
@@ -158,6 +158,35 @@ def test_without_a_shared_prompt_a_sequence_is_its_own_root():
     sequences = [replace(sequence_of(0, [1, 2], [3], [True]), prompt_length=0) for _ in range(2)]
     [row] = pack(sequences, 10)
     assert row.segment_ids.tolist() == row.parent_ids.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@settings(deadline=None)
+@given(jobs(), st.integers(14, 40))
+def test_unpacking_gives_back_every_sequence(sequences, length):
+    found = []
+    for row in pack(sequences, length):
+        for indices in unpack(row):
+            assert row.positions[indices].tolist() == list(range(len(indices)))
+            found.append((tuple(row.token_ids[indices].tolist()), tuple(row.loss_mask[indices].tolist())))
+    assert Counter(found) == Counter((tuple(s.token_ids.tolist()), tuple(s.loss_mask.tolist())) for s in sequences)
+
+
+def test_unpacked_completions_share_the_indices_of_their_prompt():
+    [row] = pack([sequence_of(0, [1, 2, 3], own, [True] * len(own)) for own in ([4, 5], [6])], 7)
+    assert [indices.tolist() for indices in unpack(row)] == [[0, 1, 2, 3, 4], [0, 1, 5, 6]]
+
+
+def test_completions_are_the_segments_with_trained_tokens():
+    [row] = pack([sequence_of(0, [1, 2, 3], own, [True] * len(own)) for own in ([4, 5], [6])], 7)
+    assert row.num_completions == 2  # the shared prompt is none
+    assert replace(row, loss_mask=row.segment_ids == 2).num_completions == 1
+    assert replace(row, loss_mask=torch.zeros(7, dtype=torch.bool)).num_completions == 1
+
+
+def test_every_token_knows_the_version_that_sampled_its_trajectory():
+    first, second = (replace(sequence_of(0, [1, 2], [3], [True]), policy_version=v) for v in (4, None))
+    [row] = pack([first, second], 10)
+    assert row.policy_versions.tolist() == [4, 4, 4, -1, -1]  # a shared prompt counts for who came first
 
 
 def test_dtypes_and_moving():

@@ -1,0 +1,26 @@
+from tandem.rl.policy_lag import policy_lag, sampled_version
+from tandem.rl.trajectories import Trajectory, TrajectoryGroup
+
+
+def trajectory(*choice_versions, **fields) -> Trajectory:
+    turns = [
+        {"finish_reason": "stop", "index": 0, "message": {"role": "assistant", "content": "x"}}
+        | ({} if version is None else {"policy_version": version})
+        for version in choice_versions
+    ]
+    return Trajectory.model_validate({"messages_and_choices": turns, **fields})
+
+
+def test_the_trajectory_says_its_version_else_its_choices_do():
+    assert sampled_version(trajectory(5, 6, initial_policy_version=4)) == 4
+    assert sampled_version(trajectory(None, 6, 5)) == 5
+    assert sampled_version(trajectory(None)) is None
+    assert sampled_version(trajectory(0)) == 0
+
+
+def test_lag_is_over_the_trajectories_that_know():
+    groups = [TrajectoryGroup(trajectories=[trajectory(3), trajectory(None)])]
+    groups += [TrajectoryGroup(trajectories=[trajectory(initial_policy_version=0)])]
+    assert policy_lag(groups, current=4) == {"policy_lag/mean": 2.5, "policy_lag/max": 4.0}
+    assert policy_lag(groups[:1], current=3) == {"policy_lag/mean": 0.0, "policy_lag/max": 0.0}
+    assert policy_lag([TrajectoryGroup(trajectories=[trajectory(None)])], current=4) == {}
