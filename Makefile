@@ -1,7 +1,7 @@
 # Everything runs in .venv, which `make install` makes with uv. Nothing outside this directory is changed.
 #
 #   EXTRA=cpu|gpu     which vLLM and torch (default: gpu where nvidia-smi works, else cpu)
-#   PYTHON=python3.12 which interpreter (3.11 or 3.12; default: the first of python3.12, python3.11, python3 that is one)
+#   PYTHON=python3.12 which interpreter (3.11 or 3.12; default: the first of python3.11, python3.12, python3 that is one)
 
 SHELL := bash
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)

@@ -62,7 +62,8 @@ async def roll_out(client: AsyncOpenAI, model: str, text: str, largest: int) -> 
 
 async def train(http: httpx.AsyncClient, model_id: str, groups: list[dict], learning_rate: float) -> dict:
     """Posts a training job and returns the metrics of its last gradient step once the new version is there."""
-    config = {"learning_rate": learning_rate}
+    # Short packed sequences: each is one gradient step, so a job takes several.
+    config = {"learning_rate": learning_rate, "packed_sequence_length": 256}
     body = {"model_id": model_id, "trajectory_groups": groups, "experimental_config": config}
     job = (await call(http, "POST", "/preview/training-jobs", json=body))["id"]
     metrics, after = {}, None
@@ -139,7 +140,7 @@ def plot(rewards: list[float], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a tiny model to name the largest of three numbers.")
-    parser.add_argument("--jobs", type=int, default=14)
+    parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--questions", type=int, default=32, help="questions of a job, each answered 8 times")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

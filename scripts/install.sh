@@ -25,6 +25,10 @@ fi
 
 export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1}  # like pip, trust what the machine trusts
 UV=$(bootstrap_uv)
+if [ -x .venv/bin/python ] && [ "$(.venv/bin/python -V)" != "$("$PYTHON" -V)" ]; then
+  echo "Making .venv anew for $("$PYTHON" -V): it was of $(.venv/bin/python -V)"
+  rm -rf .venv
+fi
 [ -x .venv/bin/python ] || "$UV" venv --quiet --python "$("$PYTHON" -c 'import sys; print(sys.executable)')" .venv
 
 # pip may know local packages, a CPU torch among them; uv doesn't read pip's configuration.

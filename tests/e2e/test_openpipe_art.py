@@ -4,9 +4,8 @@ import asyncio
 import uuid
 
 import pytest
+from art_client import art
 from helpers import PROMPT
-
-art = pytest.importorskip("art", reason="openpipe-art is a test dependency: pip install -e '.[test]'")
 
 MESSAGES = [{"role": "user", "content": PROMPT}]
 LOSS_OPTIONS = [

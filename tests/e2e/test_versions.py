@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import ray
 import torch
 from helpers import PROMPT, events_until_end, inference_name, post_job, register, roll_out, train
 
@@ -48,8 +47,7 @@ def test_both_answer_while_a_job_trains(service, http):
 
 
 def learner_logprobs(checkpoint, token_ids):
-    """Logprobs [T-1] of tokens 1.. under a checkpoint. Run in a process of its own: openpipe-art, which this one may
-    have imported, replaces parts of transformers."""
+    """Logprobs [T-1] of tokens 1.. under a checkpoint, from the learner's policy."""
     from tandem.rl.checkpoints import read_checkpoint
     from tandem.rl.packing import PackedSequence
     from tandem.rl.policy import Policy
@@ -69,7 +67,6 @@ def test_engine_and_learner_agree_on_every_token(service, http):
     """Sampled logprobs equal the learner's for the same version, to 1e-4 in float32, before and after training."""
     openai, model = service.openai(), register(http)
     train(http, model, roll_out(openai, inference_name(model)), learning_rate=5e-3)
-    score = ray.remote(learner_logprobs).options(num_cpus=0)
     for step in (0, 1):
         raw = openai.chat.completions.with_raw_response.create(
             model=inference_name(model, step), messages=[{"role": "user", "content": PROMPT}], max_tokens=40, seed=step
@@ -77,7 +74,7 @@ def test_engine_and_learner_agree_on_every_token(service, http):
         choice = raw.parse().choices[0]
         checkpoint = service.home / "artifacts" / "checkpoints" / raw.headers["x-policy-digest"]
         num_prompt_tokens = len(choice.prompt_token_ids)
-        learner = ray.get(score.remote(checkpoint, choice.prompt_token_ids + choice.token_ids), timeout=120)
+        learner = learner_logprobs(checkpoint, choice.prompt_token_ids + choice.token_ids)
         engine = torch.tensor([token.logprob for token in choice.logprobs.content])
         assert len(engine) == len(choice.token_ids)
         torch.testing.assert_close(learner[num_prompt_tokens - 1 :], engine, atol=1e-4, rtol=0)

@@ -1,19 +1,15 @@
 """The unmodified openpipe-art client against the application: its requests are taken, its answers parse."""
 
 import asyncio
-import os
 import threading
 import time
 
 import pytest
+from art_client import art
 from serve_fakes import choice
 
 from tandem.cluster.errors import LeaseLostError
 from tandem.cluster.jobs import PolicyVersion
-
-os.environ.pop("WANDB_API_KEY", None)  # with it, the client would call a service outside
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-art = pytest.importorskip("art", reason="openpipe-art is a test dependency: pip install -e '.[test]'")
 
 METRICS = {"loss/train": 0.5, "loss/grad_norm": 0.1, "loss/learning_rate": 5e-6, "data/step_trainer_tokens": 6.0}
 
