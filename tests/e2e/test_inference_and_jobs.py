@@ -92,7 +92,8 @@ def test_an_inexact_trajectory_is_refused_where_it_is_and_nothing_is_stored(serv
 def test_a_running_job_can_be_cancelled(service, http):
     model = register(http)
     trajectories = roll_out(service.openai(), inference_name(model))
-    jobs = [post_job(http, model, trajectories * 60, packed_sequence_length=64) for _ in range(2)]
+    long = post_job(http, model, trajectories * 150, packed_sequence_length=64)  # hundreds of gradient steps
+    jobs = [long, post_job(http, model, trajectories)]
     for job in reversed(jobs):  # the second waits, the first runs
         assert http.post(f"/preview/training-jobs/{job}/cancel").status_code == 200
     for job in jobs:
@@ -107,7 +108,7 @@ def test_a_running_job_can_be_cancelled(service, http):
 def test_deleting_a_model_ends_its_jobs(service, http):
     model = register(http)
     trajectories = roll_out(service.openai(), inference_name(model))
-    job = post_job(http, model, trajectories * 60, packed_sequence_length=64)
+    job = post_job(http, model, trajectories * 150, packed_sequence_length=64)
     assert http.delete(f"/preview/models/{model['id']}").status_code == 200
     events = events_until_end(http, job)
     assert events[-1]["type"] == "training_failed"
