@@ -53,11 +53,15 @@ def post_job(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[
 def events_until_end(http: httpx.Client, job: str, deadline_s: float = 90) -> list[dict[str, Any]]:
     """All events of a job once it has ended."""
     deadline = time.monotonic() + deadline_s
+    events: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
-        events = http.get(f"/preview/training-jobs/{job}/events", params={"limit": 100}).json()["data"]
+        after = {"after": events[-1]["id"]} if events else {}
+        page = http.get(f"/preview/training-jobs/{job}/events", params={"limit": 100, **after}).json()
+        events += page["data"]
         if events and events[-1]["type"] in ("training_ended", "training_failed"):
             return events
-        time.sleep(0.2)
+        if not page["has_more"]:
+            time.sleep(0.2)
     raise AssertionError(f"Job {job} hasn't ended within {deadline_s} s; its events are {events}.")
 
 
