@@ -10,6 +10,7 @@ from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs import ClaimedJob, JobStore
 
 logger = logging.getLogger(__name__)
+MAX_INTERVAL_S = 2.0  # a renewal is also how a cancellation is noticed
 
 
 class LeaseKeeper:
@@ -49,7 +50,7 @@ class LeaseKeeper:
             raise self._cancelled
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._lease_s / 3):
+        while not self._ended.wait(min(self._lease_s / 3, MAX_INTERVAL_S)):
             try:
                 self._store.renew(self._job, self._lease_s)
             except LeaseLostError as error:
