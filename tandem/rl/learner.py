@@ -24,6 +24,7 @@ from tandem.rl.errors import RLError
 from tandem.rl.losses import (
     LossInputs,
     LossTerms,
+    fresh_differences,
     kl_sum,
     mean_over_tokens,
     policy_loss,
@@ -62,6 +63,8 @@ class _Sum(IntEnum):
     CLIPPED = auto()
     KL = auto()
     KL_TOKENS = auto()
+    SAMPLED_DIFF = auto()
+    SAMPLED_TOKENS = auto()
     MOMENTS = auto()
 
     @staticmethod
@@ -92,6 +95,7 @@ class Learner:
         )
         self._gradient = _flat_gradient(parameters)
         self._sums = _Sum.zeros(policy.device)
+        self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
 
     def load_state(self, state: LearnerState) -> None:
         """Take over a policy version: its adapter and its optimizer. Gradients accumulated so far are discarded.
@@ -140,6 +144,7 @@ class Learner:
             terms = policy_loss(inputs, loss, kl_mean)
             terms.loss_sum.backward()
             self._sums += _sequence_sums(inputs, terms, entropy)
+            self._watch_sampling(fresh_differences(packed, inputs))
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """Finish the gradient step on every learner alike; the same metrics, all finite, on each.
@@ -150,6 +155,7 @@ class Learner:
         if dist.is_initialized():
             dist.all_reduce(self._gradient)
             dist.all_reduce(self._sums)
+            dist.all_reduce(self._sampled_diff_max, op=dist.ReduceOp.MAX)
         sums = self._sums.tolist()
         self._gradient /= sums[_Sum.TOKENS] + 1e-6
         grad_norm = float(torch.linalg.vector_norm(self._gradient))
@@ -166,6 +172,9 @@ class Learner:
                 group["lr"] = learning_rate
             self._optimizer.step()
         metrics = _step_metrics(sums, grad_norm, learning_rate)
+        if sums[_Sum.SAMPLED_TOKENS] > 0:
+            metrics["logprobs/sampled_current_abs_diff_mean"] = sums[_Sum.SAMPLED_DIFF] / sums[_Sum.SAMPLED_TOKENS]
+            metrics["logprobs/sampled_current_abs_diff_max"] = float(self._sampled_diff_max)
         self._discard()
         return metrics
 
@@ -209,9 +218,17 @@ class Learner:
         logprobs, _ = self.policy.logprobs(packed, chunk_size, trained_only=True)
         return replace(inputs, policy_logprobs=logprobs)
 
+    def _watch_sampling(self, differences: Tensor) -> None:
+        """Take in the distances [F] between sampling and current logprobs, which tell how the engine differs."""
+        if differences.numel():
+            self._sums[_Sum.SAMPLED_DIFF] += differences.sum()
+            self._sums[_Sum.SAMPLED_TOKENS] += differences.numel()
+            self._sampled_diff_max.copy_(torch.maximum(self._sampled_diff_max, differences.max()))
+
     def _discard(self) -> None:
         self._gradient.zero_()
         self._sums.zero_()
+        self._sampled_diff_max.zero_()
 
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in self.policy.parameters.items()}

@@ -46,7 +46,7 @@ class PackedSequence:
     policy_versions: Tensor | None = None
     """int64. The step of the policy version that the token's trajectory began with; -1 where unknown."""
     is_fresh: Tensor | None = None
-    """bool. Sampled by the very policy that the row meets in training; None: not to be measured."""
+    """bool. Sampled by the policy that a gradient step begins with; None in steps that don't compare the two."""
 
     @property
     def num_tokens(self) -> int:

@@ -207,6 +207,26 @@ def test_metrics(learner: Learner) -> None:
     assert learner.optim_step(0.0)["loss/clip_fraction"] > 0.9
 
 
+def test_fresh_tokens_are_compared_with_their_sampling_logprobs(learner: Learner) -> None:
+    """Off by 0.25 and 0.75 on two fresh tokens; stale ones, unknown ones and untrained ones don't count."""
+    row = packed_group(5, [6])
+    [logprobs] = learner.score([row], 64)
+    first, second, stale, unknown = row.loss_mask.nonzero().squeeze(1).tolist()[:4]
+    sampling = logprobs.clone()
+    sampling[first], sampling[second], sampling[stale], sampling[unknown:] = (
+        logprobs[first] - 0.25, logprobs[second] + 0.75, 5.0, NAN,
+    )  # fmt: skip
+    fresh = torch.ones_like(row.loss_mask)
+    fresh[stale] = False
+    row = replace(row, sampling_logprobs=sampling)
+    learner.forward_backward([replace(row, is_fresh=fresh), row], LossConfig())
+    metrics = learner.optim_step(0.0)
+    assert metrics["logprobs/sampled_current_abs_diff_mean"] == pytest.approx(0.5, rel=1e-4)
+    assert metrics["logprobs/sampled_current_abs_diff_max"] == pytest.approx(0.75, rel=1e-4)
+    learner.forward_backward([row], LossConfig())
+    assert "logprobs/sampled_current_abs_diff_max" not in learner.optim_step(0.0)
+
+
 def test_entropy_is_the_weighted_mean_over_trained_tokens(learner: Learner) -> None:
     row = packed_group(11, [9, 14])
     with torch.no_grad():

@@ -1,13 +1,14 @@
 """Policy losses: pure functions over prediction-aligned tensors. They return sums; the learner divides by the
 token count of the whole gradient step, so that splitting a step over sequences or learners changes nothing."""
 
-from tandem.rl.losses.agreement import probability_correlation, probability_moments
+from tandem.rl.losses.agreement import fresh_differences, probability_correlation, probability_moments
 from tandem.rl.losses.inputs import LossInputs, shift_left, shift_right
 from tandem.rl.losses.objective import LossTerms, kl_sum, mean_over_tokens, policy_loss
 
 __all__ = [
     "LossInputs",
     "LossTerms",
+    "fresh_differences",
     "kl_sum",
     "mean_over_tokens",
     "policy_loss",

@@ -7,7 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from tandem.rl.losses.inputs import LossInputs
+from tandem.rl.losses.inputs import LossInputs, known_or_nan, shift_left
+from tandem.rl.packing import PackedSequence
+
+
+def fresh_differences(packed: PackedSequence, inputs: LossInputs) -> Tensor:
+    """|log pi_theta - log pi_sampling| of the F trained tokens that this very policy sampled, float64 [F].
+
+    With nothing lost between sampler and learner they would be 0. Empty where the row's `is_fresh` isn't set.
+    """
+    policy = inputs.policy_logprobs.detach().double()
+    if packed.is_fresh is None:
+        return policy.new_empty(0)
+    sampling = known_or_nan(inputs.sampling_logprobs)
+    fresh = shift_left(packed.is_fresh, False) & inputs.loss_mask & ~sampling.isnan()
+    return (policy[fresh] - sampling[fresh].double()).abs()
 
 
 def probability_moments(inputs: LossInputs) -> Tensor:
