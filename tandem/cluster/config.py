@@ -87,6 +87,28 @@ class EngineConfig(Settings):
     extra_args: tuple[str, ...] = Field((), description="Further arguments of `vllm serve`, as on its command line.")
 
 
+class LogprobsConfig(Settings):
+    """Who computes the old and reference logprobs that jobs ask for, and how closely the two must agree."""
+
+    mode: Literal["shared", "learner", "engine"] = Field(
+        "shared", description="engine: learners only check it, and take over when no engine works."
+    )
+    chunk_tokens: int = Field(8192, ge=1, description="Tokens that are handed out together; at least one row is.")
+    sample_fraction: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Of the chunks, scored by both to be compared: at least one, or none if this is 0.",
+    )
+    tolerance_float32: float = Field(
+        1e-3, gt=0, description="Largest difference of a trained token's logprob; beyond it, learners score everything."
+    )
+    tolerance_bfloat16: float = Field(0.1, gt=0, description="The same where learners or engine compute in bfloat16.")
+    takeover_s: float = Field(
+        10, gt=0, description="A chunk that is out for longer, and for twice what it should take, is given out again."
+    )
+
+
 class BaseModelConfig(Settings):
     """A base model, and the learners and engine that serve every model registered on it."""
 
@@ -99,6 +121,15 @@ class BaseModelConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     learners: LearnersConfig = LearnersConfig()
     engine: EngineConfig = EngineConfig()
+    logprobs: LogprobsConfig = LogprobsConfig()
+
+    @property
+    def logprob_tolerance(self) -> float:
+        """By the less precise dtype of the two that `placement.place` has given their devices."""
+        on_gpu = {"learners": self.learners.num_gpus and self.learners.device != "cpu", "engine": self.engine.num_gpus}
+        dtypes = {"learners": self.learners.dtype, "engine": self.engine.dtype}
+        is_half = any(dtype == "bfloat16" or (dtype == "auto" and on_gpu[who]) for who, dtype in dtypes.items())
+        return self.logprobs.tolerance_bfloat16 if is_half else self.logprobs.tolerance_float32
 
 
 class HttpConfig(Settings):
@@ -113,6 +144,7 @@ class DeadlinesConfig(Settings):
     start_learners_s: float = Field(600, gt=0)
     prepare_s: float = Field(600, gt=0)
     load_s: float = Field(300, gt=0)
+    score_s: float = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
     step_s: float = Field(900, gt=0, description="One gradient step.")
     checkpoint_s: float = Field(600, gt=0)
     inference_s: float = Field(600, gt=0, description="From an inference request's arrival to its last token.")

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tandem.cluster.config import TandemConfig
+from tandem.cluster.config import BaseModelConfig, TandemConfig
 
 
 def write(tmp_path, text):
@@ -56,3 +56,14 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 def test_reading_the_configuration_loads_neither_torch_nor_vllm():
     code = "import sys, tandem.cluster.config; print([m for m in ('torch', 'vllm', 'ray') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_tolerance_of_logprobs_is_that_of_the_less_precise_side():
+    def tolerance(learners=None, engine=None):
+        return BaseModelConfig(name="m", path="x", learners=learners or {}, engine=engine or {}).logprob_tolerance
+
+    assert tolerance() == tolerance({"num_gpus": 0}, {"num_gpus": 0}) == 1e-3
+    assert tolerance({"num_gpus": 1}) == tolerance(engine={"num_gpus": 0.5}) == 0.1
+    assert tolerance({"dtype": "bfloat16"}) == tolerance(engine={"dtype": "bfloat16"}) == 0.1
+    assert tolerance({"num_gpus": 1, "dtype": "float32"}, {"num_gpus": 1, "dtype": "float32"}) == 1e-3
+    assert tolerance({"num_gpus": 1, "device": "cpu"}) == 1e-3
