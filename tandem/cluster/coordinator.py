@@ -17,13 +17,18 @@ from pydantic import TypeAdapter
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import BaseModel
-from tandem.cluster.config import CoordinatorConfig
+from tandem.cluster.config import CoordinatorConfig, DeadlinesConfig
+from tandem.cluster.engine_scorer import EngineScore
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
+from tandem.cluster.job_logprobs import JobLogprobs, mark_fresh
 from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion
 from tandem.cluster.learner_group import LearnerGroup
 from tandem.cluster.lease import LeaseKeeper
+from tandem.cluster.logprob_pool import LogprobPool
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE
 from tandem.rl.errors import RLError
+from tandem.rl.learning_rate import step_learning_rate
+from tandem.rl.policy_lag import policy_lag
 from tandem.rl.trajectories import TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -49,9 +54,14 @@ class Coordinator:
         store: JobStore,
         artifacts: Artifacts,
         learners: LearnerGroup,
+        engines: Sequence[EngineScore] = (),
+        score_deadline_s: float = DeadlinesConfig().score_s,
     ):
+        """`engines`: for each replica that may compute logprobs, the way to it."""
         self._base, self._settings, self._store, self._artifacts = base, settings, store, artifacts
         self._learners = learners
+        pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_deadline_s)
+        self._logprobs = JobLogprobs(learners, engines, pool)
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.running_job: str | None = None
         self.last_error: str | None = None
@@ -114,42 +124,56 @@ class Coordinator:
             )
 
     def _train(self, job: ClaimedJob, lease: LeaseKeeper) -> None:
-        batch = self._prepare(job)
+        batch, lag = self._prepare(job)
         lease.check()
-        self._store.record_event(job, "training_started", self._started(batch))
-        digest, last_metrics = job.version.digest, {}
+        self._store.record_event(job, "training_started", self._started(batch) | lag)
+        digest, metrics = job.version.digest, batch.metrics() | lag
         if batch.sequences:  # otherwise the version advances with unchanged weights
-            config = job.config
-            rate = self._base.config.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
-            chunk_size = config.logprob_calculation_chunk_size or DEFAULT_LOGPROB_CHUNK_SIZE
             self._learners.load(digest, lease.check_held)
-            for index, sequences in enumerate(self._steps(batch.sequences)):
-                lease.check()
-                last_metrics = self._learners.step(sequences, config.loss(), rate, chunk_size, lease.check_held)
-                if index >= job.num_recorded_gradient_steps:
-                    self._store.record_event(job, "gradient_step", last_metrics)
+            metrics |= self._gradient_steps(job, batch.sequences, lease)
             lease.check()
             digest = self._learners.save(
                 {"base_model": self._base.name, "model_id": job.model_id, "step": job.next_step}, lease.check_held
             )
-        version = PolicyVersion(job.model_id, job.next_step, digest)
-        self._store.complete(job, version, {**batch.metrics(), **last_metrics})
+        self._store.complete(job, PolicyVersion(job.model_id, job.next_step, digest), metrics)
         logger.info("Job %s made version %d of model %s", job.id, job.next_step, job.model_id)
 
-    def _prepare(self, job: ClaimedJob) -> TrainingBatch:
-        """Payload to packed sequences. The order of sequences follows from the job's id alone."""
+    def _gradient_steps(
+        self, job: ClaimedJob, sequences: Sequence[PackedSequence], lease: LeaseKeeper
+    ) -> dict[str, float]:
+        """Trains the loaded learners. Returns the metrics of the last step, and those of the logprobs it needed."""
+        config = job.config
+        base_rate = self._base.config.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
+        chunk_size = config.logprob_calculation_chunk_size or DEFAULT_LOGPROB_CHUNK_SIZE
+        sequences, scored = self._logprobs.fill(
+            job, sequences, lambda type, data: self._store.record_event(job, type, data), lease.check_held
+        )
+        metrics: dict[str, float] = {}
+        for index, of_step in enumerate(self._steps(sequences)):
+            lease.check()
+            if index == 0:  # later steps begin with another policy than the one that sampled
+                of_step = [mark_fresh(row, job.version.step) for row in of_step]
+            rate = step_learning_rate(base_rate, config, of_step, job.reward_std_devs)
+            metrics = self._learners.step(of_step, config.loss(), rate, chunk_size, lease.check_held)
+            if index >= job.num_recorded_gradient_steps:
+                self._store.record_event(job, "gradient_step", metrics | scored if index == 0 else metrics)
+        return metrics | scored
+
+    def _prepare(self, job: ClaimedJob) -> tuple[TrainingBatch, dict[str, float]]:
+        """Payload to packed sequences, whose order follows from the job's id alone, and the policy lag."""
         try:
             payload = (
                 zstandard.ZstdDecompressor().decompressobj().decompress(self._artifacts.read_blob(job.payload_key))
             )
             groups = read_payload(payload)
-            return self._base.build_batch(groups, job.config, shuffle_seed=uuid.UUID(job.id).int)
+            batch = self._base.build_batch(groups, job.config, shuffle_seed=uuid.UUID(job.id).int)
+            return batch, policy_lag(groups, job.version.step)
         except RLError as error:
             raise StageError("prepare", str(error), "Correct the trajectories and post them as a new job.") from error
         except OSError as error:
             raise StageError("prepare", str(error), "Check the artifact store.", retryable=True) from error
 
-    def _started(self, batch: TrainingBatch) -> dict[str, int]:
+    def _started(self, batch: TrainingBatch) -> dict[str, float]:
         num_sequences = len(batch.sequences)
         return {
             "num_sequences": num_sequences,

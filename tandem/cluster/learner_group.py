@@ -14,8 +14,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.learner_worker import LearnerWorker
+from tandem.cluster.logprob_pool import Score
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tandem.rl.config import LossConfig
     from tandem.rl.packing import PackedSequence
 
@@ -118,6 +121,20 @@ class LearnerGroup:
             lambda worker, rank: worker.step.remote(shards[rank], loss, learning_rate, logprob_chunk_size),
         )
         return results[0]
+
+    def scorers(self, digest: str, logprob_chunk_size: int) -> list[Score]:
+        """For each learner, what scores packed rows under any version; see `LogprobPool`. They must be running."""
+
+        def scorer(worker: Any) -> Score:
+            def score(rows: Sequence[PackedSequence], timeout_s: float) -> list[Tensor]:
+                try:
+                    return ray.get(worker.score.remote(digest, rows, logprob_chunk_size), timeout=timeout_s)
+                except ray.exceptions.RayError as error:
+                    raise _stage_error("score", error) from error
+
+            return score
+
+        return [scorer(worker) for worker in self._workers]
 
     def save(self, metadata: dict[str, str | int], tick: Callable[[], None] = lambda: None) -> str:
         """Writes the learners' state as a durable checkpoint and returns its digest."""

@@ -11,6 +11,8 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tandem.rl.config import LossConfig
     from tandem.rl.packing import PackedSequence
 
@@ -25,6 +27,8 @@ class LearnerWorker:
     def __init__(self, rank: int, world_size: int, base: BaseModelConfig, model_path: str, artifacts_root: str):
         self._rank, self._world_size, self._base, self._model_path = rank, world_size, base, model_path
         self._artifacts = Artifacts(artifacts_root)
+        self._digest: str | None = None  # of the state held, while it is a checkpoint's
+        self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
 
     def rendezvous(self) -> str:
         """An init_method address on this node, free a moment ago."""
@@ -75,12 +79,37 @@ class LearnerWorker:
         """Takes adapter and optimizer state from a checkpoint, after verifying its digests."""
         from tandem.rl.checkpoints import read_checkpoint
 
+        self._digest = None
         self._learner.load_state(read_checkpoint(self._artifacts.pull_checkpoint(digest)))
+        self._digest = digest
+
+    def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
+        """Token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` gives them.
+
+        The state in training isn't disturbed, and the other ranks aren't needed.
+        """
+        if digest == self._digest:
+            return self._learner.score(rows, chunk_size)
+        adapter, policy = self._adapter(digest), self._learner.policy
+        aside = policy.adapter_state()
+        try:
+            policy.load_adapter_state(adapter)
+            return self._learner.score(rows, chunk_size)
+        finally:
+            policy.load_adapter_state(aside)
+
+    def _adapter(self, digest: str) -> dict[str, Tensor]:
+        from tandem.rl.checkpoints import read_checkpoint
+
+        if self._scored_adapter is None or self._scored_adapter[0] != digest:
+            self._scored_adapter = digest, read_checkpoint(self._artifacts.pull_checkpoint(digest)).adapter
+        return self._scored_adapter[1]
 
     def step(
         self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
     ) -> dict[str, float]:
         """One gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
+        self._digest = None
         self._learner.forward_backward(sequences, loss, logprob_chunk_size)
         return self._learner.optim_step(learning_rate)
 
@@ -93,4 +122,5 @@ class LearnerWorker:
             self._artifacts.checkpoints_dir, self._learner.state(), policy.adapter_config(), metadata
         )
         self._artifacts.push_checkpoint(checkpoint.digest)
+        self._digest = checkpoint.digest
         return checkpoint.digest

@@ -17,6 +17,7 @@ from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.engine import Engine, engine_environment
+from tandem.cluster.engine_scorer import EngineScore
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.learner_group import LearnerGroup
 from tandem.cluster.placement import place
@@ -50,6 +51,9 @@ class EngineReplica:
         async for item in self._engine.http(method, path, headers, body, digest):
             yield item
 
+    async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
+        return await self._engine.score(sequences, digest)
+
     async def check_health(self) -> None:
         await self._engine.check_health()
 
@@ -60,7 +64,7 @@ class EngineReplica:
 class CoordinatorReplica:
     """Runs a coordinator and its learners for each base model, each in a thread of its own."""
 
-    def __init__(self, config: TandemConfig):
+    def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle]):
         store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
         self._stop = threading.Event()
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
@@ -68,7 +72,10 @@ class CoordinatorReplica:
             base = BaseModel(settings)
             store.put_initial_version(base.name, base.write_initial_version(artifacts))
             learners = LearnerGroup(settings, base.path, config.artifacts_root, config.deadlines)
-            coordinator = Coordinator(base, config.coordinator, store, artifacts, learners)
+            scorers = [engine_score(engines[base.name])] * settings.engine.replicas
+            coordinator = Coordinator(
+                base, config.coordinator, store, artifacts, learners, scorers, config.deadlines.score_s
+            )
             thread = threading.Thread(
                 target=self._run, args=(coordinator, learners), name=f"coordinator-{base.name}", daemon=True
             )
@@ -128,6 +135,20 @@ class Engines:
                 stream.cancel()
 
 
+def engine_score(handle: DeploymentHandle) -> EngineScore:
+    """The coordinator's way to a replica: Serve picks one that has the least to do."""
+
+    def score(sequences: list[list[int]], digest: str, timeout_s: float) -> list[list[float]]:
+        response = handle.score.remote(sequences, digest)
+        try:
+            return response.result(timeout_s=timeout_s)
+        except TimeoutError:
+            response.cancel()
+            raise
+
+    return score
+
+
 class ApiReplica:
     """FastAPI over the store, the artifacts and the engines. Stateless; any number may run."""
 
@@ -175,7 +196,7 @@ def build_application(config: TandemConfig) -> serve.Application:
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
-    ).bind(config)
+    ).bind(config, engines)
     api = serve.deployment(
         serve.ingress()(ApiReplica),
         name="api",

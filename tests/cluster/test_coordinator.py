@@ -1,118 +1,17 @@
 """The life of a job, with a store and learners that record the order of what happens to them."""
 
-import json
 import threading
-import time
-import uuid
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import zstandard
+from coordinator_fakes import TOKENIZER, Base, RecordingLearners, RecordingStore, make_job, trajectory
 from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
+from tandem.cluster.config import CoordinatorConfig
 from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
-from tandem.cluster.jobs import ClaimedJob, PolicyVersion
-from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
-
-TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
-
-
-class Base:
-    """A base model of which only the tokenizer is needed."""
-
-    name = "base"
-    config = BaseModelConfig(name="base", path="unused")
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def build_batch(self, groups, config, shuffle_seed):
-        return build_batch(groups, self.tokenizer, config, max_model_len=256, shuffle_seed=shuffle_seed)
-
-
-class RecordingStore:
-    """Claims its jobs in order; `renewals` are what successive renewals raise (None: the lease is extended)."""
-
-    def __init__(self, *jobs, renewals=()):
-        self.jobs, self.renewals, self.log = list(jobs), list(renewals), []
-
-    def claim_next(self, base_model, owner, lease_s):
-        return self.jobs.pop(0) if self.jobs else None
-
-    def renew(self, job, lease_s):
-        if self.renewals and (error := self.renewals.pop(0)):
-            raise error
-
-    def record_event(self, job, type, data):
-        self.log.append((type, dict(data)))
-
-    def complete(self, job, version, metrics):
-        self.log.append(("complete", version.step, version.digest))
-
-    def fail(self, job, error_message):
-        self.log.append(("fail", error_message))
-
-    def cancel(self, job):
-        self.log.append(("cancel",))
-
-    def requeue(self, job, reason):
-        self.log.append(("requeue", reason))
-
-    @property
-    def order(self):
-        return [entry[0] for entry in self.log]
-
-
-class RecordingLearners:
-    """A learner group that does nothing but remember; `failures` are raised by successive steps (None: it succeeds)."""
-
-    sequences_per_step = 1
-
-    def __init__(self, failures=(), step_s=0.0):
-        self.failures, self.step_s, self.log = list(failures), step_s, []
-
-    def load(self, digest, tick):
-        self.log.append(("load", digest))
-
-    def step(self, sequences, loss, learning_rate, chunk_size, tick):
-        time.sleep(self.step_s)
-        tick()
-        if self.failures and (error := self.failures.pop(0)):
-            raise error
-        self.log.append(("step", len(sequences), loss.loss_fn, learning_rate))
-        return {"loss/train": float(len(self.log))}
-
-    def save(self, metadata, tick):
-        self.log.append(("save", metadata["step"]))
-        return "digest-after"
-
-
-def choice(*token_ids):
-    content = [{"token": f"token_id:{i}", "logprob": -1.0, "bytes": None, "top_logprobs": []} for i in token_ids]
-    return {
-        "finish_reason": "length", "index": 0, "logprobs": {"content": content},
-        "message": {"role": "assistant", "content": "x"},
-    }  # fmt: skip
-
-
-def trajectory(reward, *token_ids):
-    return {"messages_and_choices": [{"role": "user", "content": "hi"}, choice(*token_ids)], "reward": reward}
-
-
-def make_job(artifacts, groups=None, **changes):
-    if groups is None:
-        groups = [{"trajectories": [trajectory(1.0, 10, 11), trajectory(0.0, 12, 13, 14)]}]
-    job_id = str(uuid.uuid4())
-    key = f"payloads/{job_id}.json.zst"
-    artifacts.write_blob(key, zstandard.compress(json.dumps({"trajectory_groups": groups}).encode()))
-    version = PolicyVersion("model", 3, "digest-before")
-    job = ClaimedJob(job_id, "model", 1, key, TrainingConfig(), version, 4, 0)
-    return replace(job, **changes)
 
 
 @pytest.fixture(scope="module")
