@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tandem.rl.errors import ConfigError
 from tandem.rl.messages import publish_plain
 
 LossFn = Literal["cispo", "ppo"]
@@ -83,13 +82,14 @@ class TrainingConfig(BaseModel):
     kl_penalty_coef: NonNegative | None = None
     """0. Strength of the KL penalty against the reference policy."""
     kl_penalty_reference_step: StepIndex | None = None
-    """Unset: the base model. The version of the model that is the KL reference."""
+    """Unset: the base model. The version of the model that is the KL reference; it must exist when the job is sent."""
     kl_penalty_source: KlSource | None = None
     """sample. Which logprobs are compared with the reference: the learner's own or the sampled ones."""
     kl_penalty_step_lag: Count | None = None
-    """Unset. The KL reference is the version this many steps before the current one."""
+    """Unset. The KL reference is the version this many steps before the one that the job starts from, or version 0."""
     kl_ref_adapter_path: str | None = None
-    """Unset. An adapter that is the KL reference; wins over kl_penalty_reference_step."""
+    """Unset. The KL reference as `entity/project/name:stepN` or `checkpoints/<digest>`, of one's own models on the same
+    base model; wins over kl_penalty_reference_step."""
     learning_rate: NonNegative | None = None
     """5e-6, constant over the job."""
     logprob_calculation_chunk_size: Count | None = None
@@ -129,6 +129,15 @@ class TrainingConfig(BaseModel):
             raise ValueError(
                 "kl_penalty_reference_step and kl_penalty_step_lag both choose the KL reference; send one of them"
             )
+        if self.kl_ref_adapter_path is not None and self.kl_penalty_step_lag is not None:
+            raise ValueError(
+                "kl_ref_adapter_path and kl_penalty_step_lag both choose the KL reference; send one of them"
+            )
+        for field in ("kl_penalty_reference_step", "kl_penalty_step_lag", "kl_ref_adapter_path"):
+            if getattr(self, field) is not None and not self.kl_penalty_coef:
+                raise ValueError(
+                    f"{field} does nothing without a KL penalty; leave it out, or send a kl_penalty_coef above 0 too"
+                )
         return self
 
     def loss(self) -> LossConfig:
@@ -151,27 +160,3 @@ class TrainingConfig(BaseModel):
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
-
-
-_UNBUILT: dict[str, str] = {
-    "kl_penalty_coef": "the KL penalty",
-    "kl_penalty_reference_step": "choosing a KL reference",
-    "kl_penalty_step_lag": "choosing a KL reference",
-    "kl_ref_adapter_path": "choosing a KL reference",
-    "precalculate_logprobs": "recomputing old logprobs",
-    "num_trajectories_learning_rate_multiplier_power": "scaling the learning rate by the number of completions",
-    "scale_learning_rate_by_reward_std_dev": "scaling the learning rate by the reward's spread",
-    "plot_tensors": "plotting tensors",
-}
-
-
-def refuse_unbuilt(config: TrainingConfig) -> None:
-    """Raise ConfigError for an option that would act but that this release can't carry out.
-
-    Neutral values (unset, 0, false) pass, since clients send them by default.
-    """
-    for field, what in _UNBUILT.items():
-        value = getattr(config, field)
-        # Step 0 is a real reference, not a neutral value.
-        if value or (field == "kl_penalty_reference_step" and value is not None):
-            raise ConfigError(field, f"{what} is not available in this release; leave the field out")

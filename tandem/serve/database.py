@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.orm import Session
 
 from tandem.serve.errors import Fault, InvalidRequestError
@@ -55,6 +55,21 @@ class Database:
             if connection.dialect.name == "postgresql":  # CREATE TABLE IF NOT EXISTS races there
                 connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             Table.metadata.create_all(connection)
+            _add_missing_columns(connection)
+
+
+def _add_missing_columns(connection: Connection) -> None:
+    """Brings the tables of an earlier release up to date: later columns are nullable, so old rows need no change."""
+    inspector = inspect(connection)
+    quote = connection.dialect.identifier_preparer
+    for table in Table.metadata.sorted_tables:
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                type = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(
+                    f"ALTER TABLE {quote.format_table(table)} ADD COLUMN {quote.format_column(column)} {type}"
+                )
 
 
 def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: str) -> int:

@@ -15,9 +15,12 @@ from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs import ClaimedJob, PolicyVersion
 from tandem.rl.config import TrainingConfig
 from tandem.serve.database import Database
-from tandem.serve.store_jobs import CANCELLED_MESSAGE, end, record
+from tandem.serve.store_events import CANCELLED_MESSAGE, end, record
+from tandem.serve.store_references import lagged_digest
 from tandem.serve.store_versions import find_version
 from tandem.serve.tables import OPEN_STATES, InitialVersionRow, JobRow, ModelRow, VersionRow
+
+RUNNING_EVENTS = ("training_started", "gradient_step", "logprobs_rescored")
 
 
 class ClaimTable(Database):
@@ -34,7 +37,10 @@ class ClaimTable(Database):
                 session.add(InitialVersionRow(base_model=base_model, digest=digest))
 
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
-        """The next job of the model that has waited longest since its last claim, or None."""
+        """The next job of the model that has waited longest since its last claim, or None.
+
+        A job whose KL reference was deleted before it was accepted fails here; the next call claims the next one.
+        """
         now = self._clock()
         claimable = _claimable(base_model, now)
         with self._read() as session:
@@ -49,6 +55,11 @@ class ClaimTable(Database):
             version = find_version(session, model)
             if version is None:
                 return None  # version 0 of this base model isn't recorded yet
+            if job.reference_lag is not None and job.reference_digest is None:
+                job.reference_digest = lagged_digest(session, job, model, version.step)
+                if job.reference_digest is None:
+                    end(session, job, "failed", now, _lost_reference(job, model, version))
+                    return None
             if job.state == "running":
                 job.error = f"Attempt {job.attempt} stopped renewing its lease; its coordinator has probably died."
             job.state, job.owner, job.lease_expires_at = "running", owner, now + timedelta(seconds=lease_s)
@@ -65,6 +76,8 @@ class ClaimTable(Database):
                 version=version,
                 next_step=model.next_step,
                 num_recorded_gradient_steps=job.num_gradient_steps,
+                reference_digest=job.reference_digest,
+                reward_std_devs=_reward_std_devs(session, job.model_id),
             )
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
@@ -77,9 +90,9 @@ class ClaimTable(Database):
             raise JobCancelledError(f"Job {job.id} is to be cancelled.")
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
-        """Appends training_started (once: a repeat is ignored) or gradient_step."""
-        if type not in ("training_started", "gradient_step"):
-            raise ValueError(f"A running job records training_started and gradient_step, not {type!r}.")
+        """Appends training_started (once: a repeat is ignored), gradient_step or logprobs_rescored."""
+        if type not in RUNNING_EVENTS:
+            raise ValueError(f"A running job records {', '.join(RUNNING_EVENTS)}, not {type!r}.")
         with self._write() as session:
             row = _held(session, job)
             if type == "training_started" and row.num_events > 0:
@@ -102,7 +115,7 @@ class ClaimTable(Database):
                 )
             )
             model.next_step = version.step + 1
-            row.step = version.step
+            row.step, row.reward_std_dev = version.step, metrics.get("reward_std_dev")
             end(session, row, "succeeded", now)
 
     def fail(self, job: ClaimedJob, error_message: str) -> None:
@@ -139,6 +152,19 @@ def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]
         .where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
         .order_by(ModelRow.last_claimed_at, JobRow.number)
         .limit(1)
+    )
+
+
+def _reward_std_devs(session: Session, model_id: str) -> tuple[float, ...]:
+    query = select(JobRow.reward_std_dev).where(JobRow.model_id == model_id, JobRow.reward_std_dev.is_not(None))
+    return tuple(session.scalars(query.order_by(JobRow.number)))
+
+
+def _lost_reference(job: JobRow, model: ModelRow, current: PolicyVersion) -> str:
+    return (
+        f"kl_penalty_step_lag: version {current.step - job.reference_lag} of {model.path}, {job.reference_lag} before "
+        f"version {current.step} that the job starts from, was deleted before the job was accepted. "
+        "Post the job again with another lag."
     )
 
 

@@ -1,9 +1,8 @@
-"""Jobs as the API sees them: accepted, listed, cancelled. Every change of a job goes through `record` and `end`."""
+"""Jobs as the API sees them: accepted, listed, cancelled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -12,27 +11,10 @@ from sqlalchemy.orm import Session
 
 from tandem.serve.database import Database, position
 from tandem.serve.errors import ConflictError, NotFoundError
+from tandem.serve.kl_reference import KlReference
+from tandem.serve.store_events import CANCELLED_MESSAGE, end
+from tandem.serve.store_references import pin_reference
 from tandem.serve.tables import EventRow, JobRow, ModelRow
-
-CANCELLED_MESSAGE = "The job was cancelled at the user's request."
-
-
-def record(session: Session, job: JobRow, type: str, data: Mapping[str, Any], now: datetime) -> None:
-    """Appends an event to a job whose row this transaction has locked."""
-    job.num_events += 1
-    if type == "gradient_step":
-        job.num_gradient_steps += 1
-    session.add(EventRow(job_id=job.id, seq=job.num_events, type=type, data=dict(data), created_at=now))
-
-
-def end(session: Session, job: JobRow, state: str, now: datetime, error: str | None = None) -> None:
-    """Ends a job whose row this transaction has locked, and says so in its last event."""
-    if error is None:
-        record(session, job, "training_ended", {}, now)
-    else:
-        record(session, job, "training_failed", {"error_message": error}, now)
-    job.state, job.error, job.ended_at = state, error, now
-    job.owner = job.start_digest = None
 
 
 class JobTable(Database):
@@ -46,10 +28,12 @@ class JobTable(Database):
         config: Mapping[str, Any],
         body_sha256: str,
         idempotency_key: str | None = None,
+        reference: KlReference | None = None,
     ) -> JobRow:
         """Accepts a job. A second call with the same idempotency key returns the first call's job.
 
-        Raises NotFoundError when the model is gone, ConflictError when the key was used with another body.
+        Raises NotFoundError when the model is gone, ConflictError when the key was used with another body,
+        InvalidRequestError when the KL reference doesn't exist.
         """
         try:
             with self._write() as session:
@@ -67,6 +51,8 @@ class JobTable(Database):
                     config=dict(config),
                     body_sha256=body_sha256,
                     idempotency_key=idempotency_key,
+                    reference_digest=reference and pin_reference(session, model, reference),
+                    reference_lag=reference and reference.lag,
                     created_at=self._clock(),
                 )
                 session.add(job)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from tandem.serve.database import Database, position
 from tandem.serve.errors import ConflictError, NotFoundError
-from tandem.serve.store_jobs import end
+from tandem.serve.store_events import end
 from tandem.serve.tables import OPEN_STATES, JobRow, LogRow, ModelRow, VersionRow
 
 

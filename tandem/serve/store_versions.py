@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.jobs import PolicyVersion
 from tandem.serve.database import Database
 from tandem.serve.errors import NotFoundError, UnavailableError
 from tandem.serve.store_models import find_by_name, find_model
-from tandem.serve.tables import InitialVersionRow, JobRow, ModelRow, VersionRow
+from tandem.serve.tables import OPEN_STATES, InitialVersionRow, JobRow, ModelRow, VersionRow
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,15 @@ class PinnedPolicy:
     digest: str
 
 
-def find_version(session: Session, model: ModelRow, step: int | None = None) -> PolicyVersion | None:
+def find_version(
+    session: Session, model: ModelRow, step: int | None = None, lock: bool = False
+) -> PolicyVersion | None:
     """The model's version `step`, or its newest one. None when there is none, or version 0 isn't recorded yet."""
     query = select(VersionRow).where(VersionRow.model_id == model.id, VersionRow.deleted_at.is_(None))
     if step is not None:
         query = query.where(VersionRow.step == step)
+    if lock:
+        query = query.with_for_update()
     if version := session.scalar(query.order_by(VersionRow.step.desc()).limit(1)):
         return PolicyVersion(model.id, version.step, version.digest)
     initial = session.get(InitialVersionRow, model.base_model) if step in (None, 0) else None
@@ -52,7 +56,7 @@ class VersionTable(Database):
         if version:
             return PinnedPolicy(model.base_model, version.step, version.digest)
         if not step:
-            raise _not_ready(model.base_model)
+            raise not_ready(model.base_model)
         fate = "it was deleted" if step < model.next_step else "that step hasn't been trained yet"
         raise NotFoundError(f"There is no version {model.path}:step{step}: {fate}.", "version_not_found", "model")
 
@@ -61,7 +65,7 @@ class VersionTable(Database):
         with self._read() as session:
             initial = session.get(InitialVersionRow, base_model)
         if initial is None:
-            raise _not_ready(base_model)
+            raise not_ready(base_model)
         return PinnedPolicy(base_model, 0, initial.digest)
 
     def initial_versions(self) -> dict[str, str]:
@@ -101,14 +105,27 @@ class VersionTable(Database):
             return tuple(sorted(row.step for row in rows))
 
     def unused_digests(self) -> Sequence[str]:
-        """Checkpoints of deleted versions that no version of any model and no running job needs any more."""
-        dead, live = VersionRow, aliased(VersionRow)
+        """Checkpoints of deleted versions that no version of any model and no open job needs any more."""
+        dead, live, lagged = VersionRow, aliased(VersionRow), aliased(VersionRow)
         needed_by_version = select(live.step).where(live.digest == dead.digest, live.deleted_at.is_(None)).exists()
-        needed_by_job = select(JobRow.number).where(JobRow.start_digest == dead.digest).exists()
+        is_open = JobRow.state.in_(OPEN_STATES)
+        needed_by_job = (
+            select(JobRow.number)
+            .where(is_open, or_(JobRow.start_digest == dead.digest, JobRow.reference_digest == dead.digest))
+            .exists()
+        )
+        # A job that wants a reference some versions before its start may want any that was there when it was accepted.
+        needed_by_lag = (
+            select(JobRow.number)
+            .join(lagged, lagged.model_id == JobRow.model_id)
+            .where(is_open, JobRow.reference_lag.is_not(None), lagged.deleted_at > JobRow.created_at)
+            .where(lagged.digest == dead.digest)
+            .exists()
+        )
         is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == dead.digest).exists()
         with self._read() as session:
             query = select(dead.digest).where(dead.deleted_at.is_not(None)).distinct()
-            return session.scalars(query.where(~needed_by_version, ~needed_by_job, ~is_initial)).all()
+            return session.scalars(query.where(~needed_by_version, ~needed_by_job, ~needed_by_lag, ~is_initial)).all()
 
     def forget_digest(self, digest: str) -> None:
         """Drops the rows of deleted versions with this digest, once its files are gone."""
@@ -116,7 +133,7 @@ class VersionTable(Database):
             session.execute(delete(VersionRow).where(VersionRow.digest == digest, VersionRow.deleted_at.is_not(None)))
 
 
-def _not_ready(base_model: str) -> UnavailableError:
+def not_ready(base_model: str) -> UnavailableError:
     return UnavailableError(
         f"The base model {base_model} is still starting. Try again in a moment; /health says what is missing.",
         "starting",

@@ -123,12 +123,18 @@ class JobRow(Table):
     lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
     start_digest: Mapped[str | None] = mapped_column(_DIGEST)
     """The version that the running attempt started from; its files are kept."""
+    reference_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    """The KL reference, pinned; its files are kept while the job is open. None without a KL penalty."""
+    reference_lag: Mapped[int | None]
+    """The KL reference lies this many versions before the start, which the first claim knows and pins."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     num_events: Mapped[int] = mapped_column(default=0)
     num_gradient_steps: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(Text)
     step: Mapped[int | None]
     """The version that the job made."""
+    reward_std_dev: Mapped[float | None]
+    """Of a job that succeeded. Kept here, because versions may be deleted."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]

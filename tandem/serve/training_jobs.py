@@ -9,12 +9,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from tandem.rl.config import TrainingConfig, refuse_unbuilt
+from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError, TrajectoryError
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.auth import CallerDep
 from tandem.serve.errors import Fault, InvalidRequestError
 from tandem.serve.json_body import Received, documented, json_body
+from tandem.serve.kl_reference import wanted_reference
 from tandem.serve.paging import Limit, Order, Page, cursor_number
 from tandem.serve.payloads import delete_blobs, write_payload
 from tandem.serve.schemas import (
@@ -54,11 +55,12 @@ def create_training_job(
     if key and (repeated := services.store.find_repeat(model.id, key, body_sha256)):
         return TrainingJobResponse(id=UUID(repeated.id))
     config = wanted.experimental_config or TrainingConfig()
+    reference = wanted_reference(config, services.config.artifacts_root)
     _check_trainable(wanted.trajectory_groups, config, services.base_models[model.base_model])
     job_id = str(uuid.uuid4())
     with write_payload(services.artifacts, f"payloads/{job_id}.json.zst", body.raw) as payload_key:
         options = config.model_dump(mode="json", exclude_none=True)
-        job = services.store.add_job(job_id, model.id, payload_key, options, body_sha256, key)
+        job = services.store.add_job(job_id, model.id, payload_key, options, body_sha256, key, reference)
     if job.id != job_id:  # the same request came twice at once, and the other one was first
         delete_blobs(services.artifacts, [payload_key])
     return TrainingJobResponse(id=UUID(job.id))
@@ -129,7 +131,6 @@ def _check_trainable(groups: list[TrajectoryGroup], config: TrainingConfig, base
     Raises InvalidRequestError.
     """
     try:
-        refuse_unbuilt(config)
         base.build_batch(groups, config, shuffle_seed=None)
     except ConfigError as error:
         fault = Fault(("body", "experimental_config", error.field), error.reason)

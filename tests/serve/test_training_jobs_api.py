@@ -234,8 +234,11 @@ USER = {"role": "user", "content": "1 + 6 = ?"}
         ({"experimental_config": {"learningrate": 1e-5}}, [*CONFIG, "learningrate"]),
         ({"experimental_config": {"importance_sampling_level": "word"}}, [*CONFIG, "importance_sampling_level"]),
         ({"experimental_config": {"ppo": True, "loss_fn": "cispo"}}, CONFIG),
-        ({"experimental_config": {"precalculate_logprobs": True}}, [*CONFIG, "precalculate_logprobs"]),
-        ({"experimental_config": {"kl_penalty_coef": 0.1}}, [*CONFIG, "kl_penalty_coef"]),
+        (
+            {"experimental_config": {"kl_penalty_coef": 0.1, "kl_penalty_step_lag": 1, "kl_penalty_reference_step": 0}},
+            CONFIG,
+        ),
+        ({"experimental_config": {"kl_penalty_step_lag": 1}}, CONFIG),
         ({"experimental_config": {"packed_sequence_length": 257}}, [*CONFIG, "packed_sequence_length"]),
     ],
 )
