@@ -15,6 +15,12 @@ from tandem.cluster.errors import ArtifactError
 
 CHECKPOINTS = "checkpoints"
 PAYLOADS = "payloads"
+JOBS = "jobs"
+
+
+def job_artifact_key(job_id: str, name: str) -> str:
+    """The key of a file that a job leaves to be looked at."""
+    return f"{JOBS}/{job_id}/{name}"
 
 
 class Artifacts:
@@ -96,6 +102,21 @@ class Artifacts:
             return self._fs.cat_file(f"{self._root}/{key}")
         except FileNotFoundError:
             raise ArtifactError(f"Blob {key} isn't in the artifact store {self._root}.") from None
+
+    def list_job_artifacts(self, job_id: str) -> dict[str, int]:
+        """The files that a job has left, by name, with their sizes in bytes."""
+        try:
+            entries = self._fs.ls(f"{self._root}/{JOBS}/{job_id}", detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
+        return {name: sizes[name] for name in sorted(sizes) if not name.startswith(".")}  # those are being written
+
+    def delete_job_artifacts(self, job_id: str) -> None:
+        """Removes all files that a job has left. None is no error."""
+        directory = f"{self._root}/{JOBS}/{job_id}"
+        if self._fs.exists(directory):
+            self._fs.rm(directory, recursive=True)
 
     def delete_blob(self, key: str) -> None:
         """Removes a blob. A missing one is no error."""

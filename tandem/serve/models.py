@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.concurrency import run_in_threadpool
 
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.auth import CallerDep
+from tandem.serve.engine_call import while_connected
 from tandem.serve.errors import Fault, ForbiddenError, InvalidRequestError
 from tandem.serve.json_body import Received, documented, json_body
 from tandem.serve.paging import Limit, Order, Page, cursor_number
-from tandem.serve.payloads import delete_blobs, write_payload
+from tandem.serve.payloads import delete_blobs, delete_job_artifacts, write_payload
 from tandem.serve.schemas import (
+    MAX_STEP,
     Checkpoint,
     CheckpointsDeleted,
     CreateModel,
@@ -26,10 +30,14 @@ from tandem.serve.schemas import (
     Model,
     ModelDeleted,
     Name,
+    Version,
 )
 from tandem.serve.services import Services, ServicesDep
+from tandem.serve.tables import VersionRow
 
 logger = logging.getLogger(__name__)
+VERSION_POLL_S = 0.2
+MAX_VERSION_WAIT_S = 60
 router = APIRouter(prefix="/preview/models", tags=["models"])
 
 
@@ -79,9 +87,10 @@ def get_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> Model
 
 @router.delete("/{model_id}")
 def delete_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> ModelDeleted:
-    """Deletes a model with its checkpoints and logs. Its open jobs end with training_failed."""
+    """Deletes a model with its checkpoints and logs, and what its jobs left. Its open jobs end with training_failed."""
     deleted = services.store.delete_model(str(model_id), caller.entity)
     delete_blobs(services.artifacts, deleted.blob_keys)
+    delete_job_artifacts(services.artifacts, deleted.job_ids)
     _collect_checkpoints(services)
     return ModelDeleted(model_id=str(model_id), deleted_checkpoints=deleted.num_checkpoints)
 
@@ -99,6 +108,33 @@ def list_checkpoints(
     step = None if after is None else cursor_number(after, str(model_id))
     rows = services.store.versions(str(model_id), caller.entity, limit + 1, step, order == "desc")
     return Page.of([Checkpoint.of(row) for row in rows], limit)
+
+
+@router.get("/{model_id}/versions")
+async def wait_for_versions(
+    request: Request,
+    model_id: UUID,
+    caller: CallerDep,
+    services: ServicesDep,
+    after: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
+    wait: Annotated[float, Query(ge=0, le=MAX_VERSION_WAIT_S)] = 0,
+    limit: Limit = 20,
+) -> Page[Version]:
+    """The model's versions newer than step `after`, by step: at once if there are any, else within `wait` seconds.
+
+    An empty list means that there was none in that time; ask again with the same `after`.
+    """
+
+    async def newer() -> Sequence[VersionRow]:
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            rows = await run_in_threadpool(services.store.versions, str(model_id), caller.entity, limit + 1, after)
+            remaining = deadline - asyncio.get_running_loop().time()
+            if rows or remaining <= 0:
+                return rows
+            await asyncio.sleep(min(VERSION_POLL_S, remaining))
+
+    return Page.of([Version.of(row) for row in await while_connected(request, newer())], limit)
 
 
 @router.delete("/{model_id}/checkpoints", **documented(DeleteCheckpoints))

@@ -42,3 +42,12 @@ def delete_blobs(artifacts: Artifacts, keys: Iterable[str]) -> None:
             artifacts.delete_blob(key)
         except OSError:
             logger.warning("Blob %s can't be removed", key, exc_info=True)
+
+
+def delete_job_artifacts(artifacts: Artifacts, job_ids: Iterable[str]) -> None:
+    """Removes all files that jobs have left. Those that can't be removed cost space, not correctness."""
+    for job_id in job_ids:
+        try:
+            artifacts.delete_job_artifacts(job_id)
+        except OSError:
+            logger.warning("The artifacts of job %s can't be removed", job_id, exc_info=True)

@@ -187,6 +187,25 @@ class TrainingJobEvent(Listed):
         return cls(id=numbered_cursor(row.job_id, row.seq), type=row.type, data=row.data, created_at=row.created_at)
 
 
+class JobArtifact(Listed):
+    """A file that a job has left; its id is its name."""
+
+    size_bytes: int
+
+
+class Version(Listed):
+    step: int
+    digest: str
+    """Sha256 of the checkpoint's manifest; completions carry it in x-policy-digest."""
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: VersionRow) -> Self:
+        return cls(
+            id=numbered_cursor(row.model_id, row.step), step=row.step, digest=row.digest, created_at=row.created_at
+        )
+
+
 class LogEntry(Listed):
     split: str
     metrics: dict[str, float]

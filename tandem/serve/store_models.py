@@ -22,6 +22,7 @@ class DeletedModel:
 
     num_checkpoints: int
     blob_keys: tuple[str, ...]
+    job_ids: tuple[str, ...]
 
 
 def find_model(session: Session, model_id: str, entity: str, lock: bool = False) -> ModelRow:
@@ -135,10 +136,11 @@ class ModelTable(Database):
             for job in session.scalars(jobs.where(JobRow.state.in_(OPEN_STATES)).with_for_update()):
                 end(session, job, "failed", now, f"Model {model.path} was deleted while the job was {job.state}.")
             logs = session.scalars(select(LogRow).where(LogRow.model_id == model_id)).all()
-            blob_keys = [row.payload_key for row in (*session.scalars(jobs), *logs)]
+            all_jobs = session.scalars(jobs).all()
+            blob_keys = [row.payload_key for row in (*all_jobs, *logs)]
             for log in logs:
                 session.delete(log)
-        return DeletedModel(len(versions), tuple(blob_keys))
+        return DeletedModel(len(versions), tuple(blob_keys), tuple(job.id for job in all_jobs))
 
     def add_log(
         self, log_id: str, model_id: str, entity: str, split: str, payload_key: str, metrics: Mapping[str, float]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 import uuid
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
 
+from tandem.cluster.artifacts import job_artifact_key
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError, TrajectoryError
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.auth import CallerDep
-from tandem.serve.errors import Fault, InvalidRequestError
+from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
 from tandem.serve.json_body import Received, documented, json_body
 from tandem.serve.kl_reference import wanted_reference
 from tandem.serve.paging import Limit, Order, Page, cursor_number
 from tandem.serve.payloads import delete_blobs, write_payload
 from tandem.serve.schemas import (
     CreateTrainingJob,
+    JobArtifact,
     JobState,
     TrainingJob,
     TrainingJobEvent,
@@ -115,6 +119,28 @@ def list_training_job_events(
     seq = 0 if after is None else cursor_number(after, str(training_job_id))
     rows = services.store.events(str(training_job_id), caller.entity, limit + 1, seq)
     return Page.of([TrainingJobEvent.of(row) for row in rows], limit)
+
+
+@router.get("/training-jobs/{training_job_id}/artifacts")
+def list_training_job_artifacts(
+    training_job_id: UUID, caller: CallerDep, services: ServicesDep, after: str | None = None, limit: Limit = 100
+) -> Page[JobArtifact]:
+    """The files that the job has left, by name: with `plot_tensors`, pictures of its packed sequences."""
+    job_id = services.store.job(str(training_job_id), caller.entity).id
+    sizes = services.artifacts.list_job_artifacts(job_id)
+    rest = [JobArtifact(id=name, size_bytes=size) for name, size in sizes.items() if after is None or name > after]
+    return Page.of(rest, limit)
+
+
+@router.get("/training-jobs/{training_job_id}/artifacts/{name}", response_class=Response)
+def get_training_job_artifact(training_job_id: UUID, name: str, caller: CallerDep, services: ServicesDep) -> Response:
+    """The contents of one of the job's files."""
+    job_id = services.store.job(str(training_job_id), caller.entity).id
+    if name not in services.artifacts.list_job_artifacts(job_id):  # so the name can't lead anywhere else
+        raise NotFoundError(f"Training job {job_id} has no artifact {name!r}.", "artifact_not_found", "name")
+    content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    content = services.artifacts.read_blob(job_artifact_key(job_id, name))
+    return Response(content, media_type=content_type, headers={"x-content-type-options": "nosniff"})
 
 
 def _idempotency_key(request: Request) -> str | None:

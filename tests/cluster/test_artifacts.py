@@ -2,7 +2,7 @@ import uuid
 
 import pytest
 
-from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import ArtifactError
 
 
@@ -19,6 +19,19 @@ def test_a_blob_comes_back_and_goes(root, tmp_path):
     artifacts.delete_blob("payloads/a.json.zst")
     with pytest.raises(ArtifactError, match=r"payloads/a\.json\.zst"):
         artifacts.read_blob("payloads/a.json.zst")
+
+
+def test_the_files_of_a_job_are_listed_and_go_together(root, tmp_path):
+    artifacts = Artifacts(root, tmp_path / "cache")
+    assert artifacts.list_job_artifacts("j1") == {}
+    for job, name, data in (("j1", "b.png", b"12"), ("j1", "a.png", b"1"), ("j2", "c.png", b"")):
+        artifacts.write_blob(job_artifact_key(job, name), data)
+    assert list(artifacts.list_job_artifacts("j1").items()) == [("a.png", 1), ("b.png", 2)]
+    assert artifacts.read_blob(job_artifact_key("j1", "b.png")) == b"12"
+    artifacts.delete_job_artifacts("j1")
+    artifacts.delete_job_artifacts("j1")
+    assert artifacts.list_job_artifacts("j1") == {}
+    assert artifacts.list_job_artifacts("j2") == {"c.png": 0}
 
 
 def test_a_checkpoint_travels_to_another_node(root, tmp_path):
