@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import zstandard
 from pydantic import TypeAdapter
 
-from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import CoordinatorConfig, DeadlinesConfig
 from tandem.cluster.engine_scorer import EngineScore
@@ -148,6 +148,8 @@ class Coordinator:
         sequences, scored = self._logprobs.fill(
             job, sequences, lambda type, data: self._store.record_event(job, type, data), lease.check_held
         )
+        if config.plot_tensors:
+            self._plot(job, sequences)
         metrics: dict[str, float] = {}
         for index, of_step in enumerate(self._steps(sequences)):
             lease.check()
@@ -158,6 +160,12 @@ class Coordinator:
             if index >= job.num_recorded_gradient_steps:
                 self._store.record_event(job, "gradient_step", metrics | scored if index == 0 else metrics)
         return metrics | scored
+
+    def _plot(self, job: ClaimedJob, sequences: Sequence[PackedSequence]) -> None:
+        from tandem.rl.plots import plot_batch
+
+        for name, png in plot_batch(sequences).items():
+            self._artifacts.write_blob(job_artifact_key(job.id, name), png)
 
     def _prepare(self, job: ClaimedJob) -> tuple[TrainingBatch, dict[str, float]]:
         """Payload to packed sequences, whose order follows from the job's id alone, and the policy lag."""

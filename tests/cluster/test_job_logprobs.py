@@ -148,3 +148,12 @@ def test_policy_lag_and_fresh_tokens(run):
     assert [row.is_fresh is None for row in learners.rows] == [False, True]  # the first step's only
     store, learners = run()
     assert "policy_lag/mean" not in store.log[0][1] and not learners.rows[0].is_fresh.any()
+
+
+def test_pictures_of_the_tensors_are_kept_when_asked_for(run, tmp_path):
+    run(packed_sequence_length=16)
+    assert not list(tmp_path.rglob("*.png"))
+    store, _ = run(packed_sequence_length=16, plot_tensors=True, precalculate_logprobs=True)
+    assert store.order[-1] == "complete"
+    pictures = list(tmp_path.rglob("*.png"))
+    assert len(pictures) == 2 and all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
