@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Column, Table
 
+from tandem.rl.policy_versions import tag_policy_versions
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -51,10 +53,12 @@ async def roll_out(client: AsyncOpenAI, model: str, text: str, largest: int) -> 
     return {
         "trajectories": [
             # The choice goes back as it came: it carries the sampled token ids and their logprobs.
-            {
-                "messages_and_choices": [*messages, choice.model_dump()],
-                "reward": reward(choice.message.content, largest),
-            }
+            tag_policy_versions(
+                {
+                    "messages_and_choices": [*messages, choice.model_dump()],
+                    "reward": reward(choice.message.content, largest),
+                }
+            )
             for choice in completion.choices
         ]
     }

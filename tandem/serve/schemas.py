@@ -178,7 +178,7 @@ class TrainingJob(Listed):
 
 
 class TrainingJobEvent(Listed):
-    type: Literal["training_started", "gradient_step", "training_ended", "training_failed"]
+    type: Literal["training_started", "logprobs_rescored", "gradient_step", "training_ended", "training_failed"]
     data: dict[str, Any]
     created_at: datetime
 

@@ -146,9 +146,9 @@ def test_its_exceptions_say_what_is_wrong(backend, base_url):
 
     async def run():
         model = await registered(backend)
-        with pytest.raises(UnprocessableEntityError, match="precalculate_logprobs") as caught:
-            await backend.train(model, [group()], precalculate_logprobs=True)
-        assert caught.value.body["param"] == "body.experimental_config.precalculate_logprobs"
+        with pytest.raises(UnprocessableEntityError, match="advantage_balance") as caught:
+            await backend.train(model, [group()], advantage_balance=2.0)
+        assert caught.value.body["param"] == "body.experimental_config.advantage_balance"
         with pytest.raises(UnprocessableEntityError, match="no/such-model"):
             await art.TrainableModel(name="x", project="p", base_model="no/such-model").register(backend)
         with pytest.raises(AuthenticationError, match="API key"):

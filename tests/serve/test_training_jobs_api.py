@@ -57,9 +57,10 @@ def test_the_life_of_a_job_as_the_api_shows_it(http, post, store, clock, claim, 
     clock.advance(60)
     claimed = claim()
     store.record_event(claimed, "training_started", {"num_sequences": 2})
+    store.record_event(claimed, "logprobs_rescored", {"num_tokens": 9})
     store.record_event(claimed, "gradient_step", {"loss/train": 0.25})
     running = http.get(url).json()
-    assert (running["state"], running["attempt"], running["num_events"]) == ("running", 1, 2)
+    assert (running["state"], running["attempt"], running["num_events"]) == ("running", 1, 3)
     assert (running["created_at"], running["started_at"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z")
     store.complete(claimed, PolicyVersion(model["id"], 1, "d"), {})
     ended = http.get(url).json()
@@ -67,6 +68,7 @@ def test_the_life_of_a_job_as_the_api_shows_it(http, post, store, clock, claim, 
     events = http.get(f"{url}/events").json()["data"]
     assert [(event["type"], event["data"]) for event in events] == [
         ("training_started", {"num_sequences": 2}),
+        ("logprobs_rescored", {"num_tokens": 9}),
         ("gradient_step", {"loss/train": 0.25}),
         ("training_ended", {}),
     ]
