@@ -90,8 +90,10 @@ class EngineConfig(Settings):
 class LogprobsConfig(Settings):
     """Who computes the old and reference logprobs that jobs ask for, and how closely the two must agree."""
 
-    mode: Literal["shared", "learner", "engine"] = Field(
-        "shared", description="engine: learners only check it, and take over when no engine works."
+    mode: Literal["auto", "shared", "learner", "engine"] = Field(
+        "auto",
+        description="auto: shared, unless the engine would compute shared prompts too often to be of help. "
+        "engine: learners only check it, and take over when no engine works.",
     )
     chunk_tokens: int = Field(8192, ge=1, description="Tokens that are handed out together; at least one row is.")
     sample_fraction: float = Field(

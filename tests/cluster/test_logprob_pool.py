@@ -8,7 +8,7 @@ import torch
 
 from tandem.cluster.config import LogprobsConfig
 from tandem.cluster.errors import LeaseLostError, StageError
-from tandem.cluster.logprob_pool import LogprobPool, ScoreReport
+from tandem.cluster.logprob_pool import LogprobPool, ScoreReport, engine_work
 from tandem.rl.packing import PackedSequence
 
 
@@ -79,6 +79,27 @@ def test_rows_are_chunked_by_tokens():
     score([row(n, num_tokens) for n, num_tokens in enumerate([4, 4, 9, 2, 2, 2, 2, *[10] * 9])], (), [engine],
           chunk_tokens=8)  # fmt: skip
     assert chunks == [[4, 4], [9], [2, 2, 2, 2], *[[10]] * 9]
+
+
+def group_row(prompt: int, completion: int, completions: int) -> PackedSequence:
+    """A prompt and its completions, all of token 0."""
+    segments = torch.tensor([0] * prompt + [k for k in range(1, completions + 1) for _ in range(completion)])
+    zeros, floats = torch.zeros_like(segments), torch.zeros(len(segments))
+    return PackedSequence(zeros, zeros, segments, zeros, segments > 0, floats, floats, floats)
+
+
+def test_an_engine_computes_a_shared_prompt_for_each_completion():
+    # Packed: 6 + 3 * 2 = 12 tokens. Unpacked: 3 * (6 + 2) = 24.
+    assert engine_work([group_row(6, 2, 3)]) == 2.0
+    assert engine_work([group_row(6, 2, 3), row(0, 12)]) == (24 + 12) / (12 + 12)
+
+
+@pytest.mark.parametrize(("prompt", "mode", "asked"), [(6, "auto", True), (7, "auto", False), (7, "shared", True)])
+def test_by_default_an_engine_helps_only_where_it_needn_t_repeat_much(prompt, mode, asked):
+    learner, engine = Scorer(then=sleep_briefly), Scorer(then=sleep_briefly)
+    score([group_row(prompt, 2, 3)] * 8, [learner], [engine], mode=mode)
+    assert bool(engine.log) is asked
+    assert learner.log
 
 
 def test_few_rows_are_still_spread_over_the_scorers():

@@ -30,7 +30,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(ray_local, tmp_path_factory) -> Service:
-    from tandem.cluster.config import HttpConfig, TandemConfig
+    from tandem.cluster.config import TINY, HttpConfig, LogprobsConfig, TandemConfig
     from tandem.serve.auth import create_key
     from tandem.serve.launch import running
     from tandem.serve.store import Store
@@ -39,7 +39,8 @@ def service(ray_local, tmp_path_factory) -> Service:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = TandemConfig(home=home, http=HttpConfig(port=port))
+    base = TINY.model_copy(update={"logprobs": LogprobsConfig(mode="shared")})  # learner and engine, on every job
+    config = TandemConfig(home=home, http=HttpConfig(port=port), base_models=(base,))
     with running(config):
         key = create_key(Store(config.resolved_store_url), name="tests", entity="default")
         yield Service(f"http://127.0.0.1:{port}", key, home)

@@ -50,7 +50,7 @@ def test_the_kl_to_version_0_grows_as_the_policy_leaves_it(service, http):
         assert {"policy_lag/mean", "policy_lag/max"} <= events[0]["data"].keys()
         means.append(first["loss/kl_policy_ref"])
     assert abs(means[0]) < 1e-4  # version 0 against itself
-    assert abs(means[1]) > 10 * abs(means[0])
+    assert abs(means[1]) > 1e-3
 
 
 def test_stale_trajectories_are_told_from_fresh_ones(service, http):
