@@ -16,6 +16,7 @@ LOSS_OPTIONS = [
     {"importance_sampling_level": "geometric_average", "kimi_k2_tau": 0.1},
     {"mask_prob_ratio": True, "max_negative_advantage_importance_sampling_weight": 2.0},
     {"advantage_balance": 0.3, "scale_rewards": False},
+    {"precalculate_logprobs": True},
 ]
 
 
@@ -65,8 +66,8 @@ def test_each_loss_option_trains_a_version(backend):
 def test_its_errors_say_what_is_wrong(backend, service):
     async def run():
         model = await registered(backend)
-        with pytest.raises(Exception, match="precalculate_logprobs"):
-            await backend.train(model, [await group(model, 2)], precalculate_logprobs=True)
+        with pytest.raises(Exception, match="advantage_balance"):
+            await backend.train(model, [await group(model, 2)], advantage_balance=3.0)
         stranger = art.ServerlessBackend(api_key="tdm_wrong", base_url=service.base_url)
         with pytest.raises(Exception, match="401"):
             await stranger.register(model)
