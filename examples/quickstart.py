@@ -155,7 +155,9 @@ def main() -> None:
     picture = RESULTS / "reward.png"
     plot(rewards, picture)
     first, last = rewards[0], sum(rewards[-3:]) / 3
-    console.print(f"Mean reward went from {first:.2f} to {last:.2f} (last three versions); the curve is in {picture}.")
+    console.print(
+        f"\nMean reward went from {first:.2f} to {last:.2f} (last three versions); the curve is in {picture}."
+    )
     if not (first < 0.5 and last > 0.8):
         sys.exit("That isn't the clear rise this example is meant to show: from below 0.5 to above 0.8.")
 

@@ -144,7 +144,6 @@ class DeadlinesConfig(Settings):
     """How long each stage of a job may take, in seconds. A stage past its deadline fails or is tried again."""
 
     start_learners_s: float = Field(600, gt=0)
-    prepare_s: float = Field(600, gt=0)
     load_s: float = Field(300, gt=0)
     score_s: float = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
     step_s: float = Field(900, gt=0, description="One gradient step.")

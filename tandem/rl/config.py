@@ -18,7 +18,6 @@ LossFn = Literal["cispo", "ppo"]
 ImportanceSamplingLevel = Literal["token", "sequence", "average", "geometric_average"]
 KlSource = Literal["current_learner", "sample"]
 
-DEFAULT_LEARNING_RATE = 5e-6
 DEFAULT_LOGPROB_CHUNK_SIZE = 1024
 DEFAULT_PPO_EPSILON = 0.2
 DEFAULT_CISPO_EPSILON = 1.0
@@ -91,7 +90,7 @@ class TrainingConfig(BaseModel):
     """Unset. The KL reference as `entity/project/name:stepN` or `checkpoints/<digest>`, of one's own models on the same
     base model; wins over kl_penalty_reference_step."""
     learning_rate: NonNegative | None = None
-    """5e-6, constant over the job."""
+    """The base model's in the service's configuration (5e-6 unless set there), constant over the job."""
     logprob_calculation_chunk_size: Count | None = None
     """1024 tokens. How many logits are held at once; affects memory, not numbers."""
     loss_fn: LossFn | None = None

@@ -32,7 +32,7 @@ async def registered(backend):
 
 
 async def group(model, num=8):
-    """One group of rollouts, rewarded for an answer with the right number, or just for being early in the list."""
+    """One group of rollouts; every other one is rewarded, so that there is always an advantage."""
 
     async def rollout(index):
         completion = await model.openai_client().chat.completions.create(
