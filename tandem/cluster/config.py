@@ -140,14 +140,29 @@ class HttpConfig(Settings):
     api_replicas: int = Field(1, ge=1, le=256)
 
 
+class LimitsConfig(Settings):
+    """What the service takes before it says no: 413 for a body, 429 for a queue, 507 for a disk."""
+
+    max_payload_bytes: int = Field(1 << 30, ge=1, description="Of trajectory groups in one request, unpacked.")
+    max_request_bytes: int = Field(32 << 20, ge=1, description="Of any other request, unpacked.")
+    max_open_jobs: int = Field(1000, ge=1, description="Jobs that wait or run, of all projects together.")
+    max_open_jobs_per_project: int = Field(100, ge=1, description="Jobs that wait or run, of one project.")
+    min_free_disk_bytes: int = Field(
+        1 << 30, ge=0, description="With less left where artifacts are kept, no jobs are accepted."
+    )
+
+
 class DeadlinesConfig(Settings):
     """How long each stage of a job may take, in seconds. A stage past its deadline fails or is tried again."""
 
+    start_engine_s: float = Field(600, gt=0)
     start_learners_s: float = Field(600, gt=0)
+    prepare_s: float = Field(600, gt=0, description="From a stored payload to packed sequences.")
     load_s: float = Field(300, gt=0)
     score_s: float = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
     step_s: float = Field(900, gt=0, description="One gradient step.")
     checkpoint_s: float = Field(600, gt=0)
+    publish_s: float = Field(60, gt=0, description="Recording a new version, while the store doesn't answer.")
     inference_s: float = Field(600, gt=0, description="From an inference request's arrival to its last token.")
 
 
@@ -155,6 +170,9 @@ class CoordinatorConfig(Settings):
     poll_s: float = Field(0.2, gt=0, description="How often the coordinator looks for a queued job.")
     lease_s: float = Field(30, gt=0, description="A claim that isn't renewed for this long may be taken over.")
     max_attempts: int = Field(3, ge=1, description="Attempts of a job whose learners died or missed a deadline.")
+    stop_grace_s: float = Field(
+        30, ge=0, description="How long a running job may go on when the service ends; then it is handed back."
+    )
 
 
 TINY = BaseModelConfig(
@@ -189,6 +207,7 @@ class TandemConfig(BaseSettings):
     http: HttpConfig = HttpConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @field_validator("home")
     @classmethod
