@@ -32,6 +32,12 @@ class ClaimedJob:
     num_recorded_gradient_steps: int  # events an interrupted attempt has already recorded; not recorded again
     reference_digest: str | None = None  # checkpoint of the KL reference; None when there is no KL penalty
     reward_std_devs: tuple[float, ...] = ()  # of the jobs that made the model's versions, oldest first
+    num_handed_back: int = 0  # earlier attempts that ended because the service was stopped
+
+    @property
+    def num_tries(self) -> int:
+        """Attempts that count against the most a job may have, this one included."""
+        return self.attempt - self.num_handed_back
 
 
 class JobStore(Protocol):
@@ -51,6 +57,9 @@ class JobStore(Protocol):
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Extends the lease."""
 
+    def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
+        """Shows users what the job waits for before it can begin, until it begins, ends or is given back."""
+
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
         """Appends an event (training_started once: a repeat is ignored; gradient_step)."""
 
@@ -65,3 +74,7 @@ class JobStore(Protocol):
 
     def requeue(self, job: ClaimedJob, reason: str) -> None:
         """Gives the job back, to be claimed again at once with the next attempt number."""
+
+    def hand_back(self, job: ClaimedJob, reason: str) -> None:
+        """Gives the job back because the service stops. The next claim has the next attempt number, as that fences,
+        but the same `num_tries`."""

@@ -33,7 +33,7 @@ def create_key(store: Store, name: str, entity: str) -> str:
     if not NAME.fullmatch(entity):
         raise ValueError(f"Entity {entity!r} isn't 1 to 128 letters, digits, '.', '_' or '-'.")
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    store.add_key(name, entity, _sha256(key))
+    store.add_key(name, entity, _sha256(key), "admin")
     return key
 
 

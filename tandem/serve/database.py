@@ -6,18 +6,26 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, make_url, select
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateColumn
 
 from tandem.serve.errors import Fault, InvalidRequestError
 from tandem.serve.tables import JobRow, LogRow, ModelRow, Table
 
 _WRITES = "tandem_writes"
-_SCHEMA_LOCK = 0x7A4DE3  # any number that no other program locks in the same PostgreSQL database
+
+
+class Lock(IntEnum):
+    """What only one transaction may do at a time. Any numbers that no other program locks in the same PostgreSQL."""
+
+    SCHEMA = 0x7A4DE3
+    ACCEPT_JOBS = 0x7A4DE4
 
 
 class Database:
@@ -50,10 +58,17 @@ class Database:
         """Closes the pooled connections."""
         self._engine.dispose()
 
+    @staticmethod
+    def _lock_for_transaction(session: Session, lock: Lock) -> None:
+        """Waits until no other transaction holds the lock, and holds it until this one ends. On SQLite, a write
+        transaction has the whole database to itself anyway."""
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(select(func.pg_advisory_xact_lock(lock.value)))
+
     def _create_tables(self) -> None:
         with self._writer.begin() as connection:
             if connection.dialect.name == "postgresql":  # CREATE TABLE IF NOT EXISTS races there
-                connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+                connection.execute(select(func.pg_advisory_xact_lock(Lock.SCHEMA.value)))
             Table.metadata.create_all(connection)
             _add_missing_columns(connection)
 
@@ -66,10 +81,8 @@ def _add_missing_columns(connection: Connection) -> None:
         there = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
-                type = column.type.compile(connection.dialect)
-                connection.exec_driver_sql(
-                    f"ALTER TABLE {quote.format_table(table)} ADD COLUMN {quote.format_column(column)} {type}"
-                )
+                specification = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {quote.format_table(table)} ADD COLUMN {specification}")
 
 
 def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: str) -> int:

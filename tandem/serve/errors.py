@@ -45,6 +45,16 @@ class ConflictError(ServeError, ValueError):
     """The request contradicts what exists already."""
 
 
+class QueueFullError(ServeError, RuntimeError):
+    """As many jobs as may be are open already."""
+
+    def __init__(self, message: str):
+        super().__init__(message, "queue_full")
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.message,)
+
+
 class UnavailableError(ServeError, RuntimeError):
     """The service can't do this now, but will be able to in a moment."""
 

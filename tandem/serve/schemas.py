@@ -163,6 +163,8 @@ class TrainingJob(Listed):
     """How often the job was begun."""
     error: str | None
     """Why it failed, or why it is tried again."""
+    waiting_for: str | None
+    """What a running job needs before it can begin, like learners that find no room on the cluster."""
     step: int | None
     """The version that it made."""
     cancel_requested: bool

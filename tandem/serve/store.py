@@ -18,8 +18,15 @@ from tandem.serve.tables import ApiKeyRow
 class KeyTable(Database):
     """API keys, known by their hash alone."""
 
-    def add_key(self, name: str, entity: str, key_sha256: str) -> ApiKeyRow:
-        row = ApiKeyRow(id=str(uuid.uuid4()), name=name, entity=entity, key_sha256=key_sha256, created_at=self._clock())
+    def add_key(self, name: str, entity: str, key_sha256: str, role: str) -> ApiKeyRow:
+        row = ApiKeyRow(
+            id=str(uuid.uuid4()),
+            name=name,
+            entity=entity,
+            key_sha256=key_sha256,
+            role=role,
+            created_at=self._clock(),
+        )
         with self._write() as session:
             session.add(row)
         return row
@@ -35,18 +42,20 @@ class KeyTable(Database):
         with self._read() as session:
             return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
 
-    def list_keys(self) -> Sequence[ApiKeyRow]:
-        """All keys, revoked ones too, oldest first."""
+    def list_keys(self, entity: str | None = None) -> Sequence[ApiKeyRow]:
+        """The keys of an entity, or of all; revoked ones too, oldest first."""
+        query = select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id)
         with self._read() as session:
-            return session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id)).all()
+            return session.scalars(query.where(ApiKeyRow.entity == entity) if entity else query).all()
 
-    def revoke_key(self, key_id: str) -> bool:
-        """Makes a key invalid from now on. False when there is none with this id."""
+    def revoke_key(self, key_id: str, entity: str | None = None) -> bool:
+        """Makes a key invalid from now on. False when there is none with this id, of this entity if one is named."""
         with self._write() as session:
-            row = session.get(ApiKeyRow, key_id)
-            if row is not None:
-                row.revoked_at = row.revoked_at or self._clock()
-            return row is not None
+            row = session.get(ApiKeyRow, key_id, with_for_update=True)
+            if row is None or entity not in (None, row.entity):
+                return False
+            row.revoked_at = row.revoked_at or self._clock()
+            return True
 
 
 class Store(KeyTable, ModelTable, VersionTable, JobTable, ClaimTable):

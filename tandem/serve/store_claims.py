@@ -64,7 +64,7 @@ class ClaimTable(Database):
                 job.error = f"Attempt {job.attempt} stopped renewing its lease; its coordinator has probably died."
             job.state, job.owner, job.lease_expires_at = "running", owner, now + timedelta(seconds=lease_s)
             job.attempt += 1
-            job.start_digest = version.digest
+            job.start_digest, job.waiting_for = version.digest, None
             job.started_at = job.started_at or now
             model.last_claimed_at = now
             return ClaimedJob(
@@ -78,6 +78,7 @@ class ClaimTable(Database):
                 num_recorded_gradient_steps=job.num_gradient_steps,
                 reference_digest=job.reference_digest,
                 reward_std_devs=_reward_std_devs(session, job.model_id),
+                num_handed_back=job.num_handed_back,
             )
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
@@ -89,14 +90,21 @@ class ClaimTable(Database):
         if cancelled:
             raise JobCancelledError(f"Job {job.id} is to be cancelled.")
 
+    def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
+        """Shows what the job waits for before it can begin, None for nothing any more."""
+        with self._write() as session:
+            _held(session, job).waiting_for = reason
+
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
         """Appends training_started (once: a repeat is ignored), gradient_step or logprobs_rescored."""
         if type not in RUNNING_EVENTS:
             raise ValueError(f"A running job records {', '.join(RUNNING_EVENTS)}, not {type!r}.")
         with self._write() as session:
             row = _held(session, job)
-            if type == "training_started" and row.num_events > 0:
-                return  # clients rely on the first event staying as it is
+            if type == "training_started":
+                row.waiting_for = None
+                if row.num_events > 0:
+                    return  # clients rely on the first event staying as it is
             record(session, row, type, data, self._clock())
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
@@ -131,11 +139,21 @@ class ClaimTable(Database):
     def requeue(self, job: ClaimedJob, reason: str) -> None:
         """Gives the job back, to be claimed again at once. Until then its error says why."""
         with self._write() as session:
+            self._give_back(session, _held(session, job), reason)
+
+    def hand_back(self, job: ClaimedJob, reason: str) -> None:
+        """Gives the job back because the service stops, which doesn't use up one of its tries."""
+        with self._write() as session:
             row = _held(session, job)
-            if row.cancel_requested:
-                end(session, row, "cancelled", self._clock(), CANCELLED_MESSAGE)
-            else:
-                row.state, row.error, row.owner, row.start_digest = "queued", reason, None, None
+            row.num_handed_back += 1
+            self._give_back(session, row, reason)
+
+    def _give_back(self, session: Session, job: JobRow, reason: str) -> None:
+        if job.cancel_requested:
+            end(session, job, "cancelled", self._clock(), CANCELLED_MESSAGE)
+        else:
+            job.state, job.error = "queued", reason
+            job.owner = job.start_digest = job.waiting_for = None
 
 
 def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]]:

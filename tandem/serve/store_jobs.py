@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from tandem.serve.database import Database, position
-from tandem.serve.errors import ConflictError, NotFoundError
+from tandem.cluster.config import LimitsConfig
+from tandem.serve.database import Database, Lock, position
+from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
 from tandem.serve.kl_reference import KlReference
 from tandem.serve.store_events import CANCELLED_MESSAGE, end
 from tandem.serve.store_references import pin_reference
-from tandem.serve.tables import EventRow, JobRow, ModelRow
+from tandem.serve.tables import OPEN_STATES, EventRow, JobRow, ModelRow
 
 
 class JobTable(Database):
@@ -29,53 +29,61 @@ class JobTable(Database):
         body_sha256: str,
         idempotency_key: str | None = None,
         reference: KlReference | None = None,
+        limits: LimitsConfig = LimitsConfig(),
     ) -> JobRow:
         """Accepts a job. A second call with the same idempotency key returns the first call's job.
 
         Raises NotFoundError when the model is gone, ConflictError when the key was used with another body,
-        InvalidRequestError when the KL reference doesn't exist.
+        QueueFullError when too many jobs are open, InvalidRequestError when the KL reference doesn't exist.
         """
-        try:
-            with self._write() as session:
-                # The lock makes a deletion of the model wait for this job, or this job see the deletion.
-                model = session.scalar(
-                    select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
-                )
-                if model is None:
-                    raise NotFoundError(f"There is no model {model_id}; it was deleted.", "model_not_found", "model_id")
-                job = JobRow(
-                    id=job_id,
-                    model_id=model_id,
-                    state="queued",
-                    payload_key=payload_key,
-                    config=dict(config),
-                    body_sha256=body_sha256,
-                    idempotency_key=idempotency_key,
-                    reference_digest=reference and pin_reference(session, model, reference),
-                    reference_lag=reference and reference.lag,
-                    created_at=self._clock(),
-                )
-                session.add(job)
-            return job
-        except IntegrityError:
-            if idempotency_key and (first := self.find_repeat(model_id, idempotency_key, body_sha256)):
+        with self._write() as session:
+            # The lock makes a deletion of the model wait for this job, or this job see the deletion; of several calls
+            # with one idempotency key, all but the first find the first one's job.
+            model = session.scalar(
+                select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
+            )
+            if model is None:
+                raise NotFoundError(f"There is no model {model_id}; it was deleted.", "model_not_found", "model_id")
+            if idempotency_key and (first := _find_repeat(session, model_id, idempotency_key, body_sha256)):
                 return first
-            raise
+            reference_digest = reference and pin_reference(session, model, reference)
+            self._check_room(session, model, limits)
+            job = JobRow(
+                id=job_id,
+                model_id=model_id,
+                state="queued",
+                payload_key=payload_key,
+                config=dict(config),
+                body_sha256=body_sha256,
+                idempotency_key=idempotency_key,
+                reference_digest=reference_digest,
+                reference_lag=reference and reference.lag,
+                created_at=self._clock(),
+            )
+            session.add(job)
+        return job
 
     def find_repeat(self, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
         """The job that this idempotency key made before, if any. Raises ConflictError when its body was another."""
         with self._read() as session:
-            job = session.scalar(
-                select(JobRow).where(JobRow.model_id == model_id, JobRow.idempotency_key == idempotency_key)
-            )
-        if job and job.body_sha256 != body_sha256:
-            raise ConflictError(
-                f"Idempotency-Key {idempotency_key!r} was used for job {job.id} with another body. "
-                "Send the same body to get that job again, or a new key for a new job.",
-                "idempotency_key_reused",
-                "Idempotency-Key",
-            )
-        return job
+            return _find_repeat(session, model_id, idempotency_key, body_sha256)
+
+    def _check_room(self, session: Session, model: ModelRow, limits: LimitsConfig) -> None:
+        """Refuses a job beyond the limits. Until the transaction ends, no other one counts, or adds, jobs."""
+        self._lock_for_transaction(session, Lock.ACCEPT_JOBS)
+        num_open = select(func.count()).select_from(JobRow).where(JobRow.state.in_(OPEN_STATES))
+        of_project = num_open.join(JobRow.model).where(
+            ModelRow.entity == model.entity, ModelRow.project == model.project
+        )
+        for whose, query, most in (
+            (f"of project {model.entity}/{model.project} ", of_project, limits.max_open_jobs_per_project),
+            ("", num_open, limits.max_open_jobs),
+        ):
+            if (count := session.scalar(query)) >= most:
+                raise QueueFullError(
+                    f"{count} training jobs {whose}wait or run already, and {most} may. "
+                    "Send this one again when some have ended, or cancel some."
+                )
 
     def job(self, job_id: str, entity: str) -> JobRow:
         """Raises NotFoundError."""
@@ -123,6 +131,18 @@ class JobTable(Database):
             elif job.state == "running":
                 job.cancel_requested = True
             return job
+
+
+def _find_repeat(session: Session, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
+    job = session.scalar(select(JobRow).where(JobRow.model_id == model_id, JobRow.idempotency_key == idempotency_key))
+    if job and job.body_sha256 != body_sha256:
+        raise ConflictError(
+            f"Idempotency-Key {idempotency_key!r} was used for job {job.id} with another body. "
+            "Send the same body to get that job again, or a new key for a new job.",
+            "idempotency_key_reused",
+            "Idempotency-Key",
+        )
+    return job
 
 
 def _find_job(session: Session, job_id: str, entity: str, lock: bool = False) -> JobRow:

@@ -44,6 +44,8 @@ class ApiKeyRow(Table):
     name: Mapped[str] = mapped_column(_NAME)
     entity: Mapped[str] = mapped_column(_NAME)
     key_sha256: Mapped[str] = mapped_column(_DIGEST, unique=True)
+    role: Mapped[str] = mapped_column(String(16), server_default="admin")
+    """infer, train or admin. Keys from before there were roles could do everything, and still can."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
@@ -119,6 +121,8 @@ class JobRow(Table):
     body_sha256: Mapped[str] = mapped_column(_DIGEST)
     attempt: Mapped[int] = mapped_column(default=0)
     """How often the job was claimed; fences the writes of earlier claims."""
+    num_handed_back: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Attempts that ended because the service was stopped. They aren't the job's fault, so they don't use up tries."""
     owner: Mapped[str | None] = mapped_column(String(255))
     lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
     start_digest: Mapped[str | None] = mapped_column(_DIGEST)
@@ -127,6 +131,8 @@ class JobRow(Table):
     """The KL reference, pinned; its files are kept while the job is open. None without a KL penalty."""
     reference_lag: Mapped[int | None]
     """The KL reference lies this many versions before the start, which the first claim knows and pins."""
+    waiting_for: Mapped[str | None] = mapped_column(Text)
+    """What a running job needs before it can begin, like learners that find no room on the cluster."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     num_events: Mapped[int] = mapped_column(default=0)
     num_gradient_steps: Mapped[int] = mapped_column(default=0)

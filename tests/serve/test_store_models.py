@@ -206,7 +206,7 @@ def test_logs_go_with_their_model(store, add_model, add_job):
 
 
 def test_keys_are_found_by_their_hash_until_revoked(store):
-    key = store.add_key("laptop", "team", "a" * 64)
+    key = store.add_key("laptop", "team", "a" * 64, "train")
     assert store.has_keys()
     assert store.find_key("a" * 64).entity == "team"
     assert store.find_key("b" * 64) is None
