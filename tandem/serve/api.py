@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from tandem import __version__
-from tandem.serve import error_responses, inference, models, training_jobs
+from tandem.serve import error_responses, inference, keys, models, training_jobs
 from tandem.serve.auth import authenticate
 from tandem.serve.schemas import REQUEST_BODIES, Health, HTTPValidationError
 from tandem.serve.services import Services, ServicesDep
@@ -33,7 +33,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for router in (models.router, training_jobs.router, inference.router):
+    for router in (models.router, training_jobs.router, inference.router, keys.router):
         v1.include_router(router)
     app.include_router(v1)
     app.add_api_route("/health", health, response_model=Health, tags=["health"])

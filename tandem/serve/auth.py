@@ -1,21 +1,29 @@
-"""Bearer keys. A key belongs to an entity; what other entities own doesn't exist for it."""
+"""Bearer keys. A key has an entity, and what other entities own doesn't exist for it; its role says what it may do.
+
+Every route under /v1 says in its signature whom it lets in: `caller: InferCaller`, `TrainCaller` or `AdminCaller`. That
+parameter stands before the body, so that nothing of a request is read before its key has been checked.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from tandem.serve.errors import AuthenticationError
-from tandem.serve.schemas import NAME
+from tandem.serve.errors import AuthenticationError, ForbiddenError
+from tandem.serve.schemas import NAME, Role
 from tandem.serve.services import ServicesDep
 from tandem.serve.store import Store
+from tandem.serve.tables import ApiKeyRow
 
 KEY_PREFIX = "tdm_"
+ROLES: tuple[Role, ...] = get_args(Role)
+"""Each may do what the ones before it may: infer asks for completions, train also trains, admin also makes keys."""
 # auto_error would answer without our error shape; depending on the scheme keeps it in the OpenAPI document.
 _bearer = HTTPBearer(auto_error=False)
 
@@ -26,15 +34,24 @@ class Caller:
 
     key_id: str
     entity: str
+    role: str
 
 
-def create_key(store: Store, name: str, entity: str) -> str:
+def create_key(store: Store, name: str, entity: str, role: Role = "train") -> str:
     """Makes a key and returns it; only its hash is kept. Raises ValueError for an entity that can't be in a path."""
+    return add_key(store, name, entity, role)[1]
+
+
+def add_key(store: Store, name: str, entity: str, role: Role) -> tuple[ApiKeyRow, str]:
+    """`create_key`, with what the store knows of the key."""
     if not NAME.fullmatch(entity):
-        raise ValueError(f"Entity {entity!r} isn't 1 to 128 letters, digits, '.', '_' or '-'.")
+        raise ValueError(
+            f"Entity {entity!r} isn't 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter, digit or '_'."
+        )
+    if role not in ROLES:
+        raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    store.add_key(name, entity, _sha256(key), "admin")
-    return key
+    return store.add_key(name, entity, _sha256(key), role), key
 
 
 def revoke_key(store: Store, key: str) -> bool:
@@ -46,7 +63,7 @@ def revoke_key(store: Store, key: str) -> bool:
 def authenticate(
     services: ServicesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Caller:
-    """The sender of a request. Raises AuthenticationError."""
+    """The sender of a request, whatever its role. Raises AuthenticationError."""
     if credentials is None:
         raise AuthenticationError(
             "The request has no API key. Send it as 'Authorization: Bearer tdm_...'; `tandem keys create` makes one."
@@ -54,10 +71,32 @@ def authenticate(
     row = services.store.find_key(_sha256(credentials.credentials))
     if row is None:
         raise AuthenticationError("The API key isn't valid here: it is mistyped, was revoked, or is another service's.")
-    return Caller(row.id, row.entity)
+    return Caller(row.id, row.entity, row.role)
 
 
-CallerDep = Annotated[Caller, Depends(authenticate)]
+def _caller_who_may(role: Role) -> Callable[..., Caller]:
+    def check(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+        if caller.role not in ROLES[ROLES.index(role) :]:
+            raise ForbiddenError(
+                f"{request.method} {request.scope['route'].path} needs a key with role {role}; this key's role is "
+                f"{caller.role}. An admin of entity {caller.entity} can make one (POST /v1/preview/keys), or whoever "
+                f"runs the service: tandem keys create --role {role} --entity {caller.entity} --name NAME",
+                "insufficient_role",
+            )
+        return caller
+
+    return check
+
+
+_CHECKS: dict[Role, Callable[..., Caller]] = {role: _caller_who_may(role) for role in ROLES}
+InferCaller = Annotated[Caller, Depends(_CHECKS["infer"])]
+TrainCaller = Annotated[Caller, Depends(_CHECKS["train"])]
+AdminCaller = Annotated[Caller, Depends(_CHECKS["admin"])]
+
+
+def declared_role(dependencies: list[Callable[..., object] | None]) -> Role | None:
+    """The role that a route with these dependencies asks for; None when it declares none."""
+    return next((role for role, check in _CHECKS.items() if check in dependencies), None)
 
 
 def _sha256(key: str) -> str:

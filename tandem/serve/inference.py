@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine import adapter_name
-from tandem.serve.auth import Caller, CallerDep
+from tandem.serve.auth import Caller, InferCaller
 from tandem.serve.completions import Annotator, error_events, fill_in_defaults, read_object
 from tandem.serve.engine_call import EngineCall, while_connected
 from tandem.serve.error_responses import as_serve_error, error_content, request_id, unexpected_error
@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::ste
 
 @router.post("/chat/completions", **documented())
 async def create_chat_completion(
-    request: Request, body: JsonObject, caller: CallerDep, services: ServicesDep
+    request: Request, caller: InferCaller, body: JsonObject, services: ServicesDep
 ) -> Response:
     """A chat completion from the newest version of the named model, or from the one that `:stepN` names.
 
@@ -45,13 +45,13 @@ async def create_chat_completion(
 
 
 @router.post("/completions", **documented())
-async def create_completion(request: Request, body: JsonObject, caller: CallerDep, services: ServicesDep) -> Response:
+async def create_completion(request: Request, caller: InferCaller, body: JsonObject, services: ServicesDep) -> Response:
     """A completion of plain text or token ids; otherwise like chat completions."""
     return await _complete(request, "/v1/completions", body, caller, services)
 
 
 @router.get("/models")
-def list_inference_models(caller: CallerDep, services: ServicesDep) -> InferenceModels:
+def list_inference_models(caller: InferCaller, services: ServicesDep) -> InferenceModels:
     """The names that completions can be asked for: base models and the entity's models. Add `:stepN` for a version."""
     bases = [InferenceModel(id=name, created=0, owned_by="tandem") for name in services.base_models]
     own = [

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from tandem.rl.trajectories import TrajectoryGroup
-from tandem.serve.auth import CallerDep
+from tandem.serve.auth import InferCaller, TrainCaller
 from tandem.serve.engine_call import while_connected
 from tandem.serve.errors import Fault, ForbiddenError, InvalidRequestError
 from tandem.serve.json_body import Received, documented, json_body
@@ -43,7 +43,7 @@ router = APIRouter(prefix="/preview/models", tags=["models"])
 
 @router.post("", **documented(CreateModel))
 def create_model(
-    body: Annotated[Received[CreateModel], Depends(json_body(CreateModel))], caller: CallerDep, services: ServicesDep
+    caller: TrainCaller, body: Annotated[Received[CreateModel], Depends(json_body(CreateModel))], services: ServicesDep
 ) -> Model:
     """Registers a model, or returns the one of that name when `return_existing` is set."""
     wanted = body.value
@@ -65,7 +65,7 @@ def create_model(
 
 @router.get("")
 def list_models(
-    caller: CallerDep,
+    caller: InferCaller,
     services: ServicesDep,
     after: UUID | None = None,
     limit: Limit = 20,
@@ -81,12 +81,12 @@ def list_models(
 
 
 @router.get("/{model_id}")
-def get_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> Model:
+def get_model(model_id: UUID, caller: InferCaller, services: ServicesDep) -> Model:
     return _with_steps(services, [services.store.model(str(model_id), caller.entity)])[0]
 
 
 @router.delete("/{model_id}")
-def delete_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> ModelDeleted:
+def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> ModelDeleted:
     """Deletes a model with its checkpoints and logs, and what its jobs left. Its open jobs end with training_failed."""
     deleted = services.store.delete_model(str(model_id), caller.entity)
     delete_blobs(services.artifacts, deleted.blob_keys)
@@ -98,7 +98,7 @@ def delete_model(model_id: UUID, caller: CallerDep, services: ServicesDep) -> Mo
 @router.get("/{model_id}/checkpoints")
 def list_checkpoints(
     model_id: UUID,
-    caller: CallerDep,
+    caller: TrainCaller,
     services: ServicesDep,
     after: str | None = None,
     limit: Limit = 20,
@@ -114,7 +114,7 @@ def list_checkpoints(
 async def wait_for_versions(
     request: Request,
     model_id: UUID,
-    caller: CallerDep,
+    caller: InferCaller,
     services: ServicesDep,
     after: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
     wait: Annotated[float, Query(ge=0, le=MAX_VERSION_WAIT_S)] = 0,
@@ -140,8 +140,8 @@ async def wait_for_versions(
 @router.delete("/{model_id}/checkpoints", **documented(DeleteCheckpoints))
 def delete_checkpoints(
     model_id: UUID,
+    caller: TrainCaller,
     body: Annotated[Received[DeleteCheckpoints], Depends(json_body(DeleteCheckpoints))],
-    caller: CallerDep,
     services: ServicesDep,
 ) -> CheckpointsDeleted:
     """Deletes versions for good. Completions from them are 404 from now on; their steps are never used again."""
@@ -156,8 +156,8 @@ def delete_checkpoints(
 @router.post("/{model_id}/log", **documented(LogTrajectories))
 def log_trajectories(
     model_id: UUID,
+    caller: TrainCaller,
     body: Annotated[Received[LogTrajectories], Depends(json_body(LogTrajectories))],
-    caller: CallerDep,
     services: ServicesDep,
 ) -> LogEntry:
     """Keeps trajectory groups of a split ("train", "val", ...) and their mean reward; nothing is trained."""
@@ -175,7 +175,7 @@ def log_trajectories(
 @router.get("/{model_id}/logs")
 def list_logs(
     model_id: UUID,
-    caller: CallerDep,
+    caller: TrainCaller,
     services: ServicesDep,
     after: UUID | None = None,
     limit: Limit = 20,

@@ -12,8 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from tandem.rl.config import TrainingConfig
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.paging import Listed, numbered_cursor
-from tandem.serve.tables import EventRow, JobRow, LogRow, ModelRow, VersionRow
+from tandem.serve.tables import ApiKeyRow, EventRow, JobRow, LogRow, ModelRow, VersionRow
 
+Role = Literal["infer", "train", "admin"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 NAME = re.compile(r"\w[\w.-]{0,127}")
 MAX_STEP = 2**31 - 1
@@ -75,7 +76,21 @@ class LogTrajectories(RequestBody):
     trajectory_groups: list[TrajectoryGroup]
 
 
-REQUEST_BODIES: tuple[type[RequestBody], ...] = (CreateModel, DeleteCheckpoints, CreateTrainingJob, LogTrajectories)
+class CreateKey(RequestBody):
+    """An API key for the entity of the key that asks."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+    """Who or what uses it."""
+    role: Role
+
+
+REQUEST_BODIES: tuple[type[RequestBody], ...] = (
+    CreateModel,
+    DeleteCheckpoints,
+    CreateTrainingJob,
+    LogTrajectories,
+    CreateKey,
+)
 
 
 class ValidationError(BaseModel):
@@ -216,6 +231,30 @@ class LogEntry(Listed):
     @classmethod
     def of(cls, row: LogRow) -> Self:
         return cls.model_validate(row, from_attributes=True)
+
+
+class ApiKey(Listed):
+    """A key, without the secret: only its hash is kept."""
+
+    name: str
+    entity: str
+    role: Role
+    created_at: datetime
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ApiKeyRow) -> Self:
+        return cls.model_validate(row, from_attributes=True)
+
+
+class CreatedApiKey(ApiKey):
+    key: str
+    """The secret to send as a bearer token. It is never shown again."""
+
+
+class KeyRevoked(BaseModel):
+    id: str
+    revoked: bool = True
 
 
 class InferenceModel(Listed):

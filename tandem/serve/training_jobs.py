@@ -15,7 +15,7 @@ from tandem.cluster.artifacts import job_artifact_key
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError, TrajectoryError
 from tandem.rl.trajectories import TrajectoryGroup
-from tandem.serve.auth import CallerDep
+from tandem.serve.auth import TrainCaller
 from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
 from tandem.serve.json_body import Received, documented, json_body
 from tandem.serve.kl_reference import wanted_reference
@@ -44,8 +44,8 @@ MAX_IDEMPOTENCY_KEY = 255
 )
 def create_training_job(
     request: Request,
+    caller: TrainCaller,
     body: Annotated[Received[CreateTrainingJob], Depends(json_body(CreateTrainingJob))],
-    caller: CallerDep,
     services: ServicesDep,
 ) -> TrainingJobResponse:
     """Accepts trajectory groups to train a model on. The answer means that the job survives any crash.
@@ -71,7 +71,7 @@ def create_training_job(
 
 
 @router.post("/sft-training-jobs", include_in_schema=False)
-def create_sft_training_job() -> None:
+def create_sft_training_job(caller: TrainCaller) -> None:
     """Refused: known to clients, not built yet."""
     raise InvalidRequestError(
         [Fault(("body",), "supervised fine-tuning isn't available in this release; post RL training jobs instead")],
@@ -81,7 +81,7 @@ def create_sft_training_job() -> None:
 
 @router.get("/training-jobs")
 def list_training_jobs(
-    caller: CallerDep,
+    caller: TrainCaller,
     services: ServicesDep,
     model_id: UUID | None = None,
     state: JobState | None = None,
@@ -97,12 +97,12 @@ def list_training_jobs(
 
 
 @router.get("/training-jobs/{training_job_id}")
-def get_training_job(training_job_id: UUID, caller: CallerDep, services: ServicesDep) -> TrainingJob:
+def get_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
     return TrainingJob.of(services.store.job(str(training_job_id), caller.entity))
 
 
 @router.post("/training-jobs/{training_job_id}/cancel")
-def cancel_training_job(training_job_id: UUID, caller: CallerDep, services: ServicesDep) -> TrainingJob:
+def cancel_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
     """Cancels a queued job at once, a running one before its next gradient step. An ended job stays as it is."""
     return TrainingJob.of(services.store.request_cancel(str(training_job_id), caller.entity))
 
@@ -110,7 +110,7 @@ def cancel_training_job(training_job_id: UUID, caller: CallerDep, services: Serv
 @router.get("/training-jobs/{training_job_id}/events")
 def list_training_job_events(
     training_job_id: UUID,
-    caller: CallerDep,
+    caller: TrainCaller,
     services: ServicesDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -123,7 +123,7 @@ def list_training_job_events(
 
 @router.get("/training-jobs/{training_job_id}/artifacts")
 def list_training_job_artifacts(
-    training_job_id: UUID, caller: CallerDep, services: ServicesDep, after: str | None = None, limit: Limit = 100
+    training_job_id: UUID, caller: TrainCaller, services: ServicesDep, after: str | None = None, limit: Limit = 100
 ) -> Page[JobArtifact]:
     """The files that the job has left, by name: with `plot_tensors`, pictures of its packed sequences."""
     job_id = services.store.job(str(training_job_id), caller.entity).id
@@ -133,7 +133,7 @@ def list_training_job_artifacts(
 
 
 @router.get("/training-jobs/{training_job_id}/artifacts/{name}", response_class=Response)
-def get_training_job_artifact(training_job_id: UUID, name: str, caller: CallerDep, services: ServicesDep) -> Response:
+def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCaller, services: ServicesDep) -> Response:
     """The contents of one of the job's files."""
     job_id = services.store.job(str(training_job_id), caller.entity).id
     if name not in services.artifacts.list_job_artifacts(job_id):  # so the name can't lead anywhere else
