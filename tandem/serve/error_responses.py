@@ -31,7 +31,7 @@ from tandem.serve.errors import (
     ServeError,
     UnavailableError,
 )
-from tandem.serve.json_body import faults_of
+from tandem.serve.faults import faults_of
 
 logger = logging.getLogger(__name__)
 _REQUEST_ID = "tandem.request_id"

@@ -15,17 +15,16 @@ from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
 from tandem.serve.errors import Fault, InvalidRequestError
+from tandem.serve.faults import NOT_FINITE, Loc, faults_of
 from tandem.serve.schemas import HTTPValidationError, RequestBody
 
 T = TypeVar("T")
 B = TypeVar("B", bound=RequestBody)
-Loc = tuple[str | int, ...]
 
-MAX_FAULTS = 50
 # Numbers may overflow to infinity from here on.
 _LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
 _OBJECT = TypeAdapter(dict[str, Any])
@@ -63,15 +62,6 @@ def documented(model: type[RequestBody] | None = None) -> dict[str, Any]:
     }
 
 
-def faults_of(errors: Iterable[ErrorDetails], prefix: Loc = ()) -> list[Fault]:
-    """Validation errors without the rejected input: it may be huge, secret, or not writable as JSON."""
-    faults = [Fault((*prefix, *e["loc"]), e["msg"].removeprefix("Value error, "), e["type"]) for e in errors]
-    if len(faults) > MAX_FAULTS:
-        rest = Fault(faults[MAX_FAULTS].loc, f"here and in {len(faults) - MAX_FAULTS - 1} more places", "more_errors")
-        faults[MAX_FAULTS:] = [rest]
-    return faults
-
-
 def _parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
     try:
         value = validate_json(raw)
@@ -79,7 +69,7 @@ def _parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidRequestError(faults_of(details, ("body",))) from None
     if _may_be_not_finite(raw) and (place := _find_not_finite(from_json(raw), ("body",))):
-        raise InvalidRequestError([Fault(place, "must be a finite number, as JSON requires", "finite_number")])
+        raise InvalidRequestError([Fault(place, NOT_FINITE, "finite_number")])
     return value
 
 
