@@ -18,7 +18,7 @@ from tandem.serve.database import Database
 from tandem.serve.store_events import CANCELLED_MESSAGE, end, record
 from tandem.serve.store_references import lagged_digest
 from tandem.serve.store_versions import find_version
-from tandem.serve.tables import OPEN_STATES, InitialVersionRow, JobRow, ModelRow, VersionRow
+from tandem.serve.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
 
 RUNNING_EVENTS = ("training_started", "gradient_step", "logprobs_rescored")
 
@@ -160,13 +160,13 @@ def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]
     earlier = aliased(JobRow)
     is_blocked = (
         select(earlier.number)
-        .where(earlier.model_id == JobRow.model_id, earlier.state.in_(OPEN_STATES), earlier.number < JobRow.number)
+        .where(earlier.model_id == JobRow.model_id, is_open(earlier), earlier.number < JobRow.number)
         .exists()
     )
     return (
         select(JobRow, ModelRow)
         .join(JobRow.model)
-        .where(ModelRow.base_model == base_model, JobRow.state.in_(OPEN_STATES), ~is_blocked)
+        .where(ModelRow.base_model == base_model, is_open(), ~is_blocked)
         .where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
         .order_by(ModelRow.last_claimed_at, JobRow.number)
         .limit(1)

@@ -14,7 +14,7 @@ from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
 from tandem.serve.kl_reference import KlReference
 from tandem.serve.store_events import CANCELLED_MESSAGE, end
 from tandem.serve.store_references import pin_reference
-from tandem.serve.tables import OPEN_STATES, EventRow, JobRow, ModelRow
+from tandem.serve.tables import EventRow, JobRow, ModelRow, is_open
 
 
 class JobTable(Database):
@@ -71,7 +71,7 @@ class JobTable(Database):
     def _check_room(self, session: Session, model: ModelRow, limits: LimitsConfig) -> None:
         """Refuses a job beyond the limits. Until the transaction ends, no other one counts, or adds, jobs."""
         self._lock_for_transaction(session, Lock.ACCEPT_JOBS)
-        num_open = select(func.count()).select_from(JobRow).where(JobRow.state.in_(OPEN_STATES))
+        num_open = select(func.count()).select_from(JobRow).where(is_open())
         of_project = num_open.join(JobRow.model).where(
             ModelRow.entity == model.entity, ModelRow.project == model.project
         )

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from tandem.serve.database import Database, position
 from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.store_events import end
-from tandem.serve.tables import OPEN_STATES, JobRow, LogRow, ModelRow, VersionRow
+from tandem.serve.tables import JobRow, LogRow, ModelRow, VersionRow, is_open
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ModelTable(Database):
             for version in versions:
                 version.deleted_at = now
             jobs = select(JobRow).where(JobRow.model_id == model_id).order_by(JobRow.number)
-            for job in session.scalars(jobs.where(JobRow.state.in_(OPEN_STATES)).with_for_update()):
+            for job in session.scalars(jobs.where(is_open()).with_for_update()):
                 end(session, job, "failed", now, f"Model {model.path} was deleted while the job was {job.state}.")
             logs = session.scalars(select(LogRow).where(LogRow.model_id == model_id)).all()
             all_jobs = session.scalars(jobs).all()

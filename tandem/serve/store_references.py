@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from tandem.serve.kl_reference import KlReference, bad_reference
 from tandem.serve.store_models import find_by_name
 from tandem.serve.store_versions import find_version, not_ready
-from tandem.serve.tables import OPEN_STATES, InitialVersionRow, JobRow, ModelRow, VersionRow
+from tandem.serve.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
 
 
 def pin_reference(session: Session, model: ModelRow, wanted: KlReference) -> str | None:
@@ -51,7 +51,7 @@ def lagged_digest(session: Session, job: JobRow, model: ModelRow, current_step: 
 
 def _check_lag(session: Session, model: ModelRow, lag: int) -> None:
     """Refuses a lag that leads to a deleted version. Behind other jobs, only the claim can tell."""
-    waits = session.scalar(select(JobRow.id).where(JobRow.model_id == model.id, JobRow.state.in_(OPEN_STATES)).limit(1))
+    waits = session.scalar(select(JobRow.id).where(JobRow.model_id == model.id, is_open()).limit(1))
     current = find_version(session, model)
     if waits is None and current and find_version(session, model, max(0, current.step - lag)) is None:
         raise bad_reference(

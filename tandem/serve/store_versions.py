@@ -12,7 +12,7 @@ from tandem.cluster.jobs import PolicyVersion
 from tandem.serve.database import Database
 from tandem.serve.errors import NotFoundError, UnavailableError
 from tandem.serve.store_models import find_by_name, find_model
-from tandem.serve.tables import OPEN_STATES, InitialVersionRow, JobRow, ModelRow, VersionRow
+from tandem.serve.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,16 @@ class VersionTable(Database):
         """Checkpoints of deleted versions that no version of any model and no open job needs any more."""
         dead, live, lagged = VersionRow, aliased(VersionRow), aliased(VersionRow)
         needed_by_version = select(live.step).where(live.digest == dead.digest, live.deleted_at.is_(None)).exists()
-        is_open = JobRow.state.in_(OPEN_STATES)
         needed_by_job = (
             select(JobRow.number)
-            .where(is_open, or_(JobRow.start_digest == dead.digest, JobRow.reference_digest == dead.digest))
+            .where(is_open(), or_(JobRow.start_digest == dead.digest, JobRow.reference_digest == dead.digest))
             .exists()
         )
         # A job that wants a reference some versions before its start may want any that was there when it was accepted.
         needed_by_lag = (
             select(JobRow.number)
             .join(lagged, lagged.model_id == JobRow.model_id)
-            .where(is_open, JobRow.reference_lag.is_not(None), lagged.deleted_at > JobRow.created_at)
+            .where(is_open(), JobRow.reference_lag.is_not(None), lagged.deleted_at > JobRow.created_at)
             .where(lagged.digest == dead.digest)
             .exists()
         )
