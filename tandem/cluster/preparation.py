@@ -1,0 +1,181 @@
+"""From a stored payload to packed sequences, in a process of its own.
+
+Parsing and tokenising hold Python's interpreter lock for seconds on a large payload, and take memory in proportion. A
+process apart keeps API and lease threads responsive meanwhile, can be ended at a deadline, and takes nobody along when
+memory runs out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ray
+import zstandard
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.errors import StageError
+from tandem.cluster.ray_failures import stage_error
+from tandem.rl.errors import RLError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tandem.rl.batch import TrainingBatch
+    from tandem.rl.config import TrainingConfig
+    from tandem.rl.trajectories import TrajectoryGroup
+
+logger = logging.getLogger(__name__)
+TICK_S = 0.5
+MAX_AT_ONCE = 4  # so that small payloads needn't wait for a large one
+WHO = "the process that prepares jobs"
+
+
+class TextModel(Protocol):
+    """What a base model makes of trajectories."""
+
+    def build_batch(
+        self, groups: Sequence[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+    ) -> TrainingBatch:
+        """Raises TrajectoryError or ConfigError for what it can't train on."""
+
+
+class PreparationWorker:
+    """Prepares payloads of the artifact store. A Ray actor in production, a plain object in tests."""
+
+    def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts):
+        self._base_models, self._artifacts = base_models, artifacts
+
+    def warm_up(self) -> None:
+        """Imports what the first payload would have to wait for."""
+        import tandem.rl.batch  # noqa: F401
+
+    def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
+        """Raises the RLError that says why a job of this payload can't be trained, or ArtifactError."""
+        self._base_models[base_model].build_batch(self._read(payload_key), config, shuffle_seed=None)
+
+    def batch(
+        self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int, current_step: int
+    ) -> tuple[TrainingBatch, dict[str, float]]:
+        """What a job trains on, and how far its trajectories lag behind version `current_step`, as metrics."""
+        from tandem.rl.policy_lag import policy_lag
+
+        groups = self._read(payload_key)
+        batch = self._base_models[base_model].build_batch(groups, config, shuffle_seed)
+        return batch, policy_lag(groups, current_step)
+
+    def _read(self, payload_key: str) -> list[TrajectoryGroup]:
+        from pydantic import TypeAdapter
+
+        from tandem.rl.trajectories import TrajectoryGroup
+
+        payload = zstandard.ZstdDecompressor().decompressobj().decompress(self._artifacts.read_blob(payload_key))
+        return TypeAdapter(list[TrajectoryGroup]).validate_python(json.loads(payload)["trajectory_groups"])
+
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    was_ended: bool = False  # by this process, at a deadline: what else ran there isn't to blame
+
+
+class Preparation:
+    """The way to a PreparationWorker in an actor of its own, which is started, and started again, as needed.
+
+        preparation = Preparation(base_models, artifacts, deadlines.prepare_s)
+        preparation.check(base_model, payload_key, config)
+
+    Thread-safe. Both calls raise the worker's RLError and OSError as they are. A deadline that passed, a worker that
+    died or raised anything else is a StageError("prepare"). `tick` is called about twice a second; what it raises ends
+    the work.
+    """
+
+    def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts, deadline_s: float):
+        self._arguments, self._deadline_s = (base_models, artifacts), deadline_s
+        self._lock = threading.Lock()
+        self._actor: _Actor | None = None
+
+    def start(self) -> None:
+        """Starts the process without waiting for it, so that the first call finds it ready."""
+        self._running()
+
+    def stop(self) -> None:
+        """Ends the process; a later call would start another."""
+        if actor := self._actor:
+            self._end(actor)
+
+    def check(
+        self, base_model: str, payload_key: str, config: TrainingConfig, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """Raises what `PreparationWorker.check` does, or StageError."""
+        self._call("check", (base_model, payload_key, config), tick)
+
+    def batch(
+        self,
+        base_model: str,
+        payload_key: str,
+        config: TrainingConfig,
+        shuffle_seed: int,
+        current_step: int,
+        tick: Callable[[], None] = lambda: None,
+    ) -> tuple[TrainingBatch, dict[str, float]]:
+        """What `PreparationWorker.batch` returns."""
+        return self._call("batch", (base_model, payload_key, config, shuffle_seed, current_step), tick)
+
+    def _call(self, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> Any:
+        deadline = time.monotonic() + self._deadline_s
+        while True:
+            actor = self._running()
+            try:
+                return self._result(actor, method, arguments, deadline, tick)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, (RLError, OSError)):
+                    raise error.cause from None
+                raise stage_error("prepare", WHO, error) from error
+            except ray.exceptions.RayError as error:
+                self._end(actor)
+                if not actor.was_ended:
+                    raise stage_error("prepare", WHO, error) from error
+            except BaseException:
+                actor.was_ended = True
+                self._end(actor)
+                raise
+
+    def _result(
+        self, actor: _Actor, method: str, arguments: tuple[Any, ...], deadline: float, tick: Callable[[], None]
+    ) -> Any:
+        ref = getattr(actor.handle, method).remote(*arguments)
+        while not ray.wait([ref], timeout=TICK_S)[0]:
+            tick()
+            if time.monotonic() > deadline:
+                raise StageError(
+                    "prepare",
+                    f"reading and tokenising the payload took longer than {self._deadline_s:g} s.",
+                    "Raise deadlines.prepare_s if the job is really this large; otherwise look at the machine's load.",
+                    retryable=True,
+                )
+        return ray.get(ref)
+
+    def _running(self) -> _Actor:
+        with self._lock:
+            if self._actor is None:
+                worker = ray.remote(PreparationWorker).options(
+                    num_cpus=0,
+                    max_restarts=0,
+                    max_concurrency=MAX_AT_ONCE,
+                    runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
+                )
+                self._actor = _Actor(worker.remote(*self._arguments))
+                self._actor.handle.warm_up.remote()
+            return self._actor
+
+    def _end(self, actor: _Actor) -> None:
+        with self._lock:
+            if self._actor is actor:
+                self._actor = None
+        ray.kill(actor.handle)

@@ -1,0 +1,81 @@
+"""What became of an actor, in words: which stage failed, the cause as far as Ray knows it, and what to do."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import ray
+
+from tandem.cluster.errors import StageError
+
+logger = logging.getLogger(__name__)
+NUM_FRAMES = 2
+_FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
+_COLOR = re.compile(r"\x1b\[\d*m")
+_EXIT_CODE = re.compile(r"exit code (\d+)")
+KILLED = (
+    "was killed by a signal that it couldn't answer: signal 9, which is what the kernel does when memory runs out, "
+    "or a crash in native code"
+)
+
+
+def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
+    """The StageError that tells what happened to `who` ("a learner") in a stage. Errors that aren't an actor's pass.
+
+    Logs the whole traceback of a Python error; the message has its last frames.
+    """
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return _python_error(stage, who, error)
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        cause = f"Ray ended {who}, because its node was running out of memory."
+        return StageError(stage, cause, "Give it a node with more memory, or post smaller jobs.", retryable=True)
+    if isinstance(error, ray.exceptions.NodeDiedError):
+        return StageError(stage, f"the node of {who} was lost.", _OTHER_NODES, retryable=True)
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        cause = f"{who} can't be reached: its node hangs or has lost its network."
+        return StageError(stage, cause, _OTHER_NODES, retryable=True)
+    if isinstance(error, ray.exceptions.ActorUnschedulableError):
+        return StageError(stage, f"{who} can't be placed: {error}", "Add nodes, or lower what it asks for.", True)
+    if isinstance(error, ray.exceptions.RayActorError):
+        cause, remedy = _death(error)
+        return StageError(stage, f"{who} {cause}.", remedy, retryable=True)
+    return error
+
+
+_OTHER_NODES = "The next attempt uses the nodes that are left."
+_NEXT_ATTEMPT = "A new process is started for the next attempt; the log of the old one may say more."
+
+
+def _death(error: ray.exceptions.RayActorError) -> tuple[str, str]:
+    """How an actor's process ended, and what to do. Ray has it only as a sentence, in which the causes differ."""
+    said = str(error)
+    if error.actor_init_failed:
+        logger.error("%s", said)
+        return f"couldn't start: {said.strip().splitlines()[-1]}", "The coordinator's log has the whole traceback."
+    if error.preempted or "node has died" in said or "node was terminated" in said:
+        return "was on a node that was lost", _OTHER_NODES
+    if "SIGTERM" in said:
+        return "was ended by signal 15 (SIGTERM)", _NEXT_ATTEMPT
+    if "ray.kill" in said:
+        return "was ended by `ray.kill`", _NEXT_ATTEMPT
+    if code := _EXIT_CODE.search(said):
+        return f"ended itself with exit code {code[1]}", _NEXT_ATTEMPT
+    if "End of file" in said:
+        return KILLED, f"Look at the node's memory. {_NEXT_ATTEMPT}"
+    return f"died: {' '.join(said.split())}", _NEXT_ATTEMPT
+
+
+def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> StageError:
+    cause = error.cause if isinstance(error.cause, Exception) else error
+    trace = _COLOR.sub("", str(error))  # without Ray's own frames
+    logger.error("Stage %s: %s raised an error\n%s", stage, who, trace)
+    frames = [f"{Path(m['file']).name}:{m['line']} in {m['function']}" for m in _FRAME.finditer(trace)]
+    where = f" ({' < '.join(reversed(frames[-NUM_FRAMES:]))})" if frames else ""
+    return StageError(
+        stage,
+        f"{who} raised {type(cause).__name__}: {cause}{where}",
+        "The coordinator's log has the whole traceback.",
+        retryable=isinstance(cause, OSError),
+    )
