@@ -6,7 +6,9 @@ import os
 import shutil
 import tempfile
 import uuid
+from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -15,7 +17,9 @@ from tandem.cluster.errors import ArtifactError
 
 CHECKPOINTS = "checkpoints"
 PAYLOADS = "payloads"
+LOGS = "logs"
 JOBS = "jobs"
+SPOOL = "spool"
 
 
 def job_artifact_key(job_id: str, name: str) -> str:
@@ -77,6 +81,30 @@ class Artifacts:
         if not self._is_local and self._fs.exists(remote):
             self._fs.rm(remote, recursive=True)
 
+    @property
+    def spool_dir(self) -> Path:
+        """The local directory where files grow that are to become blobs."""
+        directory = self._local_root / SPOOL
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    @property
+    def num_free_bytes(self) -> int:
+        """Space that is left on the local disk, where a local root and the spool directory are."""
+        return shutil.disk_usage(self._local_root).free
+
+    def put_blob_file(self, file: Path, key: str) -> None:
+        """Moves a file of `spool_dir` to where it is the durable blob `key`."""
+        if not self._is_local:
+            self._fs.put_file(str(file), f"{self._root}/{key}")
+            file.unlink()
+            return
+        path = self._local_root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sync(file)
+        file.rename(path)
+        _sync(path.parent)
+
     def write_blob(self, key: str, data: bytes) -> None:
         """Stores a blob durably: when this returns, it survives a crash of the machine's processes."""
         if not self._is_local:
@@ -85,23 +113,36 @@ class Artifacts:
         path = self._local_root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        aside.write_bytes(data)
+        _sync(aside)
         aside.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync(path.parent)
 
     def read_blob(self, key: str) -> bytes:
         """The blob's bytes. Raises ArtifactError when there is none."""
         try:
             return self._fs.cat_file(f"{self._root}/{key}")
         except FileNotFoundError:
-            raise ArtifactError(f"Blob {key} isn't in the artifact store {self._root}.") from None
+            raise self._missing(key) from None
+
+    def open_blob(self, key: str) -> BinaryIO:
+        """The blob as a file to read from its beginning. Raises ArtifactError when there is none."""
+        try:
+            return self._fs.open(f"{self._root}/{key}", "rb")
+        except FileNotFoundError:
+            raise self._missing(key) from None
+
+    def list_blobs(self, directory: str) -> list[str]:
+        """The keys of all blobs in a directory, those that are being written too."""
+        try:
+            entries = self._fs.ls(f"{self._root}/{directory}", detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [f"{directory}/{entry['name'].rpartition('/')[2]}" for entry in entries if entry["type"] == "file"]
+
+    def modified_at(self, key: str) -> datetime:
+        """When the blob was written, aware of its time zone. Raises FileNotFoundError when there is none."""
+        return self._fs.modified(f"{self._root}/{key}")
 
     def list_job_artifacts(self, job_id: str) -> dict[str, int]:
         """The files that a job has left, by name, with their sizes in bytes."""
@@ -122,3 +163,15 @@ class Artifacts:
         """Removes a blob. A missing one is no error."""
         if self._fs.exists(f"{self._root}/{key}"):
             self._fs.rm_file(f"{self._root}/{key}")
+
+    def _missing(self, key: str) -> ArtifactError:
+        return ArtifactError(f"Blob {key} isn't in the artifact store {self._root}.")
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's contents, or a directory's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Takes a large JSON object apart while it streams in, in memory that doesn't grow with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+CHUNK_BYTES = 256 << 10
+"""A good size of what is fed; scanning takes about twenty times this much memory meanwhile."""
+
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+_QUOTE, _COMMA, _ARRAY = b'",['
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
+
+
+class JsonSplitter:
+    """Splits `{"a": 1, "items": [x, y]}` into its envelope, `{"a": 1, "items": []}`, and the elements x and y.
+
+        splitter = JsonSplitter()
+        for chunk in body:
+            for element in splitter.feed(chunk):
+                ...                                 # one element's JSON
+        splitter.envelope                           # the rest, small
+
+    Only the arrays that are values of the object's own keys are emptied. Nothing is parsed, yet nothing escapes: for
+    valid JSON the parts are exact, and what makes a body invalid is in its envelope or in one of its elements, for
+    their parsers to refuse. Without `with_elements` these are passed over.
+    """
+
+    def __init__(self, with_elements: bool = True):
+        self.envelope = bytearray()
+        self.num_arrays = 0
+        self._with_elements = with_elements
+        self._is_token = _STEP != 0
+        self._is_token[_QUOTE] = True
+        self._is_token[_COMMA] = with_elements
+        self._num_bytes = 0
+        self._escaped = False  # the byte to come, by a backslash
+        self._in_string = False
+        self._depth = 0
+        self._in_object: bool | None = None  # None until the body has begun
+        self._in_array = False
+        self._element: list[bytes] = []
+        self._num_elements = 0
+        self._cuts: list[tuple[int, int]] = []  # where the envelope goes on after an array: its length, the body's
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every bracket that was opened is closed."""
+        return self._in_object is not None and self._depth == 0 and not self._in_string
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Takes the next part of the body. Returns the elements that end in it."""
+        elements: list[bytes] = []
+        start = 0
+        for at, kind in self._boundaries(chunk):
+            if kind == _ARRAY and not self._in_array:
+                self.envelope += chunk[start : at + 1]
+                self._in_array, self._num_elements, start = True, 0, at + 1
+                self.num_arrays += 1
+            elif self._in_array:
+                elements += self._end_element(chunk[start:at], is_last=kind != _COMMA)
+                start = at + 1
+                if kind != _COMMA:
+                    self._in_array, start = False, at
+                    self._cuts.append((len(self.envelope), self._num_bytes + at))
+        if not self._in_array:
+            self.envelope += chunk[start:]
+        elif self._with_elements:
+            self._element.append(chunk[start:])
+        self._num_bytes += len(chunk)
+        return elements
+
+    def offset(self, line: int, column: int) -> int | None:
+        """How many bytes of the body come before a place in the envelope; None when it is as far in the body."""
+        before = self.envelope.split(b"\n")[: line - 1]
+        place = sum(len(text) + 1 for text in before) + column - 1
+        cuts = [*self._cuts, (len(self.envelope), self._num_bytes)] if self._in_array else self._cuts
+        # A parser that finds the end too early names the place before it.
+        return next((there + place - here for here, there in reversed(cuts) if here <= place + 1), None)
+
+    def _boundaries(self, chunk: bytes) -> Iterator[tuple[int, int]]:
+        """Where arrays of the object's keys begin and end, and the commas between their elements; other objects too."""
+        at, kinds, depth = self._tokens(chunk)
+        if self._in_object is None and len(kinds):
+            self._in_object = kinds[0] == ord("{")
+        if not self._in_object:
+            return iter(())
+        step = _STEP[kinds]
+        of_interest = ((depth == 2) & (step >= 0)) | ((depth == 1) & (step == -1))
+        return zip(at[of_interest].tolist(), kinds[of_interest].tolist(), strict=True)
+
+    def _tokens(self, chunk: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Offsets and kinds of the brackets (and commas) outside strings, and how deep the JSON is after each."""
+        text = b"_" + chunk[1:] if self._escaped else chunk
+        if b"\\" in text:
+            text = _ESCAPE.sub(b"__", text)
+        self._escaped = text.endswith(b"\\")
+        array = np.frombuffer(text, np.uint8)
+        at = np.flatnonzero(self._is_token[array])
+        kinds = array[at]
+        is_quote = kinds == _QUOTE
+        inside = np.logical_xor.accumulate(is_quote) ^ self._in_string
+        if len(inside):
+            self._in_string = bool(inside[-1])
+        outside = ~(inside | is_quote)
+        at, kinds = at[outside], kinds[outside]
+        depth = self._depth + np.cumsum(_STEP[kinds], dtype=np.int64)
+        if len(depth):
+            self._depth = int(depth[-1])
+        return at, kinds, depth
+
+    def _end_element(self, last_part: bytes, is_last: bool) -> list[bytes]:
+        if not self._with_elements:
+            return []
+        element = b"".join((*self._element, last_part))
+        self._element = []
+        if is_last and not self._num_elements and not element.strip():
+            return []  # an empty array
+        self._num_elements += 1
+        return [element]
