@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tandem.rl.choices import NotExactError
@@ -35,8 +35,6 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], tools: list[Tool] | None, kwargs: Mapping[str, Any] | None) -> str:
         """Text of prepared messages, ending where the model is to go on. Raises NotExactError."""
-        if reserved := self._reserved.intersection(kwargs or ()):
-            raise NotExactError(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}; leave it out")
         try:
             return self._tokenizer.apply_chat_template(
                 list(messages), tools=tools, tokenize=False, add_generation_prompt=True, **(kwargs or {})
@@ -46,6 +44,10 @@ class ChatTemplate:
                 f"the chat template can't render the messages before it ({error}); send messages that the model's "
                 "template accepts"
             ) from error
+
+    def reserved(self, kwargs: Iterable[str]) -> str | None:
+        """The first of these arguments that isn't the template's but decides how it is rendered, if any."""
+        return next((name for name in kwargs if name in self._reserved), None)
 
     def prepare(self, item: Message | Choice) -> dict[str, Any]:
         """A message or choice as the template is given it. Raises NotExactError for content that is not text."""
@@ -92,7 +94,9 @@ class ChatTemplate:
 
 def text_parts(parts: Sequence[dict[str, Any]]) -> list[str]:
     """The texts of a list of content parts. Raises NotExactError when there is anything but text."""
-    for part in parts:
+    for index, part in enumerate(parts):
         if part["type"] not in ("text", "refusal"):
-            raise NotExactError(f"content of type {part['type']!r} can't be trained on; only text can")
+            raise NotExactError(
+                f"content of type {part['type']!r} can't be trained on; send text only", "content", index
+            )
     return [part[part["type"]] for part in parts]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from tandem.rl.messages import Choice, TokenLogprob
@@ -13,7 +15,7 @@ from tandem.rl.messages import Choice, TokenLogprob
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKEN_ID_PREFIX = "token_id:"
+TOKEN_ID = re.compile(r"token_id:([0-9]{1,18})")
 LOWEST_LOGPROB = -1000.0
 """Engines write values below this for an impossible token; they say nothing about the ratio."""
 HIGHEST_LOGPROB = 0.01
@@ -23,7 +25,14 @@ REPLACEMENT = "\ufffd"
 
 
 class NotExactError(Exception):
-    """Tokens can't be known exactly. Its text gives the reason and the remedy; the caller knows the place."""
+    """Tokens can't be known exactly. Its text gives the reason and the remedy; the caller knows the turn.
+
+    `field` is the part of the turn that is wrong, like ("token_ids", 3); () when it is all of it.
+    """
+
+    def __init__(self, reason: str, *field: str | int) -> None:
+        super().__init__(reason)
+        self.field = field
 
 
 class Vocabulary:
@@ -47,28 +56,32 @@ class Vocabulary:
         """
         tokens = choice.token_logprobs
         if choice.token_ids is None:
-            return self.checked([self._id(token) for token in tokens])
+            ids = [self._id(token, choice, index) for index, token in enumerate(tokens)]
+            return self.checked(ids, partial(_in_logprobs, choice, "token"))
         if tokens and len(tokens) != len(choice.token_ids):
             raise NotExactError(
                 f"it has {len(choice.token_ids)} token_ids but {len(tokens)} logprobs; send the choice as the engine "
-                "returned it"
+                "returned it",
+                "token_ids",
             )
-        return self.checked(choice.token_ids)
+        return self.checked(choice.token_ids, lambda index: ("token_ids", index))
 
-    def checked(self, ids: Sequence[int]) -> list[int]:
-        """The same ids, all of which the model knows. Raises NotExactError."""
-        for id_ in ids:
+    def checked(self, ids: Sequence[int], field: Callable[[int], tuple[str | int, ...]]) -> list[int]:
+        """The same ids, all of which the model knows; `field` says where one of them stands. Raises NotExactError."""
+        for index, id_ in enumerate(ids):
             if not 0 <= id_ < self._size:
                 raise NotExactError(
-                    f"token id {id_} is outside the vocabulary of {self._size}; send tokens that this model sampled"
+                    f"token id {reprlib.repr(id_)} is outside the vocabulary of {self._size}; send tokens that this "
+                    "model sampled",
+                    *field(index),
                 )
         return list(ids)
 
-    def _id(self, token: TokenLogprob) -> int:
+    def _id(self, token: TokenLogprob, choice: Choice, index: int) -> int:
         text = token["token"]
-        if text.startswith(TOKEN_ID_PREFIX) and text[len(TOKEN_ID_PREFIX) :].isdecimal():
-            return int(text[len(TOKEN_ID_PREFIX) :])
-        spelling = _spelling(token)
+        if written := TOKEN_ID.fullmatch(text):
+            return int(written[1])
+        spelling = _spelling(token, choice, index)
         id_ = self._tokenizer.convert_tokens_to_ids(text)
         known = id_ is not None and self._tokenizer.convert_ids_to_tokens(id_) == text
         if known and spelling in (None, self._text(id_)):
@@ -78,8 +91,9 @@ class Vocabulary:
             if len(candidates) == 1:
                 return candidates[0]
         raise NotExactError(
-            f"token {text!r} does not name exactly one entry of the vocabulary; sample with return_token_ids=true (or "
-            "return_tokens_as_token_ids=true) and send the choice as the engine returned it"
+            f"{reprlib.repr(text)} doesn't name exactly one entry of the vocabulary; sample with return_token_ids=true "
+            "(or return_tokens_as_token_ids=true) and send the choice as the engine returned it",
+            *_in_logprobs(choice, "token", index),
         )
 
     def _text(self, id_: int) -> str:
@@ -93,7 +107,13 @@ class Vocabulary:
         return ids
 
 
-def _spelling(token: TokenLogprob) -> str | None:
+def _in_logprobs(choice: Choice, part: str, index: int) -> tuple[str | int, ...]:
+    """Where a part of a choice's token stands."""
+    kind = "content" if (choice.logprobs or {}).get("content") else "refusal"
+    return ("logprobs", kind, index, part)
+
+
+def _spelling(token: TokenLogprob, choice: Choice, index: int) -> str | None:
     """The text of a token's bytes, None when it comes without."""
     raw = token.get("bytes")
     if raw is None:
@@ -101,13 +121,19 @@ def _spelling(token: TokenLogprob) -> str | None:
     try:
         return bytes(raw).decode(errors="replace")
     except ValueError as error:
-        raise NotExactError(f"the bytes of token {token['token']!r} are not all between 0 and 255") from error
+        raise NotExactError(
+            "bytes lie between 0 and 255; send the choice as the engine returned it",
+            *_in_logprobs(choice, "bytes", index),
+        ) from error
 
 
 def sampling_logprobs(choice: Choice) -> list[float]:
     """The sampler's logprob of each token, NaN where it is unknown. Raises NotExactError for what is no logprob."""
     logprobs = [token["logprob"] for token in choice.token_logprobs]
-    for logprob in logprobs:
+    for index, logprob in enumerate(logprobs):
         if logprob > HIGHEST_LOGPROB:
-            raise NotExactError(f"logprob {logprob} is above 0; send natural logarithms of probabilities")
+            raise NotExactError(
+                f"logprob {logprob} is above 0; send natural logarithms of probabilities",
+                *_in_logprobs(choice, "logprob", index),
+            )
     return [logprob if logprob >= LOWEST_LOGPROB else math.nan for logprob in logprobs]

@@ -6,13 +6,14 @@ resolved. The JSON schema of `TrainingConfig` is the published contract and carr
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tandem.rl.messages import publish_plain
+from tandem.rl.messages import MAX_STEP, publish_plain
 
 LossFn = Literal["cispo", "ppo"]
 ImportanceSamplingLevel = Literal["token", "sequence", "average", "geometric_average"]
@@ -45,18 +46,25 @@ def _bounded(holds: Callable[[float], bool], rule: str) -> AfterValidator:
 
     def check(value: float) -> float:
         if not holds(value):
-            raise ValueError(f"must be {rule}, got {value!r}")
+            raise ValueError(f"must be {rule}, got {reprlib.repr(value)}")
         return value
 
     return AfterValidator(check)
 
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+MAX_NUMBER = 1e30
+"""Larger magnitudes overflow float32 somewhere on the way to the weights."""
+Number = Annotated[
+    float,
+    Field(allow_inf_nan=False),
+    _bounded(lambda x: abs(x) <= MAX_NUMBER, f"between -{MAX_NUMBER:g} and {MAX_NUMBER:g}"),
+]
 NonNegative = Annotated[Number, _bounded(lambda x: x >= 0, "0 or more")]
 Positive = Annotated[Number, _bounded(lambda x: x > 0, "greater than 0 (leave it out to switch this off)")]
 Balance = Annotated[Number, _bounded(lambda x: -1 <= x <= 1, "between -1 (negative only) and 1 (positive only)")]
-StepIndex = Annotated[int, _bounded(lambda x: x >= 0, "0 (the untrained model) or a later step")]
-Count = Annotated[int, _bounded(lambda x: x >= 1, "at least 1")]
+Power = Annotated[Number, _bounded(lambda x: -10 <= x <= 10, "between -10 and 10")]
+StepIndex = Annotated[int, _bounded(lambda x: 0 <= x <= MAX_STEP, f"0 (the untrained model) to {MAX_STEP}")]
+Count = Annotated[int, _bounded(lambda x: 1 <= x <= MAX_STEP, f"at least 1 and at most {MAX_STEP}")]
 
 
 class TrainingConfig(BaseModel):
@@ -101,8 +109,8 @@ class TrainingConfig(BaseModel):
     """Unset. Caps the ratio of every token, whatever the sign of its advantage."""
     normalize_advantages: bool | None = None
     """true. false switches scale_rewards off too."""
-    num_trajectories_learning_rate_multiplier_power: Number | None = None
-    """0. Multiplies the learning rate by (completions in a packed sequence) ** power."""
+    num_trajectories_learning_rate_multiplier_power: Power | None = None
+    """0. Multiplies the learning rate by (completions in a packed sequence) ** power; at most 10 either way."""
     packed_sequence_length: Count | None = None
     """Unset: the longest sequence rounded up to 2048, at most the model's limit. Longer sequences are dropped."""
     plot_tensors: bool | None = None

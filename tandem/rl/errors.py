@@ -33,17 +33,27 @@ class TrajectoryError(RLError, ValueError):
         group: index of the trajectory group in the job.
         trajectory: index of the trajectory in its group.
         history: 0 for the trajectory's own messages, k for additional_histories[k - 1].
-        turn: index in messages_and_choices, or None when the whole history is meant.
+        turn: index in messages_and_choices, or None when the history as a whole is meant.
         reason: what is wrong and what to do.
+        field: the part of the turn, or of the history, that is wrong, like ("token_ids", 3); () when it is all of it.
     """
 
-    def __init__(self, group: int, trajectory: int, history: int, turn: int | None, reason: str) -> None:
-        super().__init__(group, trajectory, history, turn, reason)
+    def __init__(
+        self,
+        group: int,
+        trajectory: int,
+        history: int,
+        turn: int | None,
+        reason: str,
+        field: tuple[str | int, ...] = (),
+    ) -> None:
+        super().__init__(group, trajectory, history, turn, reason, field)
         self.group = group
         self.trajectory = trajectory
         self.history = history
         self.turn = turn
         self.reason = reason
+        self.field = field
 
     @property
     def location(self) -> tuple[str | int, ...]:
@@ -53,7 +63,7 @@ class TrajectoryError(RLError, ValueError):
             path += ("additional_histories", self.history - 1)
         if self.turn is not None:
             path += ("messages_and_choices", self.turn)
-        return path
+        return path + self.field
 
     def __str__(self) -> str:
         where = f"group {self.group}, trajectory {self.trajectory}"
@@ -61,6 +71,8 @@ class TrajectoryError(RLError, ValueError):
             where += f", additional history {self.history - 1}"
         if self.turn is not None:
             where += f", turn {self.turn}"
+        if self.field:
+            where += f", {'.'.join(map(str, self.field))}"
         return f"{where}: {self.reason}"
 
 

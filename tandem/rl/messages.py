@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -51,6 +52,16 @@ def _content_kind(value: Any) -> str:
     return "parts" if isinstance(value, list) else "text"
 
 
+MAX_STEP = 2**31 - 1
+
+
+def _policy_version(value: int) -> int:
+    if not 0 <= value <= MAX_STEP:
+        raise ValueError(f"must be the step of a policy version, from 0 to {MAX_STEP}")
+    return value
+
+
+PolicyStep = Annotated[int, Field(strict=True), AfterValidator(_policy_version)]
 OrNull = Annotated[T | None, _HiddenNull()]
 TextOr = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[T], Tag("parts")], Discriminator(_content_kind), _AnyOf()
@@ -344,6 +355,8 @@ class Choice(BaseModel):
     """The sampled ids, the stop token included (vLLM's `return_token_ids`)."""
     prompt_token_ids: Hidden[list[int]] = None
     """The ids that the turn was conditioned on."""
+    policy_version: Hidden[PolicyStep] = None
+    """The step of the version that sampled the turn, as the service writes it into every choice."""
 
     @property
     def token_logprobs(self) -> list[TokenLogprob]:

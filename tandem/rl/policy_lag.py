@@ -17,12 +17,12 @@ def sampled_version(trajectory: Trajectory) -> int | None:
     if trajectory.initial_policy_version is not None:
         return trajectory.initial_policy_version
     versions = [
-        getattr(turn, "policy_version", None)
+        turn.policy_version
         for history in trajectory.histories
         for turn in history.messages_and_choices
-        if isinstance(turn, Choice)
+        if isinstance(turn, Choice) and turn.policy_version is not None
     ]
-    return min((version for version in versions if isinstance(version, int)), default=None)
+    return min(versions, default=None)
 
 
 def policy_lag(groups: Sequence[TrajectoryGroup], current: int) -> dict[str, float]:

@@ -153,8 +153,11 @@ def tokenize_history(
         place: (group, trajectory, history), for the sequences and for error messages.
 
     Raises:
-        TrajectoryError: a turn can't be tokenised exactly. It names the turn, the reason and the remedy.
+        TrajectoryError: a turn can't be tokenised exactly. It names the turn and field, the reason and the remedy.
     """
+    if reserved := chat.template.reserved(history.chat_template_kwargs or ()):
+        reason = f"{reserved} can't be set here; leave it out."
+        raise TrajectoryError(*place, turn=None, reason=reason, field=("chat_template_kwargs", reserved))
     drafts: list[_Draft] = []
     context = _Context(history, chat, place)
     for index, item in enumerate(history.messages_and_choices):
@@ -163,7 +166,7 @@ def tokenize_history(
             if turn is not None:
                 _add_turn(drafts, turn, context, chat)
         except NotExactError as error:
-            raise TrajectoryError(*place, turn=index, reason=f"{error}.") from error
+            raise TrajectoryError(*place, turn=index, reason=f"{error}.", field=error.field) from error
     return [_finish(draft, place) for draft in drafts]
 
 
@@ -178,7 +181,9 @@ def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_
         else:
             ids = _written_ids(item.message, chat)
             logprobs = [math.nan] * len(ids)
-        prompt = None if item.prompt_token_ids is None else chat.vocabulary.checked(item.prompt_token_ids)
+        prompt = item.prompt_token_ids
+        if prompt is not None:
+            chat.vocabulary.checked(prompt, lambda index: ("prompt_token_ids", index))
         return _Turn(index, ids, logprobs, True, prompt) if ids else None
     if item["role"] == "assistant" and allow_without_logprobs:
         ids = _written_ids(item, chat)
@@ -229,7 +234,7 @@ class _Context:
             try:
                 self._prepared.append(self._prepare(items[index], turn))
             except NotExactError as error:
-                raise TrajectoryError(*self._place, turn=index, reason=f"{error}.") from error
+                raise TrajectoryError(*self._place, turn=index, reason=f"{error}.", field=error.field) from error
         return self._template.render(self._prepared[:turn], self._history.tools, self._history.chat_template_kwargs)
 
     def _prepare(self, item: MessageOrChoice, turn: int) -> dict[str, Any]:

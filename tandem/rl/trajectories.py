@@ -8,9 +8,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tandem.rl.messages import Choice, Hidden, MessageOrChoice, OrNull, Tool, publish_plain
+from tandem.rl.messages import Choice, Hidden, MessageOrChoice, OrNull, PolicyStep, Tool, publish_plain
 
 __all__ = ["Choice", "History", "MessageOrChoice", "Tool", "Trajectory", "TrajectoryGroup"]
 
@@ -20,7 +20,7 @@ MAX_REWARD = 1e30
 
 def _bounded_reward(reward: float) -> float:
     if abs(reward) > MAX_REWARD:
-        raise ValueError(f"a reward must lie between -{MAX_REWARD:g} and {MAX_REWARD:g}")
+        raise ValueError(f"must lie between -{MAX_REWARD:g} and {MAX_REWARD:g}")
     return reward
 
 
@@ -49,8 +49,8 @@ class Trajectory(_WireModel):
     chat_template_kwargs: Hidden[dict[str, Any]] = None
     additional_histories: list[History] = []
     reward: Reward = 0
-    initial_policy_version: StrictInt | None = None
-    final_policy_version: StrictInt | None = None
+    initial_policy_version: PolicyStep | None = None
+    final_policy_version: PolicyStep | None = None
     metrics: dict[str, float | int | bool] = {}
     metadata: dict[str, float | int | str | bool | None] = {}
     logs: list[str] = []

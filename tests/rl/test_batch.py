@@ -119,5 +119,5 @@ def test_an_error_names_group_trajectory_and_history():
     with pytest.raises(TrajectoryError) as caught:
         batch_of(two_answers(), TrajectoryGroup.model_validate(body))
     assert str(caught.value).startswith(
-        "group 1, trajectory 1, additional history 0, turn 1: token id 10000 is outside"
+        "group 1, trajectory 1, additional history 0, turn 1, logprobs.content.0.token: token id 10000 is outside"
     )

@@ -255,25 +255,34 @@ def test_a_history_without_trained_turns_gives_nothing():
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:a.png"}}]}
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 REASONED = {**choice("yes"), "message": {"role": "assistant", "content": "yes", "reasoning": "two"}}
-POSITIVE = {**choice("yes"), "logprobs": {"content": [{"token": "token_id:1", "logprob": 0.7, "top_logprobs": []}]}}
+
+
+def with_token(token: str = "token_id:1", logprob: float = -0.7, **changes) -> dict:
+    entry = {"token": token, "logprob": logprob, "top_logprobs": [], **changes}
+    return {**choice("yes"), "logprobs": {"content": [entry]}}
 
 
 @pytest.mark.parametrize(
-    ("items", "turn", "reason"),
+    ("items", "place", "reason"),
     [
-        ([user("a"), choice("yes", token_ids=[1])], 1, "1 token_ids but 3 logprobs"),
-        ([user("a"), POSITIVE], 1, "above 0"),
-        ([user("a"), choice("no", prompt_token_ids=[])], 1, "nothing stands before"),
-        ([user("a"), choice("no", prompt_token_ids=[427])], 1, "token id 427 is outside"),
-        ([IMAGE, choice("no")], 0, "image_url"),
-        ([user("a"), REASONED, user("b"), choice("no")], 1, "turn 3"),
+        ([user("a"), choice("yes", token_ids=[1])], "turn 1, token_ids", "1 token_ids but 3 logprobs"),
+        ([user("a"), with_token(logprob=0.7)], "turn 1, logprobs.content.0.logprob", "above 0"),
+        ([user("a"), with_token("token_id:427")], "turn 1, logprobs.content.0.token", "token id 427 is outside"),
+        ([user("a"), with_token("token_id:" + "9" * 5000)], "turn 1, logprobs.content.0.token", "exactly one entry"),
+        ([user("a"), with_token("\u0661" * 9)], "turn 1, logprobs.content.0.token", "exactly one entry"),
+        ([user("a"), with_token("a", bytes=[300])], "turn 1, logprobs.content.0.bytes", "between 0 and 255"),
+        ([user("a"), choice("no", prompt_token_ids=[])], "turn 1", "nothing stands before"),
+        ([user("a"), choice("no", prompt_token_ids=[1, 427])], "turn 1, prompt_token_ids.1", "token id 427 is outside"),
+        ([IMAGE, choice("no")], "turn 0, content.0", "image_url"),
+        ([user("a"), REASONED, user("b"), choice("no")], "turn 1", "turn 3"),
     ],
 )
-def test_what_is_not_exact_is_refused_with_turn_reason_and_remedy(items, turn, reason):
+def test_what_is_not_exact_is_refused_with_place_reason_and_remedy(items, place, reason):
     error = refusal(*items)
-    assert error.turn == turn
     assert reason in error.reason
-    assert str(error).startswith(f"group 5, trajectory 6, turn {turn}: ")
+    assert len(error.reason) < 300
+    assert str(error) == f"group 5, trajectory 6, {place}: {error.reason}"
+    assert ".".join(map(str, error.location)).endswith(place.removeprefix("turn ").replace(", ", "."))
 
 
 def test_reasoning_is_no_obstacle_when_the_prompt_is_known():
@@ -294,4 +303,5 @@ def test_a_template_that_fails_is_a_reason():
 
 def test_template_arguments_may_not_replace_the_template():
     error = refusal(user("a"), choice("no"), chat_template_kwargs={"chat_template": "x"})
-    assert "chat_template_kwargs may not set chat_template" in error.reason
+    assert error.location == ("trajectory_groups", 5, "trajectories", 6, "chat_template_kwargs", "chat_template")
+    assert str(error).startswith("group 5, trajectory 6, chat_template_kwargs.chat_template: ")

@@ -77,12 +77,19 @@ def test_a_reward_is_a_moderate_finite_number(reward):
     assert [where for where, _ in errors(reward=reward)] == [("reward",)]
 
 
+@pytest.mark.parametrize("version", [-1, 2**31, 10**30, 1.0, "1", True])
+def test_a_policy_version_is_a_step(version):
+    assert [where for where, _ in errors(initial_policy_version=version)] == [("initial_policy_version",)]
+    [(where, _)] = errors(user("hi"), choice("yes", policy_version=version))
+    assert where == ("messages_and_choices", 1, "choice", "policy_version")
+
+
 def test_errors_name_the_place_and_survive_pickling():
-    error = pickle.loads(pickle.dumps(TrajectoryError(1, 2, 3, 4, "it is empty.")))
-    assert str(error) == "group 1, trajectory 2, additional history 2, turn 4: it is empty."
+    error = pickle.loads(pickle.dumps(TrajectoryError(1, 2, 3, 4, "it is empty.", ("token_ids",))))
+    assert str(error) == "group 1, trajectory 2, additional history 2, turn 4, token_ids: it is empty."
     assert error.location == (
         *("trajectory_groups", 1, "trajectories", 2, "additional_histories", 2),
-        *("messages_and_choices", 4),
+        *("messages_and_choices", 4, "token_ids"),
     )
     assert isinstance(error, ValueError)
     assert pickle.loads(pickle.dumps(ConfigError("epsilon", "negative"))).field == "epsilon"
