@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -59,7 +59,7 @@ class BaseModel:
         return AutoConfig.from_pretrained(self.path).get_text_config()
 
     def build_batch(
-        self, groups: Sequence[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+        self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
         """What a job of these groups trains on; see `rl.batch.build_batch` for what it raises."""
         from tandem.rl.batch import build_batch

@@ -7,27 +7,27 @@ memory runs out.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
-import zstandard
 
-from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import StageError
 from tandem.cluster.ray_failures import stage_error
 from tandem.rl.errors import RLError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
+    from tandem.rl.packing import PackedSequence
     from tandem.rl.trajectories import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class TextModel(Protocol):
     """What a base model makes of trajectories."""
 
     def build_batch(
-        self, groups: Sequence[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+        self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
         """Raises TrajectoryError or ConfigError for what it can't train on."""
 
@@ -57,25 +57,45 @@ class PreparationWorker:
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
         """Raises the RLError that says why a job of this payload can't be trained, or ArtifactError."""
-        self._base_models[base_model].build_batch(self._read(payload_key), config, shuffle_seed=None)
+        from tandem.cluster.payloads import read_groups
+
+        self._base_models[base_model].build_batch(read_groups(self._artifacts, payload_key), config, shuffle_seed=None)
 
     def batch(
         self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int, current_step: int
     ) -> tuple[TrainingBatch, dict[str, float]]:
         """What a job trains on, and how far its trajectories lag behind version `current_step`, as metrics."""
-        from tandem.rl.policy_lag import policy_lag
+        from tandem.cluster.payloads import read_groups
+        from tandem.rl.policy_lag import policy_lag, sampled_version
 
-        groups = self._read(payload_key)
-        batch = self._base_models[base_model].build_batch(groups, config, shuffle_seed)
-        return batch, policy_lag(groups, current_step)
+        versions: list[int | None] = []
 
-    def _read(self, payload_key: str) -> list[TrajectoryGroup]:
-        from pydantic import TypeAdapter
+        def groups() -> Iterator[TrajectoryGroup]:
+            for group in read_groups(self._artifacts, payload_key):
+                versions.extend(map(sampled_version, group.trajectories))
+                yield group
 
-        from tandem.rl.trajectories import TrajectoryGroup
+        batch = self._base_models[base_model].build_batch(groups(), config, shuffle_seed)
+        return batch, policy_lag(versions, current_step)
 
-        payload = zstandard.ZstdDecompressor().decompressobj().decompress(self._artifacts.read_blob(payload_key))
-        return TypeAdapter(list[TrajectoryGroup]).validate_python(json.loads(payload)["trajectory_groups"])
+    def log_metrics(self, payload_key: str) -> dict[str, float]:
+        """How much a log of trajectories holds, and their mean reward. Raises PayloadError or ArtifactError."""
+        from tandem.cluster.payloads import read_groups
+
+        rewards: list[float] = []
+        num_groups = 0
+        for group in read_groups(self._artifacts, payload_key):
+            num_groups += 1
+            rewards += [trajectory.reward for trajectory in group.trajectories]
+        metrics = {"num_groups": num_groups, "num_trajectories": len(rewards)}
+        return {**metrics, "reward": fmean(rewards)} if rewards else metrics
+
+    def plot(self, job_id: str, sequences: Sequence[PackedSequence]) -> None:
+        """Leaves pictures of packed sequences among the job's artifacts."""
+        from tandem.rl.plots import plot_batch
+
+        for name, png in plot_batch(sequences).items():
+            self._artifacts.write_blob(job_artifact_key(job_id, name), png)
 
 
 @dataclass(eq=False)
@@ -90,7 +110,7 @@ class Preparation:
         preparation = Preparation(base_models, artifacts, deadlines.prepare_s)
         preparation.check(base_model, payload_key, config)
 
-    Thread-safe. Both calls raise the worker's RLError and OSError as they are. A deadline that passed, a worker that
+    Thread-safe. Its calls raise the worker's RLError and OSError as they are. A deadline that passed, a worker that
     died or raised anything else is a StageError("prepare"). `tick` is called about twice a second; what it raises ends
     the work.
     """
@@ -127,6 +147,14 @@ class Preparation:
         """What `PreparationWorker.batch` returns."""
         return self._call("batch", (base_model, payload_key, config, shuffle_seed, current_step), tick)
 
+    def log_metrics(self, payload_key: str, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """What `PreparationWorker.log_metrics` returns."""
+        return self._call("log_metrics", (payload_key,), tick)
+
+    def plot(self, job_id: str, sequences: Sequence[PackedSequence], tick: Callable[[], None] = lambda: None) -> None:
+        """Does what `PreparationWorker.plot` does."""
+        self._call("plot", (job_id, sequences), tick)
+
     def _call(self, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> Any:
         deadline = time.monotonic() + self._deadline_s
         while True:
@@ -155,7 +183,7 @@ class Preparation:
             if time.monotonic() > deadline:
                 raise StageError(
                     "prepare",
-                    f"reading and tokenising the payload took longer than {self._deadline_s:g} s.",
+                    f"the work on the payload took longer than {self._deadline_s:g} s.",
                     "Raise deadlines.prepare_s if the job is really this large; otherwise look at the machine's load.",
                     retryable=True,
                 )

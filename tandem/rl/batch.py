@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
@@ -59,7 +59,7 @@ class TrainingBatch:
 
 
 def build_batch(
-    groups: Sequence[TrajectoryGroup],
+    groups: Iterable[TrajectoryGroup],
     tokenizer: PreTrainedTokenizerBase,
     config: TrainingConfig,
     max_model_len: int,
@@ -69,7 +69,7 @@ def build_batch(
     """Tokenise, compare rewards, weigh, pack. The same arguments give the same batch.
 
     Args:
-        groups: the job's trajectory groups.
+        groups: the job's trajectory groups; taken one by one, so that they needn't be in memory together.
         tokenizer: the base model's.
         config: the job's options.
         max_model_len: longest sequence that the model takes, in tokens.
@@ -88,7 +88,8 @@ def build_batch(
         )
     shuffle = None if shuffle_seed is None else random.Random(shuffle_seed).shuffle
     tokenized: list[TokenizedSequence] = []
-    for of_group in build_sequences(groups, ChatTokenizer(tokenizer, vocab_size), config):
+    rewards: list[list[float]] = []
+    for of_group in build_sequences(_noting_rewards(groups, rewards), ChatTokenizer(tokenizer, vocab_size), config):
         if shuffle:
             shuffle(of_group)
         tokenized += of_group
@@ -97,21 +98,25 @@ def build_batch(
     packed = pack(finalize(kept, config.advantage_balance or 0.0), length)
     if shuffle:
         shuffle(packed)
-    return _describe(groups, packed, num_dropped_too_long=len(tokenized) - len(kept))
+    return _describe(rewards, packed, num_dropped_too_long=len(tokenized) - len(kept))
+
+
+def _noting_rewards(groups: Iterable[TrajectoryGroup], rewards: list[list[float]]) -> Iterator[TrajectoryGroup]:
+    for group in groups:
+        rewards.append([trajectory.reward for trajectory in group.trajectories])
+        yield group
 
 
 def build_sequences(
-    groups: Sequence[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig
-) -> list[list[TokenizedSequence]]:
+    groups: Iterable[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig
+) -> Iterator[list[TokenizedSequence]]:
     """The sequences of each group, with advantage, weight and shared prompt; raises TrajectoryError.
 
     Trajectories with an advantage of 0 say nothing and aren't tokenised, but their rewards count in the group's mean.
     """
     scale_rewards = config.scale_rewards is not False and config.normalize_advantages is not False
-    return [
-        _group_sequences(index, group, chat, scale_rewards, bool(config.allow_training_without_logprobs))
-        for index, group in enumerate(groups)
-    ]
+    for index, group in enumerate(groups):
+        yield _group_sequences(index, group, chat, scale_rewards, bool(config.allow_training_without_logprobs))
 
 
 def _group_sequences(
@@ -180,13 +185,13 @@ def finalize(sequences: Sequence[TokenizedSequence], advantage_balance: float) -
 
 
 def _describe(
-    groups: Sequence[TrajectoryGroup], packed: Sequence[PackedSequence], num_dropped_too_long: int
+    rewards_of_groups: Sequence[list[float]], packed: Sequence[PackedSequence], num_dropped_too_long: int
 ) -> TrainingBatch:
-    rewards = [[trajectory.reward for trajectory in group.trajectories] for group in groups if group.trajectories]
+    rewards = [of_group for of_group in rewards_of_groups if of_group]
     flat = [reward for of_group in rewards for reward in of_group]
     return TrainingBatch(
         sequences=tuple(packed),
-        num_groups=len(groups),
+        num_groups=len(rewards_of_groups),
         num_trainable_groups=sum(max(of_group) != min(of_group) for of_group in rewards),
         num_trajectories=len(flat),
         num_dropped_too_long=num_dropped_too_long,

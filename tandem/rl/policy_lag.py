@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from statistics import fmean
 
 from tandem.rl.messages import Choice
-from tandem.rl.trajectories import Trajectory, TrajectoryGroup
+from tandem.rl.trajectories import Trajectory
 
 
 def sampled_version(trajectory: Trajectory) -> int | None:
@@ -25,12 +25,11 @@ def sampled_version(trajectory: Trajectory) -> int | None:
     return min(versions, default=None)
 
 
-def policy_lag(groups: Sequence[TrajectoryGroup], current: int) -> dict[str, float]:
-    """`policy_lag/mean` and `policy_lag/max` over the trajectories whose version is known; empty without any.
+def policy_lag(versions: Iterable[int | None], current: int) -> dict[str, float]:
+    """`policy_lag/mean` and `policy_lag/max` of trajectories that these `versions` sampled; empty if none is known.
 
     The lag is the number of steps from the version that sampled to `current`, the one that training starts from.
     """
-    versions = [sampled_version(trajectory) for group in groups for trajectory in group.trajectories]
     lags = [current - version for version in versions if version is not None]
     if not lags:
         return {}

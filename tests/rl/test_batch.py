@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from wire_data import EOS, choice, group, load_tokenizer, user, vector
@@ -43,6 +45,21 @@ def test_nothing_to_learn_is_an_empty_batch(name):
 
 def test_no_groups_and_no_trajectories_are_an_empty_batch():
     assert batch_of().sequences == batch_of(TrajectoryGroup(trajectories=[])).sequences == ()
+
+
+def test_groups_are_taken_one_by_one():
+    alive = []
+
+    def groups():
+        for _ in range(5):
+            group = two_answers()
+            alive.append(weakref.ref(group))
+            yield group
+            del group
+            assert sum(ref() is not None for ref in alive[:-1]) == 0
+
+    batch = build_batch(groups(), load_tokenizer(), TrainingConfig(), LIMIT)
+    assert (batch.num_groups, batch.num_trajectories) == (5, 10)
 
 
 def test_a_ragged_last_chunk_is_no_reason_to_refuse():

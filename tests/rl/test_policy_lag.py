@@ -1,5 +1,5 @@
 from tandem.rl.policy_lag import policy_lag, sampled_version
-from tandem.rl.trajectories import Trajectory, TrajectoryGroup
+from tandem.rl.trajectories import Trajectory
 
 
 def trajectory(*choice_versions, **fields) -> Trajectory:
@@ -19,8 +19,6 @@ def test_the_trajectory_says_its_version_else_its_choices_do():
 
 
 def test_lag_is_over_the_trajectories_that_know():
-    groups = [TrajectoryGroup(trajectories=[trajectory(3), trajectory(None)])]
-    groups += [TrajectoryGroup(trajectories=[trajectory(initial_policy_version=0)])]
-    assert policy_lag(groups, current=4) == {"policy_lag/mean": 2.5, "policy_lag/max": 4.0}
-    assert policy_lag(groups[:1], current=3) == {"policy_lag/mean": 0.0, "policy_lag/max": 0.0}
-    assert policy_lag([TrajectoryGroup(trajectories=[trajectory(None)])], current=4) == {}
+    assert policy_lag([3, None, 0], current=4) == {"policy_lag/mean": 2.5, "policy_lag/max": 4.0}
+    assert policy_lag([3, None], current=3) == {"policy_lag/mean": 0.0, "policy_lag/max": 0.0}
+    assert policy_lag([None], current=4) == policy_lag([], current=4) == {}
