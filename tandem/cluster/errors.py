@@ -19,6 +19,14 @@ class JobCancelledError(ClusterError, RuntimeError):
     """The user asked for the job to be cancelled."""
 
 
+class StoreUnavailableError(ClusterError, OSError):
+    """The job store has taken no write until the deadline."""
+
+
+class ServiceStopsError(ClusterError, RuntimeError):
+    """The service ends, and the running job has had its grace: it goes on when the service is back."""
+
+
 class AdapterUnavailableError(ClusterError, LookupError):
     """A policy version's adapter can't be loaded into the engine."""
 

@@ -15,6 +15,7 @@ from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.learner_worker import LearnerWorker
 from tandem.cluster.logprob_pool import Score
+from tandem.cluster.ray_failures import stage_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,7 @@ class LearnerGroup:
     def __init__(self, base: BaseModelConfig, model_path: str, artifacts_root: str, deadlines: DeadlinesConfig):
         self._base, self._model_path, self._artifacts_root = base, model_path, artifacts_root
         self._deadlines = deadlines
+        self.waiting_for: str | None = None  # what the cluster lacks, from when it is missed until the learners start
         self._placement: PlacementGroup | None = None
         self._workers: list[Any] = []
         self._digest: str | None = None  # of the state the learners hold; None when it belongs to no checkpoint
@@ -130,7 +132,7 @@ class LearnerGroup:
                 try:
                     return ray.get(worker.score.remote(digest, rows, logprob_chunk_size), timeout=timeout_s)
                 except ray.exceptions.RayError as error:
-                    raise _stage_error("score", error) from error
+                    raise stage_error("score", "a learner", error) from error
 
             return score
 
@@ -190,22 +192,25 @@ class LearnerGroup:
         except BaseException as error:
             cause = _death_of_a_peer(pending) or error
             self.stop()
-            raise _stage_error(stage, cause) from error
+            raise stage_error(stage, "a learner", cause) from error
         return [results[ref] for ref in refs]
 
     def _wait_for_placement(self, bundle: dict[str, float], tick: Callable[[], None]) -> None:
         deadline = time.monotonic() + self._deadlines.start_learners_s
         while not self._placement.wait(TICK_S):
+            self.waiting_for = (
+                f"the cluster has no room for {self._base.learners.count} learners of {_amounts(bundle)} each "
+                f"(available: {_amounts(ray.available_resources())}, in all: {_amounts(ray.cluster_resources())})"
+            )
             tick()
             if time.monotonic() > deadline:
                 raise StageError(
                     "start_learners",
-                    f"the cluster had no room for {self._base.learners.count} learners of {bundle} each within "
-                    f"{self._deadlines.start_learners_s:g} s (available: {_amounts(ray.available_resources())}, "
-                    f"in all: {_amounts(ray.cluster_resources())}).",
+                    f"after {self._deadlines.start_learners_s:g} s, {self.waiting_for}.",
                     "Add nodes, or lower learners.count, learners.num_cpus or learners.num_gpus.",
                     retryable=True,
                 )
+        self.waiting_for = None
 
 
 _DEADLINE_OF = {
@@ -231,30 +236,3 @@ def _death_of_a_peer(pending: list[Any]) -> BaseException | None:
 
 def _amounts(resources: dict[str, float]) -> str:
     return ", ".join(f"{kind} {resources.get(kind, 0):g}" for kind in ("CPU", "GPU"))
-
-
-def _stage_error(stage: str, error: BaseException) -> BaseException:
-    """What happened to a learner, in words. Errors that aren't a learner's pass through."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        return StageError(
-            stage,
-            f"a learner raised {type(cause).__name__}: {cause}",
-            "The learner's traceback is in its log.",
-            retryable=isinstance(cause, OSError),
-        )
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return StageError(
-            stage,
-            "Ray ended a learner because its node ran out of memory.",
-            "Lower packed_sequence_length, or give the learners a node with more memory.",
-            retryable=True,
-        )
-    if isinstance(error, ray.exceptions.RayActorError):
-        return StageError(
-            stage,
-            f"a learner died: {' '.join(str(error).split())}",
-            "New learners are started for the next attempt.",
-            retryable=True,
-        )
-    return error

@@ -36,7 +36,7 @@ class LeaseKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(self._lease_s)  # it may be waiting for the store
 
     def check_held(self) -> None:
         """Raises LeaseLostError when another coordinator, or the model's deletion, has ended this claim."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import threading
@@ -19,13 +20,19 @@ from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.engine import Engine, engine_environment
 from tandem.cluster.engine_scorer import EngineScore
 from tandem.cluster.errors import EngineDeadError
+from tandem.cluster.job_logprobs import JobLogprobs
+from tandem.cluster.job_stages import JobStages
 from tandem.cluster.learner_group import LearnerGroup
+from tandem.cluster.logprob_pool import LogprobPool
+from tandem.cluster.patient_store import PatientStore
 from tandem.cluster.placement import place
+from tandem.cluster.preparation import Preparation
 from tandem.serve.api import create_app
-from tandem.serve.services import Services
+from tandem.serve.services import CoordinatorStatus, Services
 from tandem.serve.store import Store
 
 logger = logging.getLogger(__name__)
+STOP_MARGIN_S = 15.0  # beyond the grace of a running job: to hand it back, and to end the learners
 MAX_REQUESTS = 1024  # open requests of one API or engine replica; beyond it, requests wait in Serve's queue
 
 
@@ -43,7 +50,7 @@ class EngineReplica:
             max_model_len=base.max_model_len,
             lora=base.config.lora,
         )
-        await self._engine.start()
+        await self._engine.start(config.deadlines.start_engine_s)
 
     async def http(
         self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, digest: str
@@ -65,37 +72,46 @@ class CoordinatorReplica:
     """Runs a coordinator and its learners for each base model, each in a thread of its own."""
 
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle]):
-        store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
-        self._stop = threading.Event()
+        deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
+        store = PatientStore(Store(config.resolved_store_url), deadlines.publish_s)
+        bases = {base.name: BaseModel(base) for base in config.base_models}
+        self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
+        self._preparation.start()
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
-        for settings in config.base_models:
-            base = BaseModel(settings)
-            store.put_initial_version(base.name, base.write_initial_version(artifacts))
-            learners = LearnerGroup(settings, base.path, config.artifacts_root, config.deadlines)
-            scorers = [engine_score(engines[base.name])] * settings.engine.replicas
-            coordinator = Coordinator(
-                base, config.coordinator, store, artifacts, learners, scorers, config.deadlines.score_s
-            )
+        for name, base in bases.items():
+            settings = base.config
+            store.put_initial_version(name, base.write_initial_version(artifacts))
+            learners = LearnerGroup(settings, base.path, config.artifacts_root, deadlines)
+            pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
+            logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
+            stages = JobStages(settings, store, self._preparation, learners, logprobs)
+            coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
-                target=self._run, args=(coordinator, learners), name=f"coordinator-{base.name}", daemon=True
+                target=self._run, args=(coordinator, learners), name=f"coordinator-{name}", daemon=True
             )
-            self._parts[base.name] = coordinator, learners, thread
+            self._parts[name] = coordinator, learners, thread
             thread.start()
 
     def _run(self, coordinator: Coordinator, learners: LearnerGroup) -> None:
+        def tick() -> None:
+            coordinator.check_grace()
+            if learners.waiting_for:  # a job may wait as well, and its sender can see that
+                raise TimeoutError(learners.waiting_for)
+
         try:
-            learners.start()  # so that the first job needn't wait for it
+            learners.start(tick)  # so that the first job needn't wait for it
         except Exception:  # the first job tries again, and says what is wrong
             logger.exception("The learners didn't start")
-        coordinator.run(self._stop)
+        coordinator.run()
         learners.stop()
 
-    def status(self) -> dict[str, dict[str, Any]]:
-        """For each base model: the running job, whether its learners are up, the last fault outside a job."""
+    def status(self) -> dict[str, CoordinatorStatus]:
+        """For each base model: the running job, whether its learners are up, what they wait for, the last fault."""
         return {
             name: {
                 "running_job": coordinator.running_job,
                 "learners_running": learners.is_running,
+                "waiting_for": learners.waiting_for,
                 "last_error": coordinator.last_error,
             }
             for name, (coordinator, learners, _) in self._parts.items()
@@ -106,8 +122,13 @@ class CoordinatorReplica:
         if dead:
             raise RuntimeError(f"The coordinator of {', '.join(dead)} has ended.")
 
-    def __del__(self) -> None:
-        self._stop.set()
+    async def __del__(self) -> None:
+        """Serve waits for this at a stop: running jobs have their grace, then they are handed back."""
+        for coordinator, _, _ in self._parts.values():
+            coordinator.stop()
+        for _, _, thread in self._parts.values():
+            await asyncio.to_thread(thread.join)
+        self._preparation.stop()
 
 
 class Engines:
@@ -195,7 +216,7 @@ def build_application(config: TandemConfig) -> serve.Application:
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=config.coordinator.stop_grace_s + STOP_MARGIN_S,
     ).bind(config, engines)
     api = serve.deployment(
         serve.ingress()(ApiReplica),

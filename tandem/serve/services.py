@@ -41,6 +41,8 @@ class TextModel(Protocol):
 class CoordinatorStatus(TypedDict):
     running_job: str | None
     learners_running: bool
+    waiting_for: str | None
+    """What the cluster lacks to start the learners."""
     last_error: str | None
     """The last fault outside a job, until the coordinator has recovered."""
 

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import zstandard
 
-from tandem.cluster.config import BaseModelConfig
+from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
+from tandem.cluster.coordinator import Coordinator
+from tandem.cluster.job_logprobs import JobLogprobs
+from tandem.cluster.job_stages import JobStages
 from tandem.cluster.jobs import ClaimedJob, PolicyVersion
+from tandem.cluster.logprob_pool import LogprobPool
+from tandem.cluster.preparation import PreparationWorker
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
 
@@ -57,6 +62,12 @@ class RecordingStore:
     def requeue(self, job, reason):
         self.log.append(("requeue", reason))
 
+    def hand_back(self, job, reason):
+        self.log.append(("hand_back", reason))
+
+    def report_waiting(self, job, reason):
+        self.log.append(("waiting", reason))
+
     @property
     def order(self):
         return [entry[0] for entry in self.log]
@@ -66,9 +77,13 @@ class RecordingLearners:
     """A learner group that does nothing but remember; `failures` are raised by successive steps (None: it succeeds)."""
 
     sequences_per_step = 1
+    waiting_for = None
 
     def __init__(self, failures=(), step_s=0.0):
         self.failures, self.step_s, self.log = list(failures), step_s, []
+
+    def start(self, tick):
+        tick()
 
     def load(self, digest, tick):
         self.log.append(("load", digest))
@@ -84,6 +99,26 @@ class RecordingLearners:
     def save(self, metadata, tick):
         self.log.append(("save", metadata["step"]))
         return "digest-after"
+
+
+class LocalPreparation:
+    """Prepares jobs in this process."""
+
+    def __init__(self, base, artifacts):
+        self.worker = PreparationWorker({base.name: base}, artifacts)
+
+    def batch(self, *arguments, tick):
+        return self.worker.batch(*arguments)
+
+    def plot(self, *arguments, tick):
+        self.worker.plot(*arguments)
+
+
+def make_coordinator(base, store, artifacts, learners, engines=(), preparation=None, score_s=60.0, **settings):
+    pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_s)
+    preparation = preparation or LocalPreparation(base, artifacts)
+    stages = JobStages(base.config, store, preparation, learners, JobLogprobs(learners, engines, pool))
+    return Coordinator(CoordinatorConfig(**settings), store, stages)
 
 
 def choice(*token_ids):

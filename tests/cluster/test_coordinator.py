@@ -1,15 +1,12 @@
 """The life of a job, with a store and learners that record the order of what happens to them."""
 
-import threading
 from dataclasses import replace
 
 import pytest
-from coordinator_fakes import TOKENIZER, Base, RecordingLearners, RecordingStore, make_job, trajectory
+from coordinator_fakes import TOKENIZER, Base, RecordingLearners, RecordingStore, make_coordinator, make_job, trajectory
 from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import CoordinatorConfig
-from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
 from tandem.rl.config import TrainingConfig
 
@@ -28,7 +25,7 @@ def artifacts(tmp_path):
 def run(artifacts, base):
     def run(store, learners=None, **settings):
         learners = learners or RecordingLearners()
-        coordinator = Coordinator(base, CoordinatorConfig(**settings), store, artifacts, learners)
+        coordinator = make_coordinator(base, store, artifacts, learners, **settings)
         assert coordinator.run_next()
         assert coordinator.running_job is None
         return learners
@@ -84,7 +81,10 @@ def test_a_job_that_ends_its_coordinator_again_and_again_is_given_up(run, artifa
     store = RecordingStore(make_job(artifacts, attempt=4))
     assert run(store, max_attempts=3).log == []
     assert store.order == ["fail"]
-    assert "during each of 3 attempts" in store.log[0][1]
+    assert "Each of 3 attempts broke off" in store.log[0][1]
+    store = RecordingStore(make_job(artifacts, attempt=4, num_handed_back=1))
+    run(store, max_attempts=3)
+    assert store.order[-1] == "complete"
 
 
 def test_a_second_attempt_repeats_no_recorded_step(run, artifacts):
@@ -123,14 +123,14 @@ def test_a_store_that_fails_for_a_moment_does_not_end_the_coordinator(artifacts,
             if self.faults:
                 self.faults -= 1
                 raise OSError("the database is away")
-            stop.set()
+            errors.append(coordinator.last_error)
+            coordinator.stop()
             return None
 
-    stop = threading.Event()
-    settings = CoordinatorConfig(poll_s=0.01)
-    coordinator = Coordinator(base, settings, FlakyStore(), artifacts, RecordingLearners())
-    coordinator.run(stop)
-    assert FlakyStore.faults == 2 and stop.is_set() and coordinator.last_error is None
+    errors = []
+    coordinator = make_coordinator(base, FlakyStore(), artifacts, RecordingLearners(), poll_s=0.01)
+    coordinator.run()
+    assert errors == ["OSError: the database is away"] and coordinator.last_error is None
 
 
 def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, base):
@@ -142,7 +142,7 @@ def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, base):
                 seen.extend(tuple(s.token_ids.tolist()) for s in sequences)
                 return super().step(sequences, *args)
 
-        Coordinator(base, CoordinatorConfig(), RecordingStore(job), artifacts, Learners()).run_next()
+        make_coordinator(base, RecordingStore(job), artifacts, Learners()).run_next()
         return seen
 
     groups = [{"trajectories": [trajectory(1.0, 10 + i), trajectory(0.0, 60 + i)]} for i in range(8)]
@@ -150,3 +150,40 @@ def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, base):
     job = make_job(artifacts, groups, config=config)
     assert order(job) == order(replace(job, attempt=2))
     assert len(set(order(job))) == 8
+
+
+def test_a_stop_lets_a_job_end_within_its_grace(artifacts, base):
+    class Learners(RecordingLearners):
+        def step(self, *args):
+            coordinator.stop()
+            return super().step(*args)
+
+    store = RecordingStore(make_job(artifacts), make_job(artifacts))
+    coordinator = make_coordinator(base, store, artifacts, Learners(step_s=0.2))
+    coordinator.run()
+    assert store.order == ["training_started", "gradient_step", "complete"]
+    assert len(store.jobs) == 1, "a job was claimed after the stop"
+
+
+def test_a_job_that_outlives_the_grace_is_handed_back_and_no_try_is_counted(artifacts, base):
+    class Learners(RecordingLearners):
+        def step(self, *args):
+            coordinator.stop()
+            return super().step(*args)
+
+    store = RecordingStore(make_job(artifacts, attempt=3))
+    coordinator = make_coordinator(base, store, artifacts, Learners(step_s=0.2), stop_grace_s=0.1, max_attempts=3)
+    coordinator.run()
+    assert store.order == ["training_started", "hand_back"]
+
+
+def test_what_a_job_waits_for_is_shown_until_it_begins(run, artifacts):
+    class Learners(RecordingLearners):
+        def start(self, tick):
+            for self.waiting_for in ("room", "room", None):
+                tick()
+
+    store = RecordingStore(make_job(artifacts))
+    run(store, Learners())
+    assert store.log[:2] == [("waiting", "room"), ("waiting", None)]
+    assert store.order[2:] == ["training_started", "gradient_step", "complete"]

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from coordinator_fakes import TOKENIZER, Base, RecordingLearners, RecordingStore, make_job, trajectory
+from coordinator_fakes import TOKENIZER, Base, RecordingLearners, RecordingStore, make_coordinator, make_job, trajectory
 from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import CoordinatorConfig
-from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.errors import StageError
 from tandem.rl.config import TrainingConfig
 
@@ -61,7 +59,7 @@ def run(tmp_path, base):
         artifacts, learners = Artifacts(str(tmp_path)), learners or ScoringLearners()
         job = make_job(artifacts, groups, config=TrainingConfig(**config), reference_digest=reference)
         store = RecordingStore(job)
-        Coordinator(base, CoordinatorConfig(), store, artifacts, learners, engines).run_next()
+        make_coordinator(base, store, artifacts, learners, engines).run_next()
         return store, learners
 
     return run

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from coordinator_fakes import RecordingStore, make_job, trajectory
+from coordinator_fakes import RecordingStore, make_coordinator, make_job, trajectory
 from policy_reference import PolicyReference
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import BaseModel
-from tandem.cluster.config import BaseModelConfig, CoordinatorConfig, LearnersConfig, LogprobsConfig
-from tandem.cluster.coordinator import Coordinator
+from tandem.cluster.config import BaseModelConfig, LearnersConfig, LogprobsConfig
 from tandem.cluster.jobs import PolicyVersion
 from tandem.cluster.learner_worker import LearnerWorker
 from tandem.rl.checkpoints import read_checkpoint
@@ -48,9 +47,13 @@ class OneLearner:
     """A learner group of one, in this process."""
 
     sequences_per_step = 2
+    waiting_for = None
 
     def __init__(self, worker):
         self.worker = worker
+
+    def start(self, tick):
+        pass
 
     def load(self, digest, tick):
         self.worker.load(digest)
@@ -172,7 +175,7 @@ def test_the_update_is_the_same_whoever_scored(worker, versions, reference, arti
         settings = LogprobsConfig(mode=mode, chunk_tokens=48, sample_fraction=0 if mode == "engine" else 0.05)
         base = BaseModel(CONFIG.model_copy(update={"logprobs": settings}))
         store = RecordingStore(job)
-        Coordinator(base, CoordinatorConfig(), store, artifacts, OneLearner(worker), [engine]).run_next()
+        make_coordinator(base, store, artifacts, OneLearner(worker), [engine]).run_next()
         assert store.log[-1][0] == "complete", store.log
         metrics[mode] = store.log[1][1]
         adapters[mode] = read_checkpoint(artifacts.checkpoints_dir / store.log[-1][2]).adapter

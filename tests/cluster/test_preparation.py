@@ -18,7 +18,6 @@ from tandem.cluster.preparation import Preparation, PreparationWorker
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError, TrajectoryError
 
-
 for module in (coordinator_fakes, sys.modules[__name__]):  # Ray's workers don't have the tests' folder
     ray.cloudpickle.register_pickle_by_value(module)
 

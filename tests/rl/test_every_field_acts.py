@@ -1,14 +1,12 @@
 """No option of the published schema is a decoration: setting it changes what a job trains on, or with what."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from wire_data import choice, group, load_tokenizer, published_schemas, user
 
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.job_logprobs import JobLogprobs
+from tandem.cluster.job_stages import JobStages
 from tandem.cluster.jobs import ClaimedJob, PolicyVersion
 from tandem.cluster.logprob_pool import ScoreReport
 from tandem.rl.batch import build_batch
@@ -57,7 +55,7 @@ CHANGES = {  # field: (a value that acts, what must be set besides)
 
 
 class Recorder:
-    """Learners, logprob pool, artifacts and store that keep what they were asked."""
+    """Learners, logprob pool, preparation and store that keep what they were asked."""
 
     sequences_per_step = 1
 
@@ -77,8 +75,8 @@ class Recorder:
     def score(self, sequences, learners, engines, tick):
         return [torch.zeros(row.num_tokens) for row in sequences], ScoreReport()
 
-    def write_blob(self, key, data):
-        self.seen.append(key)
+    def plot(self, job_id, sequences, tick):
+        self.seen.append("plot")
 
     def record_event(self, job, type, data):
         pass
@@ -100,10 +98,9 @@ def observed(options):
         reward_std_devs=(0.4, 0.3),
     )
     settings = BaseModelConfig(name="base", path="unused", optimizer={"learning_rate": 5e-6})
-    coordinator = Coordinator(SimpleNamespace(name="base", config=settings), None, recorder, recorder, recorder)
-    coordinator._logprobs = JobLogprobs(recorder, [], recorder)
+    stages = JobStages(settings, recorder, recorder, recorder, JobLogprobs(recorder, [], recorder))
     batch = build_batch(GROUPS, load_tokenizer(), config, max_model_len=2048)
-    coordinator._gradient_steps(job, batch.sequences, SimpleNamespace(check=lambda: None, check_held=lambda: None))
+    stages._gradient_steps(job, batch.sequences, tick=lambda: None, check=lambda: None)
     return wanted_reference(config, "/root"), recorder.seen
 
 
