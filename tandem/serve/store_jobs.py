@@ -70,7 +70,7 @@ class JobTable(Database):
 
     def _check_room(self, session: Session, model: ModelRow, limits: LimitsConfig) -> None:
         """Refuses a job beyond the limits. Until the transaction ends, no other one counts, or adds, jobs."""
-        self._lock_for_transaction(session, Lock.ACCEPT_JOBS)
+        self._lock(session, Lock.ACCEPT_JOBS)
         num_open = select(func.count()).select_from(JobRow).where(is_open())
         of_project = num_open.join(JobRow.model).where(
             ModelRow.entity == model.entity, ModelRow.project == model.project

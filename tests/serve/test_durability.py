@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import zstandard
 
 from tandem.cluster.artifacts import Artifacts
@@ -28,6 +29,7 @@ def run(code, *arguments):
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env={**os.environ})
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 def test_an_accepted_job_survives_kill_9(store_url, tmp_path, store, add_model, claim):
     model = add_model()
     died = run(ACCEPT_AND_DIE, store_url, str(tmp_path / "artifacts"), model.id)
@@ -38,11 +40,11 @@ def test_an_accepted_job_survives_kill_9(store_url, tmp_path, store, add_model, 
     assert zstandard.decompress(payload) == b"what was sent"
 
 
-def test_processes_that_start_together_share_a_new_store(tmp_path):
-    url = f"sqlite:///{tmp_path / 'new' / 'tandem.db'}"
+@pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)
+def test_processes_that_start_together_share_a_new_store(new_url):
     with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(lambda digest: run(OPEN, url, digest), "abc"))
+        results = list(pool.map(lambda digest: run(OPEN, new_url, digest), "abc"))
     assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
-    store = Store(url)
+    store = Store(new_url)
     assert store.initial_versions()["base"] in "abc"
     store.close()

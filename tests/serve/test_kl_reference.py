@@ -3,13 +3,11 @@
 import uuid
 
 import pytest
-from sqlalchemy import create_engine, inspect
 
 from tandem.cluster.jobs import PolicyVersion
 from tandem.rl.config import TrainingConfig
 from tandem.serve.errors import InvalidRequestError, UnavailableError
 from tandem.serve.kl_reference import wanted_reference
-from tandem.serve.store import Store
 
 ZERO = "0" * 64
 ROOT = "/srv/artifacts"
@@ -184,18 +182,3 @@ def test_a_claim_knows_the_reward_spread_of_earlier_jobs(store, add_model, train
     store.forget_digest("a")
     add_job(model)
     assert claim().reward_std_devs == (0.5, 0.25), "also of versions that are gone"
-
-
-def test_a_database_of_an_earlier_release_gets_the_new_columns(tmp_path):
-    url = f"sqlite:///{tmp_path / 'old.db'}"
-    Store(url).close()
-    added = {"reference_digest", "reference_lag", "reward_std_dev"}
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        for column in added:
-            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {column}")
-    store = Store(url)
-    assert added <= {column["name"] for column in inspect(engine).get_columns("jobs")}
-    assert store.jobs("team", 1) == []
-    store.close()
-    engine.dispose()

@@ -9,6 +9,8 @@ from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs import PolicyVersion
 from tandem.serve.store import Store
 
+pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+
 
 def finish(store, claimed, digest="d1"):
     store.complete(claimed, PolicyVersion(claimed.model_id, claimed.next_step, digest), {"reward": 1.0})
@@ -286,5 +288,5 @@ def test_everything_committed_survives_the_process(store_url, clock, store, add_
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
-    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}
     again.close()
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30000}

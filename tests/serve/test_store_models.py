@@ -10,6 +10,8 @@ from tandem.cluster.jobs import PolicyVersion
 from tandem.serve.errors import ConflictError, NotFoundError, UnavailableError
 from tandem.serve.store import Store
 
+pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+
 
 @pytest.fixture
 def train(store, add_job, claim):

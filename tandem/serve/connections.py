@@ -1,0 +1,76 @@
+"""Connections to the store's database: SQLite by default, PostgreSQL by URL."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+LOCK_TIMEOUT_S = 30
+WRITES = "tandem_writes"
+"""Execution option of engines whose transactions write."""
+
+_POSTGRES = {
+    "connect_timeout": "10",
+    # A server that vanished is noticed, and a process that stops in the middle of a transaction gives up its locks.
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "options": f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout=60s",
+}
+
+
+def open_engine(url: str) -> Engine:
+    """The engine of `store_url`. What the URL says itself, like `?connect_timeout=3`, goes before what is set here.
+
+    Raises ValueError for a URL that can't be a store.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ValueError("store_url isn't a URL. Write sqlite:////path/to/file.db or postgresql://...") from None
+    # NaN isn't JSON, and PostgreSQL refuses it: better to fail where it is written.
+    options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False)}
+    match parsed.drivername.split("+")[0]:
+        case "sqlite":
+            return _open_sqlite(parsed, options)
+        case "postgresql" | "postgres":
+            return _open_postgres(parsed, options)
+    raise ValueError(f"store_url names {parsed.drivername}; a store is on sqlite:////path/to/file.db or postgresql://.")
+
+
+def _open_postgres(url: URL, options: dict[str, Any]) -> Engine:
+    url = url.set(drivername="postgresql+psycopg", query={**_POSTGRES, **url.query})
+    try:
+        return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **options)
+    except ModuleNotFoundError as error:
+        raise ValueError("A store on PostgreSQL needs the extra: pip install '.[postgres]'.") from error
+
+
+def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
+    if url.database in (None, "", ":memory:"):
+        raise ValueError("store_url names no file, but several processes share a store: sqlite:////path/to/file.db.")
+    path = Path(url.database).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url.set(database=str(path)), connect_args={"timeout": LOCK_TIMEOUT_S}, **options)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver would begin transactions by itself, and too late
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
