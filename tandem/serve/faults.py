@@ -1,11 +1,12 @@
 """Validation errors in words: what to send instead, at a place that the request really has.
 
-The rejected value is never quoted: it may be huge, secret, or not writable as JSON.
+Only names are quoted. Other rejected values may be huge, secret, or not writable as JSON.
 """
 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -39,6 +40,7 @@ _SENTENCES = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
     "finite_number": NOT_FINITE,
+    "not_finite": NOT_FINITE,
     "uuid_type": _ID,
     "uuid_parsing": _ID,
     "datetime_type": _TIME,
@@ -52,6 +54,15 @@ _VALUES_OF = {
 }
 _ITEMS_OF_SEVERAL_KINDS = ("messages_and_choices", "tool_calls", "parts")
 _FIELDS = sorted({name for model in (*REQUEST_BODIES, TrainingConfig) for name in model.model_fields})
+
+
+_QUOTES = reprlib.Repr()
+_QUOTES.maxstring = 140
+
+
+def quoted(name: str) -> str:
+    """A name that a client sent, in quotes; without its middle when it is very long."""
+    return _QUOTES.repr(name)
 
 
 def faults_of(errors: Iterable[ErrorDetails], prefix: Loc = ()) -> list[Fault]:
@@ -68,7 +79,8 @@ def faults_of(errors: Iterable[ErrorDetails], prefix: Loc = ()) -> list[Fault]:
 
 
 def _fault(loc: Loc, error: ErrorDetails) -> Fault:
-    place, kind = _place(loc), error["type"]
+    kind = error["type"]
+    place = _place(loc, with_kinds=kind != "not_finite")  # that one isn't pydantic's
     if kind == "union_tag_invalid":  # "Input tag 'x' found using 'type' does not match any of the expected tags: ..."
         return Fault((*place, "type"), f"must be one of {error['msg'].rpartition('tags: ')[2]}", kind)
     return Fault(place, _sentence(loc, kind, error["msg"]), kind)
@@ -88,7 +100,7 @@ def _sentence(loc: Loc, kind: str, message: str) -> str:
     return _SENTENCES.get(kind) or re.sub(r"^\w+ should ", "must ", message.removeprefix("Value error, "))
 
 
-def _place(loc: Loc) -> Loc:
+def _place(loc: Loc, with_kinds: bool) -> Loc:
     """The path that leads to the value in the request: pydantic's also names the kind of a value that may be several.
 
     In `messages_and_choices.1.choice.logprobs` it is `choice`, in `metadata.note.float` it is `float`.
@@ -96,7 +108,7 @@ def _place(loc: Loc) -> Loc:
     return tuple(
         part if isinstance(part, int) or len(part) <= MAX_NAME else f"{part[:MAX_NAME]}…"
         for index, part in enumerate(loc)
-        if not _is_kind(loc, index)
+        if not (with_kinds and _is_kind(loc, index))
     )
 
 

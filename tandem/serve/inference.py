@@ -20,6 +20,7 @@ from tandem.serve.completions import Annotator, error_events, fill_in_defaults, 
 from tandem.serve.engine_call import EngineCall, while_connected
 from tandem.serve.error_responses import as_serve_error, error_content, request_id, unexpected_error
 from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError, UnavailableError
+from tandem.serve.faults import quoted
 from tandem.serve.json_body import documented, json_object
 from tandem.serve.schemas import InferenceModel, InferenceModels
 from tandem.serve.services import Services, ServicesDep
@@ -100,7 +101,7 @@ def _pin(name: str, caller: Caller, services: Services) -> PinnedPolicy:
     parts = _NAME.fullmatch(name)
     if parts is None or parts[1] != caller.entity:
         raise NotFoundError(
-            f"There is no model {name!r}. Ask for entity/project/name[:stepN] of a model that this key may use, "
+            f"There is no model {quoted(name)}. Ask for entity/project/name[:stepN] of a model that this key may use, "
             f"or for a base model: {', '.join(sorted(services.base_models))}.",
             "model_not_found",
             "model",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tandem.rl.config import TrainingConfig
 from tandem.serve.errors import Fault, InvalidRequestError
+from tandem.serve.faults import quoted
 
 _VERSION = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+):step(0|[1-9][0-9]{0,8})")
 _CHECKPOINT = re.compile(r"checkpoints/([0-9a-f]{64})")
@@ -52,8 +53,8 @@ def _named(adapter: str, artifacts_root: str) -> KlReference:
         return KlReference(field, digest=checkpoint[1])
     raise bad_reference(
         field,
-        f"{adapter!r} is neither entity/project/name:stepN nor checkpoints/<digest>, a checkpoint below the artifact "
-        "root; other adapters can't be the KL reference",
+        f"{quoted(adapter)} is neither entity/project/name:stepN nor checkpoints/<digest>, a checkpoint below the "
+        "artifact root; other adapters can't be the KL reference",
     )
 
 
