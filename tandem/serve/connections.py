@@ -27,7 +27,7 @@ _POSTGRES = {
 
 
 def open_engine(url: str) -> Engine:
-    """The engine of `store_url`. What the URL says itself, like `?connect_timeout=3`, goes before what is set here.
+    """The engine of a `store_url`. What the URL itself sets, like `?connect_timeout=3`, goes before what is set here.
 
     Raises ValueError for a URL that can't be a store.
     """
@@ -58,7 +58,8 @@ def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
         raise ValueError("store_url names no file, but several processes share a store: sqlite:////path/to/file.db.")
     path = Path(url.database).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url.set(database=str(path)), connect_args={"timeout": LOCK_TIMEOUT_S}, **options)
+    url = url.set(database=str(path), query={"timeout": str(LOCK_TIMEOUT_S), **url.query})
+    engine = create_engine(url, **options)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

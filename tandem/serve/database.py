@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 
 from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
+from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from tandem.serve import migrations
@@ -78,7 +78,7 @@ def _transaction(engine: Engine) -> Iterator[Session]:
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
-    except (OperationalError, InterfaceError, InternalError, TimeoutError) as error:
+    except (OperationalError, InternalError, TimeoutError) as error:  # internal: an idle transaction that was ended
         logger.warning("The store doesn't answer: %s", getattr(error, "orig", error))
         raise UnavailableError("The store doesn't answer. Try again in a moment.", "store_unavailable") from error
 
