@@ -156,6 +156,9 @@ class DeadlinesConfig(Settings):
     """How long each stage of a job may take, in seconds. A stage past its deadline fails or is tried again."""
 
     start_engine_s: float = Field(600, gt=0)
+    engine_answer_s: float = Field(
+        60, gt=0, description="Silence of an engine's core after which it is replaced; at least its longest step."
+    )
     start_learners_s: float = Field(600, gt=0)
     prepare_s: float = Field(600, gt=0, description="From a stored payload to packed sequences.")
     load_s: float = Field(300, gt=0)
@@ -163,6 +166,7 @@ class DeadlinesConfig(Settings):
     step_s: float = Field(900, gt=0, description="One gradient step.")
     checkpoint_s: float = Field(600, gt=0)
     publish_s: float = Field(60, gt=0, description="Recording a new version, while the store doesn't answer.")
+    receive_s: float = Field(60, gt=0, description="Silence of a client in the middle of sending a request.")
     inference_s: float = Field(600, gt=0, description="From an inference request's arrival to its last token.")
 
 

@@ -20,7 +20,7 @@ _GROUP = TypeAdapter(TrajectoryGroup)
 
 
 class FaultDetails(TypedDict):
-    """One fault as pydantic describes it; `loc` leads to it from the top of the payload."""
+    """One fault as pydantic describes it, at `loc` of the payload; of type not_finite for a number that JSON hasn't."""
 
     loc: tuple[str | int, ...]
     msg: str
@@ -80,6 +80,6 @@ def _parse(element: bytes, index: int, faults: list[FaultDetails]) -> Trajectory
             faults.append({"loc": (*place, *e["loc"]), "msg": e["msg"] + in_text, "type": e["type"]})
         return None
     if (inside := not_finite_place(element)) is not None:
-        faults.append({"loc": (*place, *inside), "msg": "Input should be a finite number", "type": "finite_number"})
+        faults.append({"loc": (*place, *inside), "msg": "JSON has neither NaN nor infinities", "type": "not_finite"})
         return None
     return group

@@ -10,12 +10,13 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from tandem import __version__
 from tandem.serve import error_responses, inference, keys, models, training_jobs
 from tandem.serve.auth import authenticate
+from tandem.serve.errors import UnavailableError
+from tandem.serve.payloads import disk_fault
 from tandem.serve.schemas import REQUEST_BODIES, Health, HTTPValidationError
 from tandem.serve.services import Services, ServicesDep
 
@@ -45,18 +46,18 @@ def create_app(services: Services) -> FastAPI:
 async def health(services: ServicesDep) -> JSONResponse:
     """Whether all parts work. 200 while requests are answered, though some part may be `degraded`; else 503."""
     try:
-        missing = await run_in_threadpool(_bases_without_version_0, services)
-    except SQLAlchemyError:
-        logger.warning("The store doesn't answer", exc_info=True)
+        reasons = await run_in_threadpool(_own_faults, services)
+    except UnavailableError:
         return JSONResponse({"status": "degraded", "reasons": ["The store doesn't answer."]}, 503)
-    reasons = [f"{base}: its coordinator hasn't started yet." for base in missing]
     reasons += await _coordinator_faults(services)
     return JSONResponse({"status": "degraded" if reasons else "ok", "reasons": reasons})
 
 
-def _bases_without_version_0(services: Services) -> list[str]:
+def _own_faults(services: Services) -> list[str]:
     recorded = services.store.initial_versions()
-    return [base for base in services.base_models if base not in recorded]
+    late = [f"{base}: its coordinator hasn't started yet." for base in services.base_models if base not in recorded]
+    full = disk_fault(services)
+    return [*late, full] if full else late
 
 
 async def _coordinator_faults(services: Services) -> list[str]:
@@ -72,7 +73,8 @@ async def _coordinator_faults(services: Services) -> list[str]:
         if status["last_error"]:
             reasons.append(f"{base}: the coordinator failed outside a job and tries again; its log has the cause.")
         if not status["learners_running"]:
-            reasons.append(f"{base}: its learners aren't running; the next job waits for them.")
+            why = status.get("waiting_for") or "the next job waits for them."
+            reasons.append(f"{base}: its learners aren't running; {why}")
     return reasons
 
 

@@ -30,8 +30,12 @@ from tandem.cluster.preparation import Preparation
 from tandem.serve.api import create_app
 from tandem.serve.services import CoordinatorStatus, Services
 from tandem.serve.store import Store
+from tandem.serve.sweeping import start_sweeping
 
 logger = logging.getLogger(__name__)
+API_GRACE_S = 20.0  # for open requests, when the service ends
+# Three failures in a row, and Serve replaces the replica: within a minute for one that is stopped.
+HEALTH_CHECKS = {"health_check_period_s": 5, "health_check_timeout_s": 10}
 STOP_MARGIN_S = 15.0  # beyond the grace of a running job: to hand it back, and to end the learners
 MAX_REQUESTS = 1024  # open requests of one API or engine replica; beyond it, requests wait in Serve's queue
 
@@ -49,6 +53,7 @@ class EngineReplica:
             fetch=artifacts.pull_checkpoint,
             max_model_len=base.max_model_len,
             lora=base.config.lora,
+            answer_s=config.deadlines.engine_answer_s,
         )
         await self._engine.start(config.deadlines.start_engine_s)
 
@@ -175,14 +180,19 @@ class ApiReplica:
 
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle], coordinator: DeploymentHandle):
         bases = {base.name: BaseModel(base) for base in config.base_models}
+        artifacts = Artifacts(config.artifacts_root)
+        preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
+        preparation.start()
         self._services = Services(
             config=config,
             store=Store(config.resolved_store_url),
-            artifacts=Artifacts(config.artifacts_root),
+            artifacts=artifacts,
             engine=Engines(engines),
             base_models=bases,
+            preparation=preparation,
             coordinator_status=lambda: coordinator.status.remote(),
         )
+        start_sweeping(self._services)
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self._services)
@@ -206,8 +216,7 @@ def build_application(config: TandemConfig) -> serve.Application:
                 "num_gpus": settings.num_gpus,
                 "runtime_env": {"env_vars": environment},
             },
-            health_check_period_s=5,
-            health_check_timeout_s=30,
+            **HEALTH_CHECKS,
             graceful_shutdown_timeout_s=10,
         ).bind(config, base.name)
     coordinator = serve.deployment(
@@ -215,7 +224,7 @@ def build_application(config: TandemConfig) -> serve.Application:
         name="coordinator",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
-        health_check_period_s=5,
+        **HEALTH_CHECKS,
         graceful_shutdown_timeout_s=config.coordinator.stop_grace_s + STOP_MARGIN_S,
     ).bind(config, engines)
     api = serve.deployment(
@@ -224,5 +233,7 @@ def build_application(config: TandemConfig) -> serve.Application:
         num_replicas=config.http.api_replicas,
         max_ongoing_requests=MAX_REQUESTS,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        **HEALTH_CHECKS,
+        graceful_shutdown_timeout_s=API_GRACE_S,
     )
     return api.bind(config, engines, coordinator)

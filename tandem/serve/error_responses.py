@@ -14,12 +14,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+from tandem.serve.content_coding import CODINGS
 from tandem.serve.errors import (
     AuthenticationError,
     ConflictError,
@@ -28,8 +28,13 @@ from tandem.serve.errors import (
     ForbiddenError,
     InvalidRequestError,
     NotFoundError,
+    QueueFullError,
     ServeError,
+    StalledError,
+    StorageFullError,
+    TooLargeError,
     UnavailableError,
+    UnsupportedCodingError,
 )
 from tandem.serve.faults import faults_of
 
@@ -41,11 +46,16 @@ _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
     AuthenticationError: (401, "authentication_error", {"WWW-Authenticate": "Bearer"}),
     ForbiddenError: (403, "permission_error", {}),
     NotFoundError: (404, "not_found_error", {}),
+    StalledError: (408, "timeout_error", {"Connection": "close"}),
     ConflictError: (409, "conflict_error", {}),
+    TooLargeError: (413, "invalid_request_error", {}),
+    UnsupportedCodingError: (415, "invalid_request_error", {"Accept-Encoding": ", ".join(CODINGS)}),
     InvalidRequestError: (422, "invalid_request_error", {}),
+    QueueFullError: (429, "rate_limit_error", {"Retry-After": "10"}),
     UnavailableError: (503, "service_unavailable_error", {"Retry-After": "1"}),
     # OpenAI clients would otherwise send again what has just proved too long.
     DeadlineError: (504, "timeout_error", {"x-should-retry": "false"}),
+    StorageFullError: (507, "insufficient_storage_error", {"x-should-retry": "false"}),
 }
 
 
@@ -74,15 +84,13 @@ def as_serve_error(error: Exception) -> ServeError | None:
             return InvalidRequestError(faults_of(error.errors()))
         case EngineDeadError() | AdapterUnavailableError():
             return UnavailableError(str(error), "engine_unavailable")
-        case OperationalError():
-            return UnavailableError("The store doesn't answer. Try again in a moment.", "store_unavailable")
         case _:
             return None
 
 
 def install(app: FastAPI) -> None:
     """Makes the application answer every error in the one shape."""
-    for kind in (ServeError, RequestValidationError, EngineDeadError, AdapterUnavailableError, OperationalError):
+    for kind in (ServeError, RequestValidationError, EngineDeadError, AdapterUnavailableError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)

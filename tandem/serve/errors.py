@@ -55,6 +55,28 @@ class QueueFullError(ServeError, RuntimeError):
         return type(self), (self.message,)
 
 
+class TooLargeError(ServeError, ValueError):
+    """The request's body is larger than the service takes."""
+
+
+class UnsupportedCodingError(ServeError, ValueError):
+    """The request's body is packed in a way that the service can't unpack."""
+
+    def __init__(self, message: str):
+        super().__init__(message, "unsupported_content_encoding", "Content-Encoding")
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.message,)
+
+
+class StalledError(ServeError, RuntimeError):
+    """The client doesn't go on sending its request."""
+
+
+class StorageFullError(ServeError, RuntimeError):
+    """There is no room to keep what the request brings."""
+
+
 class UnavailableError(ServeError, RuntimeError):
     """The service can't do this now, but will be able to in a moment."""
 

@@ -7,50 +7,53 @@ into the OpenAPI document.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
+from tandem.cluster.strict_json import not_finite_place
 from tandem.serve.errors import Fault, InvalidRequestError
-from tandem.serve.faults import NOT_FINITE, Loc, faults_of
+from tandem.serve.faults import NOT_FINITE, faults_of
+from tandem.serve.request_body import BodyLimit, receive
 from tandem.serve.schemas import HTTPValidationError, RequestBody
+from tandem.serve.services import Services, ServicesDep
 
 T = TypeVar("T")
 B = TypeVar("B", bound=RequestBody)
 
-# Numbers may overflow to infinity from here on.
-_LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
 _OBJECT = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
 class Received(Generic[T]):
-    """A valid body, and the bytes that it came in."""
+    """A valid body."""
 
     value: T
-    raw: bytes
 
 
-def json_body(model: type[B]) -> Callable[[Request], Awaitable[Received[B]]]:
-    """A dependency: the body as `model`. Raises InvalidRequestError."""
+def json_body(model: type[B]) -> Callable[[Request, Services], Awaitable[Received[B]]]:
+    """A dependency: the body as `model`. Raises InvalidRequestError, and what `receive` does."""
 
-    async def read(request: Request) -> Received[B]:
-        raw = await request.body()
-        return Received(await run_in_threadpool(_parse, model.model_validate_json, raw), raw)
+    async def read(request: Request, services: ServicesDep) -> Received[B]:
+        return Received(await _read(request, services, model.model_validate_json))
 
     return read
 
 
-async def json_object(request: Request) -> dict[str, Any]:
-    """A dependency: the body as any JSON object. Raises InvalidRequestError."""
-    return _parse(_OBJECT.validate_json, await request.body())
+async def json_object(request: Request, services: ServicesDep) -> dict[str, Any]:
+    """A dependency: the body as any JSON object. Raises InvalidRequestError, and what `receive` does."""
+    return await _read(request, services, _OBJECT.validate_json)
+
+
+async def _read(request: Request, services: Services, validate_json: Callable[[bytes], T]) -> T:
+    body = bytearray()
+    limit = BodyLimit(services.config.limits.max_request_bytes, "limits.max_request_bytes")
+    await receive(request, limit, services.config.deadlines.receive_s, body.extend)
+    return await run_in_threadpool(parse, validate_json, bytes(body))
 
 
 def documented(model: type[RequestBody] | None = None) -> dict[str, Any]:
@@ -62,31 +65,13 @@ def documented(model: type[RequestBody] | None = None) -> dict[str, Any]:
     }
 
 
-def _parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
+def parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
+    """What pydantic's `validate_json` makes of a body. Raises InvalidRequestError."""
     try:
         value = validate_json(raw)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidRequestError(faults_of(details, ("body",))) from None
-    if _may_be_not_finite(raw) and (place := _find_not_finite(from_json(raw), ("body",))):
-        raise InvalidRequestError([Fault(place, NOT_FINITE, "finite_number")])
+    if (place := not_finite_place(raw)) is not None:
+        raise InvalidRequestError([Fault(("body", *place), NOT_FINITE, "not_finite")])
     return value
-
-
-def _may_be_not_finite(raw: bytes) -> bool:
-    """A quick look for what parsers read as NaN or infinity; text may look like it too."""
-    return b"NaN" in raw or b"Infinity" in raw or _LARGE_EXPONENT.search(raw) is not None
-
-
-def _find_not_finite(value: Any, loc: Loc) -> Loc | None:
-    """Where the first NaN or infinity is. Its depth is bounded, since the JSON parser has accepted the body."""
-    match value:
-        case float():
-            return None if math.isfinite(value) else loc
-        case dict():
-            children: Iterable[tuple[str | int, Any]] = value.items()
-        case list():
-            children = enumerate(value)
-        case _:
-            return None
-    return next((place for key, child in children if (place := _find_not_finite(child, (*loc, key)))), None)

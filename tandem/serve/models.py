@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from tandem.rl.trajectories import TrajectoryGroup
-from tandem.serve.auth import InferCaller, TrainCaller
+from tandem.cluster.artifacts import LOGS
+from tandem.serve.auth import Caller, InferCaller, TrainCaller
 from tandem.serve.engine_call import while_connected
 from tandem.serve.errors import Fault, ForbiddenError, InvalidRequestError
 from tandem.serve.json_body import Received, documented, json_body
 from tandem.serve.paging import Limit, Order, Page, cursor_number
-from tandem.serve.payloads import delete_blobs, delete_job_artifacts, write_payload
+from tandem.serve.payloads import accept, delete_blobs, delete_job_artifacts, preparation_errors, stored
 from tandem.serve.schemas import (
     MAX_STEP,
     Checkpoint,
@@ -33,6 +34,7 @@ from tandem.serve.schemas import (
     Version,
 )
 from tandem.serve.services import Services, ServicesDep
+from tandem.serve.spool import Payload, payload_body
 from tandem.serve.tables import VersionRow
 
 logger = logging.getLogger(__name__)
@@ -154,21 +156,30 @@ def delete_checkpoints(
 
 
 @router.post("/{model_id}/log", **documented(LogTrajectories))
-def log_trajectories(
+async def log_trajectories(
+    request: Request,
     model_id: UUID,
     caller: TrainCaller,
-    body: Annotated[Received[LogTrajectories], Depends(json_body(LogTrajectories))],
+    payload: Annotated[Payload[LogTrajectories], Depends(payload_body(LogTrajectories))],
     services: ServicesDep,
 ) -> LogEntry:
     """Keeps trajectory groups of a split ("train", "val", ...) and their mean reward; nothing is trained."""
-    if body.value.model_id != model_id:
-        message = f"is {body.value.model_id}, but the path names model {model_id}"
+    if payload.envelope.model_id != model_id:
+        message = f"is {payload.envelope.model_id}, but the path names model {model_id}"
         raise InvalidRequestError([Fault(("body", "model_id"), message)])
-    services.store.model(str(model_id), caller.entity)
-    log_id = str(uuid.uuid4())
-    with write_payload(services.artifacts, f"logs/{log_id}.json.zst", body.raw) as key:
-        metrics = _log_metrics(body.value.trajectory_groups)
-        row = services.store.add_log(log_id, str(model_id), caller.entity, body.value.split, key, metrics)
+    return await accept(request, partial(_keep_log, payload, caller, services))
+
+
+def _keep_log(
+    payload: Payload[LogTrajectories], caller: Caller, services: Services, check_connected: Callable[[], None]
+) -> LogEntry:
+    model_id, log_id = str(payload.envelope.model_id), str(uuid.uuid4())
+    services.store.model(model_id, caller.entity)
+    with stored(services.artifacts, payload.spool.path, f"{LOGS}/{log_id}.json.zst") as key:
+        with preparation_errors():
+            metrics = services.preparation.log_metrics(key)
+        check_connected()
+        row = services.store.add_log(log_id, model_id, caller.entity, payload.envelope.split, key, metrics)
     return LogEntry.of(row)
 
 
@@ -189,12 +200,6 @@ def list_logs(
 def _with_steps(services: Services, rows: Sequence) -> list[Model]:
     steps = services.store.newest_steps([row.id for row in rows])
     return [Model.of(row, steps.get(row.id, 0)) for row in rows]
-
-
-def _log_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    rewards = [trajectory.reward for group in groups for trajectory in group.trajectories]
-    metrics = {"num_groups": len(groups), "num_trajectories": len(rewards)}
-    return {**metrics, "reward": sum(rewards) / len(rewards)} if rewards else metrics
 
 
 def _collect_checkpoints(services: Services) -> None:

@@ -1,37 +1,110 @@
-"""Request bodies kept as compressed blobs."""
+"""Payloads: trajectory groups kept as blobs that a job or a log refers to."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
-import zstandard
+from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.serve.errors import UnavailableError
+from tandem.cluster.errors import StageError
+from tandem.cluster.payloads import PayloadError
+from tandem.rl.errors import ConfigError, TrajectoryError
+from tandem.serve.errors import Fault, InvalidRequestError, StorageFullError, UnavailableError
+from tandem.serve.faults import faults_of
+from tandem.serve.services import Services
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+MAX_ACCEPTED_AT_ONCE = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Checking a large payload takes long; in the threads that all routes share, some would be missing meanwhile.
+_ACCEPTING = ThreadPoolExecutor(MAX_ACCEPTED_AT_ONCE, "accepting")
+
+
+def disk_fault(services: Services) -> str | None:
+    """Why nothing more may be kept on this disk; None while there is room."""
+    least = services.config.limits.min_free_disk_bytes
+    if services.artifacts.num_free_bytes >= least:
+        return None
+    return (
+        f"The disk of the artifacts is nearly full: less than {least} bytes are free (limits.min_free_disk_bytes). "
+        "Training jobs and logs are refused until there is room again; deleting models makes some."
+    )
 
 
 @contextmanager
-def write_payload(artifacts: Artifacts, key: str, body: bytes) -> Iterator[str]:
-    """Makes a body durable before the block writes the row that refers to it, and removes it if the block fails.
+def storage_errors() -> Iterator[None]:
+    """Turns OSErrors of the artifact store into StorageFullError or UnavailableError."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("The artifact store doesn't work", exc_info=True)
+        sentence = f"The artifact store can't take the payload: {error.strerror or error}. Nothing was accepted."
+        if error.errno in _FULL:
+            raise StorageFullError(sentence, "disk_full") from error
+        raise UnavailableError(sentence, "artifact_store_unavailable") from error
 
-    Raises UnavailableError when the artifact store can't take it.
+
+@contextmanager
+def preparation_errors() -> Iterator[None]:
+    """Turns what Preparation raises into errors of the request."""
+    try:
+        with storage_errors():
+            yield
+    except PayloadError as error:
+        raise InvalidRequestError(faults_of(error.faults, ("body",))) from error
+    except ConfigError as error:
+        fault = Fault(("body", "experimental_config", error.field), error.reason)
+        raise InvalidRequestError([fault], "invalid_training_config") from error
+    except TrajectoryError as error:
+        raise InvalidRequestError([Fault(("body", *error.location), str(error))], "invalid_trajectory") from error
+    except StageError as error:
+        raise UnavailableError(f"The payload couldn't be checked. {error}", "preparation_failed") from error
+
+
+@contextmanager
+def stored(artifacts: Artifacts, file: Path, key: str) -> Iterator[str]:
+    """Moves a finished file to where it is the durable blob `key`, before the block writes the row that refers to it.
+
+    When the block fails, the blob is removed. Raises UnavailableError or StorageFullError.
     """
     try:
-        artifacts.write_blob(key, zstandard.ZstdCompressor().compress(body))
-    except OSError as error:
-        logger.error("The artifact store can't take %s", key, exc_info=True)
-        raise UnavailableError(
-            f"The artifact store can't take the payload: {error.strerror or error}. Nothing was accepted.",
-            "artifact_store_unavailable",
-        ) from error
-    try:
+        with storage_errors():
+            artifacts.put_blob_file(file, key)
         yield key
     except BaseException:
         delete_blobs(artifacts, [key])
+        raise
+
+
+async def accept(request: Request, work: Callable[[Callable[[], None]], T]) -> T:
+    """The result of `work`, which runs in a thread to its end, whatever becomes of the request.
+
+    It is given a function that raises ClientDisconnect when the client has hung up: to be asked before the work has
+    effects, since nobody would learn of them.
+    """
+    loop, cancelled = asyncio.get_running_loop(), threading.Event()
+
+    def check_connected() -> None:
+        if cancelled.is_set() or asyncio.run_coroutine_threadsafe(request.is_disconnected(), loop).result(timeout=60):
+            raise ClientDisconnect
+
+    try:
+        return await loop.run_in_executor(_ACCEPTING, partial(work, check_connected))
+    except asyncio.CancelledError:
+        cancelled.set()
         raise
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, NotRequired, Protocol, TypedDict
 
 from fastapi import Depends, Request
 
@@ -13,9 +13,7 @@ from tandem.cluster.config import TandemConfig
 from tandem.serve.store import Store
 
 if TYPE_CHECKING:
-    from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
-    from tandem.rl.trajectories import TrajectoryGroup
 
 Headers = list[tuple[str, str]]
 
@@ -29,18 +27,21 @@ class EngineClient(Protocol):
         """Status and headers first, then chunks of the body. Closing the generator early aborts the generation."""
 
 
-class TextModel(Protocol):
-    """What a base model makes of trajectories."""
+class Preparation(Protocol):
+    """Reads stored payloads in a process of its own: they may be large. All calls may raise StageError."""
 
-    def build_batch(
-        self, groups: Sequence[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
-    ) -> TrainingBatch:
-        """Raises TrajectoryError or ConfigError for what it can't train on."""
+    def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
+        """Raises PayloadError, TrajectoryError or ConfigError for what can't be trained on."""
+
+    def log_metrics(self, payload_key: str) -> dict[str, float]:
+        """What a log of trajectories amounts to. Raises PayloadError."""
 
 
 class CoordinatorStatus(TypedDict):
     running_job: str | None
     learners_running: bool
+    waiting_for: NotRequired[str | None]
+    """Why the learners aren't running, as far as it is known."""
     waiting_for: str | None
     """What the cluster lacks to start the learners."""
     last_error: str | None
@@ -53,7 +54,9 @@ class Services:
     store: Store
     artifacts: Artifacts
     engine: EngineClient
-    base_models: Mapping[str, TextModel]
+    base_models: Collection[str]
+    """Their names."""
+    preparation: Preparation
     coordinator_status: Callable[[], Awaitable[Mapping[str, CoordinatorStatus]]]
     """For each base model."""
 

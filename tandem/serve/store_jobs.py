@@ -14,7 +14,7 @@ from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
 from tandem.serve.kl_reference import KlReference
 from tandem.serve.store_events import CANCELLED_MESSAGE, end
 from tandem.serve.store_references import pin_reference
-from tandem.serve.tables import EventRow, JobRow, ModelRow, is_open
+from tandem.serve.tables import EventRow, JobRow, LogRow, ModelRow, is_open
 
 
 class JobTable(Database):
@@ -47,7 +47,8 @@ class JobTable(Database):
             if idempotency_key and (first := _find_repeat(session, model_id, idempotency_key, body_sha256)):
                 return first
             reference_digest = reference and pin_reference(session, model, reference)
-            self._check_room(session, model, limits)
+            self._lock(session, Lock.ACCEPT_JOBS)  # until the transaction ends, no other one counts, or adds, jobs
+            _check_room(session, limits, model)
             job = JobRow(
                 id=job_id,
                 model_id=model_id,
@@ -68,22 +69,26 @@ class JobTable(Database):
         with self._read() as session:
             return _find_repeat(session, model_id, idempotency_key, body_sha256)
 
-    def _check_room(self, session: Session, model: ModelRow, limits: LimitsConfig) -> None:
-        """Refuses a job beyond the limits. Until the transaction ends, no other one counts, or adds, jobs."""
-        self._lock(session, Lock.ACCEPT_JOBS)
-        num_open = select(func.count()).select_from(JobRow).where(is_open())
-        of_project = num_open.join(JobRow.model).where(
-            ModelRow.entity == model.entity, ModelRow.project == model.project
-        )
-        for whose, query, most in (
-            (f"of project {model.entity}/{model.project} ", of_project, limits.max_open_jobs_per_project),
-            ("", num_open, limits.max_open_jobs),
-        ):
-            if (count := session.scalar(query)) >= most:
-                raise QueueFullError(
-                    f"{count} training jobs {whose}wait or run already, and {most} may. "
-                    "Send this one again when some have ended, or cancel some."
-                )
+    def check_room(self, limits: LimitsConfig, model: ModelRow | None = None) -> None:
+        """Raises QueueFullError when no job, or none on this model, would be accepted now."""
+        with self._read() as session:
+            _check_room(session, limits, model)
+
+    def knows_idempotency_key(self, idempotency_key: str, entity: str) -> bool:
+        """Whether the entity has sent a job with this key."""
+        query = select(JobRow.id).join(JobRow.model).where(JobRow.idempotency_key == idempotency_key)
+        with self._read() as session:
+            return session.scalar(query.where(ModelRow.entity == entity).limit(1)) is not None
+
+    def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that neither a job nor a log refers to as its payload."""
+        known: set[str] = set()
+        with self._read() as session:
+            for start in range(0, len(keys), 500):  # databases limit the parameters of a query
+                asked = keys[start : start + 500]
+                for row in (JobRow, LogRow):
+                    known.update(session.scalars(select(row.payload_key).where(row.payload_key.in_(asked))))
+        return [key for key in keys if key not in known]
 
     def job(self, job_id: str, entity: str) -> JobRow:
         """Raises NotFoundError."""
@@ -131,6 +136,23 @@ class JobTable(Database):
             elif job.state == "running":
                 job.cancel_requested = True
             return job
+
+
+def _check_room(session: Session, limits: LimitsConfig, model: ModelRow | None) -> None:
+    num_open = select(func.count()).select_from(JobRow).where(is_open())
+    queues = [("", num_open, limits.max_open_jobs)]
+    if model is not None:
+        of_project = num_open.join(JobRow.model).where(
+            ModelRow.entity == model.entity, ModelRow.project == model.project
+        )
+        whose = f"of project {model.entity}/{model.project} "
+        queues.insert(0, (whose, of_project, limits.max_open_jobs_per_project))
+    for whose, query, most in queues:
+        if (count := session.scalar(query)) >= most:
+            raise QueueFullError(
+                f"{count} training jobs {whose}wait or run already, and {most} may. "
+                "Send this one again when some have ended, or cancel some."
+            )
 
 
 def _find_repeat(session: Session, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import mimetypes
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from tandem.cluster.artifacts import job_artifact_key
+from tandem.cluster.artifacts import PAYLOADS, job_artifact_key
 from tandem.rl.config import TrainingConfig
-from tandem.rl.errors import ConfigError, TrajectoryError
-from tandem.rl.trajectories import TrajectoryGroup
-from tandem.serve.auth import TrainCaller
+from tandem.serve.auth import Caller, TrainCaller
 from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
-from tandem.serve.json_body import Received, documented, json_body
+from tandem.serve.json_body import documented
 from tandem.serve.kl_reference import wanted_reference
 from tandem.serve.paging import Limit, Order, Page, cursor_number
-from tandem.serve.payloads import delete_blobs, write_payload
+from tandem.serve.payloads import accept, delete_blobs, preparation_errors, stored
 from tandem.serve.schemas import (
     CreateTrainingJob,
     JobArtifact,
@@ -29,10 +28,18 @@ from tandem.serve.schemas import (
     TrainingJobEvent,
     TrainingJobResponse,
 )
-from tandem.serve.services import ServicesDep, TextModel
+from tandem.serve.services import Services, ServicesDep
+from tandem.serve.spool import Payload, payload_body
 
 router = APIRouter(prefix="/preview", tags=["training-jobs"])
 MAX_IDEMPOTENCY_KEY = 255
+
+
+def refuse_when_queue_is_full(request: Request, caller: TrainCaller, services: ServicesDep) -> None:
+    """A dependency that spares clients the sending of a body that would be refused. Repeats of a job never are."""
+    key = _idempotency_key(request)
+    if key is None or not services.store.knows_idempotency_key(key, caller.entity):
+        services.store.check_room(services.config.limits)
 
 
 # The name makes the operation id that clients were generated from.
@@ -40,12 +47,13 @@ MAX_IDEMPOTENCY_KEY = 255
     "/training-jobs",
     name="Create RL Training Job",
     summary="RLトレーニング ジョブを作成",  # as published; a generated client is made from this document
+    dependencies=[Depends(refuse_when_queue_is_full)],
     **documented(CreateTrainingJob),
 )
-def create_training_job(
+async def create_training_job(
     request: Request,
     caller: TrainCaller,
-    body: Annotated[Received[CreateTrainingJob], Depends(json_body(CreateTrainingJob))],
+    payload: Annotated[Payload[CreateTrainingJob], Depends(payload_body(CreateTrainingJob))],
     services: ServicesDep,
 ) -> TrainingJobResponse:
     """Accepts trajectory groups to train a model on. The answer means that the job survives any crash.
@@ -53,21 +61,35 @@ def create_training_job(
     The optional header `Idempotency-Key` (any string of up to 255 characters) makes a repeat of the same request
     return the same job.
     """
-    wanted, body_sha256 = body.value, hashlib.sha256(body.raw).hexdigest()
+    work = partial(_create, payload, caller, services, _idempotency_key(request))
+    return TrainingJobResponse(id=UUID(await accept(request, work)))
+
+
+def _create(
+    payload: Payload[CreateTrainingJob],
+    caller: Caller,
+    services: Services,
+    key: str | None,
+    check_connected: Callable[[], None],
+) -> str:
+    """The id of the job."""
+    wanted, body_sha256, limits = payload.envelope, payload.spool.sha256, services.config.limits
     model = services.store.model(str(wanted.model_id), caller.entity)
-    key = _idempotency_key(request)
     if key and (repeated := services.store.find_repeat(model.id, key, body_sha256)):
-        return TrainingJobResponse(id=UUID(repeated.id))
+        return repeated.id
     config = wanted.experimental_config or TrainingConfig()
     reference = wanted_reference(config, services.config.artifacts_root)
-    _check_trainable(wanted.trajectory_groups, config, services.base_models[model.base_model])
+    services.store.check_room(limits, model)  # add_job decides; this spares the work of checking
     job_id = str(uuid.uuid4())
-    with write_payload(services.artifacts, f"payloads/{job_id}.json.zst", body.raw) as payload_key:
+    with stored(services.artifacts, payload.spool.path, f"{PAYLOADS}/{job_id}.json.zst") as payload_key:
+        with preparation_errors():
+            services.preparation.check(model.base_model, payload_key, config)
+        check_connected()
         options = config.model_dump(mode="json", exclude_none=True)
-        job = services.store.add_job(job_id, model.id, payload_key, options, body_sha256, key, reference)
+        job = services.store.add_job(job_id, model.id, payload_key, options, body_sha256, key, reference, limits)
     if job.id != job_id:  # the same request came twice at once, and the other one was first
         delete_blobs(services.artifacts, [payload_key])
-    return TrainingJobResponse(id=UUID(job.id))
+    return job.id
 
 
 @router.post("/sft-training-jobs", include_in_schema=False)
@@ -149,17 +171,3 @@ def _idempotency_key(request: Request) -> str | None:
         message = f"must have 1 to {MAX_IDEMPOTENCY_KEY} characters"
         raise InvalidRequestError([Fault(("header", "Idempotency-Key"), message)])
     return key
-
-
-def _check_trainable(groups: list[TrajectoryGroup], config: TrainingConfig, base: TextModel) -> None:
-    """Prepares the batch as the coordinator will, while the sender is there to be told what is wrong with it.
-
-    Raises InvalidRequestError.
-    """
-    try:
-        base.build_batch(groups, config, shuffle_seed=None)
-    except ConfigError as error:
-        fault = Fault(("body", "experimental_config", error.field), error.reason)
-        raise InvalidRequestError([fault], "invalid_training_config") from error
-    except TrajectoryError as error:
-        raise InvalidRequestError([Fault(("body", *error.location), str(error))], "invalid_trajectory") from error

@@ -56,8 +56,8 @@ def test_the_faults_of_all_groups_are_told_with_their_places(read):
         ('[,{"trajectories": []}]', (0,), "json_invalid"),
         ('[{"trajectories": []} {"trajectories": []}]', (0,), "json_invalid"),
         ('[{"trajectories": [], "logs": ["\\ud800"]}]', (0,), "json_invalid"),
-        ('[{"trajectories": [], "a": NaN}]', (0, "a"), "finite_number"),
-        ('[{"trajectories": []}, {"trajectories": [], "a": [0, 1e999]}]', (1, "a", 1), "finite_number"),
+        ('[{"trajectories": [], "a": NaN}]', (0, "a"), "not_finite"),
+        ('[{"trajectories": []}, {"trajectories": [], "a": [0, 1e999]}]', (1, "a", 1), "not_finite"),
     ],
 )
 def test_text_that_is_not_json_is_a_fault_of_its_group(read, groups, place, type):

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, make_url
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.preparation import PreparationWorker
 from tandem.serve.api import create_app
 from tandem.serve.auth import create_key
 from tandem.serve.services import Services
@@ -167,12 +168,14 @@ def services(tmp_path, store, engine, text_model, coordinator):
             raise coordinator["raises"]
         return coordinator
 
+    artifacts = Artifacts(str(tmp_path / "artifacts"))
     return Services(
         config=TandemConfig(home=tmp_path),
         store=store,
-        artifacts=Artifacts(str(tmp_path / "artifacts")),
+        artifacts=artifacts,
         engine=engine,
-        base_models={BASE: text_model},
+        base_models=[BASE],
+        preparation=PreparationWorker({BASE: text_model}, artifacts),
         coordinator_status=status,
     )
 

@@ -12,7 +12,7 @@ TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
 
 
 class TextModel:
-    """The tokenizer of the recorded vectors, as a base model's."""
+    """The tokenizer of the recorded vectors, as a base model's: what the process that prepares payloads works with."""
 
     @cached_property
     def tokenizer(self):

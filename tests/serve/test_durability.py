@@ -15,10 +15,14 @@ from tandem.serve.store import Store
 ACCEPT_AND_DIE = """
 import os, signal, sys
 from tandem.cluster.artifacts import Artifacts
-from tandem.serve.payloads import write_payload
+from tandem.serve.payloads import stored
+from tandem.serve.spool import Spool
 from tandem.serve.store import Store
-url, artifacts, model_id = sys.argv[1:]
-with write_payload(Artifacts(artifacts), "payloads/job", b"what was sent") as key:
+url, artifacts, model_id = sys.argv[1], Artifacts(sys.argv[2]), sys.argv[3]
+spool = Spool(artifacts.spool_dir)
+spool.write(b"what was sent")
+spool.finish()
+with stored(artifacts, spool.path, "payloads/job") as key:
     Store(url).add_job("6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", model_id, key, {}, "0" * 64)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -37,7 +41,7 @@ def test_an_accepted_job_survives_kill_9(store_url, tmp_path, store, add_model, 
     claimed = claim()
     assert claimed.model_id == model.id
     payload = Artifacts(str(tmp_path / "artifacts")).read_blob(claimed.payload_key)
-    assert zstandard.decompress(payload) == b"what was sent"
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(payload) == b"what was sent"
 
 
 @pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)

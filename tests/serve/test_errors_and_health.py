@@ -5,7 +5,6 @@ import time
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy.exc import OperationalError
 
 from tandem.serve.errors import (
     AuthenticationError,
@@ -82,12 +81,10 @@ def test_a_plain_id_that_comes_with_a_request_is_its_id(http, services, monkeypa
     assert f"under {named};" in response.json()["error"]["message"]
 
 
-def test_a_store_that_does_not_answer_is_said_to_be_unavailable(http, services, monkeypatch):
-    def fail(*_, **__):
-        raise OperationalError("SELECT 1", {}, Exception("disk I/O error"))
-
-    monkeypatch.setattr(services.store, "models", fail)
-    monkeypatch.setattr(services.store, "initial_versions", fail)
+def test_a_store_that_does_not_answer_is_said_to_be_unavailable(http, store, tmp_path):
+    store.close()
+    (tmp_path / "tandem.db").unlink()
+    (tmp_path / "tandem.db").mkdir()
     response = http.get("/v1/models")
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "1"
@@ -145,7 +142,7 @@ def test_health_needs_no_key(app):
 def test_health_tells_what_does_not_work(http, services, coordinator):
     coordinator["tandem/tiny"]["learners_running"] = False
     coordinator["tandem/tiny"]["last_error"] = "OSError: /secret/path"
-    services.base_models["late/base"] = services.base_models["tandem/tiny"]
+    services.base_models.append("late/base")
     response = http.get("/health")
     assert response.status_code == 200
     body = response.json()

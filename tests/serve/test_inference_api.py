@@ -249,12 +249,12 @@ def test_a_bare_error_of_the_engine_gets_words(http, engine, trained, content):
 
 
 def test_a_base_model_that_is_starting_asks_to_come_back(http, services):
-    services.base_models["late/base"] = services.base_models["tandem/tiny"]
+    services.base_models.append("late/base")
     response = chat(http, "late/base")
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "1"
     assert "still starting" in response.json()["error"]["message"]
-    del services.base_models["late/base"]
+    services.base_models.remove("late/base")
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -45,7 +45,7 @@ def test_an_accepted_job_is_durable_before_the_answer(post, store, services, cla
     claimed = claim()
     assert (claimed.id, claimed.model_id) == (job_id, model["id"])
     assert claimed.config == TrainingConfig(**CLIENT_CONFIG)
-    payload = zstandard.decompress(services.artifacts.read_blob(claimed.payload_key))
+    payload = zstandard.ZstdDecompressor().decompressobj().decompress(services.artifacts.read_blob(claimed.payload_key))
     assert json.loads(payload)["trajectory_groups"] == sent
 
 
@@ -154,25 +154,26 @@ def test_nothing_to_train_is_accepted(http, model, trajectory_groups):
     assert http.post(JOBS, json=body).status_code == 200
 
 
-def test_what_the_artifact_store_refuses_is_not_accepted(post, http, services, monkeypatch):
-    def refuse(key, data):
-        raise OSError(28, "No space left on device")
+def test_what_the_artifact_store_refuses_is_not_accepted(post, http, services, blobs, monkeypatch):
+    def refuse(file, key):
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(services.artifacts, "write_blob", refuse)
+    monkeypatch.setattr(services.artifacts, "put_blob_file", refuse)
     response = post()
     assert response.status_code == 503
-    assert "No space left on device" in response.json()["error"]["message"]
+    assert "Permission denied" in response.json()["error"]["message"]
     assert http.get(JOBS).json()["data"] == []
+    assert blobs() == []
 
 
 def test_a_model_deleted_meanwhile_leaves_no_payload(post, http, model, store, services, blobs, monkeypatch):
-    write = services.artifacts.write_blob
+    put = services.artifacts.put_blob_file
 
-    def write_late(key, data):
-        write(key, data)
+    def put_late(file, key):
+        put(file, key)
         store.delete_model(model["id"], "team")
 
-    monkeypatch.setattr(services.artifacts, "write_blob", write_late)
+    monkeypatch.setattr(services.artifacts, "put_blob_file", put_late)
     assert post().status_code == 404
     assert blobs() == []
 
