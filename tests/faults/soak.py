@@ -1,0 +1,54 @@
+"""Kills parts of a real service at random moments, for as long as you like, and reports what it found.
+
+python tests/faults/soak.py --rounds 24 --seed 1 --report docs/reliability.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from campaign import run_campaign
+from fault_kinds import FAULTS, drawn
+from fault_report import section, write_report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kills parts of a real service at random moments.")
+    parser.add_argument("--rounds", type=int, default=24, help="faults, one after the other")
+    parser.add_argument("--seed", type=int, default=1, help="of faults, moments and jobs")
+    parser.add_argument("--kinds", default=",".join(FAULTS), help=f"of {', '.join(FAULTS)}")
+    parser.add_argument("--minutes", type=float, default=90, help="no round begins later than that")
+    parser.add_argument("--report", type=Path, help="a page to write the table into; results as JSON beside it")
+    parser.add_argument("--home", type=Path, help="the service's home, which is kept, to look at (default: none is)")
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    if unknown := [kind for kind in kinds if kind not in FAULTS]:
+        parser.error(f"There is no kind {', '.join(unknown)}; there are {', '.join(FAULTS)}.")
+    began = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {what}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="tandem-faults-") as passing:
+        home, faults = options.home or Path(passing), drawn(kinds, options.rounds, options.seed)
+        campaign = run_campaign(home.absolute(), faults, options.seed, began + 60 * options.minutes, tell)
+    command = shlex.join(["python", "tests/faults/soak.py", *sys.argv[1:]])
+    if options.report:
+        write_report(campaign, options.seed, command, options.report)
+    print(section({"command": command, **asdict(campaign)}))
+    for finding in campaign.findings:
+        print("FINDING", finding)
+    return 1 if campaign.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

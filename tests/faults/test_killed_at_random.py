@@ -1,0 +1,14 @@
+"""The short form of the soak: a real service loses some of its parts, then all, and keeps every promise."""
+
+from campaign import run_campaign
+from fault_kinds import FAULTS
+
+KINDS = ("kill-learner", "kill-coordinator", "kill-api", "kill-all")
+
+
+def test_every_job_ends_once_whatever_is_killed(tiny_model, tmp_path):
+    campaign = run_campaign(tmp_path / "service", [FAULTS[kind] for kind in KINDS], seed=1, tell=print)
+    assert campaign.findings == ()
+    assert [round.fault for round in campaign.rounds] == list(KINDS)
+    assert all(round.open_jobs > 0 for round in campaign.rounds)  # each came while jobs ran
+    assert campaign.num_versions == campaign.num_jobs > 0

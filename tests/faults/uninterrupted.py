@@ -1,0 +1,44 @@
+"""The reference: the same jobs trained one after the other by one learner in this process, with nothing in between."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import BaseModelConfig
+from tandem.cluster.learner_worker import LearnerWorker
+from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, TrainingConfig
+from tandem.rl.trajectories import TrajectoryGroup
+
+_GROUPS = TypeAdapter(list[TrajectoryGroup])
+
+
+class UninterruptedRun:
+    """Trains jobs from version 0 and tells the digests of the versions they make.
+
+    The jobs' ids are those of the service, because the order of a job's batch is drawn from its id.
+    """
+
+    def __init__(self, config: BaseModelConfig, directory: Path):
+        self._base, self._artifacts = BaseModel(config), Artifacts(str(directory))
+        self._learner = LearnerWorker(0, 1, config, self._base.path, str(directory))
+        self._learner.start(None, timeout_s=60)
+
+    def digests(self, jobs: Sequence[tuple[str, bytes]]) -> list[str]:
+        """`jobs`: id and request body of each job of one model, in order. Returns one digest for each."""
+        self._learner.load(self._base.write_initial_version(self._artifacts))
+        return [self._train(id, body) for id, body in jobs]
+
+    def _train(self, id: str, body: bytes) -> str:
+        wanted = json.loads(body)
+        config = TrainingConfig.model_validate(wanted["experimental_config"])
+        groups = _GROUPS.validate_python(wanted["trajectory_groups"])
+        for row in self._base.build_batch(groups, config, shuffle_seed=uuid.UUID(id).int).sequences:
+            self._learner.step([row], config.loss(), config.learning_rate, DEFAULT_LOGPROB_CHUNK_SIZE)
+        return self._learner.save({})
