@@ -1,8 +1,13 @@
 """What the coordinator relies on: order, turns, leases, fencing, and each effect once."""
 
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import StatementError
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
@@ -10,6 +15,24 @@ from tandem.cluster.jobs import PolicyVersion
 from tandem.serve.store import Store
 
 pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+
+COMPLETE_AND_DIE = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+from tandem.cluster.jobs import ClaimedJob, PolicyVersion
+from tandem.rl.config import TrainingConfig
+from tandem.serve.store import Store
+url, job_id, model_id = sys.argv[1:]
+
+@event.listens_for(Session, "after_flush_postexec")
+def die(session, flush_context):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+initial = PolicyVersion(model_id, 0, "0" * 64)
+claimed = ClaimedJob(job_id, model_id, 1, "", TrainingConfig(), initial, 1, 0)
+Store(url).complete(claimed, PolicyVersion(model_id, 1, "d"), {})
+"""
 
 
 def finish(store, claimed, digest="d1"):
@@ -98,9 +121,21 @@ def test_a_lease_that_ran_out_is_taken_over_and_fences_the_first_claim(store, cl
         lambda: store.fail(first, "no"),
         lambda: store.cancel(first),
         lambda: store.requeue(first, "no"),
+        lambda: store.hand_back(first, "no"),
+        lambda: store.report_waiting(first, "no"),
     ):
         with pytest.raises(LeaseLostError, match="attempt 2 runs"):
             write()
+    assert store.versions(model.id, "team", 10) == []
+    row = store.job(job.id, "team")
+    assert (row.state, row.attempt, row.owner, row.num_handed_back, row.waiting_for) == (
+        "running",
+        2,
+        "another",
+        0,
+        None,
+    )
+    assert types(store, job.id) == ["training_started", "gradient_step"]
     store.record_event(second, "training_started", {"num_sequences": 5})
     store.record_event(second, "gradient_step", {"loss/train": 0.4})
     finish(store, second)
@@ -150,6 +185,43 @@ def test_a_completion_that_fails_leaves_no_trace(store, add_model, add_job, clai
     assert store.resolve("team", "project", "agent", None).step == 1
 
 
+def test_a_process_killed_while_it_completes_leaves_no_trace(store_url, store, clock, add_model, add_job, claim):
+    """Killed with the version written and the job's end too, but not committed."""
+    model = add_model()
+    job = add_job(model)
+    first = claim()
+    died = subprocess.run([sys.executable, "-c", COMPLETE_AND_DIE, store_url, job.id, model.id], timeout=60)
+    assert died.returncode == -signal.SIGKILL
+    store.renew(first, 30)  # the claim still holds; waits until the database has noticed the death
+    assert store.versions(model.id, "team", 10) == []
+    assert types(store, job.id) == []
+    clock.advance(31)
+    second = claim()
+    assert (second.id, second.attempt, second.next_step) == (first.id, 2, 1)
+    finish(store, second)
+    assert [version.step for version in store.versions(model.id, "team", 10)] == [1]
+
+
+def test_two_coordinators_that_claim_at_once_never_get_one_job(store_url, clock, add_model, add_job):
+    model, start = add_model(), Barrier(4)
+    stores = [Store(store_url, clock) for _ in range(4)]
+
+    def claim_together(own):
+        start.wait(timeout=30)
+        return own.claim_next("tandem/tiny", "coordinator", 30)
+
+    with ThreadPoolExecutor(4) as pool:
+        for attempt in range(1, 11):
+            if attempt == 1:
+                add_job(model)
+            else:
+                clock.advance(31)  # the lease runs out, and all want to take over
+            claims = [claimed for claimed in pool.map(claim_together, stores) if claimed]
+            assert [claimed.attempt for claimed in claims] == [attempt]
+    for own in stores:
+        own.close()
+
+
 def test_the_version_is_visible_no_later_than_the_end_of_training(store, add_model, add_job, claim):
     """Readers poll while jobs complete: whoever sees training_ended also sees the version."""
     model = add_model()
@@ -191,6 +263,53 @@ def test_a_job_given_back_is_claimed_again_at_once(store, add_model, add_job, cl
     assert (again.id, again.attempt) == (job.id, 2)
 
 
+def test_a_job_handed_back_at_a_stop_keeps_its_tries(store, add_model, add_job, claim):
+    model = add_model()
+    job = add_job(model)
+    first = claim()
+    assert (first.attempt, first.num_tries) == (1, 1)
+    store.hand_back(first, "The service was stopped.")
+    assert (store.job(job.id, "team").state, store.job(job.id, "team").error) == ("queued", "The service was stopped.")
+    with pytest.raises(LeaseLostError):
+        finish(store, first)
+    second = claim()
+    assert (second.attempt, second.num_tries) == (2, 1)
+    store.requeue(second, "A learner died.")
+    third = claim()
+    assert (third.attempt, third.num_tries) == (3, 2)
+
+
+def test_what_a_job_waits_for_is_shown_until_it_begins(store, clock, add_model, add_job, claim):
+    job = add_job(add_model())
+
+    def waits_for():
+        return store.job(job.id, "team").waiting_for
+
+    claimed = claim()
+    for ends_it in (
+        lambda: store.report_waiting(claimed, None),
+        lambda: store.record_event(claimed, "training_started", {}),
+        lambda: store.record_event(claimed, "training_started", {}),  # by an attempt that isn't the first
+        lambda: store.requeue(claimed, "A learner died."),
+    ):
+        store.report_waiting(claimed, "1 GPU; none is free.")
+        assert waits_for() == "1 GPU; none is free."
+        ends_it()
+        assert waits_for() is None
+    claimed = claim()
+    store.report_waiting(claimed, "1 GPU; none is free.")
+    store.hand_back(claimed, "The service was stopped.")
+    assert waits_for() is None
+    claimed = claim(lease_s=30)
+    store.report_waiting(claimed, "1 GPU; none is free.")
+    clock.advance(31)
+    claimed = claim()
+    assert waits_for() is None, "the coordinator that waited is gone"
+    store.report_waiting(claimed, "1 GPU; none is free.")
+    store.fail(claimed, "no")
+    assert waits_for() is None
+
+
 def test_cancelling_a_queued_job_ends_it_at_once(store, add_model, add_job, claim):
     job = add_job(add_model())
     assert store.request_cancel(job.id, "team").state == "cancelled"
@@ -216,11 +335,12 @@ def test_cancelling_a_running_job_is_asked_of_its_coordinator(store, clock, add_
     assert types(store, job.id) == ["training_failed"]
 
 
-def test_a_job_to_be_cancelled_is_not_tried_again(store, add_model, add_job, claim):
+@pytest.mark.parametrize("give_back", ["requeue", "hand_back"])
+def test_a_job_to_be_cancelled_is_not_tried_again(store, add_model, add_job, claim, give_back):
     job = add_job(add_model())
     claimed = claim()
     store.request_cancel(job.id, "team")
-    store.requeue(claimed, "A learner died.")
+    getattr(store, give_back)(claimed, "A learner died.")
     assert store.job(job.id, "team").state == "cancelled"
     assert claim() is None
 
@@ -275,6 +395,25 @@ def test_concurrent_claimers_never_share_a_model(store_url, clock, store, add_mo
         assert [v.step for v in store.versions(model.id, "team", 100)] == list(range(1, 6))
     for index, job in enumerate(jobs):
         assert store.job(job, "team").step == 1 + index // len(models), "a model's jobs ran out of order"
+
+
+def test_looking_for_work_reads_no_ended_jobs(store, add_model, add_job, claim):
+    add_job(add_model())
+    plans = []
+
+    def explain(connection, cursor, statement, parameters, *_):
+        if "FROM jobs" in statement and not statement.startswith("EXPLAIN"):
+            query_plan = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+            plan = connection.connection.cursor()
+            if query_plan == "EXPLAIN":
+                plan.execute("SET LOCAL enable_seqscan = off")  # which it prefers for tables as small as this one
+            plan.execute(f"{query_plan} {statement}", parameters)
+            plans.append(str(plan.fetchall()))
+
+    event.listen(store._engine, "before_cursor_execute", explain)
+    assert claim() is not None
+    assert len(plans) >= 2
+    assert all("jobs_open" in plan for plan in plans[:2]), plans
 
 
 def test_everything_committed_survives_the_process(store_url, clock, store, add_model, add_job):
