@@ -14,21 +14,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
+def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of this test run's own, whatever else runs on the machine; ended with the session."""
-    import ray
+    from tandem.cluster.local_ray import local_ray
 
     # More CPUs than there may be: what the tests start asks for a few, and mostly waits.
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=200 << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+    token_file = tmp_path_factory.mktemp("ray") / "token"
+    with local_ray(token_file, num_cpus=4, object_store_memory=200 << 20, log_to_driver=False, logging_level="ERROR"):
+        yield
 
 
 @pytest.fixture(scope="session")

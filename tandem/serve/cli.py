@@ -6,18 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tandem.cluster.config import TandemConfig
+from tandem.serve.exposure import is_local, url
+from tandem.serve.stopping import StopSignals
 
 app = typer.Typer(
     help="Reinforcement learning of language-model agents, on your own Ray cluster.", no_args_is_help=True
@@ -44,13 +48,8 @@ def _config(path: Path | None) -> TandemConfig:
 def _store(config: TandemConfig) -> Any:
     from tandem.serve.store import Store
 
-    config.home.mkdir(parents=True, exist_ok=True)
+    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store(config.resolved_store_url)
-
-
-def _url(config: TandemConfig) -> str:
-    host = "127.0.0.1" if config.http.host == "0.0.0.0" else config.http.host
-    return f"http://{host}:{config.http.port}"
 
 
 @app.command()
@@ -63,19 +62,39 @@ def up(
 
     config = _config(config_path)
     store = _store(config)
-    stop = threading.Event()
-    with _service(config, verbose):
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets a handler of its own when it starts
-            signal.signal(number, lambda *_: stop.set())
+    _refuse_to_listen_without_keys(config, store, config_path)
+    with _service(config, verbose) as stop:
         names = ", ".join(base.name for base in config.base_models)
-        out.print(f"\nTandem answers at [bold]{_url(config)}/v1[/bold] (base models: {names}).")
+        out.print(f"\nTandem answers at [bold]{url(config.http)}/v1[/bold] (base models: {names}).")
         if not store.has_keys():
-            key = create_key(store, name="first", entity="default")
+            key = create_key(store, name="first", entity="default", role="admin")
             out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
-        out.print("Ray listens on all interfaces of this machine: keep it behind a firewall or in a private network.")
+        _warn_of_open_ray()
         out.print("Ctrl-C ends the service.")
         stop.wait()
-        out.print("Ending.")
+        out.print("Ending. Ctrl-C again ends it at once; running jobs then begin again at the next start.")
+
+
+def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path: Path | None) -> None:
+    """Others may connect before anybody has looked at the terminal, so the first key is made here only for loopback."""
+    if is_local(config.http.host) or any(key.revoked_at is None for key in store.list_keys()):
+        return
+    option = f" --config {config_path}" if config_path else ""
+    err.print(
+        f"[red]http.host {config.http.host} can be reached by other machines, and the service has no valid key yet."
+        f"[/red] Make one first:\n\n    tandem keys create --name me --role admin{option}\n"
+    )
+    raise typer.Exit(2)
+
+
+def _warn_of_open_ray() -> None:
+    from tandem.cluster.local_ray import token_authentication_is_on
+
+    if not token_authentication_is_on():
+        out.print(
+            "[yellow]This Ray has no token authentication, so whoever reaches its ports can run any code:[/yellow] set "
+            "RAY_AUTH_MODE=token for all its nodes and for this command, or close its ports (docs/security.md)."
+        )
 
 
 @app.command()
@@ -92,49 +111,56 @@ def demo(
     if not script.is_file():
         err.print(f"[red]There is no script at {script}.[/red] Name one: tandem demo examples/quickstart.py")
         raise typer.Exit(2)
-    with _service(config, verbose):
-        key = create_key(store, name=f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}", entity="default")
+    with _service(config, verbose) as stop:
+        key = create_key(store, name=f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}", entity="default", role="train")
+        environment = {**os.environ, "TANDEM_URL": url(config.http), "TANDEM_API_KEY": key}
+        process = subprocess.Popen([sys.executable, str(script)], env=environment)
         try:
-            environment = {**os.environ, "TANDEM_URL": _url(config), "TANDEM_API_KEY": key}
-            code = subprocess.run([sys.executable, str(script)], env=environment).returncode
+            while process.poll() is None:
+                stop.check()
+                time.sleep(0.1)
         finally:
+            process.terminate()
             revoke_key(store, key)
-    raise typer.Exit(code)
+    raise typer.Exit(process.returncode)
 
 
-def _service(config: TandemConfig, verbose: bool) -> Any:
+@contextmanager
+def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
     """`launch.running` with a spinner until the service is ready, and a readable end when it isn't."""
-    from contextlib import contextmanager
-
     from tandem.serve.launch import StartError, running
 
-    @contextmanager
-    def service() -> Any:
-        status = err.status("Starting Tandem") if sys.stderr.isatty() else None
+    stop = StopSignals()
+    stop.listen()
+    status = err.status("Starting Tandem") if sys.stderr.isatty() else None
+    if status:
+        status.start()
+    said: set[str] = set()
+
+    def progress(what: str) -> None:
+        stop.listen()
+        stop.check()
         if status:
-            status.start()
-        said: set[str] = set()
+            status.update(f"Starting Tandem: {what}")
+        elif what not in said:
+            said.add(what)
+            err.print(f"Starting Tandem: {what}")
 
-        def progress(what: str) -> None:
-            if status:
-                status.update(f"Starting Tandem: {what}")
-            elif what not in said:
-                said.add(what)
-                err.print(f"Starting Tandem: {what}")
-
-        try:
-            with running(config, verbose, progress):
-                if status:
-                    status.stop()
-                yield
-        except StartError as error:
-            err.print(f"[red]{error}[/red]")
-            raise typer.Exit(1) from None
-        finally:
+    try:
+        with running(config, verbose, progress):
+            stop.listen()
             if status:
                 status.stop()
-
-    return service()
+            yield stop
+    except StartError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err.print("Ended.")
+        raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
+    finally:
+        if status:
+            status.stop()
 
 
 # Commands that talk to a running service
@@ -234,21 +260,31 @@ _SHOWN = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tok
 @keys.command("create")
 def keys_create(
     name: Annotated[str, typer.Option(help="Who or what uses it.")],
+    role: Annotated[
+        Literal["infer", "train", "admin"],
+        typer.Option(help="infer: completions. train: also jobs and models. admin: also the entity's keys."),
+    ] = "train",
     entity: Annotated[str, typer.Option(help="Whose models it may use.")] = "default",
     config_path: ConfigOption = None,
 ) -> None:
     """Create a key and print it; only its hash is kept."""
     from tandem.serve.auth import create_key
 
-    out.print(create_key(_store(_config(config_path)), name=name, entity=entity))
+    try:
+        key = create_key(_store(_config(config_path)), name, entity, role)
+    except ValueError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(2) from None
+    out.print(key, markup=False)
 
 
 @keys.command("list")
 def keys_list(config_path: ConfigOption = None) -> None:
     """List keys; their secrets aren't known."""
-    table = Table("id", "name", "entity", "created", "revoked")
+    table = Table("id", "name", "entity", "role", "created", "revoked")
     for key in _store(_config(config_path)).list_keys():
-        table.add_row(key.id, key.name, key.entity, str(key.created_at), str(key.revoked_at or ""))
+        revoked = str(key.revoked_at or "")
+        table.add_row(key.id, escape(key.name), key.entity, key.role, str(key.created_at), revoked)
     out.print(table)
 
 

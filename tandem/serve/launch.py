@@ -15,11 +15,15 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.local_ray import local_ray
 from tandem.rl.tiny_model import resolve_model
 
+logger = logging.getLogger(__name__)
 APPLICATION = "tandem"
+RAY_TOKEN_FILE = "ray_token"  # in the home directory
 OBJECT_STORE_BYTES = 512 << 20
 START_DEADLINE_S = 900.0
+END_DEADLINE_S = 30.0  # beyond the grace that running jobs get
 
 
 class StartError(RuntimeError):
@@ -42,44 +46,73 @@ def running(
     """The service, from ready to ended.
 
     Runs on the Ray this process is connected to, else on the cluster that RAY_ADDRESS names, else on a Ray of its own
-    on this machine, which ends with the service. Raises StartError when a part doesn't become healthy.
+    on this machine, which ends with the service. `on_progress` is told each step of the start, and may raise to give
+    up. Raises StartError when a part doesn't become healthy.
     """
     for base in config.base_models:
         if base.path.startswith("builtin:"):
             on_progress(f"building {base.path}, once")
             resolve_model(base.path)
-    connects = not ray.is_initialized()
-    if connects:
-        on_progress("starting Ray")
-        _connect(config, verbose)
+    with _ray(config, verbose, on_progress):
+        on_progress("starting Ray Serve")
+        log_level = "INFO" if verbose else "WARNING"
+        _start_serve(config, log_level)
+        try:
+            _deploy(config, log_level, on_progress)
+            yield
+        finally:
+            _end(config)
+
+
+@contextmanager
+def _ray(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    on_progress("starting Ray")
+    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
+        token_file = config.home / RAY_TOKEN_FILE
+        with local_ray(token_file, num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, **options):
+            yield
+        return
     try:
-        _start_application(config, verbose, on_progress)
+        ray.init(**options)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise StartError(
+            f"The Ray cluster at RAY_ADDRESS={address} can't be joined: {error}\nIf it asks for a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) as on its head node."
+        ) from error
+    try:
         yield
     finally:
-        serve.delete(APPLICATION)
-        if connects:
-            ray.shutdown()
+        ray.shutdown()
 
 
-def _connect(config: TandemConfig, verbose: bool) -> None:
-    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**options)
-        return
-    # Without an explicit address Ray would join whatever cluster it finds on the machine.
-    cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
-    ray.init(address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, **options)
-
-
-def _start_application(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> None:
-    from tandem.serve.app import build_application
-
-    log_level = "INFO" if verbose else "WARNING"
+def _start_serve(config: TandemConfig, log_level: str) -> None:
     logging.getLogger("ray.serve").setLevel(log_level)
     serve.start(
         http_options=HTTPOptions(host=config.http.host, port=config.http.port),
         logging_config=LoggingConfig(log_level=log_level),
     )
+
+
+def _end(config: TandemConfig) -> None:
+    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
+    deadline = time.monotonic() + config.coordinator.stop_grace_s + END_DEADLINE_S
+    try:
+        serve.delete(APPLICATION, _blocking=False)
+        while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.2)
+    except ray.exceptions.RayError:
+        logger.warning("Ray Serve has died before it could end the service", exc_info=True)
+
+
+def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None]) -> None:
+    from tandem.serve.app import build_application
+
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -99,11 +132,10 @@ def _start_application(config: TandemConfig, verbose: bool, on_progress: Callabl
     while thread.is_alive():
         thread.join(0.5)
         state = serve.status().applications.get(APPLICATION)
+        waiting = sorted(name for name, d in state.deployments.items() if d.status != "HEALTHY") if state else []
+        on_progress("waiting for " + ", ".join(waiting) if waiting else "deploying")
         if state is None:
             continue
-        waiting = [name for name, d in state.deployments.items() if d.status != "HEALTHY"]
-        if waiting:
-            on_progress("waiting for " + ", ".join(sorted(waiting)))
         if state.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
             faults = [f"{name}: {_cause(d.message)}" for name, d in state.deployments.items() if d.status != "HEALTHY"]
             raise StartError(

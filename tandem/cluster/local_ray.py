@@ -1,0 +1,66 @@
+"""A Ray on this machine alone: it listens on the loopback interface and asks every connection for a token.
+
+Whoever reaches a Ray can run any code as the user who started it. By itself, Ray listens on all interfaces and keeps
+its token in a file that every user of the machine can read.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader
+
+AUTH_MODE = "RAY_AUTH_MODE"
+TOKEN = "RAY_AUTH_TOKEN"
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+
+
+@contextmanager
+def local_ray(token_file: Path, **options: Any) -> Iterator[None]:
+    """A new Ray, which ends with the block. `options` are those of `ray.init`.
+
+    The token is that of `token_file`, which is made if it isn't there; Ray's own environment variables come first.
+    Processes started within the block inherit where it is, so that they can connect.
+    """
+    if TOKEN not in os.environ:
+        os.environ.setdefault(TOKEN_PATH, str(ensure_token(token_file)))
+    # Ray reads these once per process, at import or at the first use. A Ray that others may join, which is what it
+    # makes on Linux, listens on all interfaces; one that they may not stays on the loopback one.
+    AuthenticationTokenLoader.instance().reset_cache()
+    others_may_join = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        # Without an explicit address Ray would join whatever cluster it finds on the machine. RAY_AUTH_MODE stays
+        # unset: then Ray turns token authentication on itself, also in this process, where it is loaded already.
+        ray.init(address="local", include_dashboard=False, **options)
+        yield
+    finally:
+        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = others_may_join
+
+
+def token_authentication_is_on() -> bool:
+    """Whether this process sends a token to Ray, and asks for one. Known once Ray is connected."""
+    return os.environ.get(AUTH_MODE, "").lower() == "token"
+
+
+def ensure_token(file: Path) -> Path:
+    """Makes a random token in `file`, for this user alone, unless there is one. Returns the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
+    try:
+        with open(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as opened:
+            opened.write(secrets.token_hex(32))
+        os.link(aside, file)  # never over a token that another process has just made
+    except FileExistsError:
+        file.chmod(0o600)
+    finally:
+        aside.unlink(missing_ok=True)
+    return file
