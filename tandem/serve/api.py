@@ -17,11 +17,16 @@ from tandem.serve import error_responses, inference, keys, models, training_jobs
 from tandem.serve.auth import authenticate
 from tandem.serve.errors import UnavailableError
 from tandem.serve.payloads import disk_fault
-from tandem.serve.schemas import REQUEST_BODIES, Health, HTTPValidationError
+from tandem.serve.schemas import REQUEST_BODIES, ErrorBody, Health, HTTPValidationError
 from tandem.serve.services import Services, ServicesDep
 
 logger = logging.getLogger(__name__)
 STATUS_DEADLINE_S = 5.0
+PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
+ERROR_RESPONSE = {
+    "description": "Error",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+}
 
 
 def create_app(services: Services) -> FastAPI:
@@ -73,17 +78,24 @@ async def _coordinator_faults(services: Services) -> list[str]:
         if status["last_error"]:
             reasons.append(f"{base}: the coordinator failed outside a job and tries again; its log has the cause.")
         if not status["learners_running"]:
-            why = status.get("waiting_for") or "the next job waits for them."
-            reasons.append(f"{base}: its learners aren't running; {why}")
+            why = status.get("waiting_for") or "the next job waits for them"
+            reasons.append(f"{base}: its learners aren't running; {why}.")
     return reasons
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the bodies that routes read themselves and validation errors that echo nothing."""
+    """FastAPI's document, with the bodies that routes read themselves and the one shape of errors, which echo nothing.
+
+    Posting a job stays as published, which has no word of errors but 422.
+    """
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        own = [(model, "validation") for model in (*REQUEST_BODIES, HTTPValidationError)]
+        own = [(model, "validation") for model in (*REQUEST_BODIES, HTTPValidationError, ErrorBody)]
         _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schemas["$defs"]
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if (path, method) != PUBLISHED_OPERATION:
+                    operation["responses"]["default"] = ERROR_RESPONSE
         app.openapi_schema = document
     return app.openapi_schema

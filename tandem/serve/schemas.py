@@ -113,6 +113,24 @@ class HTTPValidationError(BaseModel):
     detail: list[ValidationError]
 
 
+class ErrorDescription(BaseModel):
+    message: str
+    """What was wrong and what to do."""
+    type: str
+    code: str | None
+    """What went wrong, as a word that programs can test."""
+    param: str | None
+    """The part of the request that it is about."""
+
+
+class ErrorBody(BaseModel):
+    """Every error of the service."""
+
+    error: ErrorDescription
+    detail: list[ValidationError] | None = None
+    """The faults of the request, where it has any."""
+
+
 class Model(Listed):
     entity: str
     project: str

@@ -1,10 +1,14 @@
+import json
 import shutil
+import socket
 import tempfile
 import threading
 import time
 import uuid
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPResponse
 
 import pytest
 import uvicorn
@@ -237,3 +241,45 @@ def address(session_app):
 def base_url(address, app):
     """What clients are given, while `app` has this test's services."""
     return f"{address}/v1"
+
+
+@pytest.fixture
+def configure(app, services):
+    """Changes settings: configure("limits", max_request_bytes=5)."""
+
+    def configure(section, **settings):
+        current = app.state.services
+        changed = getattr(current.config, section).model_copy(update=settings)
+        app.state.services = replace(current, config=current.config.model_copy(update={section: changed}))
+
+    return configure
+
+
+@pytest.fixture
+def connect(address, app, key):
+    """A connection on which a request's head has been sent."""
+    host, port = address.removeprefix("http://").split(":")
+    connections = []
+
+    def connect(path, *headers):
+        connection = socket.create_connection((host, int(port)), timeout=30)
+        connections.append(connection)
+        lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", *headers, "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        return connection
+
+    yield connect
+    for connection in connections:
+        connection.close()
+
+
+@pytest.fixture
+def answer():
+    """Status and JSON of the answer on a connection."""
+
+    def answer(connection):
+        response = HTTPResponse(connection)
+        response.begin()
+        return response.status, json.loads(response.read())
+
+    return answer
