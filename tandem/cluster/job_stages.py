@@ -100,7 +100,7 @@ class JobStages:
             rate = step_learning_rate(base_rate, config, of_step, job.reward_std_devs)
             metrics = self.learners.step(of_step, config.loss(), rate, chunk_size, tick)
             if index >= job.num_recorded_gradient_steps:
-                self.store.record_event(job, "gradient_step", metrics | scored if index == 0 else metrics)
+                self.store.record_event(job, "gradient_step", metrics | scored if index == 0 else metrics, index)
         return metrics | scored
 
     def _started(self, batch: TrainingBatch) -> dict[str, float]:

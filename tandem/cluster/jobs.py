@@ -60,8 +60,9 @@ class JobStore(Protocol):
     def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
         """Shows users what the job waits for before it can begin, until it begins, ends or is given back."""
 
-    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
-        """Appends an event (training_started once: a repeat is ignored; gradient_step)."""
+    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
+        """Appends an event. Repeats are ignored, so that it can be asked for again when its answer was lost: a second
+        training_started, and a gradient_step whose `index` among the job's steps, from 0, is recorded already."""
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
         """In one transaction: adds the version, records training_ended, marks the job succeeded."""

@@ -19,8 +19,8 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
 class PatientStore(JobStore):
     """Repeats writes that fail, and gives up one that hangs: after `publish_s`, it raises StoreUnavailableError.
 
-    A write whose answer was lost may have happened. Repeating it is safe, because the claim's attempt fences it: the
-    end of a job that has ended raises LeaseLostError.
+    A write whose answer was lost may have happened. Repeating it is safe: an event that is there already is ignored,
+    and the claim's attempt fences the rest, so that the end of a job that has ended raises LeaseLostError.
     """
 
     def __init__(self, store: JobStore, publish_s: float):
@@ -46,8 +46,8 @@ class PatientStore(JobStore):
         except Exception:
             logger.warning("The store can't show what job %s waits for", job.id, exc_info=True)
 
-    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
-        self._repeat(lambda: self._store.record_event(job, type, data))
+    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
+        self._repeat(lambda: self._store.record_event(job, type, data, index))
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
         self._repeat(lambda: self._store.complete(job, version, metrics))

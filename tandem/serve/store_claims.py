@@ -95,8 +95,11 @@ class ClaimTable(Database):
         with self._write() as session:
             _held(session, job).waiting_for = reason
 
-    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any]) -> None:
-        """Appends training_started (once: a repeat is ignored), gradient_step or logprobs_rescored."""
+    def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
+        """Appends training_started, gradient_step or logprobs_rescored.
+
+        Ignored are a second training_started, and a gradient_step whose index, from 0, is recorded already.
+        """
         if type not in RUNNING_EVENTS:
             raise ValueError(f"A running job records {', '.join(RUNNING_EVENTS)}, not {type!r}.")
         with self._write() as session:
@@ -105,6 +108,8 @@ class ClaimTable(Database):
                 row.waiting_for = None
                 if row.num_events > 0:
                     return  # clients rely on the first event staying as it is
+            if type == "gradient_step" and index is not None and index < row.num_gradient_steps:
+                return
             record(session, row, type, data, self._clock())
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:

@@ -47,7 +47,7 @@ class RecordingStore:
         if self.renewals and (error := self.renewals.pop(0)):
             raise error
 
-    def record_event(self, job, type, data):
+    def record_event(self, job, type, data, index=None):
         self.log.append((type, dict(data)))
 
     def complete(self, job, version, metrics):

@@ -78,7 +78,7 @@ class Recorder:
     def plot(self, job_id, sequences, tick):
         self.seen.append("plot")
 
-    def record_event(self, job, type, data):
+    def record_event(self, job, type, data, index=None):
         pass
 
 

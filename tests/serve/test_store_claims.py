@@ -149,6 +149,18 @@ def test_a_lease_that_ran_out_is_taken_over_and_fences_the_first_claim(store, cl
     assert events[0].data == {"num_sequences": 4}, "training_started changed with the second attempt"
 
 
+def test_events_asked_for_again_are_recorded_once(store, add_model, add_job, claim):
+    """As when the connection broke while the answer was on its way."""
+    job = add_job(add_model())
+    claimed = claim()
+    for _ in range(2):
+        store.record_event(claimed, "training_started", {})
+    for index in (0, 0, 1, 1, 0):
+        store.record_event(claimed, "gradient_step", {"loss/train": float(index)}, index)
+    assert types(store, job.id) == ["training_started", "gradient_step", "gradient_step"]
+    assert store.job(job.id, "team").num_gradient_steps == 2
+
+
 def test_renewing_keeps_the_lease(store, clock, add_model, add_job, claim):
     add_job(add_model())
     claimed = claim(lease_s=30)
