@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from tandem.serve import migrations
 from tandem.serve.connections import WRITES, open_engine
-from tandem.serve.errors import Fault, InvalidRequestError, UnavailableError
+from tandem.serve.errors import UnavailableError
+from tandem.serve.paging import not_listed
 from tandem.serve.tables import JobRow, LogRow, ModelRow
 
 logger = logging.getLogger(__name__)
@@ -87,5 +88,5 @@ def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: 
     """Where a page begins: the number of the row that a client named as `after`. Raises InvalidRequestError."""
     number = session.scalar(select(table.number).where(table.id == cursor))
     if number is None:
-        raise InvalidRequestError([Fault(("query", "after"), f"{cursor!r} isn't the id of an item of this list")])
+        raise not_listed()
     return number

@@ -8,9 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 
 from tandem.serve.auth import AdminCaller, add_key
-from tandem.serve.errors import ConflictError, Fault, InvalidRequestError, NotFoundError
+from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.json_body import Received, documented, json_body
-from tandem.serve.paging import Limit, Page
+from tandem.serve.paging import Limit, Page, not_listed
 from tandem.serve.schemas import ApiKey, CreatedApiKey, CreateKey, KeyRevoked
 from tandem.serve.services import ServicesDep
 
@@ -33,7 +33,7 @@ def list_keys(caller: AdminCaller, services: ServicesDep, after: UUID | None = N
     if after is not None:
         ids = [row.id for row in rows]
         if str(after) not in ids:
-            raise InvalidRequestError([Fault(("query", "after"), "isn't the id of an item of this list")])
+            raise not_listed()
         rows = rows[ids.index(str(after)) + 1 :]
     return Page.of([ApiKey.of(row) for row in rows], limit)
 

@@ -17,6 +17,7 @@ from tandem.cluster.artifacts import LOGS
 from tandem.serve.auth import Caller, InferCaller, TrainCaller
 from tandem.serve.engine_call import while_connected
 from tandem.serve.errors import Fault, ForbiddenError, InvalidRequestError
+from tandem.serve.faults import quoted
 from tandem.serve.json_body import Received, documented, json_body
 from tandem.serve.paging import Limit, Order, Page, cursor_number
 from tandem.serve.payloads import accept, delete_blobs, delete_job_artifacts, preparation_errors, stored
@@ -59,7 +60,7 @@ def create_model(
         )
     if wanted.base_model not in services.base_models:
         available = ", ".join(sorted(services.base_models))
-        message = f"there is no base model {wanted.base_model!r} here; this service has: {available}"
+        message = f"there is no base model {quoted(wanted.base_model)} here; this service has: {available}"
         raise InvalidRequestError([Fault(("body", "base_model"), message)], "base_model_not_found")
     row = services.store.add_model(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
     return _with_steps(services, [row])[0]

@@ -49,5 +49,11 @@ def cursor_number(cursor: str, owner: str) -> int:
     """The number in a cursor of this owner. Raises InvalidRequestError."""
     prefix, _, number = cursor.rpartition(":")
     if prefix != owner or not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise InvalidRequestError([Fault(("query", "after"), "isn't the id of an item of this list")])
+        raise not_listed()
     return int(number)
+
+
+def not_listed() -> InvalidRequestError:
+    """The refusal of a cursor that comes from elsewhere."""
+    message = "isn't the id of an item of this list; send the last_id of one of its pages"
+    return InvalidRequestError([Fault(("query", "after"), message)])

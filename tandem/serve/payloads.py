@@ -69,7 +69,7 @@ def preparation_errors() -> Iterator[None]:
         fault = Fault(("body", "experimental_config", error.field), error.reason)
         raise InvalidRequestError([fault], "invalid_training_config") from error
     except TrajectoryError as error:
-        raise InvalidRequestError([Fault(("body", *error.location), str(error))], "invalid_trajectory") from error
+        raise InvalidRequestError([Fault(("body", *error.location), error.reason)], "invalid_trajectory") from error
     except StageError as error:
         raise UnavailableError(f"The payload couldn't be checked. {error}", "preparation_failed") from error
 

@@ -16,6 +16,7 @@ from tandem.cluster.artifacts import PAYLOADS, job_artifact_key
 from tandem.rl.config import TrainingConfig
 from tandem.serve.auth import Caller, TrainCaller
 from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError
+from tandem.serve.faults import quoted
 from tandem.serve.json_body import documented
 from tandem.serve.kl_reference import wanted_reference
 from tandem.serve.paging import Limit, Order, Page, cursor_number
@@ -58,7 +59,7 @@ async def create_training_job(
 ) -> TrainingJobResponse:
     """Accepts trajectory groups to train a model on. The answer means that the job survives any crash.
 
-    The optional header `Idempotency-Key` (any string of up to 255 characters) makes a repeat of the same request
+    The optional header `Idempotency-Key` (1 to 255 printable ASCII characters) makes a repeat of the same request
     return the same job.
     """
     work = partial(_create, payload, caller, services, _idempotency_key(request))
@@ -159,7 +160,11 @@ def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCal
     """The contents of one of the job's files."""
     job_id = services.store.job(str(training_job_id), caller.entity).id
     if name not in services.artifacts.list_job_artifacts(job_id):  # so the name can't lead anywhere else
-        raise NotFoundError(f"Training job {job_id} has no artifact {name!r}.", "artifact_not_found", "name")
+        raise NotFoundError(
+            f"Training job {job_id} has no artifact {quoted(name)}; its list of artifacts has the names.",
+            "artifact_not_found",
+            "name",
+        )
     content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     content = services.artifacts.read_blob(job_artifact_key(job_id, name))
     return Response(content, media_type=content_type, headers={"x-content-type-options": "nosniff"})
@@ -167,7 +172,7 @@ def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCal
 
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY:
-        message = f"must have 1 to {MAX_IDEMPOTENCY_KEY} characters"
+    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
+        message = f"must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
         raise InvalidRequestError([Fault(("header", "Idempotency-Key"), message)])
     return key
