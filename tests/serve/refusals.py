@@ -1,0 +1,39 @@
+"""What every refusal has in common: one shape, plain words, and nothing left behind."""
+
+import re
+from pathlib import Path
+
+from sqlalchemy import create_engine, select
+
+from tandem.serve.tables import Table
+
+# Names of parts and types that mean nothing to whoever sent the request, and values as Python writes them.
+JARGON = re.compile(
+    r"pydantic|msgspec|sqlalchemy|sqlite|fastapi|ValidationError|validator|Traceback|discriminator|\btag\b|Input should"
+    r"|Extra inputs|Field required|<class|object at 0x|None|\bTrue\b|\bFalse\b|\bdict\b|site-packages|/tmp/"
+)
+
+
+def assert_one_shape(response, status):
+    """The error of a response, which has the shape that every error has, and says it in words."""
+    assert response.status_code == status, response.text[:1000]
+    body = response.json()
+    error = body["error"]
+    assert set(body) <= {"error", "detail"}
+    assert set(error) == {"message", "type", "code", "param"}
+    assert all(isinstance(error[key], str) for key in ("message", "type", "code"))
+    assert error["param"] is None or isinstance(error["param"], str)
+    assert set(map(frozenset, body.get("detail", ()))) <= {frozenset(("loc", "msg", "type"))}
+    for sentence in (error["message"], *(fault["msg"] for fault in body.get("detail", ()))):
+        assert not JARGON.search(sentence), sentence
+        assert 8 < len(sentence) < 600 and sentence.isprintable(), sentence
+    return error
+
+
+def everything_held(store_url, artifacts_root):
+    """All rows of the store and all files of the artifact store."""
+    engine = create_engine(store_url)
+    with engine.connect() as connection:
+        rows = {table.name: connection.execute(select(table)).all() for table in Table.metadata.sorted_tables}
+    engine.dispose()
+    return rows, {path: path.read_bytes() for path in Path(artifacts_root).rglob("*") if path.is_file()}

@@ -1,0 +1,384 @@
+"""Training data as broken clients send it. It is refused at its place, in plain words, and leaves nothing behind.
+
+Each table says: what a client sends, where the fault is, words of the sentence that says so.
+"""
+
+import json
+import re
+
+import pytest
+from refusals import assert_one_shape, everything_held
+from serve_fakes import choice, groups, trajectory
+
+JOBS = "/v1/preview/training-jobs"
+LEFT_OUT = object()
+
+
+def changed(mapping, changes):
+    return {key: value for key, value in {**mapping, **changes}.items() if value is not LEFT_OUT}
+
+
+def text(body):
+    """JSON in which a string like "@NaN@" stands for the bare word between the signs."""
+    return re.sub(r'"@([^"@]+)@"', r"\1", json.dumps(body)).encode()
+
+
+@pytest.fixture
+def held(store_url, services):
+    return lambda: everything_held(store_url, services.config.home / "artifacts")
+
+
+@pytest.fixture
+def refused(http, held):
+    """The error that refuses this body of a job."""
+
+    def refused(content, **headers):
+        before = held()
+        error = assert_one_shape(http.post(JOBS, content=content, headers=headers), 422)
+        assert held() == before
+        return error
+
+    return refused
+
+
+@pytest.fixture
+def refused_job(refused, model):
+    """The error that refuses a job with these changes."""
+    return lambda changes: refused(text(changed({"model_id": model["id"], "trajectory_groups": groups()}, changes)))
+
+
+def assert_says(error, place, words):
+    assert error["param"] == place
+    assert error["message"].startswith(f"{place}: ")
+    assert words in error["message"]
+
+
+def table(rows):
+    return pytest.mark.parametrize(("sent", "place", "words"), rows.values(), ids=rows)
+
+
+MISSING = "is missing; send it"
+NOT_AN_ID = "must be an id (a UUID) as this service gave it"
+NOT_FINITE = "must be a finite number: JSON has neither NaN nor infinities"
+GROUP = "trajectory_groups.0"
+TRAJECTORIES = f"{GROUP}.trajectories"
+
+
+@table(
+    {
+        "no model": ({"model_id": LEFT_OUT}, "model_id", MISSING),
+        "null for a model": ({"model_id": None}, "model_id", NOT_AN_ID),
+        "a number for a model": ({"model_id": 7}, "model_id", NOT_AN_ID),
+        "a name for a model": ({"model_id": "team/project/agent"}, "model_id", NOT_AN_ID),
+        "an enormous id": ({"model_id": "x" * 10**6}, "model_id", NOT_AN_ID),
+        "no groups": ({"trajectory_groups": LEFT_OUT}, "trajectory_groups", MISSING),
+        "null for groups": ({"trajectory_groups": None}, "trajectory_groups", "must be an array"),
+        "an object of groups": ({"trajectory_groups": {"0": []}}, "trajectory_groups", "must be an array"),
+        "groups in a string": ({"trajectory_groups": "[]"}, "trajectory_groups", "must be an array"),
+        "null for a group": ({"trajectory_groups": [None]}, GROUP, "must be an object"),
+        "an array for a group": ({"trajectory_groups": [[trajectory(1.0)]]}, GROUP, "must be an object"),
+        "a trajectory for a group": ({"trajectory_groups": [trajectory(1.0)]}, TRAJECTORIES, MISSING),
+        "null for trajectories": ({"trajectory_groups": [{"trajectories": None}]}, TRAJECTORIES, "must be an array"),
+        "null for a trajectory": (
+            {"trajectory_groups": [{"trajectories": [trajectory(1.0), None]}]},
+            f"{TRAJECTORIES}.1",
+            "must be an object",
+        ),
+        "a trajectory in a string": (
+            {"trajectory_groups": [*groups(), {"trajectories": [json.dumps(trajectory(1.0))]}]},
+            "trajectory_groups.1.trajectories.0",
+            "must be an object",
+        ),
+        "a misspelt key": ({"experimental_confg": {}}, "experimental_confg", "did you mean experimental_config?"),
+        "an unknown key": ({"priority": 1}, "priority", "isn't known here; leave it out"),
+        "an enormous key": ({"x" * 10**5: 1}, f"{'x' * 64}…", "isn't known here; leave it out"),
+    }
+)
+def test_jobs(refused_job, sent, place, words):
+    assert_says(refused_job(sent), f"body.{place}", words)
+
+
+@table(
+    {
+        "an array": ([], "", "must be an object"),
+        "a word": ("fast", "", "must be an object"),
+        "a misspelt option": ({"learningrate": 1e-5}, ".learningrate", "did you mean learning_rate?"),
+        "a rate in words": ({"learning_rate": "fast"}, ".learning_rate", "must be a number"),
+        "true for a rate": ({"learning_rate": True}, ".learning_rate", "must be a number"),
+        "a negative rate": ({"learning_rate": -1}, ".learning_rate", "must be 0 or more, got -1.0"),
+        "a rate beyond float32": ({"learning_rate": 1e300}, ".learning_rate", "between -1e+30 and 1e+30, got 1e+300"),
+        "an infinite rate": ({"learning_rate": "@1e999@"}, ".learning_rate", NOT_FINITE),
+        "1 for true": ({"ppo": 1}, ".ppo", "must be true or false"),
+        "an unknown loss": ({"loss_fn": "dpo"}, ".loss_fn", "must be 'cispo' or 'ppo'"),
+        "two losses": ({"loss_fn": "cispo", "ppo": True}, "", "contradict each other; send loss_fn alone"),
+        "more balance than there is": ({"advantage_balance": 2}, ".advantage_balance", "between -1"),
+        "half a token": ({"packed_sequence_length": 1.5}, ".packed_sequence_length", "must be a whole number"),
+        "longer than the model takes": (
+            {"packed_sequence_length": 257},
+            ".packed_sequence_length",
+            "257 is above the model's limit of 256 tokens; lower it or leave it out",
+        ),
+        "an enormous length": ({"packed_sequence_length": 10**40}, ".packed_sequence_length", "at most 2147483647"),
+        "a reference without a penalty": (
+            {"kl_penalty_step_lag": 1},
+            "",
+            "kl_penalty_step_lag does nothing without a KL penalty; leave it out, or send a kl_penalty_coef above 0",
+        ),
+        "two references": (
+            {"kl_penalty_coef": 0.1, "kl_penalty_step_lag": 1, "kl_penalty_reference_step": 0},
+            "",
+            "both choose the KL reference; send one of them",
+        ),
+        "a reference that isn't there": (
+            {"kl_penalty_coef": 0.1, "kl_penalty_reference_step": 7},
+            ".kl_penalty_reference_step",
+            "there is no version team/project/agent:step7; that step hasn't been trained yet",
+        ),
+        "an enormous step": (
+            {"kl_penalty_coef": 0.1, "kl_penalty_reference_step": 10**30},
+            ".kl_penalty_reference_step",
+            "must be 0 (the untrained model) to 2147483647",
+        ),
+        "an enormous lag": (
+            {"kl_penalty_coef": 0.1, "kl_penalty_step_lag": 10**30},
+            ".kl_penalty_step_lag",
+            "must be at least 1 and at most 2147483647",
+        ),
+        "a path of the machine": (
+            {"kl_penalty_coef": 0.1, "kl_ref_adapter_path": "../../etc/passwd"},
+            ".kl_ref_adapter_path",
+            "is neither entity/project/name:stepN nor checkpoints/<digest>",
+        ),
+        "an enormous path": (
+            {"kl_penalty_coef": 0.1, "kl_ref_adapter_path": "x" * 10**6},
+            ".kl_ref_adapter_path",
+            "is neither entity/project/name:stepN nor checkpoints/<digest>",
+        ),
+        "another entity's version": (
+            {"kl_penalty_coef": 0.1, "kl_ref_adapter_path": "rivals/project/agent:step1"},
+            ".kl_ref_adapter_path",
+            "entity 'team' has no model rivals/project/agent",
+        ),
+    }
+)
+def test_options(refused_job, sent, place, words):
+    assert_says(refused_job({"experimental_config": sent}), f"body.experimental_config{place}", words)
+
+
+@pytest.fixture
+def refused_trajectory(refused_job):
+    """The error that refuses a job whose last trajectory, of the last of three groups, has these changes."""
+
+    def refused_trajectory(changes):
+        *others, (one, other) = groups(2), (trajectory(0.0), changed(trajectory(1.0), changes))
+        return refused_job({"trajectory_groups": [*others[0], {"trajectories": [one, other]}]})
+
+    return refused_trajectory
+
+
+LAST = "body.trajectory_groups.2.trajectories.1"
+USER = {"role": "user", "content": "1 + 6 = ?"}
+VERSION = "must be the step of a policy version, from 0 to 2147483647"
+TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
+
+
+@table(
+    {
+        "null for a reward": ({"reward": None}, "reward", "must be a number"),
+        "a reward in quotes": ({"reward": "1.0"}, "reward", "must be a number"),
+        "true for a reward": ({"reward": True}, "reward", "must be a number"),
+        "an array of rewards": ({"reward": [1]}, "reward", "must be a number"),
+        "a reward beyond float32": ({"reward": -1e31}, "reward", "must lie between -1e+30 and 1e+30"),
+        "a reward of 400 digits": ({"reward": 10**400}, "reward", NOT_FINITE),
+        "NaN": ({"reward": "@NaN@"}, "reward", NOT_FINITE),
+        "minus infinity": ({"reward": "@-Infinity@"}, "reward", NOT_FINITE),
+        "1e999": ({"reward": "@1e999@"}, "reward", NOT_FINITE),
+        "1e999 under an unknown key": ({"note": {"a": [0, "@1e999@"]}}, "note.a.1", NOT_FINITE),
+        "an array of metrics": ({"metrics": []}, "metrics", "must be an object"),
+        "a metric in words": ({"metrics": {"length": "long"}}, "metrics.length", "must be a number, true or false"),
+        "nested metadata": ({"metadata": {"a": [1]}}, "metadata.a", "must be a number, a string, true, false or null"),
+        "NaN in metadata": ({"metadata": {"a": "@NaN@"}}, "metadata.a", NOT_FINITE),
+        "a string of logs": ({"logs": "one"}, "logs", "must be an array"),
+        "a number in logs": ({"logs": ["one", 2]}, "logs.1", "must be a string"),
+        "a time in words": ({"start_time": "yesterday"}, "start_time", TIME),
+        "a time after all times": ({"start_time": 1e300}, "start_time", TIME),
+        "half a version": ({"initial_policy_version": 1.5}, "initial_policy_version", "must be a whole number"),
+        "a negative version": ({"initial_policy_version": -5}, "initial_policy_version", VERSION),
+        "an enormous version": ({"final_policy_version": 10**30}, "final_policy_version", VERSION),
+        "an object of tools": ({"tools": {}}, "tools", "must be an array"),
+        "a tool by name": ({"tools": ["look"]}, "tools.0", "must be an object"),
+        "a tool without a name": (
+            {"tools": [{"type": "function", "function": {}}]},
+            "tools.0.function.name",
+            MISSING,
+        ),
+        "an array for the template": ({"chat_template_kwargs": []}, "chat_template_kwargs", "must be an object"),
+        "an argument that isn't the template's": (
+            {"chat_template_kwargs": {"tokenize": True}},
+            "chat_template_kwargs.tokenize",
+            "can't be set here; leave it out",
+        ),
+        "null for turns": ({"messages_and_choices": None}, "messages_and_choices", "must be an array"),
+        "a string of turns": ({"messages_and_choices": "hi"}, "messages_and_choices", "must be an array"),
+        "an empty history": (
+            {"additional_histories": [{}]},
+            "additional_histories.0.messages_and_choices",
+            MISSING,
+        ),
+        "an unknown token in a further history": (
+            {"additional_histories": [{"messages_and_choices": [USER, choice((300, 427))]}]},
+            "additional_histories.0.messages_and_choices.1.token_ids.1",
+            "token id 427 is outside the vocabulary of 427; send tokens that this model sampled",
+        ),
+    }
+)
+def test_trajectories(refused_trajectory, sent, place, words):
+    assert_says(refused_trajectory(sent), f"{LAST}.{place}", words)
+
+
+def said(content):
+    return {"role": "user", "content": content}
+
+
+def called(*calls):
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+def function(**function):
+    return {"id": "1", "type": "function", "function": function}
+
+
+NEITHER = "must be a message whose role is one of developer, system, user, assistant, tool, function, or a choice"
+
+
+@table(
+    {
+        "a number": (42, "", NEITHER),
+        "null": (None, "", NEITHER),
+        "an empty object": ({}, "", NEITHER),
+        "no role": ({"content": "x"}, "", NEITHER),
+        "an unknown role": ({"role": "oracle", "content": "x"}, "", NEITHER),
+        "an array for a role": ({"role": ["user"], "content": "x"}, "", NEITHER),
+        "no content": ({"role": "user"}, ".content", MISSING),
+        "a number for content": (said(7), ".content", "must be a string or an array of parts"),
+        "an object for content": (said({}), ".content", "must be a string or an array of parts"),
+        "a part of no type": (said([{"text": "x"}]), ".content.0", "needs a `type` that says what it is"),
+        "a part of an unknown type": (
+            said([{"type": "text", "text": "x"}, {"type": "video"}]),
+            ".content.1.type",
+            "must be one of 'text', 'image_url', 'input_audio', 'file'",
+        ),
+        "a text without a text": (said([{"type": "text"}]), ".content.0.text", MISSING),
+        "an image": (
+            said([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]),
+            ".content.0",
+            "content of type 'image_url' can't be trained on; send text only",
+        ),
+        "an image in the system's words": (
+            {"role": "system", "content": [{"type": "image_url", "text": "x"}]},
+            ".content.0.type",
+            "must be 'text'",
+        ),
+        "the result of no call": ({"role": "tool", "content": "7"}, ".tool_call_id", MISSING),
+        "a call in words": (called() | {"tool_calls": "look"}, ".tool_calls", "must be an array"),
+        "a call of no type": (called({}), ".tool_calls.0", "needs a `type` that says what it is"),
+        "a call without arguments": (called(function(name="look")), ".tool_calls.0.function.arguments", MISSING),
+        "arguments that aren't a string": (
+            called(function(name="look", arguments="{}"), function(name="look", arguments={})),
+            ".tool_calls.1.function.arguments",
+            "must be a string",
+        ),
+    }
+)
+def test_messages(refused_trajectory, sent, place, words):
+    error = refused_trajectory({"messages_and_choices": [USER, sent, choice()]})
+    assert_says(error, f"{LAST}.messages_and_choices.1{place}", words)
+
+
+def of_one_token(token="token_id:300", logprob=-0.5, **changes):
+    """A choice without token_ids, whose logprobs name its only token."""
+    entry = {"token": token, "logprob": logprob, "top_logprobs": [], **changes}
+    return choice(token_ids=(), logprobs={"content": [entry]}) | {"token_ids": None}
+
+
+TOKEN = ".logprobs.content.0.token"
+UNKNOWN_TOKEN = "is outside the vocabulary of 427; send tokens that this model sampled"
+NO_ENTRY = "doesn't name exactly one entry of the vocabulary; sample with return_token_ids=true"
+
+
+@table(
+    {
+        "no message": ({"finish_reason": "stop", "index": 0}, ".message", MISSING),
+        "a message in a string": (choice(message="7"), ".message", "must be an object"),
+        "a choice of the user's": (choice(message=USER), ".message.role", "must be 'assistant'"),
+        "no index": ({k: v for k, v in choice().items() if k != "index"}, ".index", MISSING),
+        "an unknown end": (choice(finish_reason="tired"), ".finish_reason", "must be 'stop', 'length', 'tool_calls'"),
+        "an array of logprobs": (choice(logprobs=[-0.5]), ".logprobs", "must be an object"),
+        "bare logprobs": (choice(logprobs={"content": [-0.5]}), ".logprobs.content.0", "must be an object"),
+        "null for a logprob": (of_one_token(logprob=None), ".logprobs.content.0.logprob", "must be a number"),
+        "true for a logprob": (of_one_token(logprob=True), ".logprobs.content.0.logprob", "must be a number"),
+        "an infinite logprob": (of_one_token(logprob="@-Infinity@"), ".logprobs.content.0.logprob", NOT_FINITE),
+        "a probability": (
+            of_one_token(logprob=0.5),
+            ".logprobs.content.0.logprob",
+            "logprob 0.5 is above 0; send natural logarithms of probabilities",
+        ),
+        "a logprob of no token": (
+            choice(logprobs={"content": [{"logprob": -0.5, "top_logprobs": []}]}),
+            TOKEN,
+            MISSING,
+        ),
+        "an id after the vocabulary": (of_one_token("token_id:427"), TOKEN, f"token id 427 {UNKNOWN_TOKEN}"),
+        "an id of 5000 digits": (of_one_token("token_id:" + "9" * 5000), TOKEN, NO_ENTRY),
+        "an id in other digits": (of_one_token("token_id:\u0661"), TOKEN, NO_ENTRY),
+        "a token of another model": (of_one_token("zebraque"), TOKEN, NO_ENTRY),
+        "an enormous token": (of_one_token("z" * 10**5), TOKEN, NO_ENTRY),
+        "bytes above 255": (
+            of_one_token("a", bytes=[300]),
+            ".logprobs.content.0.bytes",
+            "bytes lie between 0 and 255; send the choice as the engine returned it",
+        ),
+        "ids in words": (choice() | {"token_ids": "seven"}, ".token_ids", "must be an array"),
+        "a fraction of an id": (choice() | {"token_ids": [300, 1.5]}, ".token_ids.1", "must be a whole number"),
+        "a negative id": (choice() | {"token_ids": [-1, 2, 3]}, ".token_ids.0", f"token id -1 {UNKNOWN_TOKEN}"),
+        "an enormous id": (choice() | {"token_ids": [1, 10**300, 3]}, ".token_ids.1", UNKNOWN_TOKEN),
+        "fewer ids than logprobs": (
+            choice() | {"token_ids": [300, 301]},
+            ".token_ids",
+            "it has 2 token_ids but 3 logprobs; send the choice as the engine returned it",
+        ),
+        "a prompt in words": (choice(prompt_token_ids="1 + 6"), ".prompt_token_ids", "must be an array"),
+        "an unknown token in the prompt": (
+            choice(prompt_token_ids=[1, 9999]),
+            ".prompt_token_ids.1",
+            f"token id 9999 {UNKNOWN_TOKEN}",
+        ),
+        "no prompt": (
+            choice(prompt_token_ids=[]),
+            "",
+            "nothing stands before its first token, so that token has no probability; send its prompt",
+        ),
+        "a version in words": (choice(policy_version="newest"), ".policy_version", "must be a whole number"),
+        "an enormous version": (choice(policy_version=10**30), ".policy_version", VERSION),
+    }
+)
+def test_choices(refused_trajectory, sent, place, words):
+    error = refused_trajectory({"messages_and_choices": [USER, sent]})
+    assert_says(error, f"{LAST}.messages_and_choices.1{place}", words)
+
+
+def test_a_choice_before_every_message(refused_trajectory):
+    error = refused_trajectory({"messages_and_choices": [choice(), USER]})
+    assert_says(error, f"{LAST}.messages_and_choices.0", "send messages that the model's template accepts")
+
+
+def test_reasoning_apart_from_content(refused_trajectory):
+    reasoned = choice(message={"role": "assistant", "content": "7", "reasoning": "1 + 6"})
+    error = refused_trajectory({"messages_and_choices": [USER, reasoned, USER, choice()]})
+    words = "sample with return_token_ids=true and keep prompt_token_ids on each choice"
+    assert_says(error, f"{LAST}.messages_and_choices.1", words)
+
+
+@pytest.mark.parametrize("sent", [f"@{'[' * 5000}{']' * 5000}@", f"@{'9' * 5000}@", "@0x10@", "@.5@", "\ud800"])
+def test_text_in_a_group_that_is_not_json(refused_trajectory, sent):
+    assert_says(refused_trajectory({"metadata": {"note": sent}}), "body.trajectory_groups.2", "isn't JSON")
