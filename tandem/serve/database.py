@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from tandem.serve import migrations
 from tandem.serve.connections import WRITES, open_engine
-from tandem.serve.errors import UnavailableError
+from tandem.serve.errors import NoAnswerError
 from tandem.serve.paging import not_listed
 from tandem.serve.tables import JobRow, LogRow, ModelRow
 
@@ -36,7 +36,7 @@ class Database:
     Rows that a transaction hands out are plain values afterwards; nothing is loaded behind the caller's back.
 
     `clock` gives the time, aware of its time zone. Raises ValueError for a URL that can't be a store, NewerStoreError
-    for a database of a later release; every method raises UnavailableError when the database doesn't answer.
+    for a database of a later release. Every method raises NoAnswerError when the database doesn't answer.
     """
 
     def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)):
@@ -81,7 +81,7 @@ def _transaction(engine: Engine) -> Iterator[Session]:
             yield session
     except (OperationalError, InternalError, TimeoutError) as error:  # internal: an idle transaction that was ended
         logger.warning("The store doesn't answer: %s", getattr(error, "orig", error))
-        raise UnavailableError("The store doesn't answer. Try again in a moment.", "store_unavailable") from error
+        raise NoAnswerError from error
 
 
 def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: str) -> int:

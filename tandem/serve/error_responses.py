@@ -27,6 +27,7 @@ from tandem.serve.errors import (
     Fault,
     ForbiddenError,
     InvalidRequestError,
+    NoAnswerError,
     NotFoundError,
     QueueFullError,
     ServeError,
@@ -53,6 +54,7 @@ _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
     InvalidRequestError: (422, "invalid_request_error", {}),
     QueueFullError: (429, "rate_limit_error", {"Retry-After": "10"}),
     UnavailableError: (503, "service_unavailable_error", {"Retry-After": "1"}),
+    NoAnswerError: (503, "service_unavailable_error", {"Retry-After": "1"}),
     # OpenAI clients would otherwise send again what has just proved too long.
     DeadlineError: (504, "timeout_error", {"x-should-retry": "false"}),
     StorageFullError: (507, "insufficient_storage_error", {"x-should-retry": "false"}),

@@ -81,6 +81,16 @@ class UnavailableError(ServeError, RuntimeError):
     """The service can't do this now, but will be able to in a moment."""
 
 
+class NoAnswerError(UnavailableError):
+    """The store doesn't answer. What was asked of it may have been done nevertheless."""
+
+    def __init__(self) -> None:
+        super().__init__("The store doesn't answer. Try again in a moment.", "store_unavailable")
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
 class DeadlineError(ServeError, RuntimeError):
     """The request took longer than the service allows."""
 

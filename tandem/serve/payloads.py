@@ -20,7 +20,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import StageError
 from tandem.cluster.payloads import PayloadError
 from tandem.rl.errors import ConfigError, TrajectoryError
-from tandem.serve.errors import Fault, InvalidRequestError, StorageFullError, UnavailableError
+from tandem.serve.errors import Fault, InvalidRequestError, NoAnswerError, StorageFullError, UnavailableError
 from tandem.serve.faults import faults_of
 from tandem.serve.services import Services
 
@@ -78,12 +78,15 @@ def preparation_errors() -> Iterator[None]:
 def stored(artifacts: Artifacts, file: Path, key: str) -> Iterator[str]:
     """Moves a finished file to where it is the durable blob `key`, before the block writes the row that refers to it.
 
-    When the block fails, the blob is removed. Raises UnavailableError or StorageFullError.
+    When the block fails, the blob is removed. When it isn't known whether the row was written, the blob stays;
+    sweeping removes it if there is no such row. Raises UnavailableError or StorageFullError.
     """
     try:
         with storage_errors():
             artifacts.put_blob_file(file, key)
         yield key
+    except NoAnswerError:
+        raise
     except BaseException:
         delete_blobs(artifacts, [key])
         raise
