@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.errors import StageError
 
@@ -15,10 +18,13 @@ NUM_FRAMES = 2
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
 _COLOR = re.compile(r"\x1b\[\d*m")
 _EXIT_CODE = re.compile(r"exit code (\d+)")
-KILLED = (
-    "was killed by a signal that it couldn't answer: signal 9, which is what the kernel does when memory runs out, "
-    "or a crash in native code"
+_CRASH = re.compile(
+    r"\*\*\* (?P<name>SIG[A-Z]+) received"
+    r"(?:.*?most recent call first\):\n  File \"(?P<file>[^\"]+)\", line (?P<line>\d+))?",
+    re.DOTALL,
 )
+KILLED = "was killed by signal 9 (SIGKILL), which is what the kernel does when memory runs out"
+LAST_WORDS_BYTES, LAST_WORDS_S = 1 << 16, 10.0
 
 
 def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
@@ -63,8 +69,38 @@ def _death(error: ray.exceptions.RayActorError) -> tuple[str, str]:
     if code := _EXIT_CODE.search(said):
         return f"ended itself with exit code {code[1]}", _NEXT_ATTEMPT
     if "End of file" in said:
-        return KILLED, f"Look at the node's memory. {_NEXT_ATTEMPT}"
+        crash = _CRASH.search(_last_words(said))
+        if crash is None:
+            return KILLED, f"Look at the node's memory. {_NEXT_ATTEMPT}"
+        number = getattr(signal, crash["name"]).value
+        where = f" in {Path(crash['file']).name}:{crash['line']}" if crash["file"] else ""
+        return f"was ended by signal {number} ({crash['name']}){where}", _NEXT_ATTEMPT
     return f"died: {' '.join(said.split())}", _NEXT_ATTEMPT
+
+
+def _last_words(said: str) -> str:
+    """What the process that Ray's sentence is about has written last; empty when that can't be had.
+
+    A process writes down a signal that it can catch, in a file on its node.
+    """
+    pid, ip = re.search(r"pid: (\d+)", said), re.search(r"ip: (\S+)", said)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and ip and node["NodeManagerAddress"] == ip[1]]
+    if not (pid and nodes):
+        return ""
+    on_that_node = NodeAffinitySchedulingStrategy(nodes[0], soft=False)
+    reader = ray.remote(_end_of_log).options(num_cpus=0, max_retries=0, scheduling_strategy=on_that_node)
+    try:
+        return ray.get(reader.remote(int(pid[1])), timeout=LAST_WORDS_S)
+    except ray.exceptions.RayError:
+        return ""
+
+
+def _end_of_log(pid: int) -> str:
+    """Runs in a worker process of the same node: Ray writes the logs of all of them to one folder."""
+    logs = Path(os.readlink("/proc/self/fd/2")).parent
+    return "".join(
+        log.read_bytes()[-LAST_WORDS_BYTES:].decode(errors="replace") for log in logs.glob(f"worker-*-{pid}.err")
+    )
 
 
 def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> StageError:
