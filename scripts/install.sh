@@ -35,7 +35,7 @@ fi
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$PYTHON" -m pip config get global.find-links 2>/dev/null || true)}}
 install() {
   # Compiled now, or, where Python is told to write no bytecode, at every start of every process: minutes for vLLM.
-  UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,test,bench]" --constraint "$CONSTRAINTS" "$@"
+  UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,postgres,test,bench]" --constraint "$CONSTRAINTS" "$@"
 }
 
 echo "Installing Tandem for $EXTRA into .venv"

@@ -204,7 +204,10 @@ class TandemConfig(BaseSettings):
 
     home: Path = Field(Path("~/.tandem"), description="Where the store and the artifacts live unless named.")
     base_models: Annotated[tuple[BaseModelConfig, ...], Field(min_length=1)] = (TINY,)
-    store_url: str | None = Field(None, description="SQLAlchemy URL. Unset: SQLite under home.")
+    store_url: str | None = Field(
+        None,
+        description="sqlite:////path/to/file.db or postgresql://user:password@host/database. Unset: SQLite under home.",
+    )
     artifacts: str | None = Field(
         None, description="fsspec URL of checkpoints and payloads. Unset: a folder under home."
     )

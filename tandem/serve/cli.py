@@ -46,10 +46,16 @@ def _config(path: Path | None) -> TandemConfig:
 
 
 def _store(config: TandemConfig) -> Any:
+    from tandem.serve.errors import NoAnswerError
+    from tandem.serve.migrations import NewerStoreError
     from tandem.serve.store import Store
 
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Store(config.resolved_store_url)
+    try:
+        return Store(config.resolved_store_url)
+    except (ValueError, NewerStoreError, NoAnswerError) as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(2) from None
 
 
 @app.command()

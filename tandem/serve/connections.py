@@ -57,7 +57,15 @@ def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
     if url.database in (None, "", ":memory:"):
         raise ValueError("store_url names no file, but several processes share a store: sqlite:////path/to/file.db.")
     path = Path(url.database).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_absolute():
+        raise ValueError(
+            f"store_url names the file {url.database!r}, but each process would look for it in its own folder. "
+            "Write the whole path, after four slashes: sqlite:////path/to/file.db."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"store_url names a file in {path.parent}, which can't be made: {error.strerror}.") from error
     url = url.set(database=str(path), query={"timeout": str(LOCK_TIMEOUT_S), **url.query})
     engine = create_engine(url, **options)
     event.listen(engine, "connect", _prepare_sqlite)
