@@ -1,0 +1,118 @@
+"""Loading a pickle runs whatever its author wants, so nothing in Tandem loads one; nor YAML that makes objects."""
+
+import ast
+import pickle
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.engine import Engine, _check_adapter
+from tandem.rl.checkpoints import ADAPTER, LearnerState, read_checkpoint, write_checkpoint
+from tandem.rl.errors import CheckpointError
+
+SOURCES = sorted((Path(__file__).parents[1] / "tandem").rglob("*.py"))
+MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pickle5"}
+CALLS = {
+    "torch.load", "torch.jit.load", "torch.package.PackageImporter", "torch.serialization.load",
+    "numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle",
+    "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.unsafe_load_all",
+    "eval", "exec", "compile",
+}  # fmt: skip
+
+
+def pickles(source):
+    """What in a module's source could load a pickle, run text as code, or make objects of YAML."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found += [name.name for name in names if set(name.name.split(".")) & MODULES]
+            case ast.ImportFrom(module=module, names=names):
+                full = [f"{module}.{name.name}" for name in names]
+                found += [name for name in full if set(name.split(".")) & MODULES or name in CALLS]
+            case ast.Call(func=function) if ast.unparse(function) in CALLS:
+                found.append(ast.unparse(function))
+            case ast.keyword(arg="allow_pickle", value=value) if ast.unparse(value) != "False":
+                found.append("allow_pickle")
+            case ast.keyword(arg="trust_remote_code", value=value) if ast.unparse(value) != "False":
+                found.append("trust_remote_code")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(path.parents[2])))
+def test_no_module_loads_pickles(path):
+    assert pickles(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import os, cloudpickle as c",
+        "from ray import cloudpickle",
+        "from torch import load",
+        "def f():\n    import torch\n    return torch.load(path)",
+        "from joblib import load",
+        "numpy.load(file, allow_pickle=True)",
+        "yaml.load(text, yaml.Loader)",
+        "AutoModel.from_pretrained(path, trust_remote_code=True)",
+    ],
+)
+def test_a_module_that_did_would_be_noticed(source):
+    assert pickles(source)
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return open, (str(self._path), "w")
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """Where a payload would leave its file; that it does so is checked first."""
+    path = tmp_path / "unpickled"
+    pickle.loads(pickle.dumps(Payload(path))).close()
+    path.unlink()
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path, trace):
+    """A checkpoint whose adapter is a pickle, under the names that loaders of pickles look for as well."""
+    config = {"target_modules": ["q_proj"], "peft_type": "LORA"}
+    directory = write_checkpoint(tmp_path, LearnerState({"w": torch.zeros(2)}), config, {}).path
+    for name in ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"):
+        torch.save(Payload(trace), directory / name)
+    return directory
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["as adapter_model.safetensors", "as adapter_model.bin"])
+def test_a_checkpoint_with_a_pickled_adapter_is_refused_by_name(checkpoint, trace, in_place):
+    adapter = checkpoint / ADAPTER
+    if in_place:
+        (checkpoint / "adapter_model.bin").replace(adapter)
+    else:
+        adapter.unlink()
+    for verify in (True, False):
+        with pytest.raises(CheckpointError, match=re.escape(str(adapter))):
+            read_checkpoint(checkpoint, verify=verify)
+    with pytest.raises(Exception, match=r"adapter_model\.safetensors|header"):
+        _check_adapter(checkpoint, LoraConfig())
+    assert not trace.exists()
+
+
+def test_the_engine_is_given_two_files_of_a_checkpoint_and_no_others(checkpoint, tmp_path, trace):
+    engine = Engine(EngineConfig(), "model", "model", lambda digest: checkpoint, None, LoraConfig())
+    engine._directory = tempfile.TemporaryDirectory(dir=tmp_path)
+    copied = engine._copy_adapter("d" * 64)
+    assert {path.name for path in copied.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert not trace.exists()
