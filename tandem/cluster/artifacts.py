@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
 from datetime import datetime
@@ -40,8 +42,10 @@ class Artifacts:
         if self._is_local:
             self._local_root = Path(self._root)
         else:
-            self._local_root = Path(cache_dir or Path(tempfile.gettempdir()) / f"tandem-artifacts-{os.getuid()}")
+            shared = Path(tempfile.gettempdir()) / f"tandem-artifacts-{os.getuid()}"
+            self._local_root = Path(cache_dir) if cache_dir else _private_directory(shared)
         self._local_root.mkdir(parents=True, exist_ok=True)
+        self._shown_root = without_secrets(root)
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -54,18 +58,18 @@ class Artifacts:
         """Makes the checkpoint `checkpoints_dir / digest` durable, the manifest last: half a copy is never valid."""
         if self._is_local:
             return
-        source, target = self.checkpoints_dir / digest, f"{self._root}/{CHECKPOINTS}/{digest}"
+        source, target = self.checkpoints_dir / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
         for file in sorted(source.iterdir(), key=lambda f: f.name == "manifest.json"):
             self._fs.put_file(str(file), f"{target}/{file.name}")
 
     def pull_checkpoint(self, digest: str) -> Path:
         """The local directory of a checkpoint, copied from the root when it isn't here. Raises ArtifactError."""
-        local = self.checkpoints_dir / digest
+        local = self.checkpoints_dir / _checked(digest)
         if (local / "manifest.json").is_file():
             return local
-        source = f"{self._root}/{CHECKPOINTS}/{digest}"
+        source = self._url(f"{CHECKPOINTS}/{digest}")
         if self._is_local or not self._fs.exists(f"{source}/manifest.json"):
-            raise ArtifactError(f"Checkpoint {digest} isn't in the artifact store {self._root}.")
+            raise ArtifactError(f"Checkpoint {digest} isn't in the artifact store {self._shown_root}.")
         aside = self.checkpoints_dir / f".{digest}-{uuid.uuid4().hex}"
         self._fs.get(source, str(aside), recursive=True)
         try:
@@ -76,8 +80,8 @@ class Artifacts:
 
     def delete_checkpoint(self, digest: str) -> None:
         """Removes a checkpoint that no version refers to any more. A missing one is no error."""
-        shutil.rmtree(self.checkpoints_dir / digest, ignore_errors=True)
-        remote = f"{self._root}/{CHECKPOINTS}/{digest}"
+        shutil.rmtree(self.checkpoints_dir / _checked(digest), ignore_errors=True)
+        remote = self._url(f"{CHECKPOINTS}/{digest}")
         if not self._is_local and self._fs.exists(remote):
             self._fs.rm(remote, recursive=True)
 
@@ -96,10 +100,10 @@ class Artifacts:
     def put_blob_file(self, file: Path, key: str) -> None:
         """Moves a file of `spool_dir` to where it is the durable blob `key`."""
         if not self._is_local:
-            self._fs.put_file(str(file), f"{self._root}/{key}")
+            self._fs.put_file(str(file), self._url(key))
             file.unlink()
             return
-        path = self._local_root / key
+        path = self._local_root / _checked(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         _sync(file)
         file.rename(path)
@@ -108,9 +112,9 @@ class Artifacts:
     def write_blob(self, key: str, data: bytes) -> None:
         """Stores a blob durably: when this returns, it survives a crash of the machine's processes."""
         if not self._is_local:
-            self._fs.pipe_file(f"{self._root}/{key}", data)
+            self._fs.pipe_file(self._url(key), data)
             return
-        path = self._local_root / key
+        path = self._local_root / _checked(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         aside.write_bytes(data)
@@ -121,33 +125,33 @@ class Artifacts:
     def read_blob(self, key: str) -> bytes:
         """The blob's bytes. Raises ArtifactError when there is none."""
         try:
-            return self._fs.cat_file(f"{self._root}/{key}")
+            return self._fs.cat_file(self._url(key))
         except FileNotFoundError:
             raise self._missing(key) from None
 
     def open_blob(self, key: str) -> BinaryIO:
         """The blob as a file to read from its beginning. Raises ArtifactError when there is none."""
         try:
-            return self._fs.open(f"{self._root}/{key}", "rb")
+            return self._fs.open(self._url(key), "rb")
         except FileNotFoundError:
             raise self._missing(key) from None
 
     def list_blobs(self, directory: str) -> list[str]:
         """The keys of all blobs in a directory, those that are being written too."""
         try:
-            entries = self._fs.ls(f"{self._root}/{directory}", detail=True, refresh=True)
+            entries = self._fs.ls(self._url(directory), detail=True, refresh=True)
         except FileNotFoundError:
             return []
         return [f"{directory}/{entry['name'].rpartition('/')[2]}" for entry in entries if entry["type"] == "file"]
 
     def modified_at(self, key: str) -> datetime:
         """When the blob was written, aware of its time zone. Raises FileNotFoundError when there is none."""
-        return self._fs.modified(f"{self._root}/{key}")
+        return self._fs.modified(self._url(key))
 
     def list_job_artifacts(self, job_id: str) -> dict[str, int]:
         """The files that a job has left, by name, with their sizes in bytes."""
         try:
-            entries = self._fs.ls(f"{self._root}/{JOBS}/{job_id}", detail=True, refresh=True)
+            entries = self._fs.ls(self._url(f"{JOBS}/{job_id}"), detail=True, refresh=True)
         except FileNotFoundError:
             return {}
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
@@ -155,17 +159,44 @@ class Artifacts:
 
     def delete_job_artifacts(self, job_id: str) -> None:
         """Removes all files that a job has left. None is no error."""
-        directory = f"{self._root}/{JOBS}/{job_id}"
+        directory = self._url(f"{JOBS}/{job_id}")
         if self._fs.exists(directory):
             self._fs.rm(directory, recursive=True)
 
     def delete_blob(self, key: str) -> None:
         """Removes a blob. A missing one is no error."""
-        if self._fs.exists(f"{self._root}/{key}"):
-            self._fs.rm_file(f"{self._root}/{key}")
+        if self._fs.exists(self._url(key)):
+            self._fs.rm_file(self._url(key))
 
     def _missing(self, key: str) -> ArtifactError:
-        return ArtifactError(f"Blob {key} isn't in the artifact store {self._root}.")
+        return ArtifactError(f"Blob {key} isn't in the artifact store {self._shown_root}.")
+
+    def _url(self, key: str) -> str:
+        return f"{self._root}/{_checked(key)}"
+
+
+def without_secrets(url: str) -> str:
+    """A URL for people to read: without user, password and query, where credentials may be."""
+    return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//...@", url), flags=re.DOTALL)
+
+
+def _checked(key: str) -> str:
+    """The key, if what it names is below the root. Raises ArtifactError.
+
+    Callers make keys of ids alone; this is for the day when one doesn't.
+    """
+    if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise ArtifactError(f"{key!r} can't be a key in the artifact store: it might lead out of it.")
+    return key
+
+
+def _private_directory(path: Path) -> Path:
+    """A directory in a place that all users share, which no other user could have made or can write to."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ArtifactError(f"{path} is used to cache artifacts, but others can write to it. Remove it.")
+    return path
 
 
 def _sync(path: Path) -> None:

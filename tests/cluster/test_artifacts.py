@@ -1,8 +1,10 @@
+import os
+import tempfile
 import uuid
 
 import pytest
 
-from tandem.cluster.artifacts import Artifacts, job_artifact_key
+from tandem.cluster.artifacts import Artifacts, job_artifact_key, without_secrets
 from tandem.cluster.errors import ArtifactError
 
 
@@ -54,3 +56,49 @@ def test_no_partial_file_is_left_beside_a_blob(tmp_path):
     artifacts = Artifacts(str(tmp_path))
     artifacts.write_blob("payloads/a", b"x")
     assert [p.name for p in (tmp_path / "payloads").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("key", ["../a", "a/../../b", "/etc/passwd", "..", ".", "", "a//b", "a/./b", "a\0", "a/"])
+def test_a_key_never_leads_out_of_the_root(root, tmp_path, key):
+    (tmp_path / "a").write_bytes(b"secret")
+    artifacts = Artifacts(root, tmp_path / "cache")
+    for use in (
+        artifacts.read_blob,
+        artifacts.open_blob,
+        artifacts.delete_blob,
+        artifacts.list_blobs,
+        artifacts.modified_at,
+        artifacts.pull_checkpoint,
+        artifacts.push_checkpoint if root.startswith("memory") else artifacts.pull_checkpoint,
+        artifacts.delete_checkpoint,
+        artifacts.list_job_artifacts,
+        artifacts.delete_job_artifacts,
+        lambda key: artifacts.write_blob(key, b"x"),
+        lambda key: artifacts.put_blob_file(tmp_path / "a", key),
+    ):
+        with pytest.raises(ArtifactError, match="can't be a key"):
+            use(key)
+    assert (tmp_path / "a").read_bytes() == b"secret"
+
+
+def test_messages_name_the_root_without_its_secrets(tmp_path):
+    artifacts = Artifacts("memory://user:pa55@host/x?token=pa55", tmp_path)
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.read_blob("payloads/none")
+    assert "memory://...@host/x?..." in str(caught.value)
+    assert without_secrets("s3://bucket/prefix") == "s3://bucket/prefix"
+    assert without_secrets("/srv/a@b/c") == "/srv/a@b/c"
+
+
+def test_the_shared_cache_is_not_one_that_others_can_write_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache = Artifacts("memory://cached").checkpoints_dir.parent
+    assert cache.parent == tmp_path and cache.stat().st_mode & 0o777 == 0o700
+    cache.chmod(0o777)
+    with pytest.raises(ArtifactError, match="others can write"):
+        Artifacts("memory://cached")
+    target = cache.rename(tmp_path / "elsewhere")
+    target.chmod(0o700)
+    os.symlink(target, cache)
+    with pytest.raises(ArtifactError, match="others can write"):
+        Artifacts("memory://cached")
