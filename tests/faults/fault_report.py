@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,9 +44,12 @@ class Campaign:
     """What broke a promise, a sentence each."""
 
 
-def write_report(campaign: Campaign, seed: int, command: str, page: Path) -> None:
-    """Writes the results beside the page, as JSON, and their table into it."""
-    result = {"command": command, "seed": seed, **asdict(campaign)}
+def as_json(campaign: Campaign, command: str) -> dict[str, Any]:
+    return {"command": command, "cores": os.cpu_count(), **asdict(campaign)}
+
+
+def write_report(result: dict[str, Any], page: Path) -> None:
+    """Writes what `as_json` gives beside the page, as JSON, and its table into the page."""
     page.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
@@ -53,7 +57,7 @@ def write_report(campaign: Campaign, seed: int, command: str, page: Path) -> Non
 
 
 def section(result: dict[str, Any]) -> str:
-    """The part of the page that the results make, from what `write_report` puts into the JSON file."""
+    """The part of the page that the results make, of `as_json`."""
     rounds = result["rounds"]
     kinds = list(dict.fromkeys(round["what"] for round in rounds))
     of_kinds = [[round for round in rounds if round["what"] == kind] for kind in sorted(kinds)]
@@ -63,9 +67,9 @@ def section(result: dict[str, Any]) -> str:
     )
     rows = [_row(of_kind[0]["what"], of_kind) for of_kind in of_kinds]
     summary = (
-        f"{len(rounds)} faults, {result['num_jobs']} jobs, {result['num_versions']} versions, "
-        f"{result['num_rollouts']} answered rollouts. "
-        + (f"{len(result['findings'])} findings, see the JSON file." if result["findings"] else "No findings.")
+        f"On {result['cores']} cores. Faults: {len(rounds)}, jobs: {result['num_jobs']}, versions: "
+        f"{result['num_versions']}, answered rollouts: {result['num_rollouts']}, broken promises: "
+        + (f"{len(result['findings'])}, listed in the JSON file beside this page." if result["findings"] else "none.")
     )
     return "\n".join([f"Made by `{result['command']}`:", "", head, *rows, _row("**all**", rounds), "", summary])
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from campaign import run_campaign
 from fault_kinds import FAULTS, drawn
-from fault_report import section, write_report
+from fault_report import as_json, section, write_report
 
 
 def main() -> int:
@@ -41,10 +39,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tandem-faults-") as passing:
         home, faults = options.home or Path(passing), drawn(kinds, options.rounds, options.seed)
         campaign = run_campaign(home.absolute(), faults, options.seed, began + 60 * options.minutes, tell)
-    command = shlex.join(["python", "tests/faults/soak.py", *sys.argv[1:]])
+    chosen = f" --kinds {options.kinds}" if options.kinds != parser.get_default("kinds") else ""
+    command = f"python tests/faults/soak.py --rounds {options.rounds} --seed {options.seed}{chosen}"
+    result = as_json(campaign, command)
     if options.report:
-        write_report(campaign, options.seed, command, options.report)
-    print(section({"command": command, **asdict(campaign)}))
+        write_report(result, options.report)
+    print(section(result))
     for finding in campaign.findings:
         print("FINDING", finding)
     return 1 if campaign.findings else 0
