@@ -63,7 +63,8 @@ def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
             "Write the whole path, after four slashes: sqlite:////path/to/file.db."
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # and SQLite gives the files beside it the same mode
     except OSError as error:
         raise ValueError(f"store_url names a file in {path.parent}, which can't be made: {error.strerror}.") from error
     url = url.set(database=str(path), query={"timeout": str(LOCK_TIMEOUT_S), **url.query})
