@@ -136,6 +136,7 @@ def test_a_repeated_post_makes_one_job(post, http, blobs):
     assert len(http.get(JOBS).json()["data"]) == len(blobs()) == 2
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 def test_the_same_post_many_times_at_once_makes_one_job(post, http, blobs):
     barrier = threading.Barrier(6)
 
