@@ -106,10 +106,16 @@ def _place(loc: Loc, with_kinds: bool) -> Loc:
     In `messages_and_choices.1.choice.logprobs` it is `choice`, in `metadata.note.float` it is `float`.
     """
     return tuple(
-        part if isinstance(part, int) or len(part) <= MAX_NAME else f"{part[:MAX_NAME]}…"
+        part if isinstance(part, int) else _name(part)
         for index, part in enumerate(loc)
         if not (with_kinds and _is_kind(loc, index))
     )
+
+
+def _name(key: str) -> str:
+    """A key of the request, fit for a sentence and a terminal."""
+    short = key if len(key) <= MAX_NAME else f"{key[:MAX_NAME]}…"
+    return short if short.isprintable() else repr(short)[1:-1]
 
 
 def _is_kind(loc: Loc, index: int) -> bool:
