@@ -206,10 +206,11 @@ class TandemConfig(BaseSettings):
     base_models: Annotated[tuple[BaseModelConfig, ...], Field(min_length=1)] = (TINY,)
     store_url: str | None = Field(
         None,
+        repr=False,
         description="sqlite:////path/to/file.db or postgresql://user:password@host/database. Unset: SQLite under home.",
     )
     artifacts: str | None = Field(
-        None, description="fsspec URL of checkpoints and payloads. Unset: a folder under home."
+        None, repr=False, description="fsspec URL of checkpoints and payloads. Unset: a folder under home."
     )
     http: HttpConfig = HttpConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()

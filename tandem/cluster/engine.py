@@ -14,16 +14,18 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tandem.cluster.adapter_pool import AdapterPool
-from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.child_guard import ChildGuard
+from tandem.cluster.config import DeadlinesConfig, EngineConfig, LoraConfig
 from tandem.cluster.engine_settings import engine_arguments, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
 from tandem.cluster.openai_app import (
@@ -52,6 +54,8 @@ ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
+WATCH_PERIOD_S = 5.0
+START_TICK_S = 0.2
 
 
 class EngineLoad(TypedDict):
@@ -80,11 +84,16 @@ class Engine:
         fetch: Callable[[str], Path],
         max_model_len: int | None,
         lora: LoraConfig,
+        answer_s: float = DeadlinesConfig().engine_answer_s,
     ):
-        """`fetch` returns the local directory of a version's checkpoint, or raises ArtifactError; it may block."""
+        """`fetch` returns the local directory of a version's checkpoint, or raises ArtifactError; it may block. A core
+        that doesn't answer for `answer_s` is ended."""
         self._config, self._model_path, self._served_name = config, model_path, served_name
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora
+        self._answer_s = answer_s
         self._adapters = AdapterPool(self._load_adapter, self._unload_adapter, config.max_cpu_loras)
+        self._guard: ChildGuard
+        self._watching: asyncio.Task[None]
         self._directory: tempfile.TemporaryDirectory[str]
         self._llm: AsyncLLM
         self._app: ASGIApp
@@ -97,13 +106,14 @@ class Engine:
 
         device = "cpu" if current_platform.is_cpu() else "cuda"
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-engine-")
+        self._guard = ChildGuard()
         try:
             args = parse_arguments(
                 engine_arguments(
                     self._config, self._model_path, self._served_name, self._max_model_len, self._lora, device
                 )
             )
-            self._llm = await _start_core(args, timeout_s)
+            self._llm = await _start_core(args, timeout_s, self._guard)
             if device == "cpu":
                 await self._llm.collective_rpc("fix_cpu_lora")
             app = await build_openai_app(self._llm, args)
@@ -113,18 +123,39 @@ class Engine:
                 f"The vLLM engine of {self._served_name} didn't start: {error} (The log of its process says more.)"
             ) from error
         self._app, self._models = app, app.state.openai_serving_models
+        self._watching = asyncio.create_task(self._watch_core())
 
     async def stop(self) -> None:
         """Ends the engine core and removes what this engine wrote."""
+        if hasattr(self, "_watching"):
+            self._watching.cancel()
         if hasattr(self, "_llm"):
             await asyncio.to_thread(self._llm.shutdown)
+        if hasattr(self, "_guard"):
+            await asyncio.to_thread(self._guard.close)
         if hasattr(self, "_directory"):
             self._directory.cleanup()
 
     async def check_health(self) -> None:
-        """Raises EngineDeadError when the engine core has died; this engine can't recover and must be replaced."""
+        """Raises EngineDeadError when the engine core has died, or was ended because it gave no answer (`_watch_core`);
+        this engine can't recover and must be replaced."""
         if self._llm.errored:
             raise EngineDeadError(f"The vLLM engine core of {self._served_name} has died.") from self._llm.dead_error
+
+    async def _watch_core(self) -> None:
+        """Asks the core for an answer again and again. One that gives none in time is killed: what waits for it then
+        fails at once, and health checks see it."""
+        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
+
+        with suppress(CoreDeadError):
+            while True:
+                try:
+                    async with asyncio.timeout(self._answer_s):
+                        await self._llm.list_loras()
+                except TimeoutError:
+                    logger.error("The vLLM core of %s gave no answer for %g s", self._served_name, self._answer_s)
+                    return _kill_children()
+                await asyncio.sleep(WATCH_PERIOD_S)
 
     def load(self) -> EngineLoad:
         return {"num_unfinished": self._llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
@@ -297,16 +328,25 @@ def _check_adapter(directory: Path, lora: LoraConfig) -> None:
             raise ValueError(f"its weight {name} isn't finite")
 
 
-async def _start_core(args: Namespace, timeout_s: float) -> AsyncLLM:
+async def _start_core(args: Namespace, timeout_s: float, guard: ChildGuard) -> AsyncLLM:
     """The engine with its core process running. vLLM blocks until the core is up, so it does that in a thread."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     creation = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args)))
-    await asyncio.wait({creation}, timeout=timeout_s)
+    deadline = time.monotonic() + timeout_s
+    while not creation.done() and time.monotonic() < deadline:
+        await asyncio.wait({creation}, timeout=START_TICK_S)
+        for process in multiprocessing.active_children():
+            guard.watch(process.pid)
     if creation.done():
         return creation.result()
     creation.add_done_callback(lambda task: task.exception())
-    for process in multiprocessing.active_children():  # the thread ends when it sees that the core has
+    _kill_children()  # the thread ends when it sees that
+    raise TimeoutError(f"it took longer than {timeout_s:g} s, and was ended.")
+
+
+def _kill_children() -> None:
+    """SIGKILL also ends processes that are stopped."""
+    for process in multiprocessing.active_children():
         process.kill()
-    raise TimeoutError(f"it took longer than {timeout_s:.0f} s, and was ended.")
