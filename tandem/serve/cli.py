@@ -24,7 +24,9 @@ from tandem.serve.exposure import is_local, url
 from tandem.serve.stopping import StopSignals
 
 app = typer.Typer(
-    help="Reinforcement learning of language-model agents, on your own Ray cluster.", no_args_is_help=True
+    help="Reinforcement learning of language-model agents, on your own Ray cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they may be secret
 )
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")

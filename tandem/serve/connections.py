@@ -33,10 +33,10 @@ def open_engine(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the second for a port that is no number
         raise ValueError("store_url isn't a URL. Write sqlite:////path/to/file.db or postgresql://...") from None
-    # NaN isn't JSON, and PostgreSQL refuses it: better to fail where it is written.
-    options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False)}
+    # NaN isn't JSON, and PostgreSQL refuses it: better to fail where it is written. What users store isn't logged.
+    options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False), "hide_parameters": True}
     match parsed.drivername.split("+")[0]:
         case "sqlite":
             return _open_sqlite(parsed, options)

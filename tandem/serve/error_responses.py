@@ -38,6 +38,7 @@ from tandem.serve.errors import (
     UnsupportedCodingError,
 )
 from tandem.serve.faults import faults_of
+from tandem.serve.redaction import without_keys
 
 logger = logging.getLogger(__name__)
 _REQUEST_ID = "tandem.request_id"
@@ -65,9 +66,17 @@ def error_body(
     message: str, type: str, code: str | None, param: str | None = None, faults: tuple[Fault, ...] = ()
 ) -> dict[str, Any]:
     """The JSON of an error, in the shape that OpenAI clients read."""
-    body: dict[str, Any] = {"error": {"message": message, "type": type, "code": code, "param": param}}
+    shown = None if param is None else without_keys(param)
+    body: dict[str, Any] = {"error": {"message": without_keys(message), "type": type, "code": code, "param": shown}}
     if faults:
-        body["detail"] = [{"loc": fault.loc, "msg": fault.msg, "type": fault.type} for fault in faults]
+        body["detail"] = [
+            {
+                "loc": [without_keys(part) if isinstance(part, str) else part for part in fault.loc],
+                "msg": without_keys(fault.msg),
+                "type": fault.type,
+            }
+            for fault in faults
+        ]
     return body
 
 
@@ -104,7 +113,8 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     assert known is not None
     status, _, headers = _STATUS[type(known)]
     if status >= 500:
-        logger.warning("%s %s, request %s: %s", request.method, request.url.path, request_id(request.scope), error)
+        path = without_keys(request.url.path)
+        logger.warning("%s %s, request %s: %s", request.method, path, request_id(request.scope), error)
     return JSONResponse(error_content(known), status, headers)
 
 
@@ -164,7 +174,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            logger.exception("%s %s failed, request %s", scope["method"], scope["path"], id)
+            logger.exception("%s %s failed, request %s", scope["method"], without_keys(scope["path"]), id)
             if started:
                 raise  # half an answer is out; closing the connection is all that says so
             await JSONResponse(unexpected_error(id), 500)(scope, receive, send_with_id)
