@@ -65,7 +65,9 @@ def _own_model(session: Session, model: ModelRow, wanted: KlReference) -> ModelR
     entity, project, name = wanted.path
     owner = find_by_name(session, entity, project, name) if entity == model.entity else None
     if owner is None:
-        raise bad_reference(wanted.field, f"entity {model.entity!r} has no model {entity}/{project}/{name}")
+        raise bad_reference(
+            wanted.field, f"entity {model.entity!r} has no model {entity}/{project}/{name}; name one of its own"
+        )
     if owner.base_model != model.base_model:
         raise bad_reference(
             wanted.field,

@@ -328,6 +328,28 @@ def test_a_key_that_is_none(refused, header):
         assert "API key" in error["message"]
 
 
+def test_every_route_refuses_in_the_same_way(refused, ids, app):
+    """Whatever a route is asked wrongly: by a strange id, parameter, body, method, or without a key."""
+    names = {"model_id": ids["MODEL"], "training_job_id": ids["JOB"], "key_id": UNKNOWN, "name": "a.png"}
+    for path, operations in app.openapi()["paths"].items():
+        known = path.format(**names)
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(map(str.upper, operations)):
+            assert refused(method, known, 405)["code"] == "route"
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", ()):
+                name, types = parameter["name"], json.dumps(parameter["schema"])
+                if parameter["in"] == "path":
+                    refused(method, path.format(**names | {name: "%00"}), 404 if name == "name" else 422)
+                elif any(word in types for word in ("uuid", "integer", "number", "enum", "pattern")):
+                    assert refused(method, known, params={name: "?"})["param"] == f"query.{name}"
+            if "requestBody" in operation:
+                assert refused(method, known, content=b"{")["param"] == "body"
+            if path.startswith("/v1/"):
+                assert refused(method, known, 401, headers={"Authorization": ""})["code"] == "invalid_api_key"
+    assert refused("POST", "/v1/preview/sft-training-jobs", json={})["code"] == "not_available"
+    assert refused("GET", "/v1/nothing/here", 404)["code"] == "route"
+
+
 def test_what_is_odd_but_clear_is_taken(http, model, store):
     """A client may leave out, add and repeat what doesn't change the meaning."""
     post = lambda changes: http.post(JOBS, json={"model_id": model["id"], **changes})  # noqa: E731
