@@ -382,3 +382,16 @@ def test_reasoning_apart_from_content(refused_trajectory):
 @pytest.mark.parametrize("sent", [f"@{'[' * 5000}{']' * 5000}@", f"@{'9' * 5000}@", "@0x10@", "@.5@", "\ud800"])
 def test_text_in_a_group_that_is_not_json(refused_trajectory, sent):
     assert_says(refused_trajectory({"metadata": {"note": sent}}), "body.trajectory_groups.2", "isn't JSON")
+
+
+def test_groups_sent_twice(refused, model):
+    body = {"model_id": model["id"], "trajectory_groups": groups(), "Trajectory_groups": groups()}
+    error = refused(json.dumps(body).replace("Trajectory", "trajectory"))
+    assert_says(error, "body", "has a key more than once; send each key once")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
+def test_a_body_that_is_not_packed_as_it_says(refused, model, coding):
+    body = text({"model_id": model["id"], "trajectory_groups": groups()})
+    error = refused(body, **{"Content-Encoding": coding})
+    assert_says(error, "body", f"isn't whole, valid {coding}, which Content-Encoding says it is")
