@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tandem.cluster.errors import AdapterUnavailableError
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 
 
 @dataclass
@@ -44,7 +44,8 @@ class AdapterPool:
 
     @asynccontextmanager
     async def use(self, digest: str) -> AsyncIterator[None]:
-        """Keeps the adapter loaded inside the block. Raises AdapterUnavailableError when it can't be loaded."""
+        """Keeps the adapter loaded inside the block. Raises AdapterUnavailableError when it can't be loaded, and the
+        EngineDeadError of a load."""
         entry = self._entries.get(digest)
         if entry is None:
             entry = self._entries[digest] = _Entry(asyncio.create_task(self._load_new(digest)))
@@ -63,7 +64,7 @@ class AdapterPool:
             await self._load(digest)
         except Exception as error:
             del self._entries[digest]
-            if isinstance(error, AdapterUnavailableError):
+            if isinstance(error, (AdapterUnavailableError, EngineDeadError)):
                 raise
             raise AdapterUnavailableError(f"Policy version {digest} can't be loaded: {error}") from error
 

@@ -17,11 +17,11 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from tandem.cluster.adapter_pool import AdapterPool
 from tandem.cluster.child_guard import ChildGuard
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # vLLM's other routes change the engine that everybody shares.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
@@ -55,7 +56,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
 WATCH_PERIOD_S = 5.0
-START_TICK_S = 0.2
+CORE_TICK_S = 0.5
 
 
 class EngineLoad(TypedDict):
@@ -115,7 +116,7 @@ class Engine:
             )
             self._llm = await _start_core(args, timeout_s, self._guard)
             if device == "cpu":
-                await self._llm.collective_rpc("fix_cpu_lora")
+                await self._unless_dead(self._llm.collective_rpc("fix_cpu_lora", timeout=self._answer_s))
             app = await build_openai_app(self._llm, args)
         except Exception as error:
             await self.stop()
@@ -156,6 +157,16 @@ class Engine:
                     logger.error("The vLLM core of %s gave no answer for %g s", self._served_name, self._answer_s)
                     return _kill_children()
                 await asyncio.sleep(WATCH_PERIOD_S)
+
+    async def _unless_dead(self, answer: Coroutine[Any, Any, T]) -> T:
+        """What the core answers. When it dies, vLLM fails generations, but other calls would wait for ever."""
+        task = asyncio.create_task(answer)
+        try:
+            while not (await asyncio.wait({task}, timeout=CORE_TICK_S))[0]:
+                await self.check_health()
+            return task.result()
+        finally:
+            task.cancel()
 
     def load(self) -> EngineLoad:
         return {"num_unfinished": self._llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
@@ -273,7 +284,7 @@ class Engine:
         # This loads the adapter into the core first, which refuses a bad one. A request for an adapter that the core
         # can't load would kill it. Never in place: the prefix cache keeps what the old weights computed.
         request = LoadLoRAAdapterRequest(lora_name=adapter_name(digest), lora_path=str(directory))
-        response = await self._models.load_lora_adapter(request)
+        response = await self._unless_dead(self._models.load_lora_adapter(request))
         if isinstance(response, ErrorResponse):
             shutil.rmtree(directory, ignore_errors=True)
             raise AdapterUnavailableError(f"vLLM can't load policy version {digest}: {response.error.message}")
@@ -299,7 +310,7 @@ class Engine:
 
         name = adapter_name(digest)
         directory = self._models.lora_requests[name].lora_path
-        await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+        await self._unless_dead(self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
         # The last request may have been aborted just now and still be in the core's batch, so the files stay a while.
         remove = partial(shutil.rmtree, directory, ignore_errors=True)
         asyncio.get_running_loop().call_later(RETIRED_ADAPTER_S, remove)
@@ -336,7 +347,7 @@ async def _start_core(args: Namespace, timeout_s: float, guard: ChildGuard) -> A
     creation = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args)))
     deadline = time.monotonic() + timeout_s
     while not creation.done() and time.monotonic() < deadline:
-        await asyncio.wait({creation}, timeout=START_TICK_S)
+        await asyncio.wait({creation}, timeout=CORE_TICK_S)
         for process in multiprocessing.active_children():
             guard.watch(process.pid)
     if creation.done():
