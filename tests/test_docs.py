@@ -8,6 +8,8 @@ import yaml
 from typer.testing import CliRunner
 
 from tandem.cluster.config import TandemConfig
+from tandem.serve.api import create_app
+from tandem.serve.auth import declared_role
 from tandem.serve.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -42,5 +44,17 @@ def test_the_example_configuration_is_valid(tmp_path):
 
 
 def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_role_of_every_route_is_documented():
+    table = re.findall(r"^\| (infer|train|admin) \| (\w+) \| (\S+) \|$", (ROOT / "docs/security.md").read_text(), re.M)
+    declared = [
+        (declared_role([dependency.call for dependency in route.dependant.dependencies]), method, route.path)
+        for route in create_app(services=None).routes
+        if route.path.startswith("/v1/")
+        for method in route.methods
+    ]
+    assert sorted(table) == sorted(declared)
