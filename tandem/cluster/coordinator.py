@@ -60,6 +60,10 @@ class Coordinator:
         self._stop_by = time.monotonic() + self._settings.stop_grace_s
         self._stopping.set()
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
     def check_grace(self) -> None:
         """Raises ServiceStopsError when the service stops and the grace has passed."""
         if time.monotonic() > self._stop_by:

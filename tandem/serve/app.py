@@ -19,7 +19,7 @@ from tandem.cluster.config import TandemConfig
 from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.engine import Engine, engine_environment
 from tandem.cluster.engine_scorer import EngineScore
-from tandem.cluster.errors import EngineDeadError
+from tandem.cluster.errors import EngineDeadError, ServiceStopsError
 from tandem.cluster.job_logprobs import JobLogprobs
 from tandem.cluster.job_stages import JobStages
 from tandem.cluster.learner_group import LearnerGroup
@@ -99,9 +99,10 @@ class CoordinatorReplica:
 
     def _run(self, coordinator: Coordinator, learners: LearnerGroup) -> None:
         def tick() -> None:
-            coordinator.check_grace()
             if learners.waiting_for:  # a job may wait as well, and its sender can see that
                 raise TimeoutError(learners.waiting_for)
+            if coordinator.is_stopping:
+                raise ServiceStopsError("The service was stopped while the learners started.")
 
         try:
             learners.start(tick)  # so that the first job needn't wait for it
