@@ -31,6 +31,9 @@ def local_ray(token_file: Path, **options: Any) -> Iterator[None]:
     """
     if TOKEN not in os.environ:
         os.environ.setdefault(TOKEN_PATH, str(ensure_token(token_file)))
+    # torch.distributed, in vLLM and in learners, listens on the interface of the machine's name unless one is named.
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     # Ray reads these once per process, at import or at the first use. A Ray that others may join, which is what it
     # makes on Linux, listens on all interfaces; one that they may not stays on the loopback one.
     AuthenticationTokenLoader.instance().reset_cache()
