@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,38 +112,30 @@ def _end(config: TandemConfig) -> None:
 def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None]) -> None:
     from tandem.serve.app import build_application
 
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            serve.run(
-                build_application(config),
-                name=APPLICATION,
-                route_prefix="/",
-                logging_config=LoggingConfig(log_level=log_level),
-            )
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="serve-run")
-    thread.start()
+    target = serve.RunTarget(
+        target=build_application(config),
+        name=APPLICATION,
+        route_prefix="/",
+        logging_config=LoggingConfig(log_level=log_level),
+    )
+    # Waiting is done here, where it has a deadline, shows progress and can be given up.
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     deadline = time.monotonic() + START_DEADLINE_S
-    while thread.is_alive():
-        thread.join(0.5)
-        state = serve.status().applications.get(APPLICATION)
-        waiting = sorted(name for name, d in state.deployments.items() if d.status != "HEALTHY") if state else []
-        on_progress("waiting for " + ", ".join(waiting) if waiting else "deploying")
-        if state is None:
-            continue
-        if state.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            faults = [f"{name}: {_cause(d.message)}" for name, d in state.deployments.items() if d.status != "HEALTHY"]
+    while (state := serve.status().applications.get(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
+        deployments = state.deployments.items() if state else ()
+        waiting = {name: d.message for name, d in deployments if d.status != "HEALTHY"}
+        on_progress("waiting for " + ", ".join(sorted(waiting)) if waiting else "deploying")
+        failed = state is not None and state.status == ApplicationStatus.DEPLOY_FAILED
+        if failed or time.monotonic() > deadline:
+            faults = [f"{name}: {_cause(message)}" for name, message in waiting.items()]
+            if state is not None and not faults:
+                faults = [_cause(state.message)]
             raise StartError(
                 "\n".join(
                     ["The service didn't start.", *faults, "The full logs are under /tmp/ray/session_latest/logs."]
                 )
             )
-    if failure:
-        raise StartError(f"The service didn't start: {failure[0]}") from failure[0]
+        time.sleep(0.5)
 
 
 def _cause(message: str) -> str:
