@@ -34,6 +34,8 @@ def local_ray(token_file: Path, **options: Any) -> Iterator[None]:
     # torch.distributed, in vLLM and in learners, listens on the interface of the machine's name unless one is named.
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    # A replica that fails its health checks is ended at once: one that hangs can't use the time to end by itself.
+    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     # Ray reads these once per process, at import or at the first use. A Ray that others may join, which is what it
     # makes on Linux, listens on all interfaces; one that they may not stays on the loopback one.
     AuthenticationTokenLoader.instance().reset_cache()
