@@ -10,7 +10,7 @@ from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 def replica_ports():
     for process in psutil.Process().children(recursive=True):
-        if process.name().startswith("ray::ServeRep"):
+        if "replica" in process.name().lower():
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("::", "0.0.0.0"):
                     yield connection.laddr.port

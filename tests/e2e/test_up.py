@@ -1,0 +1,59 @@
+"""`tandem up` as a process of its own, which is told to end before it is ready."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+def started_with(home):
+    """All processes that were started with this home directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TANDEM_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("moment", ["starting Ray", "starting Ray Serve"])
+def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "TANDEM_HOME": str(tmp_path), "TANDEM_HTTP__PORT": str(port)}
+    for inherited in [name for name in environment if name.startswith("RAY_")]:  # from a Ray of this test run
+        del environment[inherited]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("tandem")), "up"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output = []
+        while not output or output[-1].strip() != f"Starting Tandem: {moment}":
+            line = process.stdout.readline()
+            assert line, "".join(output)
+            output.append(line)
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=180)
+        assert process.returncode != 0, rest
+        assert "Traceback" not in rest, rest
+        deadline = time.monotonic() + 60
+        while started_with(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert started_with(tmp_path) == []
+    finally:
+        for left in started_with(tmp_path):
+            left.kill()
