@@ -34,7 +34,7 @@ SETTINGS = {
 RECOVERY_DEADLINE_S = 300.0
 CLEAN_DEADLINE_S = 180.0  # Ray's own agents notice after up to two minutes that their raylet was killed
 MAX_DELAY_S = 8.0  # from the start of a job to the fault, drawn at random
-QUEUE = 3  # jobs that wait or run until the fault
+QUEUE = 2  # jobs that wait or run until the fault
 JOBS_AFTER = 2  # posted while the service is at its worst
 
 

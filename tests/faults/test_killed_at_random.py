@@ -3,7 +3,7 @@
 from campaign import run_campaign
 from fault_kinds import FAULTS
 
-KINDS = ("kill-learner", "kill-coordinator", "kill-api", "kill-all")
+KINDS = ("kill-learner", "kill-coordinator", "kill-all")
 
 
 def test_every_job_ends_once_whatever_is_killed(tiny_model, tmp_path):
