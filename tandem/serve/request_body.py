@@ -43,7 +43,8 @@ async def receive(request: Request, limit: BodyLimit, silence_s: float, write: C
     `write` raises.
     """
     unpacker = Unpacker(request.headers.get("content-encoding", ""))
-    limit.check(int(request.headers.get("content-length", 0)))
+    declared = request.headers.get("content-length", "")
+    limit.check(int(declared) if declared.isdecimal() and declared.isascii() else 0)
     num_bytes = 0
 
     def unpack(batch: bytes) -> None:
