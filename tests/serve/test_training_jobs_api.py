@@ -7,6 +7,7 @@ import pytest
 import zstandard
 from serve_fakes import choice, groups, trajectory
 
+from tandem.cluster.errors import StageError
 from tandem.cluster.jobs import PolicyVersion
 from tandem.rl.config import TrainingConfig
 
@@ -164,6 +165,30 @@ def test_what_the_artifact_store_refuses_is_not_accepted(post, http, services, b
     assert response.status_code == 503
     assert "Permission denied" in response.json()["error"]["message"]
     assert http.get(JOBS).json()["data"] == []
+    assert blobs() == []
+
+
+def test_a_check_that_fails_is_not_the_senders_fault(post, http, services, blobs):
+    def check(*_):
+        raise StageError("prepare", "the process that prepares jobs ran out of memory.", "Send a smaller job.", True)
+
+    services.preparation.check = check
+    response = post()
+    assert response.status_code == 503
+    assert "ran out of memory. Send a smaller job." in response.json()["error"]["message"]
+    assert http.get(JOBS).json()["data"] == []
+    assert blobs() == []
+
+
+def test_faults_behind_the_groups_are_found_in_the_body(http, model, blobs):
+    head = f'{{"model_id": "{model["id"]}", "trajectory_groups": {json.dumps(groups(3))}'
+    for rest, words in ((", oops}", f"after {len(head) + 2} bytes"), (', "trajectory_groups": []}', "more than once")):
+        response = http.post(JOBS, content=head + rest)
+        assert response.status_code == 422
+        assert words in response.json()["error"]["message"]
+    response = http.post(JOBS, content=head[:-5])
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body"]
     assert blobs() == []
 
 
