@@ -6,8 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tandem.cluster.config import HttpConfig, TandemConfig
-from tandem.serve import exposure, launch
-from tandem.serve.cli import app
+from tandem.serve import cli, exposure, launch
 from tandem.serve.store import Store
 
 LOCAL = ("127.0.0.1", "127.8.7.6", "::1", "localhost", "::ffff:127.0.0.1")
@@ -42,7 +41,7 @@ def test_the_url_that_this_machine_uses():
 @pytest.fixture
 def tandem(tmp_path, monkeypatch):
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
-    return lambda *arguments: CliRunner().invoke(app, arguments)
+    return lambda *arguments: CliRunner().invoke(cli.app, arguments)
 
 
 @pytest.fixture
@@ -94,3 +93,14 @@ def test_keys_are_listed_with_their_roles(tandem):
     assert tandem("keys", "create", "--name", "k", "--role", "root").exit_code == 2
     bad = tandem("keys", "create", "--name", "k", "--entity", "a/b")
     assert bad.exit_code == 2 and "Entity" in bad.output
+
+
+@pytest.mark.parametrize(("mode", "warns"), [("token", False), ("disabled", True), (None, True)])
+def test_it_warns_of_a_ray_without_token_authentication(monkeypatch, capsys, mode, warns):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    cli._warn_of_open_ray()
+    said = capsys.readouterr().out
+    assert ("RAY_AUTH_MODE=token" in said) == warns
+    assert ("docs/security.md" in said) == warns
