@@ -18,8 +18,9 @@ print("ending", stop.signal.name, flush=True)
 try:
     stop.check()
 except KeyboardInterrupt:
-    print("given up", flush=True)
+    pass
 try:
+    print("given up", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("at once", flush=True)
