@@ -51,6 +51,13 @@ def local_ray(token_file: Path, **options: Any) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = others_may_join
 
 
+def dead_processes() -> list[str]:
+    """Which processes of this process's own Ray have ended, of those that it can't do without."""
+    own = ray._private.worker._global_node  # None, or without processes, where this process has joined a Ray
+    ended = {kind for kind, _ in own.dead_processes()} if own else set()
+    return sorted(ended & {ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET})
+
+
 def token_authentication_is_on() -> bool:
     """Whether this process sends a token to Ray, and asks for one. Known once Ray is connected."""
     return os.environ.get(AUTH_MODE, "").lower() == "token"

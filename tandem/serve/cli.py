@@ -67,6 +67,7 @@ def up(
 ) -> None:
     """Start the service and keep it running until Ctrl-C."""
     from tandem.serve.auth import create_key
+    from tandem.serve.watching import ServiceWatch
 
     config = _config(config_path)
     store = _store(config)
@@ -79,7 +80,9 @@ def up(
             out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
         _warn_of_open_ray()
         out.print("Ctrl-C ends the service.")
-        stop.wait()
+        watch = ServiceWatch()
+        while not stop.wait(watch.PERIOD_S):
+            watch.check()
         out.print("Ending. Ctrl-C again ends it at once; running jobs then begin again at the next start.")
 
 
@@ -136,7 +139,7 @@ def demo(
 @contextmanager
 def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
     """`launch.running` with a spinner until the service is ready, and a readable end when it isn't."""
-    from tandem.serve.launch import StartError, running
+    from tandem.serve.launch import ServiceLostError, StartError, running
 
     stop = StopSignals()
     stop.listen()
@@ -160,7 +163,7 @@ def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
             if status:
                 status.stop()
             yield stop
-    except StartError as error:
+    except (StartError, ServiceLostError) as error:
         err.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

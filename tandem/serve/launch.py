@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ END_DEADLINE_S = 30.0  # beyond the grace that running jobs get
 
 class StartError(RuntimeError):
     """The service didn't come up. The message says which part, and where its log is."""
+
+
+class ServiceLostError(RuntimeError):
+    """The Ray or the Serve under a running service is gone, and the service with it."""
 
 
 def num_cpus_needed(config: TandemConfig) -> int:
@@ -59,8 +64,12 @@ def running(
         try:
             _deploy(config, log_level, on_progress)
             yield
-        finally:
+        except ServiceLostError:  # there is nothing left to end
+            raise
+        except BaseException:
             _end(config)
+            raise
+        _end(config)
 
 
 @contextmanager
@@ -100,10 +109,15 @@ def _start_serve(config: TandemConfig, log_level: str) -> None:
 
 def _end(config: TandemConfig) -> None:
     """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
-    deadline = time.monotonic() + config.coordinator.stop_grace_s + END_DEADLINE_S
+    ending = threading.Thread(target=_delete_application, daemon=True)  # a Ray that has died may never answer
+    ending.start()
+    ending.join(config.coordinator.stop_grace_s + END_DEADLINE_S)
+
+
+def _delete_application() -> None:
     try:
         serve.delete(APPLICATION, _blocking=False)
-        while APPLICATION in serve.status().applications and time.monotonic() < deadline:
+        while APPLICATION in serve.status().applications:
             time.sleep(0.2)
     except ray.exceptions.RayError:
         logger.warning("Ray Serve has died before it could end the service", exc_info=True)

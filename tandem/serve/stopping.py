@@ -33,9 +33,9 @@ class StopSignals:
         if self._asked.is_set():
             raise KeyboardInterrupt
 
-    def wait(self) -> None:
-        """Returns when a signal comes, or has come."""
-        self._asked.wait()
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether a signal has come, or comes by then."""
+        return self._asked.wait(timeout_s)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self._asked.is_set():

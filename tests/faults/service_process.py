@@ -87,11 +87,11 @@ class ServiceProcess:
 
         def answers() -> bool:
             if self._up.poll() is not None:
-                raise ServiceError(f"tandem up ended with status {self._up.returncode}. {self._end_of_log()}")
+                raise ServiceError(f"tandem up ended with status {self._up.returncode}. {self.end_of_log()}")
             return b"Tandem answers at" in self._log.read_bytes()[said_before:]
 
         if not wait_until(answers, START_DEADLINE_S):
-            raise ServiceError(f"tandem up wasn't ready within {START_DEADLINE_S:g} s. {self._end_of_log()}")
+            raise ServiceError(f"tandem up wasn't ready within {START_DEADLINE_S:g} s. {self.end_of_log()}")
 
     def terminate(self) -> None:
         """SIGTERM to `tandem up`, which has to end by itself, with status 0. Raises ServiceError."""
@@ -101,11 +101,16 @@ class ServiceProcess:
         try:
             status = self._up.wait(END_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            raise ServiceError(
-                f"tandem up still ran {END_DEADLINE_S:g} s after SIGTERM. {self._end_of_log()}"
-            ) from None
+            raise ServiceError(f"tandem up still ran {END_DEADLINE_S:g} s after SIGTERM. {self.end_of_log()}") from None
         if status != 0:
-            raise ServiceError(f"tandem up ended with status {status} after SIGTERM. {self._end_of_log()}")
+            raise ServiceError(f"tandem up ended with status {status} after SIGTERM. {self.end_of_log()}")
+
+    def wait(self) -> int:
+        """The status that `tandem up` ends with, by itself. Raises ServiceError."""
+        try:
+            return self._up.wait(END_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise ServiceError(f"tandem up still ran {END_DEADLINE_S:g} s later. {self.end_of_log()}") from None
 
     def kill(self) -> None:
         """SIGKILL to `tandem up` alone; what it started has to notice."""
@@ -135,7 +140,7 @@ class ServiceProcess:
             self._up.poll()  # reaps it
         return [p for p in map(_process, psutil.pids()) if p and _session(p) in sessions]
 
-    def _end_of_log(self) -> str:
+    def end_of_log(self) -> str:
         return f"The end of {self._log}:\n" + self._log.read_text(errors="replace")[-3000:]
 
 

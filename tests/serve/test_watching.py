@@ -1,0 +1,75 @@
+import threading
+import time
+
+import pytest
+
+from tandem.serve.launch import ServiceLostError
+from tandem.serve.watching import MAX_SILENCES, ServiceWatch
+
+
+class Serve:
+    """Answers as told: with a bool, by raising, or not before it is let go."""
+
+    def __init__(self):
+        self.answer, self.num_asked, self.let_go = True, 0, threading.Event()
+
+    def __call__(self):
+        self.num_asked += 1
+        if self.answer == "never":
+            self.let_go.wait(60)
+            return False
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def serve():
+    serve = Serve()
+    yield serve
+    serve.let_go.set()
+
+
+@pytest.fixture
+def check(serve):
+    """Checks so many times, each after what was asked before has been answered, if it is at all."""
+    watch = ServiceWatch(serve)
+
+    def check(times):
+        for _ in range(times):
+            num_asked = serve.num_asked
+            watch.check()
+            deadline = time.monotonic() + 30
+            while serve.answer != "never" and (serve.num_asked == num_asked or watch._thread.is_alive()):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+
+    return check
+
+
+def test_a_service_that_answers_is_left_alone(check):
+    check(3 * MAX_SILENCES)
+
+
+@pytest.mark.parametrize("silence", ["never", False, ConnectionError("no controller")])
+def test_lasting_silence_is_the_end(serve, check, silence):
+    check(2)
+    serve.answer = silence
+    check(MAX_SILENCES + 1)  # at the first of them, the answer before is still good
+    with pytest.raises(ServiceLostError, match="hasn't answered for 45 s"):
+        check(1)
+
+
+def test_silence_that_ends_is_forgotten(serve, check):
+    check(1)
+    for _ in range(3):
+        serve.answer = ConnectionError("the controller is being replaced")
+        check(MAX_SILENCES)
+        serve.answer = True
+        check(1)
+
+
+def test_a_question_without_answer_is_not_asked_again(serve, check):
+    serve.answer = "never"
+    check(MAX_SILENCES)
+    assert serve.num_asked == 1
