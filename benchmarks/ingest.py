@@ -61,9 +61,10 @@ def serve(directory: Path) -> None:
     config = TandemConfig(home=directory, limits={"min_free_disk_bytes": 0})
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
     bases = {base.name: BaseModel(base) for base in config.base_models}
-    checker = {"preparation": Checker(bases, artifacts)} if "preparation" in Services.__dataclass_fields__ else {}
+    others = {"preparation": Checker(bases, artifacts), "coordinator_status": None, "engine_faults": None}
+    others = {name: part for name, part in others.items() if name in Services.__dataclass_fields__}
     model = store.add_model("team", "bench", "agent", config.base_models[0].name, return_existing=True)
-    app = create_app(Services(config, store, artifacts, None, bases, coordinator_status=None, **checker))
+    app = create_app(Services(config, store, artifacts, None, bases, **others))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ready = {"port": listener.getsockname()[1], "key": create_key(store, "bench", "team"), "model_id": model.id}
         (directory / "ready.json.part").write_text(json.dumps(ready))

@@ -28,6 +28,7 @@ from tandem.cluster.patient_store import PatientStore
 from tandem.cluster.placement import place
 from tandem.cluster.preparation import Preparation
 from tandem.serve.api import create_app
+from tandem.serve.engine_health import EngineHealth
 from tandem.serve.services import CoordinatorStatus, Services
 from tandem.serve.store import Store
 from tandem.serve.sweeping import start_sweeping
@@ -192,6 +193,11 @@ class ApiReplica:
             base_models=bases,
             preparation=preparation,
             coordinator_status=lambda: coordinator.status.remote(),
+            engine_faults=EngineHealth(
+                serve.get_replica_context().app_name,
+                engines,
+                {base.name: base.engine.replicas for base in config.base_models},
+            ).faults,
         )
         start_sweeping(self._services)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
 from fastapi import Depends, Request
 
@@ -40,8 +40,6 @@ class Preparation(Protocol):
 class CoordinatorStatus(TypedDict):
     running_job: str | None
     learners_running: bool
-    waiting_for: NotRequired[str | None]
-    """Why the learners aren't running, as far as it is known."""
     waiting_for: str | None
     """What the cluster lacks to start the learners."""
     last_error: str | None
@@ -59,6 +57,8 @@ class Services:
     preparation: Preparation
     coordinator_status: Callable[[], Awaitable[Mapping[str, CoordinatorStatus]]]
     """For each base model."""
+    engine_faults: Callable[[], Awaitable[Mapping[str, str]]]
+    """What keeps engines from answering, for each base model where something does."""
 
 
 async def _services(request: Request) -> Services:

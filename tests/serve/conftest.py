@@ -162,15 +162,26 @@ def text_model():
 @pytest.fixture
 def coordinator():
     """What the coordinator says about itself; tests change it."""
-    return {BASE: {"running_job": None, "learners_running": True, "last_error": None}}
+    return {BASE: {"running_job": None, "learners_running": True, "waiting_for": None, "last_error": None}}
 
 
 @pytest.fixture
-def services(tmp_path, store, engine, text_model, coordinator):
+def engine_faults():
+    """What keeps engines from answering; tests change it."""
+    return {}
+
+
+@pytest.fixture
+def services(tmp_path, store, engine, text_model, coordinator, engine_faults):
     async def status():
         if isinstance(coordinator.get("raises"), Exception):
             raise coordinator["raises"]
         return coordinator
+
+    async def faults():
+        if isinstance(engine_faults.get("raises"), Exception):
+            raise engine_faults["raises"]
+        return engine_faults
 
     artifacts = Artifacts(str(tmp_path / "artifacts"))
     return Services(
@@ -181,6 +192,7 @@ def services(tmp_path, store, engine, text_model, coordinator):
         base_models=[BASE],
         preparation=PreparationWorker({BASE: text_model}, artifacts),
         coordinator_status=status,
+        engine_faults=faults,
     )
 
 

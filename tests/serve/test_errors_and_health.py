@@ -156,3 +156,23 @@ def test_a_coordinator_that_does_not_answer_degrades(http, coordinator):
     body = http.get("/health").json()
     assert body["status"] == "degraded"
     assert "coordinator" in body["reasons"][0]
+
+
+def test_an_engine_that_does_not_run_degrades(http, engine_faults):
+    engine_faults["tandem/tiny"] = "its engine isn't running; completions wait for it; it is starting."
+    response = http.get("/health")
+    assert response.status_code == 200
+    reason = "tandem/tiny: its engine isn't running; completions wait for it; it is starting."
+    assert response.json() == {"status": "degraded", "reasons": [reason]}
+
+
+def test_a_serve_that_says_nothing_about_engines_degrades(http, engine_faults):
+    engine_faults["raises"] = RuntimeError("the controller died: /secret/path")
+    body = http.get("/health").json()
+    assert body == {"status": "degraded", "reasons": ["Ray Serve doesn't say whether the engines are running."]}
+
+
+def test_the_document_says_what_health_answers_with_each_status(http):
+    responses = http.get("/openapi.json").json()["paths"]["/health"]["get"]["responses"]
+    schemas = {status: responses[status]["content"]["application/json"]["schema"] for status in ("200", "503")}
+    assert schemas == {status: {"$ref": "#/components/schemas/Health"} for status in ("200", "503")}
