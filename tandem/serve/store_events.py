@@ -28,4 +28,4 @@ def end(session: Session, job: JobRow, state: str, now: datetime, error: str | N
     else:
         record(session, job, "training_failed", {"error_message": error}, now)
     job.state, job.error, job.ended_at = state, error, now
-    job.owner = job.start_digest = job.waiting_for = None
+    job.owner = job.waiting_for = None

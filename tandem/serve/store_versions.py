@@ -121,10 +121,20 @@ class VersionTable(Database):
             .where(lagged.digest == dead.digest)
             .exists()
         )
+        # A job that began where the deleted version's job began may make the same checkpoint. It would find the files,
+        # leave them as they are, and then lose them.
+        maker, repeating = aliased(JobRow), aliased(JobRow)
+        needed_by_repetition = (
+            select(repeating.number)
+            .join(maker, maker.start_digest == repeating.start_digest)
+            .where(is_open(repeating), maker.model_id == dead.model_id, maker.step == dead.step)
+            .exists()
+        )
         is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == dead.digest).exists()
         with self._read() as session:
-            query = select(dead.digest).where(dead.deleted_at.is_not(None)).distinct()
-            return session.scalars(query.where(~needed_by_version, ~needed_by_job, ~needed_by_lag, ~is_initial)).all()
+            dead_digests = select(dead.digest).where(dead.deleted_at.is_not(None)).distinct()
+            needed = needed_by_version | needed_by_job | needed_by_lag | needed_by_repetition | is_initial
+            return session.scalars(dead_digests.where(~needed)).all()
 
     def forget_digest(self, digest: str) -> None:
         """Drops the rows of deleted versions with this digest, once its files are gone."""

@@ -138,7 +138,7 @@ class JobRow(Table):
     owner: Mapped[str | None] = mapped_column(String(255))
     lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
     start_digest: Mapped[str | None] = mapped_column(_DIGEST)
-    """The version that the running attempt started from; its files are kept."""
+    """The version that the last attempt started from; its files are kept while the job is open."""
     reference_digest: Mapped[str | None] = mapped_column(_DIGEST)
     """The KL reference, pinned; its files are kept while the job is open. None without a KL penalty."""
     reference_lag: Mapped[int | None]

@@ -134,6 +134,20 @@ def test_files_that_a_running_job_started_from_stay(store, add_model, add_job, c
     assert store.unused_digests() == ["start"]
 
 
+def test_files_that_a_running_job_may_make_again_stay(store, add_model, add_job, claim, train):
+    one, two = add_model("one"), add_model("two")
+    train(one, "first")
+    train(one, "second")
+    add_job(two)
+    repeating = claim()  # from version 0, as the job that made "first"
+    store.delete_versions(one.id, "team", [1, 2])
+    assert store.unused_digests() == ["second"]
+    store.complete(repeating, PolicyVersion(two.id, 1, "first"), {})
+    assert store.unused_digests() == ["second"], "now a version needs them"
+    store.delete_versions(two.id, "team", [1])
+    assert sorted(store.unused_digests()) == ["first", "second"]
+
+
 def test_versions_page_in_both_directions(store, add_model, train):
     model = add_model()
     for digest in "abcde":
