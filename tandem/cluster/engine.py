@@ -10,22 +10,19 @@ import asyncio
 import json
 import logging
 import math
-import multiprocessing
 import os
 import shutil
 import tempfile
-import time
 import uuid
-from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from tandem.cluster.adapter_pool import AdapterPool
-from tandem.cluster.child_guard import ChildGuard
 from tandem.cluster.config import DeadlinesConfig, EngineConfig, LoraConfig
+from tandem.cluster.engine_core import EngineCore
 from tandem.cluster.engine_settings import engine_arguments, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
 from tandem.cluster.openai_app import (
@@ -42,21 +39,15 @@ from tandem.cluster.openai_app import (
     policy_request,
 )
 
-if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
-
 __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 # vLLM's other routes change the engine that everybody shares.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
-WATCH_PERIOD_S = 5.0
-CORE_TICK_S = 0.5
 
 
 class EngineLoad(TypedDict):
@@ -91,12 +82,9 @@ class Engine:
         that doesn't answer for `answer_s` is ended."""
         self._config, self._model_path, self._served_name = config, model_path, served_name
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora
-        self._answer_s = answer_s
+        self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
         self._adapters = AdapterPool(self._load_adapter, self._unload_adapter, config.max_cpu_loras)
-        self._guard: ChildGuard
-        self._watching: asyncio.Task[None]
         self._directory: tempfile.TemporaryDirectory[str]
-        self._llm: AsyncLLM
         self._app: ASGIApp
         self._models: Any  # vLLM's table of the adapters it knows by name
 
@@ -107,69 +95,37 @@ class Engine:
 
         device = "cpu" if current_platform.is_cpu() else "cuda"
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-engine-")
-        self._guard = ChildGuard()
         try:
             args = parse_arguments(
                 engine_arguments(
                     self._config, self._model_path, self._served_name, self._max_model_len, self._lora, device
                 )
             )
-            self._llm = await _start_core(args, timeout_s, self._guard)
+            await self._core.start(args, timeout_s)
             if device == "cpu":
-                await self._unless_dead(self._llm.collective_rpc("fix_cpu_lora", timeout=self._answer_s))
-            app = await build_openai_app(self._llm, args)
+                await self._core.unless_dead(self._core.llm.collective_rpc("fix_cpu_lora", timeout=self._answer_s))
+            app = await build_openai_app(self._core.llm, args)
         except Exception as error:
             await self.stop()
             raise EngineDeadError(
                 f"The vLLM engine of {self._served_name} didn't start: {error} (The log of its process says more.)"
             ) from error
         self._app, self._models = app, app.state.openai_serving_models
-        self._watching = asyncio.create_task(self._watch_core())
+        self._core.watch()
 
     async def stop(self) -> None:
         """Ends the engine core and removes what this engine wrote."""
-        if hasattr(self, "_watching"):
-            self._watching.cancel()
-        if hasattr(self, "_llm"):
-            await asyncio.to_thread(self._llm.shutdown)
-        if hasattr(self, "_guard"):
-            await asyncio.to_thread(self._guard.close)
+        await self._core.stop()
         if hasattr(self, "_directory"):
             self._directory.cleanup()
 
     async def check_health(self) -> None:
-        """Raises EngineDeadError when the engine core has died, or was ended because it gave no answer (`_watch_core`);
-        this engine can't recover and must be replaced."""
-        if self._llm.errored:
-            raise EngineDeadError(f"The vLLM engine core of {self._served_name} has died.") from self._llm.dead_error
-
-    async def _watch_core(self) -> None:
-        """Asks the core for an answer again and again. One that gives none in time is killed: what waits for it then
-        fails at once, and health checks see it."""
-        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
-
-        with suppress(CoreDeadError):
-            while True:
-                try:
-                    async with asyncio.timeout(self._answer_s):
-                        await self._llm.list_loras()
-                except TimeoutError:
-                    logger.error("The vLLM core of %s gave no answer for %g s", self._served_name, self._answer_s)
-                    return _kill_children()
-                await asyncio.sleep(WATCH_PERIOD_S)
-
-    async def _unless_dead(self, answer: Coroutine[Any, Any, T]) -> T:
-        """What the core answers. When it dies, vLLM fails generations, but other calls would wait for ever."""
-        task = asyncio.create_task(answer)
-        try:
-            while not (await asyncio.wait({task}, timeout=CORE_TICK_S))[0]:
-                await self.check_health()
-            return task.result()
-        finally:
-            task.cancel()
+        """Raises EngineDeadError when the engine core has died, or was ended because it gave no answer; this engine
+        can't recover and must be replaced."""
+        self._core.check_health()
 
     def load(self) -> EngineLoad:
-        return {"num_unfinished": self._llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
+        return {"num_unfinished": self._core.llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
 
     async def http(
         self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes, digest: str
@@ -197,11 +153,11 @@ class Engine:
 
         async def send_unless_dead(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 500:
-                await self.check_health()
+                self._core.check_health()
             await send(message)
 
         try:
-            await self.check_health()
+            self._core.check_health()
             async with self._adapters.use(digest):
                 await self._app(scope, receive, send_unless_dead)
         except EngineDeadError as error:
@@ -236,7 +192,7 @@ class Engine:
                     task.cancel()
 
     def _check_sequences(self, sequences: Sequence[Sequence[int]]) -> None:
-        max_length, vocab_size = self._llm.model_config.max_model_len, self._llm.model_config.get_vocab_size()
+        max_length, vocab_size = self._core.llm.model_config.max_model_len, self._core.llm.model_config.get_vocab_size()
         for k, tokens in enumerate(sequences):
             if not 1 <= len(tokens) <= max_length:
                 raise ValueError(f"Sequence {k} has {len(tokens)} tokens; the engine scores 1 to {max_length}.")
@@ -264,7 +220,7 @@ class Engine:
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        outputs = self._llm.generate(
+        outputs = self._core.llm.generate(
             tokens_input(prompt), params, f"score-{uuid.uuid4().hex}", lora_request=lora, priority=priority
         )
         try:
@@ -284,7 +240,7 @@ class Engine:
         # This loads the adapter into the core first, which refuses a bad one. A request for an adapter that the core
         # can't load would kill it. Never in place: the prefix cache keeps what the old weights computed.
         request = LoadLoRAAdapterRequest(lora_name=adapter_name(digest), lora_path=str(directory))
-        response = await self._unless_dead(self._models.load_lora_adapter(request))
+        response = await self._core.unless_dead(self._models.load_lora_adapter(request))
         if isinstance(response, ErrorResponse):
             shutil.rmtree(directory, ignore_errors=True)
             raise AdapterUnavailableError(f"vLLM can't load policy version {digest}: {response.error.message}")
@@ -310,7 +266,7 @@ class Engine:
 
         name = adapter_name(digest)
         directory = self._models.lora_requests[name].lora_path
-        await self._unless_dead(self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
+        await self._core.unless_dead(self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
         # The last request may have been aborted just now and still be in the core's batch, so the files stay a while.
         remove = partial(shutil.rmtree, directory, ignore_errors=True)
         asyncio.get_running_loop().call_later(RETIRED_ADAPTER_S, remove)
@@ -337,27 +293,3 @@ def _check_adapter(directory: Path, lora: LoraConfig) -> None:
     for name, weight in load_file(directory / "adapter_model.safetensors").items():
         if not torch.isfinite(weight).all():
             raise ValueError(f"its weight {name} isn't finite")
-
-
-async def _start_core(args: Namespace, timeout_s: float, guard: ChildGuard) -> AsyncLLM:
-    """The engine with its core process running. vLLM blocks until the core is up, so it does that in a thread."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    creation = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args)))
-    deadline = time.monotonic() + timeout_s
-    while not creation.done() and time.monotonic() < deadline:
-        await asyncio.wait({creation}, timeout=CORE_TICK_S)
-        for process in multiprocessing.active_children():
-            guard.watch(process.pid)
-    if creation.done():
-        return creation.result()
-    creation.add_done_callback(lambda task: task.exception())
-    _kill_children()  # the thread ends when it sees that
-    raise TimeoutError(f"it took longer than {timeout_s:g} s, and was ended.")
-
-
-def _kill_children() -> None:
-    """SIGKILL also ends processes that are stopped."""
-    for process in multiprocessing.active_children():
-        process.kill()
