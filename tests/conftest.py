@@ -20,7 +20,8 @@ def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     # More CPUs than there may be: what the tests start asks for a few, and mostly waits.
     token_file = tmp_path_factory.mktemp("ray") / "token"
-    with local_ray(token_file, num_cpus=4, object_store_memory=200 << 20, log_to_driver=False, logging_level="ERROR"):
+    options = {"object_store_memory": 200 << 20, "log_to_driver": False, "logging_level": "ERROR"}
+    with local_ray(token_file, with_job_server=True, num_cpus=4, **options):
         yield
 
 

@@ -179,6 +179,32 @@ class CoordinatorConfig(Settings):
     )
 
 
+class ProjectConfig(Settings):
+    """What a project (an entity of keys) may do beyond training through the API: where its jobs read and write, and
+    whether they may run its own code."""
+
+    run_code: bool = Field(
+        False, description="Runs the project's programs on this cluster, as the user that the service runs as."
+    )
+    bucket_root: str | None = Field(
+        None, description="fsspec URL below which /bucket/path and obs://bucket/path lie. Unset: a folder under home."
+    )
+    roots: tuple[str, ...] = Field(
+        (), description="fsspec URLs below which its jobs may name s3://, file:// ... paths."
+    )
+
+
+class ResourceSpecConfig(Settings):
+    """A size of worker that jobs can choose, beside those that are read from the cluster."""
+
+    spec_id: int = Field(ge=1, le=2**31 - 1, description="One that the cluster's own specifications have is replaced.")
+    spec_code: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    num_cpus: float = Field(gt=0)
+    num_gpus: int = Field(0, ge=0)
+    gpu_type: str = ""
+    max_num: int = Field(ge=1, description="Most workers of this size in one job.")
+
+
 TINY = BaseModelConfig(
     name="tandem/tiny",
     path="builtin:tiny",
@@ -216,6 +242,8 @@ class TandemConfig(BaseSettings):
     coordinator: CoordinatorConfig = CoordinatorConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()
+    projects: dict[str, ProjectConfig] = Field({}, description="By name; others have the defaults.")
+    resource_specs: tuple[ResourceSpecConfig, ...] = ()
 
     @field_validator("home")
     @classmethod
@@ -238,6 +266,11 @@ class TandemConfig(BaseSettings):
     @property
     def artifacts_root(self) -> str:
         return self.artifacts or str(self.home / "artifacts")
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether any project may run programs of its own."""
+        return any(project.run_code for project in self.projects.values())
 
     def base_model(self, name: str) -> BaseModelConfig:
         return next(base for base in self.base_models if base.name == name)

@@ -10,11 +10,13 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.parameter import RayParams
 from ray._raylet import AuthenticationTokenLoader
 
 AUTH_MODE = "RAY_AUTH_MODE"
@@ -23,9 +25,10 @@ TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 
 
 @contextmanager
-def local_ray(token_file: Path, **options: Any) -> Iterator[None]:
+def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -> Iterator[None]:
     """A new Ray, which ends with the block. `options` are those of `ray.init`.
 
+    `with_job_server`: programs can be submitted to it as Ray jobs, which takes Ray's dashboard, another process.
     The token is that of `token_file`, which is made if it isn't there; Ray's own environment variables come first.
     Processes started within the block inherit where it is, so that they can connect.
     """
@@ -41,14 +44,18 @@ def local_ray(token_file: Path, **options: Any) -> Iterator[None]:
     AuthenticationTokenLoader.instance().reset_cache()
     others_may_join = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
+    # For processes that connect by themselves, as the job server and users' programs do.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     try:
         # Without an explicit address Ray would join whatever cluster it finds on the machine. RAY_AUTH_MODE stays
         # unset: then Ray turns token authentication on itself, also in this process, where it is loaded already.
-        ray.init(address="local", include_dashboard=False, **options)
+        with _agent_on_any_port():
+            ray.init(address="local", include_dashboard=with_job_server, **options)
         yield
     finally:
         ray.shutdown()
         ray_constants.ENABLE_RAY_CLUSTER = others_may_join
+        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
 
 def dead_processes() -> list[str]:
@@ -56,6 +63,18 @@ def dead_processes() -> list[str]:
     own = ray._private.worker._global_node  # None, or without processes, where this process has joined a Ray
     ended = {kind for kind, _ in own.dead_processes()} if own else set()
     return sorted(ended & {ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET})
+
+
+@contextmanager
+def _agent_on_any_port() -> Iterator[None]:
+    """Lets the agent that starts jobs listen on a free port. `ray.init` has no option for it, and with the fixed one
+    a second Ray on a machine takes no jobs."""
+    init = RayParams.__init__
+    RayParams.__init__ = partialmethod(init, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        RayParams.__init__ = init
 
 
 def token_authentication_is_on() -> bool:

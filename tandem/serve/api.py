@@ -11,6 +11,8 @@ from pydantic.json_schema import models_json_schema
 from tandem import __version__
 from tandem.serve import error_responses, health, inference, keys, models, training_jobs
 from tandem.serve.auth import authenticate
+from tandem.serve.modelarts import catalog, configs, envelope, jobs
+from tandem.serve.modelarts import schemas as modelarts_schemas
 from tandem.serve.schemas import REQUEST_BODIES, ErrorBody, HTTPValidationError
 from tandem.serve.services import Services
 
@@ -33,9 +35,12 @@ def create_app(services: Services) -> FastAPI:
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for router in (models.router, training_jobs.router, inference.router, keys.router):
         v1.include_router(router)
+    for router in (configs.router, jobs.router, catalog.router):  # last: their first segment is any project
+        v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)
     error_responses.install(app)
+    envelope.install(app)
     app.openapi = lambda: _openapi(app)
     return app
 
@@ -47,12 +52,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        own = [(model, "validation") for model in (*REQUEST_BODIES, HTTPValidationError, ErrorBody)]
+        bodies = (*REQUEST_BODIES, *modelarts_schemas.REQUEST_BODIES, HTTPValidationError, ErrorBody)
+        own = [(model, "validation") for model in bodies]
         _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schemas["$defs"]
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 if (path, method) != PUBLISHED_OPERATION:
-                    operation["responses"]["default"] = ERROR_RESPONSE
+                    operation["responses"].setdefault("default", ERROR_RESPONSE)
         app.openapi_schema = document
     return app.openapi_schema

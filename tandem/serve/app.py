@@ -29,6 +29,8 @@ from tandem.cluster.placement import place
 from tandem.cluster.preparation import Preparation
 from tandem.serve.api import create_app
 from tandem.serve.engine_health import EngineHealth
+from tandem.serve.modelarts.projects import resource_specs
+from tandem.serve.modelarts.runner import JobRunner
 from tandem.serve.services import CoordinatorStatus, Services
 from tandem.serve.store import Store
 from tandem.serve.sweeping import start_sweeping
@@ -138,6 +140,30 @@ class CoordinatorReplica:
         self._preparation.stop()
 
 
+class JobRunnerReplica:
+    """Looks after the jobs of saved configurations."""
+
+    def __init__(self, config: TandemConfig):
+        self._stop = threading.Event()
+        runner = JobRunner(
+            config,
+            Store(config.resolved_store_url),
+            Artifacts(config.artifacts_root),
+            lambda: resource_specs(config),
+        )
+        self._thread = threading.Thread(target=runner.run, args=(self._stop,), name="job-runner", daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("The job runner has ended.")
+
+    async def __del__(self) -> None:
+        """Serve waits for this at a stop: jobs are released, and go on where their Ray cluster does."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join)
+
+
 class Engines:
     """The API's way to the engine replicas of each base model."""
 
@@ -180,7 +206,13 @@ def engine_score(handle: DeploymentHandle) -> EngineScore:
 class ApiReplica:
     """FastAPI over the store, the artifacts and the engines. Stateless; any number may run."""
 
-    def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle], coordinator: DeploymentHandle):
+    def __init__(
+        self,
+        config: TandemConfig,
+        engines: dict[str, DeploymentHandle],
+        coordinator: DeploymentHandle,
+        _runner: DeploymentHandle,
+    ):
         bases = {base.name: BaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
         preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
@@ -198,6 +230,7 @@ class ApiReplica:
                 engines,
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
+            resource_specs=lambda: resource_specs(config),
         )
         start_sweeping(self._services)
 
@@ -234,6 +267,14 @@ def build_application(config: TandemConfig) -> serve.Application:
         **HEALTH_CHECKS,
         graceful_shutdown_timeout_s=config.coordinator.stop_grace_s + STOP_MARGIN_S,
     ).bind(config, engines)
+    runner = serve.deployment(
+        JobRunnerReplica,
+        name="job-runner",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        **HEALTH_CHECKS,
+        graceful_shutdown_timeout_s=STOP_MARGIN_S,
+    ).bind(config)
     api = serve.deployment(
         serve.ingress()(ApiReplica),
         name="api",
@@ -243,4 +284,4 @@ def build_application(config: TandemConfig) -> serve.Application:
         **HEALTH_CHECKS,
         graceful_shutdown_timeout_s=API_GRACE_S,
     )
-    return api.bind(config, engines, coordinator)
+    return api.bind(config, engines, coordinator, runner)

@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,6 +22,8 @@ from tandem.serve.store import Store
 from tandem.serve.tables import ApiKeyRow
 
 KEY_PREFIX = "tdm_"
+RESERVED_ENTITIES = ("preview",)  # /v1/preview/... isn't of a project of that name
+TOKEN_HEADER = "x-auth-token"  # what clients of the training-job-configs API send in place of a bearer key
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what the ones before it may: infer asks for completions, train also trains, admin also makes keys."""
 # auto_error would answer without our error shape; depending on the scheme keeps it in the OpenAPI document.
@@ -48,6 +50,8 @@ def add_key(store: Store, name: str, entity: str, role: Role) -> tuple[ApiKeyRow
         raise ValueError(
             f"Entity {entity!r} isn't 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter, digit or '_'."
         )
+    if entity in RESERVED_ENTITIES:
+        raise ValueError(f"Entity {entity!r} can't be: /v1/{entity}/... is a part of the API. Choose another name.")
     if role not in ROLES:
         raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
     key = KEY_PREFIX + secrets.token_urlsafe(32)
@@ -61,17 +65,25 @@ def revoke_key(store: Store, key: str) -> bool:
 
 
 def authenticate(
-    services: ServicesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request,
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
     """The sender of a request, whatever its role. Raises AuthenticationError."""
-    if credentials is None:
+    key = credentials.credentials if credentials else request.headers.get(TOKEN_HEADER)
+    if not key:
         raise AuthenticationError(
             "The request has no API key. Send it as 'Authorization: Bearer tdm_...'; `tandem keys create` makes one."
         )
-    row = services.store.find_key(_sha256(credentials.credentials))
+    row = services.store.find_key(_sha256(key))
     if row is None:
         raise AuthenticationError("The API key isn't valid here: it is mistyped, was revoked, or is another service's.")
     return Caller(row.id, row.entity, row.role)
+
+
+def has_key(request: Request) -> bool:
+    """Whether a request comes with anything in the place of a key."""
+    return any(request.headers.get(header) for header in ("authorization", TOKEN_HEADER))
 
 
 def _caller_who_may(role: Role) -> Callable[..., Caller]:
@@ -92,6 +104,11 @@ _CHECKS: dict[Role, Callable[..., Caller]] = {role: _caller_who_may(role) for ro
 InferCaller = Annotated[Caller, Depends(_CHECKS["infer"])]
 TrainCaller = Annotated[Caller, Depends(_CHECKS["train"])]
 AdminCaller = Annotated[Caller, Depends(_CHECKS["admin"])]
+
+
+def requires(role: Role) -> Any:
+    """A dependency for all routes of a router that don't need to know who calls them."""
+    return Depends(_CHECKS[role])
 
 
 def declared_role(dependencies: list[Callable[..., object] | None]) -> Role | None:

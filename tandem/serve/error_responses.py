@@ -80,6 +80,12 @@ def error_body(
     return body
 
 
+def status_of(error: ServeError) -> tuple[int, dict[str, str]]:
+    """The HTTP status of one of the service's own errors, and headers that go with it."""
+    status, _, headers = _STATUS[type(error)]
+    return status, headers
+
+
 def error_content(error: ServeError) -> dict[str, Any]:
     """The JSON of one of the service's own errors."""
     faults = error.faults if isinstance(error, InvalidRequestError) else ()
@@ -103,7 +109,7 @@ def install(app: FastAPI) -> None:
     """Makes the application answer every error in the one shape."""
     for kind in (ServeError, RequestValidationError, EngineDeadError, AdapterUnavailableError):
         app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(HTTPException, answer_http_exception)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_middleware(RequestIds)
 
@@ -118,13 +124,17 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_content(known), status, headers)
 
 
-async def _answer_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+async def answer_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     """Errors of the router: no such path, or not with this method."""
-    message = {
+    body = error_body(http_exception_message(request, error), "invalid_request_error", "route")
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+def http_exception_message(request: Request, error: HTTPException) -> str:
+    return {
         404: f"There is no {request.url.path} here. /docs lists the routes.",
         405: f"{request.url.path} doesn't take {request.method}. /docs lists the routes.",
     }.get(error.status_code, str(error.detail))
-    return JSONResponse(error_body(message, "invalid_request_error", "route"), error.status_code, error.headers)
 
 
 async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
@@ -137,13 +147,17 @@ def request_id(scope: Scope) -> str:
     return scope[_REQUEST_ID]
 
 
-def unexpected_error(request_id: str) -> dict[str, Any]:
-    """The JSON of an error that nobody expected."""
-    message = (
+def unexpected_message(request_id: str) -> str:
+    """The sentence of an error that nobody expected."""
+    return (
         f"The service failed on this request. Its log has the cause under {request_id}; "
         "if sending the request again doesn't help, report it with that id."
     )
-    return error_body(message, "server_error", "internal_error")
+
+
+def unexpected_error(request_id: str) -> dict[str, Any]:
+    """The JSON of an error that nobody expected."""
+    return error_body(unexpected_message(request_id), "server_error", "internal_error")
 
 
 class RequestIds:

@@ -35,12 +35,12 @@ class ServiceLostError(RuntimeError):
 
 
 def num_cpus_needed(config: TandemConfig) -> int:
-    """Ray CPUs that all actors of the configuration ask for, and one to spare."""
+    """Ray CPUs that all actors of the configuration ask for, and some to spare: two where projects run programs."""
     asked = sum(
         base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
         for base in config.base_models
     )
-    return int(asked) + 1
+    return int(asked) + (2 if config.runs_code else 1)
 
 
 @contextmanager
@@ -83,7 +83,8 @@ def _ray(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]
     if address is None:
         cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
         token_file = config.home / RAY_TOKEN_FILE
-        with local_ray(token_file, num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, **options):
+        options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        with local_ray(token_file, with_job_server=config.runs_code, **options):
             yield
         return
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.resource_specs import ResourceSpec
 from tandem.serve.store import Store
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Services:
     """For each base model."""
     engine_faults: Callable[[], Awaitable[Mapping[str, str]]]
     """What keeps engines from answering, for each base model where something does."""
+    resource_specs: Callable[[], Sequence[ResourceSpec]]
+    """What jobs of saved configurations can run on, from the live cluster and the configuration."""
 
 
 async def _services(request: Request) -> Services:

@@ -9,8 +9,11 @@ from sqlalchemy import select
 
 from tandem.serve.database import Database
 from tandem.serve.store_claims import ClaimTable
+from tandem.serve.store_configs import ConfigTable
 from tandem.serve.store_jobs import JobTable
 from tandem.serve.store_models import ModelTable
+from tandem.serve.store_user_job_claims import UserJobClaimTable
+from tandem.serve.store_user_jobs import UserJobTable
 from tandem.serve.store_versions import VersionTable
 from tandem.serve.tables import ApiKeyRow
 
@@ -58,7 +61,7 @@ class KeyTable(Database):
             return True
 
 
-class Store(KeyTable, ModelTable, VersionTable, JobTable, ClaimTable):
+class Store(KeyTable, ModelTable, VersionTable, JobTable, ClaimTable, ConfigTable, UserJobTable, UserJobClaimTable):
     """Store(url): SQLite (`sqlite:////path/to/file.db`) or PostgreSQL (`postgresql+psycopg://...`).
 
     Implements the coordinator's JobStore. Safe to share between threads; every process opens its own.

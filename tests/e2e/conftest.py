@@ -30,7 +30,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(ray_local, tmp_path_factory) -> Service:
-    from tandem.cluster.config import TINY, HttpConfig, LogprobsConfig, TandemConfig
+    from tandem.cluster.config import TINY, CoordinatorConfig, HttpConfig, LogprobsConfig, ProjectConfig, TandemConfig
     from tandem.serve.auth import create_key
     from tandem.serve.launch import running
     from tandem.serve.store import Store
@@ -40,7 +40,14 @@ def service(ray_local, tmp_path_factory) -> Service:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     base = TINY.model_copy(update={"logprobs": LogprobsConfig(mode="shared")})  # learner and engine, on every job
-    config = TandemConfig(home=home, http=HttpConfig(port=port), base_models=(base,))
+    config = TandemConfig(
+        home=home,
+        http=HttpConfig(port=port),
+        base_models=(base,),
+        coordinator=CoordinatorConfig(lease_s=10),
+        projects={"default": ProjectConfig(run_code=True)},
+        resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
+    )
     with running(config):
         key = create_key(Store(config.resolved_store_url), name="tests", entity="default")
         yield Service(f"http://127.0.0.1:{port}", key, home)

@@ -19,12 +19,18 @@ from sqlalchemy import create_engine, make_url
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.preparation import PreparationWorker
+from tandem.cluster.resource_specs import ResourceSpec
 from tandem.serve.api import create_app
 from tandem.serve.auth import create_key
 from tandem.serve.services import Services
 from tandem.serve.store import Store
 
 BASE = "tandem/tiny"
+SPECS = [
+    ResourceSpec(0, "tandem.learners", 1, 0, "", 1),
+    ResourceSpec(1, "tandem.cpu.1", 1, 0, "", 2),
+    ResourceSpec(2, "tandem.cpu.2", 2, 0, "", 1, has_room=False),
+]
 ZERO = "0" * 64
 
 
@@ -193,6 +199,7 @@ def services(tmp_path, store, engine, text_model, coordinator, engine_faults):
         preparation=PreparationWorker({BASE: text_model}, artifacts),
         coordinator_status=status,
         engine_faults=faults,
+        resource_specs=lambda: SPECS,
     )
 
 

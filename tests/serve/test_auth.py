@@ -28,7 +28,7 @@ def test_keys_are_long_random_and_not_stored(store, tmp_path):
     assert not any(key.encode() in stored for key in keys)
 
 
-@pytest.mark.parametrize("entity", ["", "a/b", "a:b", "a b", "a\n", "x" * 129, "-a"])
+@pytest.mark.parametrize("entity", ["preview", "", "a/b", "a:b", "a b", "a\n", "x" * 129, "-a"])
 def test_an_entity_can_be_part_of_a_name(store, entity):
     with pytest.raises(ValueError, match="Entity"):
         create_key(store, "k", entity)

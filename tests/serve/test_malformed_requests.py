@@ -332,6 +332,8 @@ def test_every_route_refuses_in_the_same_way(refused, ids, app):
     """Whatever a route is asked wrongly: by a strange id, parameter, body, method, or without a key."""
     names = {"model_id": ids["MODEL"], "training_job_id": ids["JOB"], "key_id": UNKNOWN, "name": "a.png"}
     for path, operations in app.openapi()["paths"].items():
+        if path.startswith("/v1/{project_id}/"):
+            continue  # of an API with a shape of its own
         known = path.format(**names)
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(map(str.upper, operations)):
             assert refused(method, known, 405)["code"] == "route"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, inspect, literal_column, select, table
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision; written here so that nobody has to import alembic to see that there is nothing to do."""
 
 

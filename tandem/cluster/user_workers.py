@@ -1,0 +1,144 @@
+"""Leads a user's program on several workers: `python -m tandem.cluster.user_workers N CPUS GPUS python boot.py ...`.
+
+Runs as the entrypoint of a Ray job. Each worker has resources of its own, on nodes of their own where there are such,
+and runs the command with `--init_method=tcp://HOST:PORT --rank=I --world_size=N` added. What a worker writes is passed
+on line by line, marked with its rank (`demultiplex` takes the marks off). The first worker that fails ends the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+
+MARK = "\x1e"  # "record separator": no program writes it at the beginning of a line
+READ_S = 0.5
+PLACEMENT_HINT_S = 30.0
+
+
+class UserWorker:
+    """One worker: a child process of a Ray actor, so it ends with the actor, and its output."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._process: subprocess.Popen[str] | None = None
+
+    def rendezvous(self) -> str:
+        """An init_method address on this node, free a moment ago."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_die_with_parent,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def read(self) -> tuple[list[str], int | None]:
+        """The lines since the last call, waiting a moment for the first, and the exit status once there are no more."""
+        lines: list[str] = []
+        try:
+            line = self._lines.get(timeout=READ_S)
+            while line is not None:
+                lines.append(line)
+                line = self._lines.get_nowait()
+        except queue.Empty:
+            return lines, None
+        return lines, self._process.wait()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def demultiplex(lines: Iterable[str], num_workers: int) -> dict[int, list[str]]:
+    """Lines of a job's output by the worker that wrote them. Unmarked ones (Ray's own) count as worker 0's."""
+    by_worker: dict[int, list[str]] = {}
+    for line in lines:
+        rank, text = 0, line
+        if line.startswith(MARK):
+            marked, _, rest = line[1:].partition(MARK)
+            if marked.isdigit() and int(marked) < num_workers:
+                rank, text = int(marked), rest
+        by_worker.setdefault(rank, []).append(text)
+    return by_worker
+
+
+def lead(num_workers: int, num_cpus: float, num_gpus: float, command: Sequence[str]) -> int:
+    """Runs the command on all workers. Returns 0, or the exit status of the first worker that failed."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    ray.init(log_to_driver=False)
+    bundle = {kind: amount for kind, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    group = placement_group([bundle] * num_workers, strategy="SPREAD")
+    while not group.wait(PLACEMENT_HINT_S):
+        _say(0, f"tandem: waiting for room for {num_workers} workers of {bundle} each")
+    workers = [
+        ray.remote(UserWorker)
+        .options(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+        )
+        .remote()
+        for rank in range(num_workers)
+    ]
+    init_method = ray.get(workers[0].rendezvous.remote())
+    for rank, worker in enumerate(workers):
+        arguments = [f"--init_method={init_method}", f"--rank={rank}", f"--world_size={num_workers}"]
+        ray.get(worker.start.remote([*command, *arguments]))
+    return _follow(workers)
+
+
+def _follow(workers: Sequence[object]) -> int:
+    """Passes on what the workers write until all have ended, or one has failed."""
+    import ray
+
+    reading = {worker.read.remote(): rank for rank, worker in enumerate(workers)}
+    while reading:
+        [ready], _ = ray.wait(list(reading), num_returns=1)
+        rank = reading.pop(ready)
+        try:
+            lines, status = ray.get(ready)
+        except ray.exceptions.RayActorError as error:
+            _say(rank, f"tandem: worker {rank} died: {' '.join(str(error).split())}")
+            return 1
+        for line in lines:
+            _say(rank, line)
+        if status is None:
+            reading[workers[rank].read.remote()] = rank
+        elif status:
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            _say(rank, f"tandem: worker {rank} {how}; the other workers are ended too")
+            return status if 0 < status < 256 else 1
+    return 0
+
+
+def _say(rank: int, line: str) -> None:
+    print(f"{MARK}{rank}{MARK}{line}", flush=True)
+
+
+if __name__ == "__main__":
+    num_workers, num_cpus, num_gpus, *command = sys.argv[1:]
+    sys.exit(lead(int(num_workers), float(num_cpus), float(num_gpus), command))

@@ -1,0 +1,47 @@
+"""Several workers of one program: their output, their ends."""
+
+import subprocess
+import sys
+
+from tandem.cluster.ray_jobs import UserProgram
+from tandem.cluster.resource_specs import ResourceSpec
+from tandem.cluster.user_workers import MARK, UserWorker, demultiplex
+
+SPEC = ResourceSpec(1, "tandem.cpu.1", 1, 0, "", 2)
+
+
+def read_all(worker):
+    lines, status = [], None
+    for _ in range(60):
+        more, status = worker.read()
+        lines += more
+        if status is not None:
+            return lines, status
+    raise AssertionError(f"The worker hasn't ended; it wrote {lines}.")
+
+
+def test_output_and_exit_status_of_a_worker():
+    worker = UserWorker()
+    worker.start([sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"])
+    lines, status = read_all(worker)
+    assert sorted(lines) == ["err", "out"]
+    assert status == 3
+
+
+def test_arguments_reach_the_program_as_they_are(tmp_path):
+    """The shell that Ray runs the entrypoint with has nothing to interpret."""
+    (tmp_path / "boot.py").write_text("import sys; print(sys.argv[1:])")
+    arguments = ["--a=$(touch hacked)", "--b='; touch hacked; '", "--c=`id`", '--d="x y"', "--e=*", "--f=\n"]
+    for num_workers in (1, 2):
+        entrypoint = UserProgram(tmp_path, "boot.py", arguments, SPEC, num_workers).entrypoint("127.0.0.1:1")
+        if num_workers == 2:  # what leads the workers is another program; here it prints its arguments
+            entrypoint = entrypoint.replace("-m tandem.cluster.user_workers", "boot.py", 1)
+        ran = subprocess.run(entrypoint, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert eval(ran.stdout)[-len(arguments) :] == arguments
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_output_is_sorted_by_worker():
+    lines = [f"{MARK}0{MARK}a", f"{MARK}1{MARK}b", "unmarked", f"{MARK}9{MARK}of no worker", f"{MARK}1{MARK}"]
+    assert demultiplex(lines, 2) == {0: ["a", "unmarked", f"{MARK}9{MARK}of no worker"], 1: ["b", ""]}

@@ -1,0 +1,271 @@
+"""Boot files as real Ray jobs: one worker and two, their logs, ends of every kind, and a runner that is replaced."""
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import ray
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import CoordinatorConfig, ProjectConfig, TandemConfig
+from tandem.serve.modelarts.projects import resource_specs
+from tandem.serve.modelarts.runner import JobRunner
+from tandem.serve.store import Store
+from tandem.serve.store_user_jobs import UserJobStatus
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "training_job_configs"
+END_S = 40
+SETTINGS = {
+    "worker_server_num": 1,
+    "spec_id": 500,
+    "app_url": "/bucket/code/",
+    "boot_file_url": "/bucket/code/boot.py",
+    "data_url": "/bucket/data/",
+    "train_url": "/bucket/out/",
+    "log_url": "/bucket/logs/",
+}
+
+
+class Project:
+    """A project with a bucket, jobs, and runners that look after them."""
+
+    def __init__(self, home):
+        self.config = TandemConfig(
+            home=home,
+            projects={"team": ProjectConfig(run_code=True)},
+            coordinator=CoordinatorConfig(lease_s=3),
+            resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
+        )
+        self.store = Store(self.config.resolved_store_url)
+        self.bucket = home / "projects" / "team" / "bucket"
+        (self.bucket / "data").mkdir(parents=True)
+        self.code("print('hello')")
+
+    def code(self, text):
+        (self.bucket / "code").mkdir(exist_ok=True)
+        (self.bucket / "code" / "boot.py").write_text(text)
+
+    @contextmanager
+    def runner(self):
+        stop = threading.Event()
+        artifacts = Artifacts(self.config.artifacts_root)
+        runner = JobRunner(self.config, self.store, artifacts, lambda: resource_specs(self.config))
+        thread = threading.Thread(target=runner.run, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
+
+    def start(self, name="job", **settings):
+        return self.store.add_user_job("team", name, "", {**SETTINGS, **settings}, 100)
+
+    def version(self, version):
+        return self.store.user_job_version("team", version.job_id, version.id)
+
+    def wait(self, version, until=lambda v: UserJobStatus(v.status).has_ended):
+        deadline = time.monotonic() + END_S
+        while time.monotonic() < deadline:
+            if until(found := self.version(version)):
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"{UserJobStatus(found.status).name}: {found.error}; log {self.log(version)}")
+
+    def log(self, version, rank=0):
+        return self.store.user_job_log(version.id, f"worker-{rank}.log", 1, 1000)
+
+
+@pytest.fixture
+def project(ray_local, tmp_path):
+    project = Project(tmp_path)
+    yield project
+    project.store.close()
+
+
+def test_a_boot_file_gets_its_arguments_and_leaves_its_results(project):
+    project.code(
+        "import sys, json, os, helper\n"
+        "args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:])\n"
+        "print(helper.WORD)\n"
+        "json.dump([sys.argv[1:], os.getcwd()], open(args['train_url'] + '/args.json', 'w'))\n"
+        "print('to stderr', file=sys.stderr)\n"
+    )
+    (project.bucket / "code" / "helper.py").write_text("WORD = 'from another file'")
+    parameters = [
+        {"label": "learning_rate", "value": "0.01"},
+        {"label": "text", "value": "a b; $(touch hacked) 'c' \"d\""},
+        {"label": "num_gpus", "value": "8"},
+        {"label": "data_url", "value": "/etc"},
+    ]
+    with project.runner():
+        version = project.wait(project.start(parameter=parameters))
+    assert (version.status, version.error) == (UserJobStatus.COMPLETED, None)
+    arguments, directory = json.loads((project.bucket / "out" / "args.json").read_text())
+    assert arguments == [
+        f"--data_url={project.bucket}/data",
+        f"--train_url={project.bucket}/out",
+        "--num_gpus=0",
+        "--learning_rate=0.01",
+        "--text=a b; $(touch hacked) 'c' \"d\"",
+    ]
+    assert "working_dir" in directory, "it runs in a copy of its code"
+    log = project.log(version)
+    assert "from another file" in log
+    assert "to stderr" in log
+    assert (project.bucket / "logs" / "worker-0.log").read_text().splitlines() == log
+    assert version.started_at <= version.ended_at
+
+
+def test_two_workers_train_together(project):
+    """The example, as the documentation shows it."""
+    (project.bucket / "code" / "boot.py").write_text((EXAMPLE / "code" / "boot.py").read_text())
+    (project.bucket / "data" / "points.jsonl").write_text((EXAMPLE / "data" / "points.jsonl").read_text())
+    with project.runner():
+        version = project.wait(project.start(worker_server_num=2, engine_id=2))
+    assert version.status == UserJobStatus.COMPLETED, (version.error, project.log(version), project.log(version, 1))
+    result = json.loads((project.bucket / "out" / "result.json").read_text())
+    assert result["slope"] == pytest.approx(2, abs=0.05)
+    assert result["intercept"] == pytest.approx(-1, abs=0.05)
+    for rank in range(2):
+        log = project.log(version, rank)
+        assert any(line.startswith(f"worker {rank} of 2: step 199, loss 0.0") for line in log), log
+        assert not any(line.startswith(f"worker {1 - rank}") for line in log), "each has a log of its own"
+        assert (project.bucket / "logs" / f"worker-{rank}.log").read_text().splitlines() == log
+
+
+def test_a_program_that_fails_ends_as_failed_with_its_traceback_in_the_log(project):
+    project.code("raise ValueError('the user must see this')")
+    with project.runner():
+        version = project.wait(project.start())
+    assert version.status == UserJobStatus.FAILED
+    assert "exit" in version.error.lower() or "code 1" in version.error
+    assert "ValueError: the user must see this" in project.log(version)
+
+
+def test_a_killed_worker_ends_the_job_as_failed_with_its_log(project):
+    project.code(
+        "import os, sys, time\n"
+        "rank = [a for a in sys.argv if a.startswith('--rank=')][0]\n"
+        "print('pid', os.getpid(), rank)\n"
+        "time.sleep(600)\n"
+    )
+    with project.runner():
+        job = project.start(worker_server_num=2)
+        project.wait(job, lambda _: project.log(job) and project.log(job, 1))
+        pids = [int(project.log(job, rank)[-1].split()[1]) for rank in range(2)]
+        os.kill(pids[1], signal.SIGKILL)
+        version = project.wait(job)
+    assert version.status == UserJobStatus.FAILED
+    assert "tandem: worker 1 was ended by signal 9; the other workers are ended too" in project.log(job, 1)
+    assert f"pid {pids[0]} --rank=0" in project.log(job)
+    wait_until_gone(pids[0])
+
+
+def wait_until_gone(pid):
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.2)
+
+
+def test_a_stop_ends_the_program(project):
+    project.code("import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(600)")
+    with project.runner():
+        job = project.start()
+        project.wait(job, lambda _: any(line.startswith("pid") for line in project.log(job)))
+        pid = next(int(line.split()[1]) for line in project.log(job) if line.startswith("pid"))
+        assert project.store.stop_user_job("team", job.job_id, job.id)
+        version = project.wait(job)
+    assert (version.status, version.error) == (UserJobStatus.KILLED, "It was stopped at the user's request.")
+    wait_until_gone(pid)
+
+
+def test_a_job_goes_on_while_its_runner_is_replaced(project):
+    """No line of its log is lost or there twice, and it isn't started again."""
+    project.code(
+        "import os, time\n"
+        "open('/dev/stdout', 'w')\n"
+        "for n in range(40):\n"
+        "    print('line', n, os.getpid(), flush=True)\n"
+        "    time.sleep(0.2)\n"
+    )
+    job = project.start()
+    with project.runner():
+        project.wait(job, lambda _: any(line.startswith("line 3 ") for line in project.log(job)))
+    between = len(project.log(job))
+    assert UserJobStatus(project.version(job).status) is UserJobStatus.RUNNING
+    with project.runner():
+        version = project.wait(job)
+    assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 1)
+    lines = [line.split() for line in project.log(job) if line.startswith("line")]
+    assert [int(n) for _, n, _ in lines] == list(range(40))
+    assert len({pid for *_, pid in lines}) == 1
+    assert between < 40
+
+
+def test_a_job_whose_ray_job_has_gone_is_started_again(project):
+    project.code("print('ran')")
+    job = project.start()
+    claimed = project.store.claim_user_job("a runner that died", 0.1)
+    project.store.count_submission(claimed)  # it died before, or the cluster after, the job was submitted
+    with project.runner():
+        version = project.wait(job)
+    assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 2)
+    log = project.log(job)
+    assert log[0] == "tandem: the Ray cluster that ran this job has gone; it is started again (submission 2)"
+    assert log[-1] == "ran"
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "said"),
+    [
+        ({"app_url": "/bucket/none/", "boot_file_url": "/bucket/none/b.py"}, UserJobStatus.SUBMIT_FAILED, "app_url"),
+        ({"boot_file_url": "/bucket/code/none.py"}, UserJobStatus.SUBMIT_FAILED, "boot_file_url"),
+        ({"data_url": "/bucket/nothing/"}, UserJobStatus.SUBMIT_FAILED, "data_url"),
+        ({"data_url": None, "dataset_id": "d", "dataset_version_id": "9"}, UserJobStatus.SUBMIT_FAILED, "no version 9"),
+        ({"spec_id": 77}, UserJobStatus.SUBMIT_FAILED, "spec_id"),
+    ],
+)
+def test_what_is_missing_is_named(project, settings, status, said):
+    with project.runner():
+        version = project.wait(project.start(**settings))
+    assert version.status == status
+    assert said in version.error
+
+
+def test_a_dataset_version_that_was_changed_is_refused(project):
+    directory = project.bucket.parent / "datasets" / "d" / "1"
+    directory.mkdir(parents=True)
+    (directory / "a.txt").write_text("1")
+    data = {"data_url": None, "dataset_id": "d", "dataset_version_id": "1"}
+    project.code("import sys; print(sys.argv[1])")
+    with project.runner():
+        first = project.wait(project.start("first", **data))
+        assert first.status == UserJobStatus.COMPLETED, first.error
+        assert f"--data_url={directory}" in project.log(first)
+        (directory / "b.txt").write_text("2")
+        second = project.wait(project.start("second", **data))
+    assert second.status == UserJobStatus.SUBMIT_FAILED
+    assert "was changed" in second.error
+
+
+def test_a_job_that_waits_for_room_says_so(project):
+    project.config = project.config.model_copy(
+        update={
+            "resource_specs": (
+                project.config.resource_specs[0].model_copy(update={"num_cpus": ray.cluster_resources()["CPU"] + 1}),
+            )
+        }
+    )
+    with project.runner():
+        job = project.start()
+        version = project.wait(job, lambda v: v.status == UserJobStatus.WAITING and v.error)
+        assert "resources" in version.error
+        project.store.stop_user_job("team", job.job_id, job.id)
+        assert project.wait(job).status == UserJobStatus.KILLED
