@@ -41,7 +41,7 @@ class ConfigTable(Database):
             return _find(session, project, name)
 
     def training_configs(
-        self, project: str, limit: int, offset: int, order: ConfigOrder, newest_first: bool, search: str | None
+        self, project: str, limit: int, offset: int, order: ConfigOrder, descending: bool, search: str | None
     ) -> tuple[Sequence[TrainingConfigRow], int]:
         """A page, and how many there are in all. `search` is looked for in names and descriptions."""
         query = select(TrainingConfigRow).where(TrainingConfigRow.project == project)
@@ -53,7 +53,7 @@ class ConfigTable(Database):
                 )
             )
         column = _COLUMN[order]
-        columns = [one.desc() if newest_first else one for one in (column, TrainingConfigRow.number)]
+        columns = [one.desc() if descending else one for one in (column, TrainingConfigRow.number)]
         with self._read() as session:
             total = session.scalar(select(func.count()).select_from(query.subquery())) or 0
             return session.scalars(query.order_by(*columns).limit(limit).offset(offset)).all(), total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tandem.serve.schemas import RequestBody
 
@@ -110,9 +110,3 @@ class UpdateJob(RequestBody):
 
 
 REQUEST_BODIES: tuple[type[RequestBody], ...] = (CreateConfig, UpdateConfig, CreateJob, CreateVersion, UpdateJob)
-
-
-class Answer(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    is_success: bool = True
