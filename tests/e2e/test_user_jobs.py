@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from helpers import inference_name, roll_out
 from safetensors.torch import load_file
 
@@ -108,7 +109,7 @@ def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):
         "log_url": f"/{bucket.name}/logs/",
     }
     ok(http.post(f"{FAMILY}/training-job-configs", json=config | {"parameter": parameters("unused")}))
-    digests = []
+    adapters = []
     for name in (f"a-{uuid.uuid4().hex[:8]}", f"b-{uuid.uuid4().hex[:8]}"):
         job = run(http, config["config_name"], parameter=parameters(name))
         version = until_ended(http, job)
@@ -119,15 +120,15 @@ def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):
         [model] = http.get("/preview/models", params={"name": name}).json()["data"]
         versions = http.get(f"/preview/models/{model['id']}/versions").json()["data"]
         assert [v["step"] for v in versions] == [1, 2, 3]
-        digests.append(versions[-1]["digest"])
-        adapter = load_file(bucket / "out" / "adapter" / "adapter_model.safetensors")
-        assert any(t.abs().max() > 0 for key, t in adapter.items() if "lora_B" in key)
+        adapters.append(load_file(bucket / "out" / "adapter" / "adapter_model.safetensors"))
+        assert max(float(t.abs().max()) for key, t in adapters[-1].items() if "lora_B" in key) > 1e-3
         assert len(log(http, job)) == 5
         completion = service.openai().chat.completions.create(
             model=inference_name(model), messages=[{"role": "user", "content": "hello"}], max_tokens=4
         )
         assert completion.choices[0].policy_version == 3
-    assert digests[0] == digests[1]
+    for key, weight in adapters[0].items():  # sums are added up in an order that follows from the job's id
+        torch.testing.assert_close(weight, adapters[1][key], atol=1e-5, rtol=0)
 
 
 def parameters(model_name):
