@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 TANDEM = Path(sys.executable).with_name("tandem")
-START_DEADLINE_S = 240.0
+START_DEADLINE_S = 900.0  # about one minute, unless the machine has much else to do
 END_DEADLINE_S = 180.0  # Ray's own agents notice after up to two minutes that their raylet was killed
 
 
@@ -140,8 +140,12 @@ class ServiceProcess:
             self._up.poll()  # reaps it
         return [p for p in map(_process, psutil.pids()) if p and _session(p) in sessions]
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def end_of_log(self) -> str:
-        return f"The end of {self._log}:\n" + self._log.read_text(errors="replace")[-3000:]
+        return f"The end of {self._log}:\n{self.log[-3000:]}"
 
 
 def title_of(process: psutil.Process) -> str:
