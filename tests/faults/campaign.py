@@ -23,15 +23,15 @@ from silences import longest_outage, longest_silence
 
 SETTINGS = {
     "TANDEM_COORDINATOR__LEASE_S": "6",
-    "TANDEM_DEADLINES__START_ENGINE_S": "120",
-    "TANDEM_DEADLINES__START_LEARNERS_S": "120",
+    "TANDEM_DEADLINES__START_ENGINE_S": "300",
+    "TANDEM_DEADLINES__START_LEARNERS_S": "300",
     "TANDEM_DEADLINES__PREPARE_S": "30",
     "TANDEM_DEADLINES__LOAD_S": "20",
     "TANDEM_DEADLINES__STEP_S": "10",
     "TANDEM_DEADLINES__CHECKPOINT_S": "20",
 }
 """Shorter than the defaults, which are meant for large models, so that a round doesn't take half an hour."""
-RECOVERY_DEADLINE_S = 300.0
+RECOVERY_DEADLINE_S = 600.0
 CLEAN_DEADLINE_S = 180.0  # Ray's own agents notice after up to two minutes that their raylet was killed
 MAX_DELAY_S = 8.0  # from the start of a job to the fault, drawn at random
 QUEUE = 2  # jobs that wait or run until the fault
