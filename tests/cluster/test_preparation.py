@@ -87,7 +87,8 @@ def test_what_is_wrong_with_a_payload_keeps_its_type_and_place(preparation, arti
     groups = [{"trajectories": [trajectory(1.0, 10), trajectory(0.0, 999_999)]}]
     with pytest.raises(TrajectoryError) as error:
         preparation.check("base", make_job(artifacts, groups).payload_key, TrainingConfig())
-    assert error.value.location == ("trajectory_groups", 0, "trajectories", 1, "messages_and_choices", 1)
+    place = ("trajectory_groups", 0, "trajectories", 1, "messages_and_choices", 1)
+    assert error.value.location[: len(place)] == place
     with pytest.raises(ConfigError) as error:
         preparation.check("base", make_job(artifacts).payload_key, TrainingConfig(packed_sequence_length=4096))
     assert error.value.field == "packed_sequence_length"

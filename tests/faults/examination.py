@@ -90,7 +90,7 @@ def check_rollouts(rollouts: Iterable[Rollout], outcomes: Sequence[ModelOutcome]
     """Each was answered by a version that is the model's, and no older than the newest when it was asked for."""
     versions: Mapping[str, dict[int, Version]] = {o.model_id: {v.step: v for v in o.versions} for o in outcomes}
     for rollout in rollouts:
-        own = versions[rollout.model.id]
+        own = versions.get(rollout.model.id, {})  # none, when the service was never there to be asked
         what = f"A rollout of {rollout.model.name} was answered by version {rollout.step} ({rollout.digest})"
         if rollout.step and (rollout.step not in own or own[rollout.step].digest != rollout.digest):
             findings.add(f"{what}, which the model doesn't have.")

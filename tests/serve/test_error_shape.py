@@ -1,4 +1,4 @@
-"""Every error of every route has one shape."""
+"""Every error of every route has one shape (routes of projects have the envelope, which has tests of its own)."""
 
 import json
 import re
@@ -8,6 +8,8 @@ import pytest
 from tandem.serve import error_responses
 from tandem.serve.auth import create_key
 from tandem.serve.errors import ServeError, UnavailableError
+from tandem.serve.modelarts.envelope import Refused
+from tandem.serve.store_user_jobs import TooManyJobsError
 
 ERROR = {"message", "type", "code", "param"}
 TYPES = {kind for _, kind, _ in error_responses._STATUS.values()} | {"server_error"}
@@ -16,6 +18,8 @@ TYPES = {kind for _, kind, _ in error_responses._STATUS.values()} | {"server_err
 def routes(app):
     """Method and path of every route, ids filled in with one that nothing has."""
     for route in app.routes:
+        if route.path.startswith("/v1/{project_id}/"):
+            continue
         for method in sorted(getattr(route, "methods", None) or ()):
             if method != "HEAD":
                 yield method, re.sub(r"\{\w+\}", "6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", route.path)
@@ -114,7 +118,8 @@ def test_each_kind_of_error_has_a_status():
     def kinds(root):
         return {kind for child in root.__subclasses__() for kind in (child, *kinds(child))}
 
-    assert kinds(ServeError) == set(error_responses._STATUS)
+    # Those two are turned into the envelope of the training-job-configs API, by its own routes.
+    assert kinds(ServeError) - {Refused, TooManyJobsError} == set(error_responses._STATUS)
 
 
 def test_the_document_shows_the_shape(http):
@@ -132,5 +137,6 @@ def test_the_document_shows_the_shape(http):
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
         if "ErrorBody" not in json.dumps(operation["responses"].get("default", {}))
+        and not path.startswith("/v1/{project_id}/")
     ]
     assert without == [("/v1/preview/training-jobs", "post")]

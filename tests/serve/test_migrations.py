@@ -54,6 +54,10 @@ def old_database(database, run_sql):
     """What the first release made with `create_all`, and used."""
     run_sql(
         "DROP TABLE alembic_version",
+        *(
+            f"DROP TABLE {table}"
+            for table in ("dataset_versions", "user_job_logs", "user_job_versions", "user_jobs", "training_configs")
+        ),
         "ALTER TABLE api_keys DROP COLUMN role",
         *(
             f"ALTER TABLE jobs DROP COLUMN {column}"
