@@ -72,7 +72,8 @@ def differences(engine):
     with engine.connect() as connection:
         options = {"compare_type": True, "compare_server_default": True}
         found = compare_metadata(MigrationContext.configure(connection, opts=options), Table.metadata)
-    return sorted(map(str, found))
+    # A missing table by its name alone: its columns have defaults that print differently each time.
+    return sorted(f"{what[0]} {what[1].name}" if what[0] == "add_table" else str(what) for what in found)
 
 
 def test_the_migrations_make_the_tables_of_the_code(database):
