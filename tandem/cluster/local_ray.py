@@ -45,6 +45,7 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
     others_may_join = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     # For processes that connect by themselves, as the job server and users' programs do.
+    for_children = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     try:
         # Without an explicit address Ray would join whatever cluster it finds on the machine. RAY_AUTH_MODE stays
@@ -55,7 +56,10 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
     finally:
         ray.shutdown()
         ray_constants.ENABLE_RAY_CLUSTER = others_may_join
-        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+        if for_children is None:
+            del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+        else:
+            os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = for_children
 
 
 def dead_processes() -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +19,11 @@ from tandem.cluster.resource_specs import ResourceSpec
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+
+CALL_S = 30.0
+SUBMIT_S = 600.0  # the code is uploaded first
+_NOT_FOUND = "status code 404"  # Ray's client has no other sign; an id may contain "404" by itself
 
 
 class RayJobsError(ClusterError, RuntimeError):
@@ -67,7 +74,10 @@ class UserProgram:
 
 
 class RayJobs:
-    """The jobs of the Ray cluster that this process is connected to. Every call is one request to its job server."""
+    """The jobs of the Ray cluster that this process is connected to. Every call is one request to its job server.
+
+    A request that isn't answered in time raises RayJobsError: Ray's client itself would wait for ever.
+    """
 
     def __init__(self) -> None:
         self._client: JobSubmissionClient | None = None
@@ -80,6 +90,7 @@ class RayJobs:
         alone = program.num_workers == 1
         self._call(
             "submit_job",
+            timeout_s=SUBMIT_S,
             submission_id=id,
             entrypoint=program.entrypoint(address),
             # Several workers have their resources in a placement group; what leads them needs next to none.
@@ -98,7 +109,7 @@ class RayJobs:
         try:
             details = self._call("get_job_info", id)
         except RayJobsError as error:
-            if "does not exist" in str(error) or "404" in str(error):
+            if _NOT_FOUND in str(error):
                 return None
             raise
         state = {
@@ -151,8 +162,19 @@ class RayJobs:
             self._client = JobSubmissionClient(ray.get_runtime_context().gcs_address)
         return self._client
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, *args: Any, timeout_s: float = CALL_S, **kwargs: Any) -> Any:
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(getattr(self._connected(), name)(*args, **kwargs))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name=f"ray-{name}", daemon=True).start()
         try:
-            return getattr(self._connected(), name)(*args, **kwargs)
+            return answer.result(timeout_s)
+        except TimeoutError as error:
+            raise RayJobsError(f"Ray's job server hasn't answered {name} within {timeout_s:g} s.") from error
         except Exception as error:
             raise RayJobsError(f"Ray's job server refused {name}: {error}") from error

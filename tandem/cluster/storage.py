@@ -61,8 +61,9 @@ class Location:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes one file below, making directories where there are such."""
-        self.fs.makedirs(self.path, exist_ok=True)
-        self.fs.pipe_file(f"{self.path}/{name}", data)
+        file = f"{self.path}/{name}"
+        self.fs.makedirs(posixpath.dirname(file), exist_ok=True)
+        self.fs.pipe_file(file, data)
 
     def lines(self, file: str) -> Iterator[bytes]:
         """The lines of a file, without reading all of it at once."""

@@ -43,7 +43,7 @@ OPEN_STATUSES = (
     UserJobStatus.RUNNING,
     UserJobStatus.KILLING,
 )
-JobOrder = Literal["job_name", "job_desc", "status", "duration", "version_count", "create_time"]
+JobOrder = Literal["job_name", "job_desc", "status", "version_count", "create_time"]
 
 
 class TooManyJobsError(ConflictError):
@@ -141,8 +141,6 @@ class UserJobTable(Database):
             "job_name": UserJobRow.name,
             "job_desc": UserJobRow.description,
             "status": version.status,
-            # Both databases subtract times in ways of their own; the time of start orders runs well enough.
-            "duration": version.started_at,
             "version_count": newest.c.count,
             "create_time": UserJobRow.id,
         }[order]

@@ -16,6 +16,7 @@ from tandem.cluster.config import TandemConfig
 from tandem.cluster.storage import Location, ProjectStorage
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.errors import NoAnswerError, QueueFullError, ServeError, UnavailableError
+from tandem.serve.faults import faults_of
 from tandem.serve.kl_reference import wanted_reference
 from tandem.serve.modelarts.algorithms import ALGORITHMS, parse_parameters
 from tandem.serve.modelarts.boot_job import log_file
@@ -173,9 +174,9 @@ class AlgorithmRun:
         version = self._store.versions(model.id, model.entity, 1, (job.step or 1) - 1)[0]
         checkpoint = self._artifacts.pull_checkpoint(version.digest)
         for name in ADAPTER_FILES:
-            _write_below(target, f"adapter/{name}", (checkpoint / name).read_bytes())
+            target.write(f"adapter/{name}", (checkpoint / name).read_bytes())
         lines = "".join(json.dumps(line) + "\n" for line in self._metrics)
-        _write_below(target, "metrics.jsonl", lines.encode())
+        target.write("metrics.jsonl", lines.encode())
         self._say(f"version {job.step} and metrics.jsonl are at {target.url}")
 
     def _say(self, line: str) -> None:
@@ -197,13 +198,5 @@ def _check_group(place: str, line: bytes) -> None:
     try:
         TrajectoryGroup.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise JobFailedError(f"{place}: {where + ': ' if where else ''}{message}") from None
-
-
-def _write_below(location: Location, name: str, data: bytes) -> None:
-    directory = f"{location.path}/{name}".rpartition("/")[0]
-    location.fs.makedirs(directory, exist_ok=True)
-    location.fs.pipe_file(f"{location.path}/{name}", data)
+        first = faults_of(error.errors(include_url=False, include_input=False, include_context=False))[0]
+        raise JobFailedError(f"{place}: {f'{first.path}: ' if first.path else ''}{first.msg}") from None

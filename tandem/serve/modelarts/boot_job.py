@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tandem.cluster.ray_jobs import RayJobs, RayJobsError, RayJobState, UserProgram
+from tandem.cluster.ray_jobs import RayJob, RayJobs, RayJobsError, RayJobState, UserProgram
 from tandem.cluster.resource_specs import ResourceSpec
 from tandem.cluster.storage import Location, ProjectStorage
 from tandem.cluster.user_workers import demultiplex
@@ -49,7 +49,7 @@ class BootJob:
         """Raises JobFailedError, StopRequestedError once the program has ended, and what `Supervision.wait` raises."""
         number = self._supervision.job.num_submissions
         id = self._id(number)
-        if not number or self._ray.find(id) is None:
+        if not number or self._find(id) is None:
             if number:
                 self._say(f"the Ray cluster that ran this job has gone; it is started again (submission {number + 1})")
             if number >= MAX_SUBMISSIONS:
@@ -120,17 +120,9 @@ class BootJob:
     def _follow(self, id: str) -> None:
         """Until the program has ended. Raises JobFailedError."""
         output = _Output(self._ray, id, self._num_workers, self._supervision, self._stored_lines())
-        unreachable_since: float | None = None
         shown: RayJobState | None = None
         while True:
-            try:
-                job, unreachable_since = self._ray.find(id), None
-            except RayJobsError as error:
-                unreachable_since = unreachable_since or time.monotonic()
-                if time.monotonic() - unreachable_since > JOB_SERVER_S:
-                    raise JobFailedError(str(error), UserJobStatus.LOST) from error
-                self._supervision.wait(POLL_S)
-                continue
+            job = self._find(id)
             if job is None:
                 raise JobFailedError("Ray doesn't know this job any more. Start it again.", UserJobStatus.LOST)
             if job.state is not shown:
@@ -149,6 +141,20 @@ class BootJob:
             raise JobFailedError("It was stopped on the Ray cluster, not through this service.", UserJobStatus.KILLED)
         if job.state is RayJobState.FAILED:
             raise JobFailedError(f"The program failed: {' '.join(job.message.split())} Its log says more.")
+
+    def _find(self, id: str) -> RayJob | None:
+        """What Ray knows of the job, once its job server answers: after a restart it comes up last.
+
+        Raises JobFailedError when it is out of reach for too long.
+        """
+        deadline = time.monotonic() + JOB_SERVER_S
+        while True:
+            try:
+                return self._ray.find(id)
+            except RayJobsError as error:
+                if time.monotonic() > deadline:
+                    raise JobFailedError(str(error), UserJobStatus.LOST) from error
+            self._supervision.wait(POLL_S)
 
     def _end(self, id: str) -> None:
         """Ends the program and waits until it has."""

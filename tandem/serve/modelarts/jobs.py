@@ -117,6 +117,7 @@ def list_training_job_versions(
     """The versions of a job, newest first."""
     rows = project.store.user_job_versions(project.id, job_id)
     now, job = datetime.now(UTC), rows[0].job
+    specs = {spec.spec_id: spec for spec in project.specs()}
     shown = list(reversed(rows))[(page - 1) * per_page : page * per_page]
     return {
         "is_success": True,
@@ -124,7 +125,7 @@ def list_training_job_versions(
         "job_name": job.name,
         "job_desc": job.description,
         "version_count": len(rows),
-        "versions": [listed_version(row, project.spec(row.settings.get("spec_id")), now) for row in shown],
+        "versions": [listed_version(row, specs.get(row.settings["spec_id"]), now) for row in shown],
     }
 
 

@@ -68,11 +68,10 @@ class Project:
                 saved = self.store.training_config(self.id, wanted.config_name).settings
             except NotFoundError as error:
                 raise Refused(INVALID_VALUE, f"config_name: {error}", "config_name") from None
-        for names in _EXCLUSIVE:  # another source of code or data takes the place of the saved one as a whole
-            if any(name in own for group in names for name in group):
-                saved = {k: v for k, v in saved.items() if not any(k in group for group in names)} | {
-                    k: v for k, v in saved.items() for group in names if k in group and any(n in own for n in group)
-                }
+        for groups in _EXCLUSIVE:  # another source of code or data takes the place of the saved one as a whole
+            chosen = [group for group in groups if any(name in own for name in group)]
+            dropped = {name for group in groups if chosen and group not in chosen for name in group}
+            saved = {name: value for name, value in saved.items() if name not in dropped}
         return RunSettings.model_validate(saved | own)
 
     def _spec_id(self, code: str) -> int:

@@ -37,10 +37,9 @@ class JobRunner:
         store: Store,
         artifacts: Artifacts,
         specs: Callable[[], Sequence[ResourceSpec]],
-        ray_jobs: RayJobs | None = None,
     ):
         self._config, self._store, self._artifacts, self._specs = config, store, artifacts, specs
-        self._ray = ray_jobs or RayJobs()
+        self._ray = RayJobs()
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._threads: list[threading.Thread] = []
 
