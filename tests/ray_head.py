@@ -1,0 +1,164 @@
+"""A fresh Ray cluster of this machine alone, made by `ray start --head` as a user makes it, and ended completely."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+MARK = "TANDEM_TEST_RAY_HEAD"  # in the environment of all that a head starts, jobs in sessions of their own included
+OBJECT_STORE_BYTES = 200 << 20
+START_DEADLINE_S = 600.0  # 5 s, unless the machine has much else to do
+END_DEADLINE_S = 60.0
+
+
+class RayHeadError(RuntimeError):
+    """The head didn't start. The message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head: how programs and command lines reach it.
+
+    with ray_head(tmp_path) as head:
+        head.run("ray", "job", "submit", "--", "echo", "hello")
+        subprocess.Popen(["serve", "status"], env=head.env)
+    """
+
+    address: str  # of the GCS, for ray.init
+    dashboard_url: str
+    env: Mapping[str, str]
+    """For client commands: where the cluster is, and its token. Nothing else of this process's Ray is in it."""
+
+    def run(self, *command: str, timeout_s: float = 600, **options) -> subprocess.CompletedProcess[str]:
+        """Runs a client command to its end; `ray`, `serve` and `tandem` are those beside this interpreter.
+
+        A failure isn't raised: look at `returncode`. `options` are those of `subprocess.run`.
+        """
+        beside = BIN / command[0]
+        program = [str(beside) if beside.is_file() else command[0], *command[1:]]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": self.env} | options
+        return subprocess.run(program, text=True, timeout=timeout_s, **options)
+
+
+@contextmanager
+def ray_head(directory: Path, num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
+    """A head node on free ports of the loopback interface, with Ray's token authentication as it comes: on, because
+    there is a token.
+
+    `environment` is set for the head's processes, which Serve replicas and jobs inherit. At the end the logs lie in
+    `directory / "ray-logs"`. Ends every process that the head or its clients have started, and no other; also those
+    that left its session, as the programs of Ray jobs do.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(8)
+    temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray makes sockets in it, whose paths may have 107 bytes
+    token = directory / "ray_token"
+    with open(os.open(token, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as opened:
+        opened.write(secrets.token_hex(32))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TANDEM_"))}
+    path = f"{BIN}:{inherited['PATH']}"
+    own = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", MARK: mark}
+    on_loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    base = {**inherited, "PATH": path, "COLUMNS": "200", **own, **on_loopback}
+    process, log = None, directory / "ray-head.log"
+    try:
+        process, dashboard_url = _start(log, temp, num_cpus, {**base, **environment})
+        address = (temp / "ray_current_cluster").read_text().strip()
+        where = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard_url}
+        serve = {"RAY_DASHBOARD_ADDRESS": dashboard_url}  # what the command line of Serve calls it
+        yield RayHead(address, dashboard_url, {**base, "RAY_AUTH_MODE": "token", **where, **serve})
+    finally:
+        _end(process, mark)
+        with suppress(OSError, shutil.Error):
+            shutil.copytree(temp / "session_latest" / "logs", directory / "ray-logs", dirs_exist_ok=True)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _start(log: Path, temp: Path, num_cpus: int, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+    """`ray start --head` in a session of its own, once it says that it runs, and the URL of its dashboard."""
+    dashboard, agent, client = _free_ports(3)
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": 0,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "ray-client-server-port": client,
+        "num-cpus": num_cpus,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "temp-dir": temp,
+    }
+    command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+    with log.open("wb") as opened:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_DEADLINE_S
+    url = f"http://127.0.0.1:{dashboard}"
+    while b"Ray runtime started" not in log.read_bytes():
+        if process.poll() is not None or time.monotonic() > deadline:
+            _end(process, environment[MARK])
+            raise RayHeadError(f"ray start --head isn't up ({process.returncode=}):\n{log.read_text()[-3000:]}")
+        time.sleep(0.2)
+    return process, url
+
+
+def _end(process: subprocess.Popen[bytes] | None, mark: str) -> None:
+    """Asks the head to end what it has started, as Ctrl-C would; then kills what is left."""
+    if process is None:
+        return
+    process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_DEADLINE_S)
+    while left := own_processes(process.pid, mark):
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.poll()  # reaps it
+        psutil.wait_procs(left, timeout=5)
+    process.wait(END_DEADLINE_S)
+
+
+def own_processes(session: int, mark: str) -> list[psutil.Process]:
+    """Those of the head's session, and those that carry its mark: it stays in the environment of a child that leads a
+    session of its own, while a Ray worker, which overwrites its environment to rename itself, stays in the session."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if os.getsid(process.pid) == session or process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def _free_ports(num: int) -> list[int]:
+    """Below the ports that the kernel gives to connections, so that they stay free until Ray listens on them."""
+    free: list[int] = []
+    while len(free) < num:
+        port = random.randint(20_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in free:
+                free.append(port)
+    return free
