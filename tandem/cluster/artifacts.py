@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tandem.cluster.errors import ArtifactError
+from tandem.rl.durability import sync
 
 CHECKPOINTS = "checkpoints"
 PAYLOADS = "payloads"
@@ -105,9 +106,9 @@ class Artifacts:
             return
         path = self._local_root / _checked(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sync(file)
+        sync(file)
         file.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
 
     def write_blob(self, key: str, data: bytes) -> None:
         """Stores a blob durably: when this returns, it survives a crash of the machine's processes."""
@@ -118,9 +119,9 @@ class Artifacts:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         aside.write_bytes(data)
-        _sync(aside)
+        sync(aside)
         aside.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
 
     def read_blob(self, key: str) -> bytes:
         """The blob's bytes. Raises ArtifactError when there is none."""
@@ -197,12 +198,3 @@ def _private_directory(path: Path) -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise ArtifactError(f"{path} is used to cache artifacts, but others can write to it. Remove it.")
     return path
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's contents, or a directory's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from tandem.rl.durability import sync
 from tandem.rl.errors import CheckpointError
 
 ADAPTER = "adapter_model.safetensors"
@@ -140,11 +141,9 @@ def _read(file: Path) -> bytes:
 def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
     path.mkdir(parents=True)
     for name, data in contents.items():
-        with open(path / name, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    _sync_directory(path)
+        (path / name).write_bytes(data)
+        sync(path / name)
+    sync(path)
 
 
 def _rename_unless_there(aside: Path, final: Path) -> None:
@@ -154,15 +153,7 @@ def _rename_unless_there(aside: Path, final: Path) -> None:
     except OSError:
         if not final.exists():
             raise
-    _sync_directory(final.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _sorted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
