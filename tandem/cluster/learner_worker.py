@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
+from tandem.cluster.rendezvous import free_address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,8 @@ class LearnerWorker:
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
 
     def rendezvous(self) -> str:
-        """An init_method address on this node, free a moment ago."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        """Where the group meets, if this is rank 0."""
+        return free_address()
 
     def start(self, init_method: str | None, timeout_s: float) -> str:
         """Joins the process group and loads the base model. Returns the device, for the log."""

@@ -10,15 +10,19 @@ from __future__ import annotations
 import ctypes
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tandem.cluster.rendezvous import free_address
 
 MARK = "\x1e"  # "record separator": no program writes it at the beginning of a line
 READ_S = 0.5
 PLACEMENT_HINT_S = 30.0
+START_S = 300.0  # of a process on a busy node, once there is room for it
 
 
 class UserWorker:
@@ -29,12 +33,8 @@ class UserWorker:
         self._process: subprocess.Popen[str] | None = None
 
     def rendezvous(self) -> str:
-        """An init_method address on this node, free a moment ago."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        """Where the workers meet, if this is worker 0."""
+        return free_address()
 
     def start(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -104,11 +104,49 @@ def lead(num_workers: int, num_cpus: float, num_gpus: float, command: Sequence[s
         .remote()
         for rank in range(num_workers)
     ]
-    init_method = ray.get(workers[0].rendezvous.remote())
-    for rank, worker in enumerate(workers):
-        arguments = [f"--init_method={init_method}", f"--rank={rank}", f"--world_size={num_workers}"]
-        ray.get(worker.start.remote([*command, *arguments]))
+    try:
+        _start(workers, command)
+    except _StartError as error:
+        _say(error.rank, f"tandem: {error}")
+        return 1
     return _follow(workers)
+
+
+class _StartError(Exception):
+    def __init__(self, rank: int, cause: str):
+        super().__init__(f"worker {rank} {cause}")
+        self.rank = rank
+
+
+def _start(workers: Sequence[Any], command: Sequence[str]) -> None:
+    """Runs the command on each worker. Raises _StartError, which names the worker and the cause."""
+    [init_method] = _answers([workers[0].rendezvous.remote()])
+    starts = []
+    for rank, worker in enumerate(workers):
+        arguments = [f"--init_method={init_method}", f"--rank={rank}", f"--world_size={len(workers)}"]
+        starts.append(worker.start.remote([*command, *arguments]))
+    _answers(starts)
+
+
+def _answers(refs: Sequence[Any]) -> list[Any]:
+    """Of workers 0, 1, ..."""
+    import ray
+
+    deadline, answers = time.monotonic() + START_S, []
+    for rank, ref in enumerate(refs):
+        try:
+            answers.append(ray.get(ref, timeout=max(0.0, deadline - time.monotonic())))
+        except ray.exceptions.GetTimeoutError:
+            cause = (
+                f"hasn't started within {START_S:g} s, though there is room for it: its node hangs or is overloaded. "
+                "Look at the load and the memory of the cluster's nodes, then start the job again."
+            )
+            raise _StartError(rank, cause) from None
+        except ray.exceptions.RayActorError as error:
+            raise _StartError(rank, f"died before its program ran: {' '.join(str(error).split())}") from error
+        except ray.exceptions.RayTaskError as error:
+            raise _StartError(rank, f"can't run its program: {error.cause}") from error
+    return answers
 
 
 def _follow(workers: Sequence[object]) -> int:

@@ -2,7 +2,12 @@
 
 import subprocess
 import sys
+import time
 
+import pytest
+import ray
+
+from tandem.cluster import user_workers
 from tandem.cluster.ray_jobs import UserProgram
 from tandem.cluster.resource_specs import ResourceSpec
 from tandem.cluster.user_workers import MARK, UserWorker, demultiplex
@@ -45,3 +50,26 @@ def test_arguments_reach_the_program_as_they_are(tmp_path):
 def test_output_is_sorted_by_worker():
     lines = [f"{MARK}0{MARK}a", f"{MARK}1{MARK}b", "unmarked", f"{MARK}9{MARK}of no worker", f"{MARK}1{MARK}"]
     assert demultiplex(lines, 2) == {0: ["a", "unmarked", f"{MARK}9{MARK}of no worker"], 1: ["b", ""]}
+
+
+@pytest.mark.parametrize(
+    ("start_s", "cause"),
+    [(60, r"worker 0 hasn't started within 2 s.*load and the memory"), (0, "worker 0 can't run its program: .*boot")],
+)
+def test_a_worker_that_does_not_start_is_named_with_its_cause(ray_local, monkeypatch, start_s, cause):
+    class Unavailable:
+        def rendezvous(self):
+            return "tcp://127.0.0.1:1"
+
+        def start(self, command):
+            time.sleep(start_s)
+            raise FileNotFoundError(f"no such file: {command[0]}")
+
+    monkeypatch.setattr(user_workers, "START_S", 2)
+    workers = [ray.remote(Unavailable).options(num_cpus=0).remote() for _ in range(2)]
+    ray.get([worker.rendezvous.remote() for worker in workers])  # their processes run
+    with pytest.raises(user_workers._StartError, match=cause) as error:
+        user_workers._start(workers, ["boot"])
+    assert error.value.rank == 0
+    for worker in workers:
+        ray.kill(worker)
