@@ -74,9 +74,9 @@ class Coordinator:
         job = self._store.claim_next(self._name, self._owner, self._settings.lease_s)
         if job is None:
             return False
-        self.running_job = job.id
+        self.running_job, lease_s = job.id, self._settings.lease_s
         try:
-            with LeaseKeeper(self._store, job, self._settings.lease_s) as lease:
+            with LeaseKeeper(lambda: self._store.renew(job, lease_s), lease_s, f"job {job.id}") as lease:
                 self._run_to_its_end(job, lease)
         except LeaseLostError as error:
             logger.warning("Job %s was given up: %s", job.id, error)

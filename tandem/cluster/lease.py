@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
-from tandem.cluster.jobs import ClaimedJob, JobStore
 
 logger = logging.getLogger(__name__)
 MAX_INTERVAL_S = 2.0  # a renewal is also how a cancellation is noticed
@@ -16,17 +16,21 @@ MAX_INTERVAL_S = 2.0  # a renewal is also how a cancellation is noticed
 class LeaseKeeper:
     """Renews a job's lease from a thread of its own, so that no long stage can let it run out.
 
-    with LeaseKeeper(store, job, lease_s) as lease:
+    with LeaseKeeper(lambda: store.renew(job, lease_s), lease_s, f"job {job.id}") as lease:
         ...
         lease.check()          # between gradient steps: raises when the claim is lost or the job is cancelled
+
+    `renew` raises LeaseLostError when the claim doesn't hold any more, and JobCancelledError, the lease renewed all the
+    same, when the job is to end.
     """
 
-    def __init__(self, store: JobStore, job: ClaimedJob, lease_s: float):
-        self._store, self._job, self._lease_s = store, job, lease_s
+    def __init__(self, renew: Callable[[], None], lease_s: float, what: str):
+        """`what` names the job in logs."""
+        self._renew, self._lease_s, self._what = renew, lease_s, what
         self._ended = threading.Event()
         self._lost: LeaseLostError | None = None
         self._cancelled: JobCancelledError | None = None
-        self._thread = threading.Thread(target=self._renew, name=f"lease-{job.id}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=f"lease of {what}", daemon=True)
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()
@@ -39,7 +43,7 @@ class LeaseKeeper:
         self._thread.join(self._lease_s)  # it may be waiting for the store
 
     def check_held(self) -> None:
-        """Raises LeaseLostError when another coordinator, or the model's deletion, has ended this claim."""
+        """Raises LeaseLostError when another process, or the job's deletion, has ended this claim."""
         if self._lost:
             raise self._lost
 
@@ -49,10 +53,10 @@ class LeaseKeeper:
         if self._cancelled:
             raise self._cancelled
 
-    def _renew(self) -> None:
+    def _keep(self) -> None:
         while not self._ended.wait(min(self._lease_s / 3, MAX_INTERVAL_S)):
             try:
-                self._store.renew(self._job, self._lease_s)
+                self._renew()
             except LeaseLostError as error:
                 self._lost = error
                 return
@@ -60,4 +64,4 @@ class LeaseKeeper:
                 self._cancelled = error  # the lease is held on until the job has ended
             except Exception:
                 # A store that doesn't answer for a moment isn't a lost lease; if it lasts, the next write is fenced.
-                logger.exception("The lease of job %s couldn't be renewed; trying again", self._job.id)
+                logger.exception("The lease of %s couldn't be renewed; trying again", self._what)
