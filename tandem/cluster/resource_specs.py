@@ -68,6 +68,11 @@ def specs_of(nodes: Sequence[NodeResources], available: Mapping[str, float]) -> 
     return specs
 
 
+def find_spec(specs: Iterable[ResourceSpec], spec_id: int | None) -> ResourceSpec | None:
+    """None when the cluster doesn't have it (any more)."""
+    return next((spec for spec in specs if spec.spec_id == spec_id), None)
+
+
 def merged(configured: Iterable[ResourceSpec], live: Iterable[ResourceSpec]) -> list[ResourceSpec]:
     """Configured specifications, and live ones whose id isn't taken, by id."""
     by_id = {spec.spec_id: spec for spec in (*live, *configured)}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 
-from tandem.cluster.resource_specs import ResourceSpec
+from tandem.cluster.resource_specs import ResourceSpec, find_spec
 from tandem.serve.auth import TrainCaller
 from tandem.serve.errors import NotFoundError
 from tandem.serve.modelarts.envelope import FORBIDDEN, INVALID_REQUEST, INVALID_VALUE, WRONG_PROJECT, Refused
@@ -35,7 +35,7 @@ class Project:
 
     def spec(self, spec_id: int | None) -> ResourceSpec | None:
         """None when the cluster doesn't have it (any more)."""
-        return next((spec for spec in self.specs() if spec.spec_id == spec_id), None)
+        return find_spec(self.specs(), spec_id)
 
     def check(self, settings: RunSettings) -> dict[str, Any]:
         """The settings as they are stored. Raises Refused."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tandem.cluster.resource_specs import ResourceSpec
+from tandem.cluster.resource_specs import ResourceSpec, find_spec
 from tandem.cluster.storage import PathDeniedError, PathInvalidError, ProjectStorage
 from tandem.serve.modelarts.algorithms import ALGORITHMS, parse_parameters
 from tandem.serve.modelarts.engines import ENGINES
@@ -133,7 +133,7 @@ class Rules:
             raise _invalid("worker_server_num", "is missing; say how many workers run the job")
         if settings.spec_id is None:
             raise _invalid("spec_id", "is missing; GET job/resource-specs lists what there is")
-        spec = next((spec for spec in self.specs if spec.spec_id == settings.spec_id), None)
+        spec = find_spec(self.specs, settings.spec_id)
         is_learners = settings.spec_id == LEARNERS_SPEC_ID
         if spec is None or is_learners != (settings.model_id is not None):
             fitting = [s for s in self.specs if (s.spec_id == LEARNERS_SPEC_ID) == (settings.model_id is not None)]

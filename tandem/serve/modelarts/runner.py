@@ -13,7 +13,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import LeaseLostError
 from tandem.cluster.ray_jobs import RayJobs
-from tandem.cluster.resource_specs import ResourceSpec
+from tandem.cluster.resource_specs import ResourceSpec, find_spec
 from tandem.cluster.storage import StorageError
 from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.modelarts.algorithm_run import AlgorithmRun
@@ -97,7 +97,7 @@ class JobRunner:
         if job.settings.get("model_id") is not None:
             return AlgorithmRun(supervision, self._store, storage, self._artifacts, self._config)
         spec_id = job.settings["spec_id"]
-        spec = next((spec for spec in self._specs() if spec.spec_id == spec_id), None)
+        spec = find_spec(self._specs(), spec_id)
         if spec is None:
             raise JobFailedError(
                 f"spec_id: the cluster has no resource specification {spec_id} any more.", UserJobStatus.SUBMIT_FAILED
