@@ -90,37 +90,41 @@ def ray_head(directory: Path, num_cpus: int = 4, **environment: str) -> Iterator
 
 
 def _start(log: Path, temp: Path, num_cpus: int, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
-    """`ray start --head` in a session of its own, once it says that it runs, and the URL of its dashboard."""
-    dashboard, agent, client = _free_ports(3)
-    options = {
-        "node-ip-address": "127.0.0.1",
-        "port": 0,
-        "dashboard-port": dashboard,
-        "dashboard-agent-listen-port": agent,
-        "ray-client-server-port": client,
-        "num-cpus": num_cpus,
-        "object-store-memory": OBJECT_STORE_BYTES,
-        "temp-dir": temp,
-    }
-    command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
-    with log.open("wb") as opened:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=log.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=opened,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    """`ray start --head` in a session of its own, once it says that it runs, and the URL of its dashboard.
+
+    Ray gives up by itself when its raylet takes 30 s to start, which happens on a busy machine, so it is tried again.
+    """
     deadline = time.monotonic() + START_DEADLINE_S
-    url = f"http://127.0.0.1:{dashboard}"
-    while b"Ray runtime started" not in log.read_bytes():
-        if process.poll() is not None or time.monotonic() > deadline:
-            _end(process, environment[MARK])
-            raise RayHeadError(f"ray start --head isn't up ({process.returncode=}):\n{log.read_text()[-3000:]}")
-        time.sleep(0.2)
-    return process, url
+    while True:
+        dashboard, agent, client = _free_ports(3)
+        options = {
+            "node-ip-address": "127.0.0.1",
+            "port": 0,
+            "dashboard-port": dashboard,
+            "dashboard-agent-listen-port": agent,
+            "ray-client-server-port": client,
+            "num-cpus": num_cpus,
+            "object-store-memory": OBJECT_STORE_BYTES,
+            "temp-dir": temp,
+        }
+        command = [BIN / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+        with log.open("wb") as opened:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=opened,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        while process.poll() is None and time.monotonic() < deadline:
+            if b"Ray runtime started" in log.read_bytes():
+                return process, f"http://127.0.0.1:{dashboard}"
+            time.sleep(0.2)
+        _end(process, environment[MARK])
+        if time.monotonic() > deadline:
+            raise RayHeadError(f"ray start --head wasn't up within {START_DEADLINE_S:g} s:\n{log.read_text()[-3000:]}")
 
 
 def _end(process: subprocess.Popen[bytes] | None, mark: str) -> None:
