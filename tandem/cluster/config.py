@@ -5,11 +5,18 @@ Importing this module needs neither torch nor vLLM, so the command line stays qu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -238,6 +245,12 @@ class TandemConfig(BaseSettings):
     artifacts: str | None = Field(
         None, repr=False, description="fsspec URL of checkpoints and payloads. Unset: a folder under home."
     )
+    admin_key_sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Of a key that the service knows from its first start, as an admin of entity default; "
+        "`tandem keys generate` makes one.",
+    )
     http: HttpConfig = HttpConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
@@ -276,12 +289,13 @@ class TandemConfig(BaseSettings):
         return next(base for base in self.base_models if base.name == name)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> TandemConfig:
-        """Reads the YAML file at `path` (if any) and the environment. Raises ValueError, which lists the faults."""
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"There is no configuration file at {path}.")
+    def load(cls, source: str | Path | Mapping[str, object] | None = None) -> TandemConfig:
+        """Reads a YAML file, or what one would hold, and the environment. Raises ValueError, which lists the faults."""
+        is_file = isinstance(source, str | Path)
+        if is_file and not Path(source).is_file():
+            raise ValueError(f"There is no configuration file at {source}.")
 
-        class FromFile(cls):
+        class FromSource(cls):
             @classmethod
             def settings_customise_sources(
                 cls,
@@ -290,11 +304,14 @@ class TandemConfig(BaseSettings):
                 env_settings: PydanticBaseSettingsSource,
                 **_,
             ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
+                if is_file:
+                    return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=source)
+                return init_settings, env_settings, InitSettingsSource(settings_cls, dict(source))
 
         try:
-            loaded = FromFile() if path else cls()
+            loaded = cls() if source is None else FromSource()
         except ValidationError as error:
             faults = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"The configuration {path or 'from the environment'} is not valid:\n{faults}") from None
+            what = f"{source} " if is_file else "from the environment " if source is None else ""
+            raise ValueError(f"The configuration {what}is not valid:\n{faults}") from None
         return cls.model_construct(**dict(loaded))

@@ -27,7 +27,9 @@ from tandem.cluster.logprob_pool import LogprobPool
 from tandem.cluster.patient_store import PatientStore
 from tandem.cluster.placement import place
 from tandem.cluster.preparation import Preparation
+from tandem.cluster.shared_storage import check_shared
 from tandem.serve.api import create_app
+from tandem.serve.auth import ensure_admin_key
 from tandem.serve.engine_health import EngineHealth
 from tandem.serve.modelarts.projects import resource_specs
 from tandem.serve.modelarts.runner import JobRunner
@@ -81,7 +83,9 @@ class CoordinatorReplica:
 
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle]):
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
-        store = PatientStore(Store(config.resolved_store_url), deadlines.publish_s)
+        database = Store(config.resolved_store_url)
+        ensure_admin_key(database, config)
+        store = PatientStore(database, deadlines.publish_s)
         bases = {base.name: BaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._preparation.start()
@@ -239,7 +243,9 @@ class ApiReplica:
 
 
 def build_application(config: TandemConfig) -> serve.Application:
-    """The application graph, for `serve.run`. Ray must be connected, because GPUs are shared out by their number."""
+    """The application graph, for `serve.run`. Ray must be connected: GPUs are shared out by their number, and with
+    several nodes it is checked that all of them reach the store and the artifacts."""
+    check_shared(config)
     config = place(config, int(ray.cluster_resources().get("GPU", 0)))
     engines = {}
     for base in config.base_models:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from tandem.cluster.config import TandemConfig
 from tandem.serve.errors import AuthenticationError, ForbiddenError
 from tandem.serve.schemas import NAME, Role
 from tandem.serve.services import ServicesDep
@@ -54,8 +55,24 @@ def add_key(store: Store, name: str, entity: str, role: Role) -> tuple[ApiKeyRow
         raise ValueError(f"Entity {entity!r} can't be: /v1/{entity}/... is a part of the API. Choose another name.")
     if role not in ROLES:
         raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+    key, key_sha256 = generate_key()
+    return store.add_key(name, entity, key_sha256, role), key
+
+
+def generate_key() -> tuple[str, str]:
+    """A new key that no store knows yet, and its SHA-256."""
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    return store.add_key(name, entity, _sha256(key), role), key
+    return key, _sha256(key)
+
+
+def ensure_admin_key(store: Store, config: TandemConfig) -> None:
+    """Makes the key of `config.admin_key_sha256`, if any, an admin of entity default.
+
+    So a cluster can be deployed from files alone, without a secret in them. Any number of processes may do this, at
+    any start. A key that was revoked stays revoked, and one that is taken out of the configuration stays valid.
+    """
+    if config.admin_key_sha256 is not None:
+        store.ensure_key("of the configuration", "default", config.admin_key_sha256, "admin")
 
 
 def revoke_key(store: Store, key: str) -> bool:

@@ -66,11 +66,12 @@ def up(
     verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C."""
-    from tandem.serve.auth import create_key
+    from tandem.serve.auth import create_key, ensure_admin_key
     from tandem.serve.watching import ServiceWatch
 
     config = _config(config_path)
     store = _store(config)
+    ensure_admin_key(store, config)
     _refuse_to_listen_without_keys(config, store, config_path)
     with _service(config, verbose) as stop:
         names = ", ".join(base.name for base in config.base_models)
@@ -287,6 +288,17 @@ def keys_create(
         err.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(2) from None
     out.print(key, markup=False)
+
+
+@keys.command("generate")
+def keys_generate() -> None:
+    """Print a new key and the line of the configuration that makes it the first admin key of a service."""
+    from tandem.serve.auth import generate_key
+
+    key, key_sha256 = generate_key()
+    err.print("The key, shown only now. Keep it; the service won't know it until its configuration has the next line:")
+    out.print(key, markup=False)
+    out.print(f"admin_key_sha256: {key_sha256}", markup=False, soft_wrap=True)
 
 
 @keys.command("list")

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from tandem.serve.database import Database
 from tandem.serve.store_claims import ClaimTable
@@ -33,6 +34,13 @@ class KeyTable(Database):
         with self._write() as session:
             session.add(row)
         return row
+
+    def ensure_key(self, name: str, entity: str, key_sha256: str, role: str) -> None:
+        """Adds a key unless it is there already; one that was revoked stays so."""
+        try:
+            self.add_key(name, entity, key_sha256, role)
+        except IntegrityError:  # it is, or another process has just added it
+            pass
 
     def find_key(self, key_sha256: str) -> ApiKeyRow | None:
         """The key with this hash, unless it was revoked."""

@@ -1,0 +1,104 @@
+"""Whether all nodes of a cluster reach the store and the artifacts.
+
+Each node may run any part of the service. Where paths of one machine are configured and others have the same path
+without the same files, versions would be missing on some nodes, and each would have a store of its own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec
+import ray
+from fsspec.implementations.local import LocalFileSystem
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tandem.cluster.config import TandemConfig
+
+ANSWER_S = 120.0  # a worker process has to start on each node
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel, so containers of one machine share it
+
+
+class NotSharedError(ValueError):
+    """Some node doesn't reach what is configured. The message says which, and what to configure instead."""
+
+
+def check_shared(config: TandemConfig) -> None:
+    """Looks from every node that is alive. Ray must be connected. Raises NotSharedError.
+
+    Nothing is asked where there is one node, or where the store is a server and the artifacts are a URL. A folder is
+    fine when all nodes mount it, which is found by writing a file here and looking for it there. SQLite takes more:
+    its processes share memory, so they have to be on one machine.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    folders = local_folders(config)
+    if len(nodes) < 2 or not folders:
+        return
+    marks = {what: _leave_mark(folder) for what, folder in folders.items()}
+    try:
+        answers = _look_from(list(nodes), list(marks.values()))
+    finally:
+        for mark in marks.values():
+            mark.unlink(missing_ok=True)
+    here = machine()
+    for node, (machine_there, seen) in answers.items():
+        for (what, folder), is_seen in zip(folders.items(), seen, strict=True):
+            if not is_seen or (what == "store" and machine_there != here):
+                raise NotSharedError(_fault(what, folder, nodes[node], len(nodes), is_seen))
+
+
+def local_folders(config: TandemConfig) -> dict[str, Path]:
+    """The folders of this machine that the configuration names, or has by default, by what is kept there."""
+    folders = {}
+    if config.resolved_store_url.startswith("sqlite"):
+        file = config.resolved_store_url.partition(":///")[2].partition("?")[0]
+        folders["store"] = Path(file).absolute().parent
+    filesystem, root = fsspec.core.url_to_fs(config.artifacts_root)
+    if isinstance(filesystem, LocalFileSystem):
+        folders["artifacts"] = Path(root)
+    return folders
+
+
+def machine() -> str:
+    """The same for all processes that can share memory; another after a restart."""
+    return BOOT_ID.read_text()
+
+
+def _fault(what: str, folder: Path, address: str, num_nodes: int, is_seen: bool) -> str:
+    if what == "store":
+        trouble = "is another machine" if is_seen else f"doesn't have the store in {folder}"
+        remedy = (
+            "SQLite works on one machine only. Set store_url to a PostgreSQL: postgresql://user:password@host/name."
+        )
+    else:
+        trouble = f"doesn't see the artifacts in {folder}"
+        remedy = "Set artifacts to what all nodes reach: s3://bucket/prefix, or a folder that all of them mount."
+    return f"The cluster has {num_nodes} nodes, and {address} {trouble}. {remedy}"
+
+
+def _leave_mark(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mark = folder / f".seen-by-all-{uuid.uuid4().hex}"
+    mark.touch()
+    return mark
+
+
+def _look_from(nodes: Sequence[str], files: Sequence[Path]) -> dict[str, tuple[str, list[bool]]]:
+    """For each node: which machine it is on, and which of the files it sees. Raises NotSharedError."""
+
+    def look() -> tuple[str, list[bool]]:
+        return machine(), [file.exists() for file in files]
+
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        asked[ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()] = node
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+    if late:
+        raise NotSharedError(
+            f"Node {asked[late[0]]} didn't say within {ANSWER_S:g} s whether it sees {files[0].parent}. "
+            "Look at its Ray logs, or take it out of the cluster, and deploy again."
+        )
+    return {asked[answer]: ray.get(answer) for answer in done}
