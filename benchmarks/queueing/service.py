@@ -1,0 +1,268 @@
+"""A simulated Tandem: RL runs, the way of a completion, and the way of a job. What takes time follows tandem.serve and
+tandem.cluster, stage by stage."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import simpy
+
+from queueing.costs import CLAIM_POLL_S, RENEW_S, VERSION_POLL_S, Costs, Fleet, Workload
+from queueing.resources import Process, Server, SharedRate, shorter_of_two
+
+PREPARATIONS_AT_ONCE = 1  # it has four threads, but Python's interpreter lock lets one of them work
+
+
+@dataclass
+class EngineReplica:
+    """One vLLM: its own process, which parses and formats, and its core, which decodes all sequences together."""
+
+    front: Server
+    core: SharedRate
+    versions: dict[tuple[int, int], simpy.Event] = field(default_factory=dict)
+    """By run and step: happens when the version is loaded."""
+
+    @property
+    def num_here(self) -> int:
+        return self.core.num_here + self.front.num_here
+
+
+@dataclass
+class Base:
+    """One base model: its engines, and the coordinator that leads one job at a time through its learners."""
+
+    engines: list[EngineReplica]
+    turn: simpy.Resource
+    loaded_run: int | None = None
+    held_s: float = 0.0
+    """For how long jobs have had their turn."""
+    trained_s: float = 0.0
+    """Of which learners worked on tokens, summed over learners."""
+
+
+@dataclass
+class Run:
+    number: int
+    base: Base
+    version: int = 0
+    published_at: dict[int, float] = field(default_factory=dict)
+
+
+class Service:
+    """The parts of a service of a size. `stages` has the seconds that each job spent in each stage, `ready` how long
+    after its publication each version was loaded by each engine that was asked for it."""
+
+    def __init__(self, env: simpy.Environment, costs: Costs, fleet: Fleet, load: Workload, seed: int = 0):
+        if fleet.engines % fleet.base_models:
+            raise ValueError(f"{fleet.engines} engines can't be split evenly over {fleet.base_models} base models.")
+        self.env, self.costs, self.fleet, self.load, self._rng = env, costs, fleet, load, random.Random(seed)
+        self.proxies = [Server(env, "proxy") for _ in range(fleet.proxies)]
+        self.apis = [Server(env, "API replica") for _ in range(fleet.api_replicas)]
+        self.checkers = [Server(env, "check of payloads", PREPARATIONS_AT_ONCE) for _ in range(fleet.api_replicas)]
+        self.preparation = Server(env, "preparation", PREPARATIONS_AT_ONCE)
+        self.store = Server(env, "store", fleet.store_writers)
+        self.bases = [self._base() for _ in range(fleet.base_models)]
+        shared = fleet.artifact_bytes_per_s or math.inf
+        self.link = SharedRate(env, "artifact store", lambda n: min(n * fleet.node_bytes_per_s, shared))
+        self.stages: list[dict[str, float]] = []
+        self.ready: list[float] = []
+        self.batches: list[dict[str, float]] = []
+        """Seconds of each batch until it was sampled, and from then until its job was accepted."""
+        self.noticed: list[float] = []
+        """Seconds from each publication to the end of a wait for it."""
+        self.rollouts_done = 0
+        self.request_s: list[float] = []
+
+    @property
+    def engines(self) -> list[EngineReplica]:
+        return [engine for base in self.bases for engine in base.engines]
+
+    def _base(self) -> Base:
+        costs = self.costs
+
+        def speed(n: int) -> float:
+            return costs.engine_tokens_per_s * n / (n + costs.engine_half)
+
+        def engine() -> EngineReplica:
+            core = SharedRate(self.env, "engine", speed, costs.engine_max_seqs)
+            return EngineReplica(Server(self.env, "engine process"), core)
+
+        engines = [engine() for _ in range(self.fleet.engines // self.fleet.base_models)]
+        return Base(engines, simpy.Resource(self.env, 1))
+
+    # The way of a completion
+
+    def request(self, run: Run) -> Process:
+        """One group: through proxy and API to an engine, which has or fetches the newest version, and back."""
+        costs, began = self.costs, self.env.now
+        amounts = [self._num_tokens() for _ in range(self.load.completions)]
+        total = sum(amounts)
+        proxy, api = self._rng.choice(self.proxies), shorter_of_two(self.apis, self._rng)
+        yield from proxy.use(costs.proxy.fixed / 2)
+        yield from api.use(costs.api.fixed / 2)
+        engine, version = shorter_of_two(run.base.engines, self._rng), run.version  # pinned here, once
+        yield from engine.front.use(costs.front.fixed)
+        yield self._loaded(engine, run, version)
+        yield self.env.all_of([engine.core.work(amount) for amount in amounts])
+        yield from engine.front.use(costs.front.each * total)
+        yield from api.use(costs.api.fixed / 2 + costs.api.each * total)
+        yield from proxy.use(costs.proxy.fixed / 2 + costs.proxy.each * total)
+        self.rollouts_done += len(amounts)
+        self.request_s.append(self.env.now - began)
+
+    def _loaded(self, engine: EngineReplica, run: Run, version: int) -> simpy.Event:
+        """However many requests ask for a version, a replica fetches it once."""
+        key = run.number, version
+        if key not in engine.versions:
+            engine.versions[key] = self.env.process(self._load_version(run, version))
+        return engine.versions[key]
+
+    def _load_version(self, run: Run, version: int) -> Process:
+        if version == 0:
+            return  # all engines have it before the first run begins
+        yield from self._copy(self.costs.pulled_bytes)
+        yield self.env.timeout(self.costs.adapter_load_s)
+        self.ready.append(self.env.now - run.published_at[version])
+
+    def _copy(self, num_bytes: float) -> Process:
+        if self.fleet.artifact_bytes_per_s != 0:
+            yield self.link.work(num_bytes)
+
+    def _num_tokens(self) -> float:
+        mean, cv = self.load.tokens, self.load.tokens_cv
+        if cv == 0:
+            return mean
+        sigma = math.sqrt(math.log(1 + cv * cv))
+        return self._rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma)
+
+    # The way of a job
+
+    def run(self, run: Run) -> Process:
+        """A batch begins once the policy is at most `max_policy_lag` versions behind it; jobs are posted in order."""
+        for batch in count():
+            yield from self._wait_for(run, batch - self.load.max_policy_lag)
+            began = self.env.now
+            yield self.env.all_of([self.env.process(self.request(run)) for _ in range(self.load.groups)])
+            sampled = self.env.now
+            yield from self._post(run)
+            self.batches.append({"rollouts": sampled - began, "accept": self.env.now - sampled})
+            self.env.process(self._train(run, batch + 1))
+
+    def _wait_for(self, run: Run, version: int) -> Process:
+        """A long poll: the API replica looks at the store again and again."""
+        if version <= run.version:
+            return
+        api = shorter_of_two(self.apis, self._rng)
+        yield from self._rng.choice(self.proxies).use(self.costs.proxy_small_s)
+        yield from api.use(self.costs.api_small_s)
+        while version > run.version:
+            yield self.env.timeout(VERSION_POLL_S)
+            yield from api.use(self.costs.api_poll_s)
+        self.noticed.append(self.env.now - run.published_at[version])
+
+    def _post(self, run: Run) -> Process:
+        costs, load = self.costs, self.load
+        number = self._rng.randrange(len(self.apis))
+        yield from self._rng.choice(self.proxies).use(costs.proxy_small_s)
+        tokens = load.rollouts_per_job * load.tokens
+        yield from self.apis[number].use(costs.api_small_s + costs.receive_token_s * tokens)
+        yield from self.checkers[number].use(self._prepare_s())
+        yield from self._write()
+
+    def _prepare_s(self) -> float:
+        return self.load.rollouts_per_job * self.costs.prepare.of(self.load.tokens)
+
+    def _train(self, run: Run, version: int) -> Process:
+        base, stages = run.base, defaultdict(float)
+        began = self.env.now
+        if self.fleet.prepare_ahead:
+            yield from self.preparation.use(self._prepare_s())
+        idle = base.turn.count == 0
+        with base.turn.request() as turn:  # one job at a time per base model
+            yield turn
+            if idle:
+                yield self.env.timeout(self._rng.uniform(0, CLAIM_POLL_S))
+            stages["queued"] = self.env.now - began
+            held = self.env.now
+            renewing = self.env.process(self._renew())
+            for stage, work in (
+                ("claim", self._write()),
+                ("prepare", self._prepare()),
+                ("load", self._load_learners(run)),
+                ("steps", self._steps(base)),
+                ("checkpoint", self._save()),
+                ("publish", self._write()),
+            ):
+                entered = self.env.now
+                yield from work
+                stages[stage] = self.env.now - entered
+            base.loaded_run = run.number
+            base.held_s += self.env.now - held
+            renewing.interrupt()
+        run.version, run.published_at[version] = version, self.env.now
+        self.stages.append(dict(stages))
+
+    def _prepare(self) -> Process:
+        if not self.fleet.prepare_ahead:
+            yield from self.preparation.use(self._prepare_s())
+        yield self.env.timeout(self.costs.job_small_s)
+        yield from self._write()
+
+    def _load_learners(self, run: Run) -> Process:
+        """Free when the learners hold the state already. Ranks of other nodes fetch it too, all at once."""
+        if run.base.loaded_run == run.number:
+            return
+        copies = [self.env.process(self._copy(self.costs.checkpoint_bytes)) for _ in range(self.fleet.learners - 1)]
+        yield self.env.all_of(copies)
+        yield self.env.timeout(self.costs.load.of(self.costs.checkpoint_bytes))
+
+    def _steps(self, base: Base) -> Process:
+        """One packed sequence per learner and step; a step takes as long as its longest sequence."""
+        costs, learners, rows = self.costs, self.fleet.learners, self._rows()
+        base.trained_s += sum(rows) * costs.learner_token_s
+        for start in range(0, len(rows), learners):
+            longest = max(rows[start : start + learners])
+            yield self.env.timeout(longest * costs.learner_token_s + costs.step_s + self.allreduce_s(learners))
+            yield from self._write()
+
+    def _rows(self) -> Sequence[float]:
+        """Tokens of the packed sequences: groups, each with its prompt once, are filled up to packed_length."""
+        load, rows = self.load, [0.0]
+        for _ in range(load.groups):
+            prompt = load.prompt_tokens
+            for _ in range(load.completions):
+                tokens = min(self._num_tokens(), load.packed_length - load.prompt_tokens)
+                if rows[-1] and rows[-1] + prompt + tokens > load.packed_length:
+                    rows.append(0.0)
+                    prompt = load.prompt_tokens
+                rows[-1] += prompt + tokens
+                prompt = 0
+        return rows
+
+    def allreduce_s(self, learners: int) -> float:
+        """A ring's: 2 (N - 1) hops, each of 1 / N of the gradient."""
+        if learners == 1:
+            return 0.0
+        hops = 2 * (learners - 1)
+        return hops * (self.costs.allreduce_latency_s
+                       + self.costs.gradient_bytes / learners / self.costs.allreduce_bytes_per_s)  # fmt: skip
+
+    def _save(self) -> Process:
+        yield self.env.timeout(self.costs.save.of(self.costs.checkpoint_bytes))
+        yield from self._copy(self.costs.checkpoint_bytes)
+
+    def _renew(self) -> Process:
+        try:
+            while True:
+                yield self.env.timeout(RENEW_S)
+                yield from self._write()
+        except simpy.Interrupt:
+            return
+
+    def _write(self) -> Process:
+        yield from self.store.use(self.costs.store_write_s)

@@ -1,0 +1,162 @@
+"""The simulated service, by hand-worked jobs, conservation laws, and the bounds of closed queueing networks."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import simpy
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from queueing.costs import Costs, Fleet, Linear, Workload
+from queueing.experiments import quantiles, simulate_publication, simulate_rollouts, simulate_runs
+from queueing.service import Service
+
+ZERO = Linear(0, 0)
+FREE = Costs(
+    proxy=ZERO, api=ZERO, proxy_small_s=0, api_small_s=0, api_poll_s=0, front=ZERO, engine_tokens_per_s=100,
+    engine_half=0, engine_max_seqs=64, adapter_load_s=0, receive_token_s=0, prepare=ZERO, learner_token_s=0, step_s=0,
+    allreduce_latency_s=0, allreduce_bytes_per_s=1, gradient_bytes=0, checkpoint_bytes=0, pulled_bytes=0, save=ZERO,
+    load=ZERO, store_write_s=0,
+)  # fmt: skip
+"""Everything is free but the engine's 100 tokens per second."""
+LOAD = Workload(runs=1, groups=2, completions=4, tokens=50, tokens_cv=0, prompt_tokens=10, packed_length=110)
+HERE = Fleet(artifact_bytes_per_s=0)  # one machine: files needn't move
+
+
+def service(costs=FREE, fleet=HERE, load=LOAD):
+    return Service(simpy.Environment(), costs, fleet, load)
+
+
+def test_groups_are_packed_with_their_prompt_once_per_sequence():
+    """Two completions of 50 and a prompt of 10 fill 110; a group of four takes two sequences, and two groups four."""
+    assert service()._rows() == [110, 110, 110, 110]
+    # With room for 170, a group's fourth completion would begin a sequence with its prompt, which the next group's
+    # prompt and first completion then fill up to 120, and no more: 10 + 50 + 10 + 50 + 50 = 170 does fit.
+    assert service(load=replace(LOAD, packed_length=170))._rows() == [160, 170, 110]
+
+
+def test_ring_all_reduce():
+    """Four learners: 6 hops of 0.5 s latency and a quarter of 8 bytes at 2 bytes per second."""
+    costs = replace(FREE, allreduce_latency_s=0.5, gradient_bytes=8, allreduce_bytes_per_s=2)
+    assert service(costs).allreduce_s(4) == pytest.approx(6 * (0.5 + 1))
+    assert service(costs).allreduce_s(1) == 0
+
+
+JOB = replace(
+    FREE, learner_token_s=0.01, step_s=0.4, prepare=Linear(0.05, 0.001), store_write_s=0.1, save=Linear(1.0, 0.01),
+    checkpoint_bytes=100, job_small_s=0.2,
+)  # fmt: skip
+
+
+def test_the_stages_of_a_job_by_hand():
+    stages = simulate_runs(JOB, HERE, LOAD)["stages_s"]
+    assert stages["claim"] == stages["publish"] == pytest.approx(0.1)
+    assert stages["prepare"] == pytest.approx(8 * (0.05 + 0.05) + 0.2 + 0.1)  # 8 trajectories of 50 tokens
+    assert stages["load"] == 0  # the learners hold the only model there is
+    assert stages["steps"] == pytest.approx(4 * (1.1 + 0.4 + 0.1))  # four sequences of 110 tokens
+    assert stages["checkpoint"] == pytest.approx(2.0)
+
+
+def test_learners_speed_up_nothing_but_their_tokens():
+    """Amdahl: with two learners two steps instead of four, and at best the part that isn't divided remains."""
+    seconds = {}
+    for learners in (1, 2, 4, 64):
+        stages = simulate_runs(JOB, replace(HERE, learners=learners), LOAD)["stages_s"]
+        seconds[learners] = sum(stages.values()) - stages["queued"]
+    fixed, divided = 0.1 + 1.1 + 2.0 + 0.1, 4 * 1.6
+    assert seconds[1] == pytest.approx(fixed + divided)
+    assert seconds[2] == pytest.approx(fixed + divided / 2)
+    assert seconds[4] == seconds[64] == pytest.approx(fixed + divided / 4)  # four sequences occupy no more than four
+    assert seconds[1] / seconds[64] < (fixed + divided) / fixed
+
+
+def test_one_job_at_a_time_per_base_model():
+    """Each job holds its coordinator for 9.7 s, and other models' jobs wait, unless they are on another base model."""
+    load = replace(LOAD, runs=8)
+    one = simulate_runs(JOB, replace(HERE, engines=2), load)
+    two = simulate_runs(JOB, replace(HERE, engines=2, base_models=2), load)
+    assert one["bottleneck"] == "coordinators"
+    assert one["jobs_per_s"] == pytest.approx(1 / 9.7, rel=0.02)
+    assert two["jobs_per_s"] == pytest.approx(2 / 9.7, rel=0.06)
+
+
+def test_preparing_ahead_takes_preparation_out_of_the_turn():
+    load = replace(LOAD, runs=8)
+    ahead = simulate_runs(JOB, replace(HERE, prepare_ahead=True), load)
+    assert ahead["jobs_per_s"] == pytest.approx(1 / (9.7 - 0.8), rel=0.02)
+
+
+def test_what_is_sampled_is_what_is_trained():
+    """Conservation: each job takes 8 rollouts of 50 tokens, whatever the lag."""
+    for lag in (0, 1):
+        result = simulate_runs(JOB, HERE, replace(LOAD, runs=4, max_policy_lag=lag), rounds=20)
+        assert result["rollouts_per_s"] == pytest.approx(8 * result["jobs_per_s"], rel=0.02)
+        assert result["tokens_per_s"] == pytest.approx(50 * result["rollouts_per_s"], rel=0.03)
+
+
+def test_policy_lag_hides_rollouts_behind_training():
+    """On-policy, 4 s of rollouts (400 tokens at 100/s) and 9.7 s of training follow each other; with a lag of one
+    version the rollouts go on meanwhile."""
+    strict, lagged = (
+        simulate_runs(JOB, HERE, replace(LOAD, max_policy_lag=lag), rounds=10)["jobs_per_s"] for lag in (0, 1)
+    )
+    assert 1 / strict == pytest.approx(4 + 0.8 + 0.1 + 9.7 + 0.1 + 0.1, abs=0.15)  # check, add; the polls, on average
+    assert 1 / lagged == pytest.approx(9.7, abs=0.15)
+
+
+SLOW_API = replace(FREE, api=Linear(0.02, 0.001), proxy=Linear(0.01, 0), engine_tokens_per_s=1e6)
+
+
+def test_throughput_of_completions_is_bounded_by_the_busiest_server():
+    """200 tokens: 0.22 s in the API, 0.01 s in the proxy. One request at a time takes both; many keep the API busy."""
+    alone, many = (simulate_rollouts(SLOW_API, HERE, LOAD, at_once) for at_once in (1, 32))
+    assert alone["rollouts_per_s"] == pytest.approx(4 / 0.2302, rel=0.001)
+    assert many["rollouts_per_s"] == pytest.approx(4 / 0.22, rel=0.01)
+    assert many["bottleneck"] == "API" and many["utilisation"]["API"] == pytest.approx(1, abs=0.01)
+    assert many["utilisation"]["proxy"] == pytest.approx(0.01 / 0.22, abs=0.005)  # the utilisation law: X S
+
+
+def test_littles_law():
+    """N = X R: of a closed loop, the number of open requests is their rate times their time."""
+    result = simulate_rollouts(SLOW_API, HERE, LOAD, 16)
+    assert result["rollouts_per_s"] / 4 * result["request_median_s"] == pytest.approx(16, rel=0.03)
+
+
+def test_replicas_of_the_api_divide_its_work():
+    result = simulate_rollouts(SLOW_API, replace(HERE, api_replicas=4), LOAD, 64, rounds=20)
+    assert result["rollouts_per_s"] == pytest.approx(4 * 4 / 0.22, rel=0.03)
+
+
+def test_engines_that_ask_for_a_version_together_share_the_artifact_store():
+    """Four engines pull 100 bytes each. Shared 100 bytes/s: all wait 4 s; each its own: 1 s. Then 0.5 s to load."""
+    costs = replace(FREE, pulled_bytes=100, adapter_load_s=0.5)
+    fleet = Fleet(engines=4, node_bytes_per_s=100, artifact_bytes_per_s=100)
+    assert simulate_publication(costs, fleet, 8, LOAD) == pytest.approx([4.5] * 4)
+    alone = replace(fleet, artifact_bytes_per_s=None)
+    assert simulate_publication(costs, alone, 8, LOAD) == pytest.approx([1.5] * 4)
+
+
+def test_each_engine_pulls_a_version_once():
+    costs = replace(FREE, pulled_bytes=100)
+    for at_once in (1, 50):
+        assert simulate_publication(costs, Fleet(node_bytes_per_s=100), at_once, LOAD) == pytest.approx([1.0])
+
+
+def test_a_writer_at_a_time_in_sqlite():
+    """5 ms per transaction, of which a job has five (add, claim, start, one gradient step, complete)."""
+    costs = replace(FREE, store_write_s=0.005, engine_tokens_per_s=1e6)
+    load, fleet = replace(LOAD, runs=64), Fleet(engines=64, base_models=64, learners=4, artifact_bytes_per_s=0)
+    sqlite, postgresql = (simulate_runs(costs, replace(fleet, store=s), load) for s in ("sqlite", "postgresql"))
+    assert sqlite["bottleneck"] == "store"
+    assert sqlite["jobs_per_s"] == pytest.approx(200 / 5, rel=0.05)
+    assert postgresql["jobs_per_s"] > 2 * sqlite["jobs_per_s"]
+
+
+def test_engines_that_cannot_be_divided_evenly_are_refused():
+    with pytest.raises(ValueError, match="3 engines can't be split evenly over 2"):
+        service(fleet=Fleet(engines=3, base_models=2))
+
+
+def test_quantiles_are_values_that_occurred():
+    assert quantiles([1, 2, 3, 4], 0.5, 0.99, 0.25) == [2, 4, 1]
