@@ -31,6 +31,7 @@ from tandem.cluster.shared_storage import check_shared
 from tandem.serve.api import create_app
 from tandem.serve.auth import ensure_admin_key
 from tandem.serve.engine_health import EngineHealth
+from tandem.serve.inference import REPLICA_HEADER
 from tandem.serve.modelarts.projects import resource_specs
 from tandem.serve.modelarts.runner import JobRunner
 from tandem.serve.services import CoordinatorStatus, Services
@@ -61,12 +62,14 @@ class EngineReplica:
             answer_s=config.deadlines.engine_answer_s,
         )
         await self._engine.start(config.deadlines.start_engine_s)
+        self._id = serve.get_replica_context().replica_id.unique_id  # as Serve's logs and dashboard have it
 
     async def http(
         self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, digest: str
     ) -> AsyncIterator[Any]:
+        """As `Engine.http`; the headers also say which replica answers."""
         async for item in self._engine.http(method, path, headers, body, digest):
-            yield item
+            yield (item[0], [*item[1], (REPLICA_HEADER, self._id)]) if isinstance(item, tuple) else item
 
     async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
         return await self._engine.score(sequences, digest)

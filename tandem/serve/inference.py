@@ -28,12 +28,18 @@ from tandem.serve.store_versions import PinnedPolicy
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["inference"])
+VERSION_HEADER, DIGEST_HEADER, REPLICA_HEADER = "x-policy-version", "x-policy-digest", "x-engine-replica"
+_HEADERS = {
+    VERSION_HEADER: "The version of the model that answers.",
+    DIGEST_HEADER: "The digest of that version's checkpoint.",
+    REPLICA_HEADER: "Which replica of the engine answers: its id in Ray Serve's dashboard and log files.",
+}
 JsonObject = Annotated[dict[str, Any], Depends(json_object)]
 
 _NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(0|[1-9][0-9]{0,8}))?")
 
 
-@router.post("/chat/completions", **documented())
+@router.post("/chat/completions", **documented(headers=_HEADERS))
 async def create_chat_completion(
     request: Request, caller: InferCaller, body: JsonObject, services: ServicesDep
 ) -> Response:
@@ -45,7 +51,7 @@ async def create_chat_completion(
     return await _complete(request, "/v1/chat/completions", body, caller, services)
 
 
-@router.post("/completions", **documented())
+@router.post("/completions", **documented(headers=_HEADERS))
 async def create_completion(request: Request, caller: InferCaller, body: JsonObject, services: ServicesDep) -> Response:
     """A completion of plain text or token ids; otherwise like chat completions."""
     return await _complete(request, "/v1/completions", body, caller, services)
@@ -74,11 +80,11 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
     stream = services.engine.http(policy.base_model, "POST", path, forwarded, json.dumps(asked).encode(), policy.digest)
     call = EngineCall(stream, services.config.deadlines.inference_s)
     annotator = Annotator(name, adapter_name(policy.digest), policy.step)
-    headers = {"x-policy-version": str(policy.step), "x-policy-digest": policy.digest}
+    headers = {VERSION_HEADER: str(policy.step), DIGEST_HEADER: policy.digest}
     try:
         status, engine_headers = await while_connected(request, call.start())
         kept = dict(engine_headers)
-        headers |= {key: kept[key] for key in ("content-type", "retry-after") if key in kept}
+        headers |= {key: kept[key] for key in ("content-type", "retry-after", REPLICA_HEADER) if key in kept}
         if headers.get("content-type", "").startswith("text/event-stream"):
             return _EventStream(call, _events(call, annotator, id), status, headers)
         content = await while_connected(request, call.content())

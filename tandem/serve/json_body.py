@@ -7,7 +7,7 @@ into the OpenAPI document.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -56,12 +56,14 @@ async def _read(request: Request, services: Services, validate_json: Callable[[b
     return await run_in_threadpool(parse, validate_json, bytes(body))
 
 
-def documented(model: type[RequestBody] | None = None) -> dict[str, Any]:
-    """Arguments of a route that takes this body, or any object, for its OpenAPI document."""
+def documented(model: type[RequestBody] | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Arguments of a route that takes this body, or any object, for its OpenAPI document. `headers`: what those of its
+    answer say."""
+    shown = {name: {"description": text, "schema": {"type": "string"}} for name, text in (headers or {}).items()}
     schema = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {"type": "object"}
     return {
         "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}},
-        "responses": {422: {"model": HTTPValidationError}},
+        "responses": {422: {"model": HTTPValidationError}} | ({200: {"headers": shown}} if shown else {}),
     }
 
 

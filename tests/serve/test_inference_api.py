@@ -66,6 +66,14 @@ def chat(http, model, **options):
     return http.post(CHAT, json={"model": model, "messages": MESSAGES, **options})
 
 
+def test_an_answer_says_which_replica_of_the_engine_made_it(http, engine, trained):
+    engine.answers(ANSWER)
+    engine.headers["x-engine-replica"] = "ab12cd34"
+    assert chat(http, "team/project/agent").headers["x-engine-replica"] == "ab12cd34"
+    documented = http.get("/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]
+    assert set(documented["headers"]) == {"x-policy-version", "x-policy-digest", "x-engine-replica"}
+
+
 @pytest.mark.parametrize(
     ("name", "step", "digest"),
     [
