@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Stopwatch:
-    """with stopwatch.running(): ...; then `stopwatch.overlap(began, ended)`, in seconds of `time.monotonic`."""
+    """start(), stop(), start() ...; then overlap(began, ended), in seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
         self._began: float | None = None
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def start(self) -> None:
         self._began = time.monotonic()
-        try:
-            yield
-        finally:
+
+    def stop(self) -> None:
+        """Does nothing when it doesn't run."""
+        if self._began is not None:
             self._spans.append((self._began, time.monotonic()))
             self._began = None
 

@@ -68,16 +68,14 @@ class Trainer:
             posting = self._begin_posting(batch, attempt=0)
         began = time.monotonic()
         try:
-            with self._stopwatch.running():
-                job, steps = await self._job(batch, posting)
+            job, steps = await self._job(batch, posting)
         except JobFailedError as error:
             if not was_posted:
                 raise
             # It failed before this process began: that has been mended, or the next attempt fails too.
             self._report.say(f"{error} It is posted again.")
             posting = self._begin_posting(batch, posting.attempt + 1)
-            with self._stopwatch.running():
-                job, steps = await self._job(batch, posting)
+            job, steps = await self._job(batch, posting)
         return {
             "kind": "training",
             "version": self._start_version + batch.index + 1,
@@ -105,12 +103,15 @@ class Trainer:
 
         Raises JobFailedError and ForeignVersionError."""
         state = self._directory.state
+        self._stopwatch.start()
         job = await self._service.post_job(
             request_body(state.model.id, posting.experimental_config, batch.groups_zstd),
             f"{state.run_id}-{posting.batch}-{posting.attempt}",
         )
         version = self._start_version + batch.index + 1
         steps = await self._follow(job, batch.index, version)
+        self._stopwatch.stop()
+        await self._versions.saw(version)
         made = (await self._service.job(job))["step"]
         if made != version:
             raise ForeignVersionError(
@@ -118,7 +119,6 @@ class Trainer:
                 f"{version}: something else trains this model too. Stop it, and begin this run anew with a model of "
                 "its own (another name)."
             )
-        await self._versions.saw(version)
         return job, steps
 
     async def _follow(self, job: str, batch: int, version: int) -> list[dict[str, float]]:
@@ -145,8 +145,9 @@ class Trainer:
                             f"{data.get('error_message')} Once that is mended, the same command posts it again."
                         )
             if not events:
-                is_made = await self._versions.at_least_within(version, EVENTS_PERIOD_S)
-                await asyncio.sleep(AFTER_VERSION_S if is_made else 0)
+                if await self._versions.at_least_within(version, EVENTS_PERIOD_S):
+                    self._stopwatch.stop()
+                    await asyncio.sleep(AFTER_VERSION_S)
 
 
 def check_lag(batch: StoredBatch, start_version: int, newest_version: int, max_policy_lag: int) -> None:

@@ -1,0 +1,74 @@
+"""A run against a scripted service, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scripted_service import ScriptedService
+
+from tandem.runs.directory import RunDirectory
+from tandem.runs.report import Progress
+from tandem.runs.run import begin_or_go_on, plan, run
+
+ENVIRONMENT = Path(__file__).parent / "counting_environment.py"
+
+
+class Recording:
+    """A report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.progress, self.said, self.rows = Progress(), [], []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+@pytest.fixture
+def service():
+    with ScriptedService() as service:
+        yield service
+
+
+@pytest.fixture
+def task_file(tmp_path) -> Callable[..., Path]:
+    """Writes a small task, with sections changed: task_file(training={"jobs": 3})."""
+
+    def write(environment: str = "Numbered", options: dict[str, Any] | None = None, **changes: dict[str, Any]) -> Path:
+        task = {
+            "name": "test",
+            "seed": 5,
+            "environment": {"class": f"{ENVIRONMENT}:{environment}", "options": options or {}},
+            "rollouts": {"groups_per_job": 2, "group_size": 2, "timeout_s": 20, "max_failed_fraction": 0},
+            "training": {"jobs": 4, "max_policy_lag": 1},
+            "service": {"patience_s": 20},
+        }
+        for section, fields in changes.items():
+            task[section] = {**task.get(section, {}), **fields} if isinstance(fields, dict) else fields
+        path = tmp_path / "task.yaml"
+        path.write_text(yaml.safe_dump(task))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def do_run(service, tmp_path) -> Callable[..., Recording]:
+    """Runs a task file to its end, in one directory: a second call goes on where the first ended."""
+
+    def do(path: Path) -> Recording:
+        report = Recording()
+        planned = plan(path)
+        with RunDirectory(tmp_path / "run") as directory:
+            report.said += begin_or_go_on(directory, planned.task)
+            asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 60))
+        return report
+
+    return do

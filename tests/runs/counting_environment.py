@@ -1,0 +1,67 @@
+"""Tasks that are numbered, so that a test sees which were asked and in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from tandem.rl.environments.base import Chat, Environment, SingleTurnEnvironment
+from tandem.rl.trajectories import Trajectory
+
+
+class Numbered(SingleTurnEnvironment[int]):
+    """The reward is the version that answered, as the answer says it."""
+
+    def __init__(self, num: int = 10):
+        super().__init__()
+        self._num = num
+
+    def tasks(self, split: str) -> Sequence[int]:
+        return range(self._num) if split == "train" else range(100, 103)
+
+    def messages(self, task: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"task {task}"}]
+
+    def reward(self, task: int, answer: str | None) -> float:
+        return float(answer.split()[1].rstrip(","))
+
+
+class TwoTurns(Numbered):
+    """Asks twice, so a new version may come in between."""
+
+    async def rollout(self, chat: Chat, task: int) -> Trajectory:
+        conversation = self.messages(task)
+        for turn in range(2):
+            conversation = [*conversation, await chat(conversation), {"role": "user", "content": f"again {turn}"}]
+        return Trajectory(messages_and_choices=conversation[:-1], reward=float(task % 2))
+
+
+class Failing(Numbered):
+    """Fails on some tasks, always or at first."""
+
+    def __init__(self, tasks: Sequence[int] = (), times: int = 10**9, slow: bool = False):
+        super().__init__()
+        self._left = {task: times for task in tasks}
+        self._slow = slow
+
+    async def rollout(self, chat: Chat, task: int) -> Trajectory:
+        if self._left.get(task, 0) > 0:
+            self._left[task] -= 1
+            if self._slow:
+                await asyncio.sleep(60)
+            raise ZeroDivisionError(f"task {task} divides by zero")
+        return await super().rollout(chat, task)
+
+
+class Forgetful(Numbered):
+    """Puts choices of its own making into the trajectory, without what the service put on them."""
+
+    async def rollout(self, chat: Chat, task: int) -> Trajectory:
+        choice = await chat(self.messages(task))
+        kept = {name: choice[name] for name in ("index", "finish_reason", "message")}
+        return Trajectory(messages_and_choices=[*self.messages(task), kept], reward=float(time.time() % 2))
+
+
+class NotComplete(Environment):
+    pass

@@ -1,0 +1,231 @@
+"""A service that behaves as a test tells it: over real HTTP, with the answers that the real one gives."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+import zstandard
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+
+@dataclass
+class Job:
+    id: str
+    key: str
+    body: dict[str, Any]
+    body_sha256: str
+    events: list[dict[str, Any]] = field(default_factory=list)
+    trained_on: int | None = None
+    """The version it started from."""
+    step: int | None = None
+
+    def add(self, type: str, **data: Any) -> None:
+        self.events.append({"id": str(len(self.events)), "type": type, "data": data})
+
+    @property
+    def trajectories(self) -> list[dict[str, Any]]:
+        return [t for group in self.body["trajectory_groups"] for t in group["trajectories"]]
+
+    @property
+    def questions(self) -> list[str]:
+        """What its groups asked, in order."""
+        groups = self.body["trajectory_groups"]
+        return [group["trajectories"][0]["messages_and_choices"][0]["content"] for group in groups]
+
+    @property
+    def lags(self) -> list[int]:
+        """Of each trajectory, by the oldest version of its turns."""
+        return [
+            self.trained_on
+            - min(turn["policy_version"] for turn in t["messages_and_choices"] if "policy_version" in turn)
+            for t in self.trajectories
+        ]
+
+
+class ScriptedService:
+    """One model, versions that jobs make, completions that say which version answered.
+
+    with ScriptedService() as service: ... service.url
+    """
+
+    def __init__(self, training_s: float = 0.0, completion_s: float = 0.0, seed: int = 0):
+        """How long each takes at most: drawn anew for every job and completion, unless `is_constant`."""
+        self.training_s, self.completion_s, self.is_constant = training_s, completion_s, False
+        self.model: dict[str, Any] | None = None
+        self.step = 0
+        self.jobs: list[Job] = []
+        self.completions: list[tuple[str, int]] = []
+        """The model name asked for, and the version that answered."""
+        self.requests: list[tuple[float, str, str]] = []
+        self.intercept: Callable[[Request], Response | None] = lambda request: None
+        """Answers in the place of the service; "reset" closes the connection."""
+        self.fail_jobs = 0
+        self.claimed_version: Callable[[int], int] = lambda version: version
+        """What a completion says of the version that answered."""
+        self._rng = random.Random(seed)
+        self._queue: asyncio.Queue[Job] = asyncio.Queue()
+
+    def __enter__(self) -> ScriptedService:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        config = uvicorn.Config(
+            self._app(), host="127.0.0.1", port=self.port, log_level="critical", timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """What it knows stays; `start` goes on."""
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    def _app(self) -> Starlette:
+        routes = [
+            Route("/v1/preview/models", self._register, methods=["POST"]),
+            Route("/v1/preview/models/{id}/versions", self._versions),
+            Route("/v1/preview/training-jobs", self._post_job, methods=["POST"]),
+            Route("/v1/preview/training-jobs/{id}", self._job),
+            Route("/v1/preview/training-jobs/{id}/events", self._events),
+            Route("/v1/chat/completions", self._complete, methods=["POST"]),
+        ]
+        app = Starlette(routes=routes, lifespan=self._lifespan)
+
+        async def intercepting(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            request = Request(scope, receive)
+            self.requests.append((time.monotonic(), request.method, request.url.path))
+            answer = self.intercept(request)
+            if answer == "reset":
+                raise ConnectionResetError  # uvicorn closes the connection without an answer
+            await (answer or app)(scope, receive, send)
+
+        return intercepting
+
+    async def _register(self, request: Request) -> Response:
+        wanted = await request.json()
+        if self.model is None:
+            self.model = {"id": str(uuid.uuid4()), "entity": "default", **{k: wanted[k] for k in ("project", "name")}}
+        return JSONResponse({**self.model, "step": self.step, "base_model": wanted["base_model"]})
+
+    async def _versions(self, request: Request) -> Response:
+        after, deadline = int(request.query_params["after"]), time.monotonic() + float(request.query_params["wait"])
+        while self.step <= after and time.monotonic() < deadline and not self._server.should_exit:
+            await asyncio.sleep(0.005)
+        return JSONResponse({"data": [{"step": step} for step in range(after + 1, self.step + 1)], "has_more": False})
+
+    async def _post_job(self, request: Request) -> Response:
+        with zstandard.ZstdDecompressor().stream_reader(await request.body(), read_across_frames=True) as reader:
+            raw = reader.read()
+        key, sha256 = request.headers["idempotency-key"], hashlib.sha256(raw).hexdigest()
+        job = next((job for job in self.jobs if job.key == key), None)
+        if job is None:
+            job = Job(str(uuid.uuid4()), key, json.loads(raw), sha256)
+            self.jobs.append(job)
+            await self._queue.put(job)
+        if job.body_sha256 != sha256:
+            return _error(409, "This Idempotency-Key was sent with another body.")
+        return JSONResponse({"id": job.id})
+
+    async def _job(self, request: Request) -> Response:
+        return JSONResponse({"id": request.path_params["id"], "step": self._find(request).step})
+
+    async def _events(self, request: Request) -> Response:
+        after = int(request.query_params.get("after", -1))
+        return JSONResponse({"data": self._find(request).events[after + 1 :], "has_more": False})
+
+    def _find(self, request: Request) -> Job:
+        return next(job for job in self.jobs if job.id == request.path_params["id"])
+
+    async def _complete(self, request: Request) -> Response:
+        body = await request.json()
+        name, _, pinned = body["model"].partition(":step")
+        version = int(pinned) if pinned else self.step  # resolved when the request is admitted
+        self.completions.append((body["model"], version))
+        await asyncio.sleep(self._duration(self.completion_s))
+        question = body["messages"][-1]["content"]
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": f"version {version}, {question}"},
+            "logprobs": {"content": [{"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": []}]},
+            "token_ids": [1, 2, 3],
+            "prompt_token_ids": [5, 6],
+            "policy_version": self.claimed_version(version),
+        }
+        return JSONResponse(
+            {"id": "c", "object": "chat.completion", "created": 0, "model": name, "choices": [choice]},
+            headers={"x-policy-version": str(version)},
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        waiting, self._queue = self._queue, asyncio.Queue()  # of this start's event loop
+        while not waiting.empty():
+            self._queue.put_nowait(waiting.get_nowait())
+        training = asyncio.create_task(self._train())
+        yield
+        training.cancel()
+
+    async def _train(self) -> None:
+        while True:
+            job = await self._queue.get()
+            job.trained_on = self.step
+            job.add("training_started", num_sequences=1, num_gradient_steps=2)
+            for step in range(2):
+                await asyncio.sleep(self._duration(self.training_s) / 2)
+                job.add("gradient_step", **{"loss/train": float(step), "data/step_trainer_tokens": 10.0})
+            if self.fail_jobs:
+                self.fail_jobs -= 1
+                job.add(
+                    "training_failed", error_message="Stage train: the learner ran out of memory. Use fewer tokens."
+                )
+                continue
+            self.step += 1
+            job.step = self.step
+            job.add("training_ended")
+
+    def _duration(self, longest_s: float) -> float:
+        return longest_s if self.is_constant else self._rng.uniform(0, longest_s)
+
+
+def _error(status: int, message: str, **headers: str) -> Response:
+    return JSONResponse({"error": {"message": message, "type": "x", "code": None, "param": None}}, status, headers)
+
+
+def unavailable(retry_after_s: float | None = None, status: int = 503) -> Response:
+    headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    return _error(status, "The engine is being replaced.", **headers)
+
+
+def plain_not_found() -> Response:
+    """Serve's proxy, before it knows the routes."""
+    return PlainTextResponse("Path '/v1/...' not found", 404)
