@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import tempfile
 import uuid
 
@@ -8,9 +10,42 @@ from tandem.cluster.artifacts import Artifacts, job_artifact_key, without_secret
 from tandem.cluster.errors import ArtifactError
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(params=["local", "remote", "s3"])
 def root(request, tmp_path):
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
     return str(tmp_path / "artifacts") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    """An object store that speaks S3 over HTTP, on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """Where S3 is, and its credentials, come from the environment, as docs/deploy.md has it."""
+    from s3fs import S3FileSystem
+
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    name = uuid.uuid4().hex
+    S3FileSystem().mkdir(name)
+    yield f"s3://{name}/tandem"
+    S3FileSystem.clear_instance_cache()
 
 
 def test_a_blob_comes_back_and_goes(root, tmp_path):
@@ -52,6 +87,25 @@ def test_a_checkpoint_travels_to_another_node(root, tmp_path):
         Artifacts(root, tmp_path / "third").pull_checkpoint("d1")
 
 
+def test_what_another_process_has_just_stored_is_seen(bucket, tmp_path):
+    reader = Artifacts(bucket, tmp_path / "reader")  # has looked before, and may remember that there was nothing
+    with pytest.raises(ArtifactError, match="d1"):
+        reader.pull_checkpoint("d1")
+    assert reader.list_blobs("payloads") == []
+    write = f"""
+from tandem.cluster.artifacts import Artifacts
+artifacts = Artifacts({bucket!r}, {str(tmp_path / "writer")!r})
+(artifacts.checkpoints_dir / "d1").mkdir()
+(artifacts.checkpoints_dir / "d1" / "manifest.json").write_text("m")
+artifacts.push_checkpoint("d1")
+artifacts.write_blob("payloads/p", b"1")
+"""
+    subprocess.run([sys.executable, "-c", write], check=True, timeout=120)
+    assert (reader.pull_checkpoint("d1") / "manifest.json").read_text() == "m"
+    assert reader.list_blobs("payloads") == ["payloads/p"]
+    assert reader.read_blob("payloads/p") == b"1"
+
+
 def test_no_partial_file_is_left_beside_a_blob(tmp_path):
     artifacts = Artifacts(str(tmp_path))
     artifacts.write_blob("payloads/a", b"x")
@@ -69,7 +123,7 @@ def test_a_key_never_leads_out_of_the_root(root, tmp_path, key):
         artifacts.list_blobs,
         artifacts.modified_at,
         artifacts.pull_checkpoint,
-        artifacts.push_checkpoint if root.startswith("memory") else artifacts.pull_checkpoint,
+        artifacts.push_checkpoint if "://" in root else artifacts.pull_checkpoint,
         artifacts.delete_checkpoint,
         artifacts.list_job_artifacts,
         artifacts.delete_job_artifacts,
