@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv with uv. Called by the Makefile with EXTRA (cpu or gpu), PYTHON and CONSTRAINTS.
+# Makes .venv with uv. Called by the Makefile with EXTRA (cpu or gpu), PYTHON and CONSTRAINTS; by deploy/Dockerfile
+# also with EXTRAS, because an image needs no tests.
 set -euo pipefail
+EXTRAS=${EXTRAS:-postgres,test,bench}
 
 bootstrap_uv() {
   if command -v uv; then return; fi
@@ -35,7 +37,7 @@ fi
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$PYTHON" -m pip config get global.find-links 2>/dev/null || true)}}
 install() {
   # Compiled now, or, where Python is told to write no bytecode, at every start of every process: minutes for vLLM.
-  UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,postgres,test,bench]" --constraint "$CONSTRAINTS" "$@"
+  UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,$EXTRAS]" --constraint "$CONSTRAINTS" "$@"
 }
 
 echo "Installing Tandem for $EXTRA into .venv"
