@@ -1,0 +1,213 @@
+"""Compare the loss functions on one task: the same tasks, rollouts per version and seeds, with nothing else changed.
+
+    .venv/bin/python benchmarks/compare_losses.py --output demo-results/compare_losses
+    ray job submit --working-dir . -- python benchmarks/compare_losses.py --output /a/shared/folder
+
+Every configuration of loss_comparison/configurations.py is trained with several seeds, on-policy and with a lag; the
+same task is trained by TRL's GRPOTrainer; and every loss is run on the same stored batches (replay). Writes
+OUTPUT/report.md, results.json and plots. Each finished run is kept in OUTPUT/runs and not made again, so a command that
+was interrupted goes on where it was; `--report-only` writes the report of what is there.
+
+In a submitted job the runs are tasks of that Ray cluster; elsewhere they run in this process, unless `--ray` starts a
+Ray of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from loss_comparison import configurations as known
+from loss_comparison.execution import Failures, ray_connection, run_here, run_on_ray
+from loss_comparison.plots import plot_areas, plot_curves, plot_replay
+from loss_comparison.replay import StoredBatches, stored_batches
+from loss_comparison.report import render
+from loss_comparison.results import Results, write_atomically
+from loss_comparison.settings import RunRequest, Settings
+from loss_comparison.summary import cells, largest_sampler_difference, replayed
+from rich.console import Console
+
+PACKAGE = Path(__file__).parent / "loss_comparison"
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    settings = Settings(**{name: value for name, value in vars(options).items() if name in Settings.model_fields})
+    chosen = choose(options)
+    results = Results(options.output / "runs", {"commit": commit(), "date": time.strftime("%Y-%m-%d")})
+    stored = replays(options, settings, results)
+    planned = requests(options, settings, chosen, stored)
+    missing = [request for request in planned if results.get(request) is None]
+    console.print(f"{len(planned)} runs, of which {len(planned) - len(missing)} are there already.")
+    failures = Failures()
+    if missing and not options.report_only:
+        failures = make(options, missing, stored, results)
+    report(options, settings, chosen, planned, stored, results)
+    if failures:
+        sys.exit(f"{len(failures)} runs failed, and stand in no table. The same command tries them again.\n{failures}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("demo-results/compare_losses"))
+    add("--configurations", nargs="+", metavar="NAME", help="default: all, the peer's too")
+    add("--seeds", type=int, default=5, help="runs of each configuration and lag")
+    add("--lags", type=int, nargs="+", default=[0, 4], help="versions from the sampling to the trained one")
+    add("--replay", action=argparse.BooleanOptionalAction, default=True, help="the losses on stored batches too")
+    add("--threshold", type=float, default=0.8, help="reward of which the steps to it are counted")
+    add("--report-only", action="store_true", help="make no run")
+    add("--ray", action=argparse.BooleanOptionalAction, default="RAY_ADDRESS" in os.environ, help="runs as Ray tasks")
+    add("--cpus", type=float, default=1, help="Ray CPUs of a run")
+    add("--gpus", type=float, default=0, help="Ray GPUs of a run")
+    add("--idle-timeout", type=float, default=3600, metavar="S", help="give up when no Ray task ends for so long")
+    for name, field in Settings.model_fields.items():
+        convert = json.loads if name == "environment_options" else type(field.default)
+        add("--" + name.replace("_", "-"), type=convert, default=field.default, help="(default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or min(options.lags) < 0:
+        parser.error("--seeds must be 1 or more, and lags 0 or more.")
+    return options
+
+
+def choose(options: argparse.Namespace) -> list[known.Configuration]:
+    """The wanted configurations; the baseline is always among them, because the others are compared with it."""
+    every = [*known.CONFIGURATIONS, *known.TRL_CONFIGURATIONS]
+    if options.configurations is None:
+        return every
+    wanted = {known.configuration(name).name for name in options.configurations} | {known.BASELINE}
+    return [found for found in every if found.name in wanted]
+
+
+def replays(options: argparse.Namespace, settings: Settings, results: Results) -> dict[str, StoredBatches]:
+    """The stored batches, by digest: those of the first seed and the longest lag, made where they aren't there."""
+    if not options.replay:
+        return {}
+    with console.status("Stored batches for the replay") as status:
+        stored = stored_batches(results.directory, settings, 0, max(options.lags), status.update)
+    return {stored.digest: stored}
+
+
+def requests(
+    options: argparse.Namespace,
+    settings: Settings,
+    chosen: Sequence[known.Configuration],
+    stored: dict[str, StoredBatches],
+) -> list[RunRequest]:
+    """Seed by seed, so that an interrupted comparison has as many seeds of each configuration as possible."""
+    own = [found for found in chosen if found in known.CONFIGURATIONS]
+    peers = [found for found in chosen if found in known.TRL_CONFIGURATIONS]
+    planned: list[RunRequest] = []
+    for seed in range(options.seeds):
+        planned += [
+            RunRequest.of("training", found, seed, lag, settings) for lag in sorted(set(options.lags)) for found in own
+        ]
+        if 0 in options.lags:  # GRPOTrainer samples with the policy it trains
+            planned += [RunRequest.of("trl", found, seed, 0, settings) for found in peers]
+        if seed == 0:
+            planned += [
+                RunRequest.of("replay", found, 0, max(options.lags), settings, replay_digest=digest)
+                for digest in stored
+                for found in own
+            ]
+    return planned
+
+
+def make(
+    options: argparse.Namespace, missing: Sequence[RunRequest], stored: dict[str, StoredBatches], results: Results
+) -> Failures:
+    if not options.ray:
+        return run_here(missing, stored, results, console)
+    with ray_connection(PACKAGE, options.output / "ray-token"):
+        return run_on_ray(missing, stored, results, console, options.cpus, options.gpus, options.idle_timeout)
+
+
+def report(
+    options: argparse.Namespace,
+    settings: Settings,
+    chosen: Sequence[known.Configuration],
+    planned: Sequence[RunRequest],
+    stored: dict[str, StoredBatches],
+    results: Results,
+) -> None:
+    made = {request.label: result for request in planned if (result := results.get(request)) is not None}
+    every = list(made.values())
+    names = [found.name for found in chosen]
+    table, replays = cells(every, names, options.threshold), replayed(every, names)
+    how = {
+        "command": shlex.join(["python", *(word for word in sys.argv if word != "--report-only")]),
+        "date": made_by(every, "date"),
+        "commit": made_by(every, "commit"),
+        "machine": machine(),
+        "versions": ", ".join(f"{k} {v}" for k, v in software(every).items()),
+        "planned": len(planned),
+        "missing": [request.label for request in planned if request.label not in made],
+        "sampler_difference": largest_sampler_difference(every),
+        "replay": {"seed": 0, "lag": max(options.lags)} | _stored_summary(stored),
+    }
+    text = render(table, replays, chosen, settings, options.threshold, how)
+    write_atomically(options.output / "report.md", text.encode())
+    summary = {
+        "how": how, "settings": settings.model_dump(mode="json"), "threshold": options.threshold,
+        "cells": [cell.record() for cell in table], "replay": [asdict(one) for one in replays],
+    }  # fmt: skip
+    write_atomically(options.output / "results.json", json.dumps(summary, indent=1).encode())
+    if table:
+        plot_curves(table, options.threshold, options.output / "curves.png")
+        plot_areas(table, options.output / "areas.png")
+    if any(one.name != known.BASELINE for one in replays):
+        plot_replay(replays, options.output / "replay.png")
+    console.print(f"{len(made)} of {len(planned)} runs are in {options.output / 'report.md'}")
+
+
+def _stored_summary(stored: dict[str, StoredBatches]) -> dict[str, Any]:
+    return {
+        key: value
+        for digest, s in stored.items()
+        for key, value in (("digest", digest), ("num_batches", len(s.batches)))
+    }
+
+
+def commit() -> str:
+    """Of the source, and whether files of it have been changed since."""
+    here = ["git", "-C", str(PACKAGE)]
+    try:
+        revision = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        sources = [str(PACKAGE), __file__, "tandem/rl"]
+        top = subprocess.run([*here, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True)
+        status = ["git", "-C", top.stdout.strip(), "status", "--porcelain", "-uno", "--", *sources]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.stdout.strip() + (" with changes" if changed else "")
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def made_by(made: Sequence[dict[str, Any]], what: str) -> str:
+    return ", ".join(sorted({result["made_by"][what] for result in made})) or "none yet"
+
+
+def software(made: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {name: version for result in made for name, version in result["versions"].items()}
+
+
+if __name__ == "__main__":
+    main()

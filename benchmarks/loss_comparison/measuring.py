@@ -1,0 +1,120 @@
+"""The ruler: what every policy version is measured by, whoever trained it.
+
+One rollout on each evaluation task of the run's seed, with the same random numbers each time, at temperature 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from loss_comparison.job import Adapter
+from loss_comparison.sampling import Sampler
+from loss_comparison.settings import Settings
+from tandem.rl.environments.base import Environment
+from tandem.rl.packing import pack
+from tandem.rl.policy import Policy
+from tandem.rl.rollouts import TaskStream, roll_out_group
+from tandem.rl.tokenizing import ChatTokenizer, tokenize_history
+from tandem.rl.trajectories import TrajectoryGroup
+
+ROW_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Measurement:
+    reward: float
+    """Mean over the evaluation tasks."""
+    kl_base: float
+    """Mean of log pi - log pi_base over the sampled tokens: the plain estimate of KL(pi || pi_base) per token. The
+    non-negative one (k3) has a variance that explodes where pi has learnt to avoid what the base model says."""
+    entropy: float
+    """Mean over the sampled tokens of the entropy of pi, exact at each."""
+    sampler_learner_difference: float
+    """Largest distance between the logprob that the sampler gave a token and the learner's."""
+
+    def record(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """Evaluates versions. `policy` is only borrowed: it has its own adapter again afterwards."""
+
+    sampler: Sampler
+    policy: Policy
+    base: Adapter
+    environment: Environment[Any]
+    tasks: Sequence[Any]
+    seed: int
+    settings: Settings
+
+    @classmethod
+    def of(
+        cls, sampler: Sampler, policy: Policy, base: Adapter, environment: Environment[Any], seed: int,
+        settings: Settings,
+    ) -> Ruler:  # fmt: skip
+        tasks = TaskStream(environment.tasks("eval"), seed).batch(0, settings.num_eval_tasks)
+        return cls(sampler, policy, base, environment, tasks, seed, settings)
+
+    def measure(self, version: int, adapter: Adapter) -> Measurement:
+        groups = sample_groups(self, version, adapter, self.tasks, 1, f"eval/{self.seed}")
+        trajectories = [group.trajectories[0] for group in groups]
+        chat = ChatTokenizer(self.sampler.tokenizer)
+        sequences = [
+            replace(sequence, group=index)
+            for index, trajectory in enumerate(trajectories)
+            for history in trajectory.histories
+            for sequence in tokenize_history(history, chat)
+        ]
+        rows = pack(sequences, max(ROW_TOKENS, *(sequence.num_tokens for sequence in sequences)))
+        own = self.policy.adapter_state()
+        policy, entropy = self._scores(adapter, rows)
+        base, _ = self._scores(self.base, rows)
+        self.policy.load_adapter_state(own)
+        sampled = torch.cat([row.sampling_logprobs[row.loss_mask] for row in rows])
+        return Measurement(
+            reward=fmean(trajectory.reward for trajectory in trajectories),
+            kl_base=float((policy - base).double().mean()),
+            entropy=float(entropy.double().mean()),
+            sampler_learner_difference=float((sampled - policy).abs().max()),
+        )
+
+    @torch.no_grad()
+    def _scores(self, adapter: Adapter, rows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropy [N] of the sampled tokens of all rows, on the CPU."""
+        self.policy.load_adapter_state(adapter)
+        logprobs, entropies = [], []
+        for row in rows:
+            own, entropy = self.policy.logprobs(row, with_entropy=True, trained_only=True)
+            known = ~own.isnan()
+            logprobs.append(own[known].cpu())
+            entropies.append(entropy[known].cpu())
+        return torch.cat(logprobs), torch.cat(entropies)
+
+
+def sample_groups(
+    ruler: Ruler, version: int, adapter: Adapter, tasks: Sequence[Any], group_size: int, stream: str
+) -> list[TrajectoryGroup]:
+    """Rollouts of `version` on each task, in order. Raises RuntimeError when one fails: runs would differ in tasks."""
+    ruler.sampler.load(version, adapter)
+    ruler.sampler.reseed(stream)
+
+    async def roll_out() -> list[TrajectoryGroup]:
+        rolled = await asyncio.gather(
+            *(
+                roll_out_group(ruler.sampler, ruler.environment, task, group_size, ruler.settings.rollout_timeout_s)
+                for task in tasks
+            )
+        )
+        for task, outcome in zip(tasks, rolled, strict=True):
+            for failure in outcome.failures:
+                raise RuntimeError(f"A rollout of task {task!r} failed, {failure}") from failure.error
+        return [outcome.group for outcome in rolled]
+
+    return asyncio.run(roll_out())

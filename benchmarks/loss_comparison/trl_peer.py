@@ -1,0 +1,191 @@
+"""The peer: the same task trained by TRL's GRPOTrainer, and measured by the same ruler.
+
+The same: base model, LoRA rank, targets and initial weights, tasks in the same order, rewards, rollouts per version,
+temperature, learning rate, AdamW, gradient clipping. What couldn't be matched stands in DIFFERENCES.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loss_comparison.settings import RunRequest, Settings
+from loss_comparison.training_run import Bench, Progress, Stopwatch, result
+from tandem.rl.environments.base import SingleTurnEnvironment
+from tandem.rl.learner import OptimizerSettings
+from tandem.rl.lora import LoraSettings, adapter_parameters
+from tandem.rl.policy import resolve_device, resolve_dtype
+from tandem.rl.tiny_model import resolve_model
+
+STEPS_PER_VERSION = 4
+DIFFERENCES = (
+    "TRL takes exactly four gradient steps per version, each on a quarter of the rollouts in shuffled order; Tandem"
+    " takes one per packed row of whole groups, about as many.",
+    "TRL keeps groups whose rewards are all equal, with advantage 0, in the mean; Tandem leaves them out.",
+    "TRL divides by the sample standard deviation + 1e-4, Tandem by the population's + 1e-6, and then by the mean"
+    " absolute advantage of the job.",
+    "TRL's random numbers for sampling are its own; tasks and evaluation are the same.",
+    "TRL computes old logprobs with the model in training, Tandem takes those of the sampler.",
+)
+
+
+def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[str, Any]:
+    """The result of a run, in the form of `training_run.train`. `overrides` are fields of GRPOConfig."""
+    if request.lag:
+        raise ValueError("GRPOTrainer samples with the policy it trains; it can't be run with a lag.")
+    settings, seed = request.settings, request.seed
+    began, bench, watch = time.monotonic(), Bench.of(settings, seed), Stopwatch()
+    if not isinstance(bench.environment, SingleTurnEnvironment):
+        raise ValueError(f"The peer needs a single-turn environment, which {settings.environment} is not.")
+    curve: list[dict[str, Any]] = []
+
+    def finished(version: int, adapter: Mapping[str, Tensor], rewards: Sequence[float], norms: Sequence[float]) -> None:
+        record: dict[str, Any] = {"version": version}
+        if version > 0:
+            record |= {"reward": fmean(rewards), "num_steps": len(norms), "loss/grad_norm": fmean(norms)}
+            record["sampled_versions"] = [version - 1]
+        if settings.evaluated(version):
+            record["eval"] = bench.ruler.measure(version, adapter).record()
+        curve.append(record)
+        progress(f"version {version} of {settings.num_versions}")
+
+    finished(0, bench.trainer.versions[0], (), ())
+    with tempfile.TemporaryDirectory() as scratch:
+        _Run(request, bench, watch, finished, scratch).run()
+    return result(request, curve, watch.cpu_s, time.monotonic() - began)
+
+
+class _Run:
+    """A GRPOTrainer, watched at each version."""
+
+    def __init__(self, request: RunRequest, bench: Bench, watch: Stopwatch, finished: Any, scratch: str) -> None:
+        self._request, self._bench, self._watch, self._finished = request, bench, watch, finished
+        self._scratch = scratch
+        self._rewards: list[float] = []
+        self._norms: list[float] = []
+
+    def run(self) -> None:
+        settings, bench = self._request.settings, self._bench
+        stream = bench.tasks(settings, self._request.seed)
+        self._tasks = [stream[i] for i in range(settings.groups_per_version * settings.num_versions)]
+        trainer = self._trainer(settings)
+        with torch.no_grad():
+            parameters = adapter_parameters(trainer.model)
+            for name, value in bench.trainer.versions[0].items():
+                parameters[name].copy_(value)
+        self._watch.__enter__()
+        trainer.train()
+        self._watch.__exit__()
+
+    def _trainer(self, settings: Settings) -> Any:
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM
+
+        with warnings.catch_warnings():
+            # It looks for vLLM, whose version it doesn't know yet. It isn't used here.
+            warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
+            from trl import GRPOTrainer
+
+        environment = self._bench.environment
+        place = resolve_device(settings.device)
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(settings.base_model), dtype=resolve_dtype(settings.dtype, place)
+        )
+        rows = [
+            {"prompt": [dict(m) for m in environment.messages(task)], "task_index": index}
+            for index, task in enumerate(self._tasks)
+        ]
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=self._reward,
+            args=self._arguments(settings, place.type),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=self._bench.sampler.tokenizer,
+            peft_config=LoraSettings(r=settings.lora_r, alpha=settings.lora_alpha).peft_config(),
+            callbacks=[self._callback()],
+        )
+        trainer.remove_callback(_progress_printer())
+        return trainer
+
+    def _arguments(self, settings: Settings, device: str) -> Any:
+        from trl import GRPOConfig
+
+        optimizer, rollouts = asdict(OptimizerSettings()), settings.groups_per_version * settings.group_size
+        if rollouts % STEPS_PER_VERSION:
+            raise ValueError(f"{rollouts} rollouts per version can't be split over {STEPS_PER_VERSION} gradient steps.")
+        return GRPOConfig(
+            output_dir=self._scratch,
+            per_device_train_batch_size=rollouts // STEPS_PER_VERSION,
+            steps_per_generation=STEPS_PER_VERSION,
+            gradient_accumulation_steps=1,
+            max_steps=settings.num_versions * STEPS_PER_VERSION,
+            num_generations=settings.group_size,
+            max_completion_length=settings.max_tokens,
+            temperature=1.0,
+            shuffle_dataset=False,
+            seed=self._request.seed,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            adam_beta1=optimizer["betas"][0],
+            adam_beta2=optimizer["betas"][1],
+            adam_epsilon=optimizer["eps"],
+            weight_decay=optimizer["weight_decay"],
+            max_grad_norm=optimizer["max_grad_norm"],
+            beta=0.0,
+            bf16=device == "cuda" and settings.dtype != "float32",
+            use_cpu=device == "cpu",
+            gradient_checkpointing=device == "cuda",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **self._request.overrides,
+        )
+
+    def _reward(self, completions: list[Any], task_index: list[int], **unused: Any) -> list[float]:
+        environment = self._bench.environment
+        rewards = [
+            float(environment.reward(self._tasks[index], completion[0]["content"]))
+            for index, completion in zip(task_index, completions, strict=True)
+        ]
+        self._rewards += rewards
+        return rewards
+
+    def _callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        run = self
+
+        class AtEachVersion(TrainerCallback):
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+                if "grad_norm" in (logs or {}):
+                    run._norms.append(float(logs["grad_norm"]))
+
+                if "grad_norm" in (logs or {}) and state.global_step % STEPS_PER_VERSION == 0:
+                    run._at_version(state.global_step // STEPS_PER_VERSION, more["model"])
+
+        return AtEachVersion()
+
+    def _at_version(self, version: int, model: Any) -> None:
+        """Measuring isn't on the watch, and takes none of the trainer's random numbers."""
+        self._watch.__exit__()
+        adapter = {name: p.detach().float().cpu().clone() for name, p in adapter_parameters(model).items()}
+        with torch.random.fork_rng(devices=[]):
+            self._finished(version, adapter, self._rewards, self._norms)
+        self._rewards, self._norms = [], []
+        self._watch.__enter__()
+
+
+def _progress_printer() -> type:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
