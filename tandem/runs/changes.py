@@ -8,7 +8,8 @@ from typing import Any
 from tandem.runs.config import TaskConfig
 from tandem.runs.errors import TaskFileError
 
-FIXED = ("name", "seed", "environment", "model", "rollouts.groups_per_job")
+MODEL = ("base_model", "project", "name", "entity")
+FIXED = ("name", "seed", "environment", *(f"model.{field}" for field in MODEL), "rollouts.groups_per_job")
 """They decide which tasks a batch has and what is trained: with others it would be another run."""
 
 

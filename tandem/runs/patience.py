@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import httpx
 from tandem.runs.errors import ServiceAwayError
 
 RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504, 507}
+ID = re.compile(r"(?<=/)[0-9a-f-]{36}(?=/|$)")
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 
@@ -88,7 +90,7 @@ class PatientTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises ServiceAwayError."""
-        kind = "completions" if request.url.path.endswith("/completions") else "requests about models and jobs"
+        kind = f"{request.method} {ID.sub('…', request.url.path)}"
         url = str(request.url.copy_with(raw_path=b"/")).rstrip("/")
         await request.aread()
         pause_s = FIRST_PAUSE_S

@@ -56,6 +56,9 @@ def begin_or_go_on(directory: RunDirectory, task: TaskConfig) -> list[str]:
     if directory.state is None:
         directory.begin(task_record(task))
         return []
+    if directory.state.model is None:  # it was ended before it had done anything
+        directory.update(task=task_record(task))
+        return []
     num_trained = directory.ledger.num_trained
     changed = changes(directory.state.task, task, num_trained)
     directory.update(task=task_record(task))

@@ -26,9 +26,9 @@ class TerminalReport:
     def __init__(self, console: Console, ledger: Ledger, writer: ScalarWriter):
         self.progress = Progress()
         self._console, self._ledger, self._writer = console, ledger, writer
+        self._began = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
         self._is_live = console.is_terminal
-        self._began = time.monotonic()
 
     def __enter__(self) -> TerminalReport:
         if self._is_live:

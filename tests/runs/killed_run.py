@@ -1,0 +1,20 @@
+"""Runs a task file as `tandem train` does, against a service at a URL; to be killed."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tandem.runs.directory import RunDirectory
+from tandem.runs.run import begin_or_go_on, plan, run
+from tandem.runs.scalars import ScalarWriter
+from tandem.runs.terminal import TerminalReport
+
+task_file, url, path = sys.argv[1:]
+planned = plan(Path(task_file))
+with RunDirectory(Path(path)) as directory:
+    begin_or_go_on(directory, planned.task)
+    writer = ScalarWriter(directory.path / "tensorboard", directory.ledger.rows)
+    with TerminalReport(Console(), directory.ledger, writer) as report:
+        asyncio.run(run(planned, directory, url, "tdm_test", report))

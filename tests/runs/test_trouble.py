@@ -1,0 +1,163 @@
+"""A service that fails for a while, for good, or that refuses: what a run does and says."""
+
+import threading
+import time
+
+import pytest
+from scripted_service import plain_not_found, unavailable
+
+from tandem.runs.errors import (
+    ForeignVersionError,
+    JobFailedError,
+    RequestRefusedError,
+    RolloutsFailedError,
+    ServiceAwayError,
+)
+
+
+def first(times, answer, path="", method=""):
+    """Answers so, that many times, requests of a path; later ones reach the service."""
+    left = [times]
+
+    def intercept(request):
+        if request.url.path.endswith(path) and (not method or request.method == method) and left[0] > 0:
+            left[0] -= 1
+            return answer
+        return None
+
+    return intercept
+
+
+TROUBLE = {
+    "engine replaced": lambda: first(5, unavailable(), "/chat/completions"),
+    "connection reset": lambda: first(4, "reset", "/chat/completions"),
+    "reset while a job is posted": lambda: first(2, "reset", "/training-jobs", "POST"),
+    "full queue": lambda: first(2, unavailable(0.2, 429), "/training-jobs", "POST"),
+    "proxy without routes": lambda: first(3, plain_not_found(), "/models", "POST"),
+    "all of it": lambda: first(4, unavailable(status=500)),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
+def test_passing_trouble_is_outlasted_and_reported(service, task_file, do_run, trouble):
+    service.intercept = trouble()
+    report = do_run(task_file(training={"jobs": 2}))
+    assert [job.step for job in service.jobs] == [1, 2]
+    assert all(len(job.trajectories) == 4 for job in service.jobs)
+    began = [sentence for sentence in report.said if "doesn't answer" in sentence]
+    ended = [sentence for sentence in report.said if "again, after" in sentence]
+    assert began and len(began) == len(ended)
+    assert sum(row["rollouts/failed"] for row in report.rows) == 0
+
+
+def test_retry_after_is_waited_for(service, task_file, do_run):
+    service.intercept = first(1, unavailable(1.5, 429), "/training-jobs", "POST")
+    do_run(task_file(training={"jobs": 1}))
+    posts = [at for at, method, path in service.requests if method == "POST" and path.endswith("/training-jobs")]
+    assert len(posts) == 2 and posts[1] - posts[0] >= 1.5
+
+
+def test_a_restart_in_the_middle_is_outlasted(service, task_file, do_run):
+    service.training_s = 0.2
+
+    def restart():
+        while len(service.jobs) < 2:
+            time.sleep(0.01)
+        service.stop()
+        time.sleep(1)
+        service.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    do_run(task_file(training={"jobs": 4}))
+    thread.join()
+    assert [row for row in (job.step for job in service.jobs) if row] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/training-jobs", "/versions"])
+def test_trouble_that_stays_ends_the_run_with_a_sentence(service, task_file, do_run, path):
+    service.training_s, service.is_constant = 1, True
+    service.intercept = first(10**9, unavailable(), path)
+    with pytest.raises(ServiceAwayError) as raised:
+        do_run(task_file(service={"patience_s": 1}))
+    sentence = str(raised.value)
+    assert service.url in sentence and "attempts" in sentence
+    assert "503: The engine is being replaced." in sentence and "run the same command again" in sentence
+
+
+def test_an_address_where_nobody_answers_is_said_soon(service, task_file, do_run):
+    service.stop()
+    began = time.monotonic()
+    with pytest.raises(ServiceAwayError, match="or is the address wrong"):
+        do_run(task_file(service={"patience_s": 2}))
+    assert time.monotonic() - began < 15
+
+
+def test_a_failed_job_ends_the_run_and_the_next_run_posts_the_batch_again(service, task_file, do_run):
+    service.fail_jobs = 1
+    path = task_file(training={"jobs": 3, "max_policy_lag": 0})
+    with pytest.raises(JobFailedError) as raised:
+        do_run(path)
+    sentence = str(raised.value)
+    assert service.jobs[0].id in sentence and "batch 0 (from version 0 to 1)" in sentence
+    assert "Stage train: the learner ran out of memory. Use fewer tokens." in sentence
+    do_run(task_file(training={"jobs": 3, "max_policy_lag": 0, "experimental_config": {"packed_sequence_length": 64}}))
+    failed, *others = service.jobs
+    assert [job.step for job in others] == [1, 2, 3] and failed.step is None
+    assert others[0].body["trajectory_groups"] == failed.body["trajectory_groups"]
+    assert others[0].key != failed.key
+    assert [job.body["experimental_config"] for job in service.jobs] == [{}] + [{"packed_sequence_length": 64}] * 3
+
+
+def test_a_refusal_is_raised_at_once(service, task_file, do_run):
+    service.intercept = first(1, unavailable(status=401), "/models")
+    with pytest.raises(RequestRefusedError, match=r"refused POST /v1/preview/models \(401\): The engine"):
+        do_run(task_file())
+
+
+def test_failing_rollouts_are_counted_by_cause_and_left_out(service, task_file, do_run):
+    path = task_file("Failing", {"tasks": [3]}, rollouts={"max_failed_fraction": 0.5}, training={"jobs": 5})
+    rows = do_run(path).rows
+    assert sum(row.get("rollouts/failed/ZeroDivisionError", 0) for row in rows) == 2  # the task's group, in 10 tasks
+    assert sum(len(job.trajectories) for job in service.jobs) == 5 * 4 - 2
+
+
+def test_a_group_that_fails_once_is_rolled_out_again(service, task_file, do_run):
+    report = do_run(task_file("Failing", {"tasks": [3], "times": 2}, training={"jobs": 5}))
+    assert [len(job.trajectories) for job in service.jobs] == [4] * 5
+    [said] = report.said
+    assert "2 × ZeroDivisionError: task 3 divides by zero" in said
+
+
+def test_too_many_failures_end_the_run_with_their_cause(service, task_file, do_run):
+    with pytest.raises(RolloutsFailedError, match="2 × ZeroDivisionError: task 3 divides by zero"):
+        do_run(task_file("Failing", {"tasks": [3]}, training={"jobs": 5}))
+
+
+def test_rollouts_past_their_deadline_fail(service, task_file, do_run):
+    path = task_file("Failing", {"tasks": [*range(10)], "slow": True}, rollouts={"timeout_s": 0.2})
+    with pytest.raises(RolloutsFailedError, match=r"TimeoutError: took longer than the 0.2 s"):
+        do_run(path)
+
+
+def test_a_model_that_others_train_too_is_noticed(service, task_file, do_run):
+    service.training_s = 0.1
+
+    def train_elsewhere():
+        while service.step < 2:
+            time.sleep(0.001)
+        service.step += 1
+
+    thread = threading.Thread(target=train_elsewhere)
+    thread.start()
+    with pytest.raises(ForeignVersionError, match="something else trains this model too"):
+        do_run(task_file(training={"jobs": 5, "max_policy_lag": 0}))
+    thread.join()
+
+
+def test_a_new_run_doesnt_train_a_trained_model_unless_told_to(service, task_file, do_run):
+    service.step = 7
+    with pytest.raises(ForeignVersionError, match=r"has 7 versions already.*model\.go_on"):
+        do_run(task_file())
+    rows = do_run(task_file(model={"go_on": True}, training={"jobs": 2, "max_policy_lag": 0})).rows
+    assert [row["version"] for row in rows] == [8, 9]
