@@ -1,0 +1,25 @@
+"""The benchmarks are programs, not an installed package: tests find their modules where they are."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+
+@pytest.fixture
+def small(tiny_model):
+    """Settings of a run that takes about a second."""
+    from loss_comparison.settings import Settings
+
+    return Settings(
+        base_model=str(tiny_model),
+        num_versions=3,
+        groups_per_version=3,
+        group_size=4,
+        num_eval_tasks=6,
+        learning_rate=1e-2,
+        packed_sequence_length=128,
+    )
