@@ -100,8 +100,7 @@ class SingleTurnEnvironment(Environment[Task]):
         return {}
 
     async def rollout(self, chat: Chat, task: Task) -> Trajectory:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        messages = [*system, *self.messages(task)]
+        messages = opening(self.system_prompt, self.messages(task))
         choice = await chat(messages, **self.sampling)
         answer = choice["message"].get("content")
         reward = self.reward(task, answer)
@@ -110,6 +109,11 @@ class SingleTurnEnvironment(Environment[Task]):
         return Trajectory(
             messages_and_choices=[*messages, choice], reward=float(reward), metrics=self.metrics(task, answer)
         )
+
+
+def opening(system_prompt: str | None, messages: Sequence[Message]) -> list[Message]:
+    """A new list of messages, after the system prompt where there is one."""
+    return [*([{"role": "system", "content": system_prompt}] if system_prompt else []), *messages]
 
 
 def request_messages(conversation: Sequence[Message]) -> list[dict[str, Any]]:

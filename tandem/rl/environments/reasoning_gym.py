@@ -15,7 +15,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tandem.rl.environments.base import Chat, Environment, Split
+from tandem.rl.environments.base import Chat, Environment, Split, opening
 from tandem.rl.trajectories import Trajectory
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ class ReasoningGym(Environment[Entry]):
         return [self._eval[index] for index in range(len(self._eval))]
 
     async def rollout(self, chat: Chat, task: Entry) -> Trajectory:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        messages = [*system, {"role": "user", "content": task["question"]}]
+        messages = opening(self.system_prompt, [{"role": "user", "content": task["question"]}])
         choice = await chat(messages, **self.sampling)
         answer = self._answer(choice["message"].get("content"))
         dataset, logs = task["metadata"]["source_dataset"], []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, ClassVar, TypeVar
 
-from tandem.rl.environments.base import Chat, Environment, Message, SingleTurnEnvironment, Split
+from tandem.rl.environments.base import Chat, Environment, Message, SingleTurnEnvironment, Split, opening
 from tandem.rl.environments.procedural import DrawnTasks
 from tandem.rl.environments.tools import ToolError, call_tools
 from tandem.rl.tiny_corpus import ADD_TOOL, MAX_NUMBER, WORDS
@@ -109,11 +109,20 @@ class Copy(ToyQuestion[tuple[str, ...]]):
 
     Args:
         num_words: how many words there are to repeat; all of them differ.
-        options: those of every toy question.
+
+    The other options are those of ToyQuestion.
     """
 
-    def __init__(self, num_words: int = 2, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        num_words: int = 2,
+        size: int = 4096,
+        eval_size: int = 128,
+        seed: int = 0,
+        system_prompt: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(size, eval_size, seed, system_prompt, sampling)
         if not 1 <= num_words <= len(WORDS):
             raise ValueError(f"num_words must lie between 1 and {len(WORDS)}, not {num_words}.")
         self.num_words = num_words
@@ -151,7 +160,7 @@ class Calculator(Environment[tuple[int, ...]]):
 
     Args:
         num_terms: how many numbers there are to add; more than two need several calls.
-        max_number: the largest of the numbers.
+        max_number: the largest of the numbers; the tiny model was taught to call the tool with numbers up to 9.
         max_turns: how many turns the model has.
         size, eval_size: how many tasks train and eval have.
         seed: draws other tasks.
@@ -162,7 +171,7 @@ class Calculator(Environment[tuple[int, ...]]):
     def __init__(
         self,
         num_terms: int = 2,
-        max_number: int = MAX_NUMBER,
+        max_number: int = 9,
         max_turns: int = 4,
         size: int = 4096,
         eval_size: int = 128,
@@ -186,8 +195,7 @@ class Calculator(Environment[tuple[int, ...]]):
         return tuple(rng.randint(1, self.max_number) for _ in range(self.num_terms))
 
     async def rollout(self, chat: Chat, task: tuple[int, ...]) -> Trajectory:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        conversation: list[Message] = [*system, *_user(f"What is {' plus '.join(map(str, task))}?")]
+        conversation = opening(self.system_prompt, _user(f"What is {' plus '.join(map(str, task))}?"))
         results: list[int] = []
         num_calls = num_mistakes = 0
         answer = None
