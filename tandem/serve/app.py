@@ -29,7 +29,7 @@ from tandem.cluster.placement import place
 from tandem.cluster.preparation import Preparation
 from tandem.cluster.shared_storage import check_shared
 from tandem.serve.api import create_app
-from tandem.serve.auth import ensure_admin_key
+from tandem.serve.auth import add_key, ensure_admin_key
 from tandem.serve.engine_health import EngineHealth
 from tandem.serve.inference import REPLICA_HEADER
 from tandem.serve.modelarts.projects import resource_specs
@@ -39,6 +39,8 @@ from tandem.serve.store import Store
 from tandem.serve.sweeping import start_sweeping
 
 logger = logging.getLogger(__name__)
+COORDINATOR = "coordinator"  # the deployment that is asked for keys
+STARTED_BY = "TANDEM_STARTED_BY"  # in the environment of API replicas
 API_GRACE_S = 20.0  # for open requests, when the service ends
 # Three failures in a row, and Serve replaces the replica: within a minute for one that is stopped.
 HEALTH_CHECKS = {"health_check_period_s": 5, "health_check_timeout_s": 10}
@@ -86,9 +88,9 @@ class CoordinatorReplica:
 
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle]):
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
-        database = Store(config.resolved_store_url)
-        ensure_admin_key(database, config)
-        store = PatientStore(database, deadlines.publish_s)
+        self._database = Store(config.resolved_store_url)
+        ensure_admin_key(self._database, config)
+        store = PatientStore(self._database, deadlines.publish_s)
         bases = {base.name: BaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._preparation.start()
@@ -132,6 +134,14 @@ class CoordinatorReplica:
             }
             for name, (coordinator, learners, _) in self._parts.items()
         }
+
+    def make_key(self, name: str, entity: str) -> tuple[str, str]:
+        """The id of a new key for training, and the key: for programs on this cluster, who needn't know the store."""
+        row, key = add_key(self._database, name, entity, "train")
+        return row.id, key
+
+    def revoke_key(self, key_id: str) -> None:
+        self._database.revoke_key(key_id)
 
     def check_health(self) -> None:
         dead = [name for name, (_, _, thread) in self._parts.items() if not thread.is_alive()]
@@ -245,9 +255,12 @@ class ApiReplica:
         return create_app(self._services)
 
 
-def build_application(config: TandemConfig) -> serve.Application:
+def build_application(config: TandemConfig, started_by: str | None = None) -> serve.Application:
     """The application graph, for `serve.run`. Ray must be connected: GPUs are shared out by their number, and with
-    several nodes it is checked that all of them reach the store and the artifacts."""
+    several nodes it is checked that all of them reach the store and the artifacts.
+
+    `started_by` can be read from the deployed application: who has started it, and may end it.
+    """
     check_shared(config)
     config = place(config, int(ray.cluster_resources().get("GPU", 0)))
     engines = {}
@@ -270,7 +283,7 @@ def build_application(config: TandemConfig) -> serve.Application:
         ).bind(config, base.name)
     coordinator = serve.deployment(
         CoordinatorReplica,
-        name="coordinator",
+        name=COORDINATOR,
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
         **HEALTH_CHECKS,
@@ -284,12 +297,13 @@ def build_application(config: TandemConfig) -> serve.Application:
         **HEALTH_CHECKS,
         graceful_shutdown_timeout_s=STOP_MARGIN_S,
     ).bind(config)
+    mark = {STARTED_BY: started_by} if started_by else {}
     api = serve.deployment(
         serve.ingress()(ApiReplica),
         name="api",
         num_replicas=config.http.api_replicas,
         max_ongoing_requests=MAX_REQUESTS,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"} | mark}},
         **HEALTH_CHECKS,
         graceful_shutdown_timeout_s=API_GRACE_S,
     )

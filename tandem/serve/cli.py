@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from tandem.cluster.config import TandemConfig
 from tandem.serve.exposure import is_local, url
+from tandem.serve.startup import startup
 from tandem.serve.stopping import StopSignals
 
 app = typer.Typer(
@@ -139,40 +139,23 @@ def demo(
 
 @contextmanager
 def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
-    """`launch.running` with a spinner until the service is ready, and a readable end when it isn't."""
-    from tandem.serve.launch import ServiceLostError, StartError, running
+    """`launch.running`, shown while it starts."""
+    from tandem.serve.launch import running
 
-    stop = StopSignals()
-    stop.listen()
-    status = err.status("Starting Tandem") if sys.stderr.isatty() else None
-    if status:
-        status.start()
-    said: set[str] = set()
+    with startup(err) as start, running(config, verbose, start.progress):
+        start.ready()
+        yield start.stop
 
-    def progress(what: str) -> None:
-        stop.listen()
-        stop.check()
-        if status:
-            status.update(f"Starting Tandem: {what}")
-        elif what not in said:
-            said.add(what)
-            err.print(f"Starting Tandem: {what}")
 
-    try:
-        with running(config, verbose, progress):
-            stop.listen()
-            if status:
-                status.stop()
-            yield stop
-    except (StartError, ServiceLostError) as error:
-        err.print(f"[red]{escape(str(error))}[/red]")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        err.print("Ended.")
-        raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
-    finally:
-        if status:
-            status.stop()
+@app.command()
+def train(
+    task: Annotated[Path, typer.Argument(help="A YAML file: environment, model, rollouts, training (docs/train.md).")],
+    verbose: Annotated[bool, typer.Option(help="Show the log of every process of a service that is started.")] = False,
+) -> None:
+    """Run a whole RL task: rollouts, training jobs, evaluation. The same command goes on where a run was ended."""
+    from tandem.serve.train_command import train as run
+
+    raise typer.Exit(run(task, verbose, out, err))
 
 
 # Commands that talk to a running service

@@ -7,11 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from tandem.cluster.config import TandemConfig
@@ -53,27 +55,50 @@ def running(
     on this machine, which ends with the service. `on_progress` is told each step of the start, and may raise to give
     up. Raises StartError when a part doesn't become healthy.
     """
+    build_models(config, on_progress)
+    with connected(config, verbose, on_progress), deployed(config, verbose, on_progress):
+        yield
+
+
+def build_models(config: TandemConfig, on_progress: Callable[[str], None]) -> None:
+    """Makes those of the configuration's models that Tandem builds itself, unless they are there."""
     for base in config.base_models:
         if base.path.startswith("builtin:"):
             on_progress(f"building {base.path}, once")
             resolve_model(base.path)
-    with _ray(config, verbose, on_progress):
-        on_progress("starting Ray Serve")
-        log_level = "INFO" if verbose else "WARNING"
-        _start_serve(config, log_level)
-        try:
-            _deploy(config, log_level, on_progress)
-            yield
-        except ServiceLostError:  # there is nothing left to end
-            raise
-        except BaseException:
-            _end(config)
-            raise
-        _end(config)
 
 
 @contextmanager
-def _ray(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> Iterator[None]:
+def deployed(
+    config: TandemConfig,
+    verbose: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
+    started_by: str | None = None,
+    ends_serve: bool = False,
+) -> Iterator[None]:
+    """The service on the Ray that this process is connected to, from ready to ended.
+
+    Args:
+        started_by: is written on the application, for who finds it later.
+        ends_serve: Ray Serve ends with the service. For a Serve that this has started.
+    """
+    on_progress("starting Ray Serve")
+    log_level = "INFO" if verbose else "WARNING"
+    _start_serve(config, log_level)
+    try:
+        _deploy(config, log_level, on_progress, started_by)
+        yield
+    except ServiceLostError:  # there is nothing left to end
+        raise
+    except BaseException:
+        end(config, ends_serve)
+        raise
+    end(config, ends_serve)
+
+
+@contextmanager
+def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> Iterator[None]:
+    """This process on a Ray: the one it is connected to, that of RAY_ADDRESS, or one of its own. Raises StartError."""
     if ray.is_initialized():
         yield
         return
@@ -108,9 +133,12 @@ def _start_serve(config: TandemConfig, log_level: str) -> None:
     )
 
 
-def _end(config: TandemConfig) -> None:
-    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
-    ending = threading.Thread(target=_delete_application, daemon=True)  # a Ray that has died may never answer
+def end(config: TandemConfig, ends_serve: bool = False) -> None:
+    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray.
+
+    Ray Serve is asked at once: what follows it does by itself, even when this process is killed."""
+    target = _shut_down_serve if ends_serve else _delete_application
+    ending = threading.Thread(target=target, daemon=True)  # a Ray that has died may never answer
     ending.start()
     ending.join(config.coordinator.stop_grace_s + END_DEADLINE_S)
 
@@ -124,11 +152,23 @@ def _delete_application() -> None:
         logger.warning("Ray Serve has died before it could end the service", exc_info=True)
 
 
-def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None]) -> None:
+def _shut_down_serve() -> None:
+    """`serve.shutdown`, which also logs errors about a controller that has ended as it was asked to."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    client.shutdown_cached_handles()
+    with suppress(ray.exceptions.RayError, ValueError):  # there is no controller any more
+        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+        while ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
+            time.sleep(0.2)
+
+
+def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None], started_by: str | None) -> None:
     from tandem.serve.app import build_application
 
     target = serve.RunTarget(
-        target=build_application(config),
+        target=build_application(config, started_by),
         name=APPLICATION,
         route_prefix="/",
         logging_config=LoggingConfig(log_level=log_level),

@@ -1,0 +1,135 @@
+"""The service that a run talks to: one that is named, one that its Ray cluster has, or one of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tandem.cluster.config import TandemConfig
+from tandem.runs.directory import RunDirectory
+from tandem.serve.startup import Startup
+
+WITH_SERVE = "+serve"  # after the id of a run that has started Ray Serve too
+
+
+@dataclass(frozen=True)
+class RunService:
+    """Where the service answers a run."""
+
+    url: str
+    key: str
+    check: Callable[[], None]
+    """To be called every few seconds. Raises ServiceLostError when a service that the run has to end is gone."""
+
+
+class KeyMissingError(ValueError):
+    """A service was named, and no key for it."""
+
+
+@contextmanager
+def run_service(
+    named_url: str | None,
+    config: TandemConfig,
+    entity: str | None,
+    directory: RunDirectory,
+    start: Startup,
+    verbose: bool,
+) -> Iterator[RunService]:
+    """The service for the run in `directory`, ready.
+
+    1. The one at `named_url`, with TANDEM_API_KEY. 2. In a Ray cluster (RAY_ADDRESS), the application "tandem" that
+    runs there. 3. A new one, on that cluster or on a Ray of its own, which ends with the block. One that an earlier
+    process of the same run has started, and was killed before it ended it, is used and ended.
+
+    Raises KeyMissingError, StartError, and KeyboardInterrupt when the start is given up.
+    """
+    if named_url:
+        if not (key := os.environ.get("TANDEM_API_KEY")):
+            raise KeyMissingError(
+                f"The run talks to {named_url}, so set TANDEM_API_KEY to one of that service's keys "
+                "(`tandem keys create` makes one)."
+            )
+        start.ready()
+        yield RunService(named_url, key, lambda: None)
+        return
+    from tandem.serve.launch import build_models, connected
+
+    with ExitStack() as exits:
+        if "RAY_ADDRESS" not in os.environ:
+            build_models(config, start.progress)
+        exits.enter_context(connected(config, verbose, start.progress))
+        check = exits.enter_context(_on_this_ray(config, directory, start, verbose))
+        yield exits.enter_context(_with_key(entity, directory, start, check))
+
+
+@contextmanager
+def _on_this_ray(
+    config: TandemConfig, directory: RunDirectory, start: Startup, verbose: bool
+) -> Iterator[Callable[[], None]]:
+    """Finds or starts the service, and ends it when that is the run's to do. Gives `RunService.check`."""
+    from tandem.serve import launch, on_cluster
+    from tandem.serve.watching import ServiceWatch
+
+    own = directory.state.run_id
+    found = on_cluster.settled_service(start.progress, lambda by: by.startswith(own))
+    if found is None:
+        has_serve = on_cluster.serve_is_running()
+        ends_serve = not has_serve and "RAY_ADDRESS" in os.environ  # with a Ray of its own, all ends
+        config = config if has_serve else _on_free_port(config)
+        launch.build_models(config, start.progress)
+        started_by = own + WITH_SERVE if ends_serve else own
+        with launch.deployed(config, verbose, start.progress, started_by, ends_serve):
+            yield ServiceWatch().check
+    elif found.started_by is not None and found.started_by.startswith(own):
+        start.progress("using the service that this run has started before")
+        try:
+            yield ServiceWatch().check
+        finally:
+            with suppress(launch.ServiceLostError):
+                launch.end(config, ends_serve=found.started_by.endswith(WITH_SERVE))
+    else:
+        start.progress("using the service of this cluster")
+        yield lambda: None
+
+
+@contextmanager
+def _with_key(
+    entity: str | None, directory: RunDirectory, start: Startup, check: Callable[[], None]
+) -> Iterator[RunService]:
+    from tandem.serve.on_cluster import key_for, revoke_key, service_url
+
+    def remember(key_id: str | None) -> None:
+        directory.update(key_id=key_id)
+
+    if directory.state.key_id:
+        with suppress(Exception):  # a key of another service, perhaps one that is gone
+            revoke_key(directory.state.key_id)
+    name = f"tandem train {directory.path.name}"[:128]
+    with key_for(name, entity or "default", remember) as key:
+        start.ready()
+        yield RunService(service_url(), key, check)
+
+
+def _on_free_port(config: TandemConfig) -> TandemConfig:
+    """The same, on another port where the configured one is taken: only the run itself has to know it."""
+    http: Any = config.http
+    if _is_free(http.host, http.port):
+        return config
+    with socket.socket() as probe:
+        probe.bind((http.host, 0))
+        port = probe.getsockname()[1]
+    return config.model_copy(update={"http": http.model_copy(update={"port": port})})
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError:
+        return False
+    return True
