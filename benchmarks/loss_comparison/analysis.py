@@ -12,7 +12,7 @@ from typing import Any
 from scipy import stats
 
 LEVEL = 0.95
-FINAL_EVALUATIONS = 3
+FINAL_EVALUATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Outcome:
     """A run in numbers."""
 
     final_reward: float
-    """Mean of the last three evaluations."""
+    """Mean of the last two evaluations."""
     area: float
     steps: float
     """To the threshold; the number of versions where it wasn't reached."""

@@ -45,6 +45,9 @@ def run_here(requests: Sequence[RunRequest], stored: Stored, results: Results, c
     failures = Failures()
     with _bar(console, len(requests)) as (advance, describe):
         for request in requests:
+            if results.get(request) is not None:
+                advance(f"{request.label}: another process has made it meanwhile")
+                continue
             began = time.monotonic()
             try:
                 done = execute(

@@ -7,9 +7,11 @@ version. So tokenising and losses see exact tokens, and a run needs neither an e
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,6 +63,7 @@ class Sampler:
         self._eos = _end_ids(model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
         self._max_tokens, self._max_batch = max_tokens, max_batch
         self._version, self._stream, self._count = 0, "", 0
+        self._rendered = lru_cache(maxsize=1024)(self._render)
         self._waiting: list[_Request] = []
         self._flushing: asyncio.Task[None] | None = None
 
@@ -98,9 +101,13 @@ class Sampler:
         return await request.answer
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return list(self._rendered(json.dumps(request_messages(messages))))
+
+    def _render(self, messages: str) -> tuple[int, ...]:
+        """Once for the rollouts of a group, which all begin alike."""
         template = self._chat.template
-        prepared = [template.prepare(message) for message in request_messages(messages)]
-        return self._chat.encode(template.render(prepared, None, None))
+        prepared = [template.prepare(message) for message in json.loads(messages)]
+        return tuple(self._chat.encode(template.render(prepared, None, None)))
 
     async def _flush(self) -> None:
         """Wait until all who ask at this moment have asked, then answer them together."""

@@ -37,7 +37,7 @@ class Settings(BaseModel):
     """Of an answer."""
     num_eval_tasks: int = Field(128, ge=1)
     """Tasks, one rollout each, on which every evaluated version is measured; the same for all runs of a seed."""
-    eval_every: int = Field(1, ge=1)
+    eval_every: int = Field(2, ge=1)
     """Versions from one evaluation to the next; the first and the last are always evaluated."""
     lora_r: int = Field(8, ge=1)
     lora_alpha: float = Field(16, gt=0)

@@ -22,4 +22,5 @@ def small(tiny_model):
         num_eval_tasks=6,
         learning_rate=1e-2,
         packed_sequence_length=128,
+        eval_every=1,
     )

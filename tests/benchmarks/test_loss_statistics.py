@@ -69,7 +69,7 @@ def run(rewards, cpu_seconds=1.0):
 
 def test_the_outcome_of_a_run():
     found = outcome(run([0.0, 0.4, 0.8, 0.6]), threshold=0.8)
-    assert found.final_reward == pytest.approx((0.4 + 0.8 + 0.6) / 3)
+    assert found.final_reward == pytest.approx((0.8 + 0.6) / 2)
     assert found.area == pytest.approx((0.2 + 0.6 + 0.7) / 3)
     assert (found.steps, found.is_censored) == (2.0, False)
     assert (found.kl_base, found.entropy) == (pytest.approx(0.3), pytest.approx(0.7))
