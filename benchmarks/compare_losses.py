@@ -184,17 +184,20 @@ def _stored_summary(stored: dict[str, StoredBatches]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the source, and whether files of it have been changed since."""
-    here = ["git", "-C", str(PACKAGE)]
+    """Of the source, and whether any of it that is loaded here has been changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        revision = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        sources = [str(PACKAGE), __file__, "tandem/rl"]
-        top = subprocess.run([*here, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True)
-        status = ["git", "-C", top.stdout.strip(), "status", "--porcelain", "-uno", "--", *sources]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
+        top = git("rev-parse", "--show-toplevel")
+        files = [file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+        changed = set(git("status", "--porcelain", "--no-renames", "-z", "--", ":/").split("\0"))
+        own = {os.path.relpath(file, top) for file in files}
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if own & {line[3:] for line in changed} else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return revision.stdout.strip() + (" with changes" if changed else "")
 
 
 def machine() -> str:
