@@ -103,6 +103,8 @@ class Fleet:
     """Out of the artifact store to all nodes together; None: each gets `node_bytes_per_s`. 0: files needn't move."""
     prepare_ahead: bool = False
     """Prepares a job while another one trains. Tandem doesn't."""
+    keep_states: bool = False
+    """Learners keep the states of all models in memory. Tandem's hold one, and load others from their checkpoints."""
 
     @property
     def store_writers(self) -> int:

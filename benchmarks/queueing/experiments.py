@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def simulate_runs(costs: Costs, fleet: Fleet, load: Workload, rounds: int = 4, seed: int = 0) -> Record:
-    """RL runs from their second batch on, so that the first, which begins everywhere at once, doesn't count.
+    """RL runs from their third batch on: the first ones, which begin everywhere at once, don't count.
 
     Measured over `rounds` jobs per run: jobs/s, rollouts/s, seconds of a job's stages, publication, utilisations.
     """
@@ -25,7 +25,7 @@ def simulate_runs(costs: Costs, fleet: Fleet, load: Workload, rounds: int = 4, s
     service = Service(env, costs, fleet, load, seed)
     for number in range(load.runs):
         env.process(service.run(Run(number, service.bases[number % fleet.base_models])))
-    warm = max(load.runs, 4)
+    warm = 2 * max(load.runs, 2)
     _until(env, lambda: len(service.stages) >= warm)
     first = _Reading(service)
     _until(env, lambda: len(service.stages) >= warm + rounds * max(load.runs, 4))

@@ -215,7 +215,7 @@ class Service:
 
     def _load_learners(self, run: Run) -> Process:
         """Free when the learners hold the state already. Ranks of other nodes fetch it too, all at once."""
-        if run.base.loaded_run == run.number:
+        if run.base.loaded_run == run.number or self.fleet.keep_states:
             return
         copies = [self.env.process(self._copy(self.costs.checkpoint_bytes)) for _ in range(self.fleet.learners - 1)]
         yield self.env.all_of(copies)

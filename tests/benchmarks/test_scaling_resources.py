@@ -1,13 +1,9 @@
 """The parts of the simulation against queues whose answers are known in closed form, and against hand-worked ends."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import simpy
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from queueing.resources import Server, SharedRate, shorter_of_two
 
 

@@ -1,13 +1,9 @@
 """The simulated service, by hand-worked jobs, conservation laws, and the bounds of closed queueing networks."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import simpy
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from queueing.costs import Costs, Fleet, Linear, Workload
 from queueing.experiments import quantiles, simulate_publication, simulate_rollouts, simulate_runs
 from queueing.service import Service

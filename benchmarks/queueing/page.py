@@ -1,0 +1,39 @@
+"""Writes results into a page, between `<!-- NAME: written by benchmarks/scaling.py -->` and `<!-- end -->`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def write_tables(page: Path, tables: Mapping[str, Sequence[Record]]) -> None:
+    """Raises ValueError when the page has no place for one of the tables."""
+    text = page.read_text()
+    for name, rows in tables.items():
+        place = rf"(<!-- {name}: written by benchmarks/scaling\.py -->\n).*?(<!-- end -->)"
+        text, count = re.subn(place, lambda m, rows=rows: m[1] + markdown(rows) + m[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"{page} has {count} places for the table {name!r}; it needs one.")
+    page.write_text(text)
+
+
+def markdown(rows: Sequence[Record]) -> str:
+    columns = list(rows[0])
+    right = [isinstance(rows[0][column], int | float) for column in columns]
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("--:" if is_right else "---" for is_right in right) + "|",
+    ]
+    lines += ["| " + " | ".join(shown(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: Any) -> str:
+    """Numbers with three digits; whole ones as they are."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
