@@ -9,7 +9,6 @@ import random
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, ClassVar, TypeVar
 
@@ -71,33 +70,24 @@ class Largest(ToyQuestion[tuple[int, ...]]):
         return float(answer == f"The largest is {max(task)}.")
 
 
-@dataclass(frozen=True)
-class Offer:
-    """Words to say one of, and how that is asked for."""
+class YesNoMaybe(ToyQuestion[str]):
+    """Say yes, no or maybe: 1 for maybe, 0.75 for no, 0.5 for yes; 0 for anything else.
 
-    verb: str
-    words: tuple[str, ...]
-
-
-class YesNoMaybe(ToyQuestion[Offer]):
-    """Say one of the words that are offered: 1 for maybe, 0.75 for no, 0.5 for yes; 0 for anything else.
-
-    Nothing in the question tells which of them is wanted, so only the rewards can teach it.
+    Nothing in the question tells which of them is wanted, so only the rewards can teach it. The tiny model says each of
+    them now and then, and earns about 0.65 at first.
     """
 
     REWARDS: ClassVar[dict[str, float]] = {"maybe": 1.0, "no": 0.75, "yes": 0.5}
 
-    def draw(self, rng: random.Random) -> Offer:
-        words = ["yes", "no", "maybe"][: rng.choice([2, 3])]
-        rng.shuffle(words)
-        return Offer(rng.choice(["Respond with", "Answer with", "Just say", "Say"]), tuple(words))
+    def draw(self, rng: random.Random) -> str:
+        verb, quote = rng.choice(["Respond with", "Answer with", "Just say", "Say"]), rng.choice(["", "'"])
+        return f"{verb} {_or([quote + word + quote for word in rng.sample(list(self.REWARDS), 3)])}"
 
-    def messages(self, task: Offer) -> list[Message]:
-        return _user(f"{task.verb} {_or(task.words)}")
+    def messages(self, task: str) -> list[Message]:
+        return _user(task)
 
-    def reward(self, task: Offer, answer: str | None) -> float:
-        word = (answer or "").strip(" \n'\".!").lower()
-        return self.REWARDS[word] if word in task.words else 0.0
+    def reward(self, task: str, answer: str | None) -> float:
+        return self.REWARDS.get((answer or "").strip(" \n'\".!").lower(), 0.0)
 
 
 class Copy(ToyQuestion[tuple[str, ...]]):

@@ -6,7 +6,7 @@ import pytest
 from scripted_chat import ScriptedChat, call, turn
 
 from tandem.rl.environments.procedural import DrawnTasks
-from tandem.rl.environments.toy import Calculator, Copy, Largest, Offer, YesNoMaybe
+from tandem.rl.environments.toy import Calculator, Copy, Largest, YesNoMaybe
 from tandem.rl.tiny_corpus import ADD_TOOL
 
 ALL = [Largest, YesNoMaybe, Copy, Calculator]
@@ -58,16 +58,15 @@ def test_largest_rewards_the_right_number_in_a_sentence(answer: str | None, rewa
 
 
 @pytest.mark.parametrize(
-    ("answer", "of_three", "of_two"),
-    [("maybe", 1, 0), ("no", 0.75, 0.75), ("Yes.", 0.5, 0.5), ("yes no", 0, 0), ("", 0, 0), (None, 0, 0)],
+    ("answer", "reward"),
+    [("maybe", 1), ("no", 0.75), ("Yes.", 0.5), ("'maybe'", 1), ("yes no", 0), ("", 0), (None, 0)],
 )
-def test_yes_no_maybe_rewards_words_that_are_offered(answer: str | None, of_three: float, of_two: float) -> None:
+def test_yes_no_maybe_rewards_its_three_words(answer: str | None, reward: float) -> None:
     environment = YesNoMaybe()
-    three, two = Offer("Just say", ("no", "maybe", "yes")), Offer("Say", ("yes", "no"))
-    assert environment.messages(three) == [{"role": "user", "content": "Just say no, maybe or yes"}]
-    assert environment.messages(two) == [{"role": "user", "content": "Say yes or no"}]
-    assert environment.reward(three, answer) == of_three
-    assert environment.reward(two, answer) == of_two
+    task = environment.tasks("train")[0]
+    assert environment.messages(task) == [{"role": "user", "content": task}]
+    assert {word in task for word in ("yes", "no", "maybe")} == {True}
+    assert environment.reward(task, answer) == reward
 
 
 @pytest.mark.parametrize(
