@@ -28,14 +28,14 @@ class Settings(BaseModel):
     environment_options: dict[str, Any] = {}
     num_versions: int = Field(10, ge=1)
     """Training jobs of a run, each of which makes a policy version."""
-    groups_per_version: int = Field(16, ge=1)
+    groups_per_version: int = Field(8, ge=1)
     group_size: int = Field(8, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
-    packed_sequence_length: int = Field(256, ge=1)
+    packed_sequence_length: int = Field(128, ge=1)
     """Tokens of a packed row; each row is one gradient step, as in the service with one learner."""
     max_tokens: int = Field(16, ge=1)
     """Of an answer."""
-    num_eval_tasks: int = Field(128, ge=1)
+    num_eval_tasks: int = Field(64, ge=1)
     """Tasks, one rollout each, on which every evaluated version is measured; the same for all runs of a seed."""
     eval_every: int = Field(2, ge=1)
     """Versions from one evaluation to the next; the first and the last are always evaluated."""
