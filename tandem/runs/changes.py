@@ -46,7 +46,7 @@ def _change(values: tuple[Any, Any]) -> str:
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, item in value.items():
-        if isinstance(item, dict) and item:
+        if isinstance(item, dict):
             yield from _flat(item, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", item

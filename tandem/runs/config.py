@@ -90,7 +90,9 @@ class RolloutsConfig(Section):
     )
     concurrency: int = Field(256, ge=1, description="Rollouts that run at the same time; at least one group does.")
     timeout_s: float = Field(300, gt=0, description="How long one rollout may take, with all its turns.")
-    temperature: float = Field(1.0, ge=0, le=10)
+    temperature: float = Field(
+        1.0, ge=0, le=10, description="Of sampling. Training compares logprobs at temperature 1."
+    )
     max_tokens: int | None = Field(None, ge=1, description="Of one turn. Unset: what the model has room for.")
     sampling: Sampling = Field(
         {}, description="Further fields of each chat completion request, like top_p or stop, or vLLM's own."
@@ -123,7 +125,7 @@ class EvaluationConfig(Section):
     tasks: int | None = Field(None, ge=1, description="How many tasks, the first of the split. Unset: all.")
     samples_per_task: int = Field(1, ge=1, le=1024, description="Rollouts of each task.")
     concurrency: int = Field(64, ge=1, description="Evaluation rollouts that run at the same time.")
-    temperature: float = Field(0.0, ge=0, le=10)
+    temperature: float = Field(0.0, ge=0, le=10, description="Of sampling; 0 takes the likeliest token.")
     sampling: Sampling = Field({}, description="Further fields of each request. Unset: those of rollouts.")
 
 

@@ -29,7 +29,7 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
     trajectories = [trajectory for group in groups for trajectory in group.group.trajectories]
     failures = [failure for group in groups for failure in group.failures]
     rewards = [trajectory.reward for trajectory in trajectories]
-    spreads = [pstdev(rewards) for group in groups if (rewards := [t.reward for t in group.group.trajectories])]
+    spreads = [pstdev(t.reward for t in group.group.trajectories) for group in groups if group.group.trajectories]
     choices = [choice for trajectory in trajectories for choice in choices_of(trajectory)]
     metrics: dict[str, float] = {
         "rollouts/num": len(trajectories),

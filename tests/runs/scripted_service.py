@@ -71,6 +71,7 @@ class ScriptedService:
         self.jobs: list[Job] = []
         self.completions: list[tuple[str, int]] = []
         """The model name asked for, and the version that answered."""
+        self.completion_bodies: list[dict[str, Any]] = []
         self.requests: list[tuple[float, str, str]] = []
         self.intercept: Callable[[Request], Response | None] = lambda request: None
         """Answers in the place of the service; "reset" closes the connection."""
@@ -170,6 +171,7 @@ class ScriptedService:
         name, _, pinned = body["model"].partition(":step")
         version = int(pinned) if pinned else self.step  # resolved when the request is admitted
         self.completions.append((body["model"], version))
+        self.completion_bodies.append(body)
         await asyncio.sleep(self._duration(self.completion_s))
         question = body["messages"][-1]["content"]
         choice = {

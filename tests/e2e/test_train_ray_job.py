@@ -1,0 +1,160 @@
+"""`ray job submit -- tandem train` on a fresh Ray cluster: it starts the service there, survives and resumes."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_head import ray_head
+
+JOBS = 6
+TASK = f"""
+name: submitted
+environment: {{class: my_environment.py:Words}}
+rollouts: {{groups_per_job: 8, group_size: 4, max_tokens: 16}}
+training: {{jobs: {JOBS}, experimental_config: {{learning_rate: 1e-3, packed_sequence_length: 256}}}}
+evaluation: {{every: 3, tasks: 4}}
+"""
+ENVIRONMENT = '''
+"""A user's own environment; only the program that was submitted can import it."""
+
+from tandem.rl.environments.base import SingleTurnEnvironment
+from word_lists import TRAIN, EVAL
+
+
+class Words(SingleTurnEnvironment[str]):
+    def tasks(self, split):
+        return TRAIN if split == "train" else EVAL
+
+    def messages(self, task):
+        return [{"role": "user", "content": f"Say {task}."}]
+
+    def reward(self, task, answer):
+        return float(task in (answer or "")) + len(answer or "") / 100
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("project")
+    (directory / "task.yaml").write_text(TASK)
+    (directory / "my_environment.py").write_text(ENVIRONMENT)
+    (directory / "word_lists.py").write_text('TRAIN = ["yes", "no", "12", "7"]\nEVAL = ["maybe", "9"]\n')
+    return directory
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tandem-home")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory, home):
+    with ray_head(tmp_path_factory.mktemp("head"), TANDEM_HOME=str(home)) as head:
+        yield head
+
+
+class Submitted:
+    """`ray job submit`, as it runs in a terminal."""
+
+    def __init__(self, head, project: Path, log: Path, id: str):
+        self._head, self.id, self._log = head, id, log
+        command = [shutil.which("ray", path=head.env["PATH"]), "job", "submit", "--submission-id", id]
+        command += ["--working-dir", str(project), "--", "tandem", "train", "task.yaml"]
+        with log.open("wb") as opened:
+            self._process = subprocess.Popen(command, env=head.env, stdout=opened, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait(self, timeout_s: float = 500) -> int:
+        return self._process.wait(timeout_s)
+
+    def wait_until(self, condition, timeout_s: float = 400) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self._process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
+    def status(self) -> str:
+        return self._head.run("ray", "job", "status", self.id).stdout
+
+
+@pytest.fixture
+def submit(head, project, tmp_path):
+    return lambda id: Submitted(head, project, tmp_path / f"{id}.log", id)
+
+
+def rows(home):
+    path = home / "runs" / "submitted" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def versions(home):
+    return [row["version"] for row in rows(home) if row["kind"] == "training"]
+
+
+def drivers(home):
+    """Processes of `tandem train`, but for the shell that Ray starts it with."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "train" in words and "task.yaml" in words and process.environ().get("TANDEM_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def service_runs(head) -> bool:
+    """Whether Ray Serve has the application."""
+    return re.search(r"^  tandem:$", head.run("serve", "status").stdout, re.MULTILINE) is not None
+
+
+def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, submit):
+    killed = submit("killed")
+    killed.wait_until(lambda: versions(home))
+    for driver in drivers(home):
+        driver.kill()
+    assert killed.wait(120) != 0
+    assert "FAILED" in killed.status()
+    assert service_runs(head)  # nobody was there to end it
+
+    stopped = submit("stopped")
+    num_before = len(versions(home))
+    stopped.wait_until(lambda: len(versions(home)) > num_before)
+    assert f"Going on after {num_before} of {JOBS} jobs" in stopped.output
+    assert "using the service that this run has started before" in stopped.output
+    head.run("ray", "job", "stop", "stopped")
+    stopped.wait(120)
+    assert "STOPPED" in stopped.status()
+    deadline = time.monotonic() + 120
+    while service_runs(head):
+        assert time.monotonic() < deadline, head.run("serve", "status").stdout
+        time.sleep(1)
+
+    last = submit("last")
+    assert last.wait() == 0, last.output
+    assert "SUCCEEDED" in last.status()
+    assert f"{JOBS} of {JOBS} jobs are trained" in last.output
+    assert versions(home) == list(range(1, JOBS + 1))
+    assert [row["version"] for row in rows(home) if row["kind"] == "evaluation"] == [0, 3, 6]
+    assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
+    assert not service_runs(head)
+    assert drivers(home) == []
+
+
+def test_a_mistake_in_the_task_ends_the_job_with_a_sentence(head, project, submit):
+    (project / "task.yaml").write_text(TASK.replace("group_size", "groupsize"))
+    try:
+        mistaken = submit("mistaken")
+        assert mistaken.wait(120) != 0
+        assert "rollouts.groupsize: there is no such field" in mistaken.output
+        assert "FAILED" in mistaken.status()
+    finally:
+        (project / "task.yaml").write_text(TASK)

@@ -1,0 +1,60 @@
+"""A task file that has changed since its run began."""
+
+import pytest
+
+from tandem.runs.errors import TaskFileError
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 6},
+        {"environment": "TwoTurns"},
+        {"options": {"num": 20}},
+        {"model": {"base_model": "other"}},
+        {"rollouts": {"groups_per_job": 3}},
+        {"name": "other"},
+    ],
+    ids=lambda changed: "-".join(changed),
+)
+def test_what_would_make_it_another_run_is_refused(service, task_file, do_run, changed):
+    do_run(task_file(training={"jobs": 1}))
+    with pytest.raises(TaskFileError, match=r"can't follow:\n  \S+: .* → .*\n.*after 1 jobs") as raised:
+        do_run(task_file(**({"training": {"jobs": 2}} | changed)))
+    assert "training.jobs" not in str(raised.value)
+    assert len(service.jobs) == 1
+
+
+def test_harmless_changes_are_named_and_hold_from_the_next_job_on(service, task_file, do_run):
+    do_run(task_file(training={"jobs": 2}))
+    changes = {"jobs": 4, "experimental_config": {"learning_rate": 1e-4}}
+    report = do_run(task_file(training=changes, rollouts={"group_size": 3}))
+    assert any(
+        "from job 3 on: rollouts.group_size: 2 → 3; training.jobs: 2 → 4; "
+        "training.experimental_config.learning_rate: unset → 0.0001" in sentence
+        for sentence in report.said
+    )
+    assert [len(job.trajectories) for job in service.jobs] == [4, 4, 6, 6]
+    assert [job.body["experimental_config"] for job in service.jobs] == [{}, {}] + [{"learning_rate": 1e-4}] * 2
+
+
+def test_fewer_jobs_than_are_trained_are_refused(service, task_file, do_run):
+    do_run(task_file(training={"jobs": 3}))
+    with pytest.raises(TaskFileError, match=r"training\.jobs is 2, but the run has trained 3 jobs already"):
+        do_run(task_file(training={"jobs": 2}))
+
+
+def test_a_tighter_bound_holds_for_batches_that_wait(service, task_file, do_run, tmp_path):
+    service.training_s, service.fail_jobs, service.is_constant = 1.0, 1, True
+    with pytest.raises(Exception, match="ran out of memory"):  # batches 1 to 3 are rolled out by then, by version 0
+        do_run(task_file(training={"jobs": 5, "max_policy_lag": 3}))
+    assert len(list((tmp_path / "run" / "batches").glob("*.groups.json.zst"))) == 4
+    service.training_s = 0.1
+    do_run(task_file(training={"jobs": 5, "max_policy_lag": 1}))
+    assert [max(job.lags) for job in service.jobs[1:]] == [0, 1, 1, 1, 1]
+
+
+def test_evaluation_may_be_added_later(service, task_file, do_run):
+    do_run(task_file(training={"jobs": 2}))
+    report = do_run(task_file(training={"jobs": 2}, evaluation={"every": 1}))
+    assert [(row["kind"], row["version"]) for row in report.rows] == [("evaluation", v) for v in (0, 1, 2)]

@@ -1,0 +1,154 @@
+"""Task files: those that are shipped, and what is said of those that aren't right."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from tandem.runs.config import RESERVED_SAMPLING, TaskConfig, load_task
+from tandem.runs.errors import TaskFileError
+from tandem.runs.run import plan
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
+DOCS = (ROOT / "docs" / "train.md").read_text()
+SMALLEST = "name: a\nenvironment: {class: tandem.rl.environments.toy:Largest}\ntraining: {jobs: 3}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write(text):
+        path = tmp_path / "task.yaml"
+        path.write_text(text)
+        return load_task(path)
+
+    return write
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
+    """All options by dotted name, with what describes them."""
+    found = {}
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        section = next(
+            (t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if is_section(t)), None
+        )
+        if section and section.__module__ == TaskConfig.__module__:
+            found |= fields(section, f"{path}.")
+        else:
+            found[path] = field
+    return found
+
+
+def is_section(type_) -> bool:
+    return isinstance(type_, type) and issubclass(type_, BaseModel)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_shipped_task_is_valid_and_has_its_environment(path):
+    planned = plan(path)
+    assert len(planned.train_tasks) and len(planned.eval_tasks)
+    assert path.stem == planned.task.name
+
+
+def test_examples_are_found():
+    assert {"largest.yaml", "own_environment.yaml"} <= {path.name for path in EXAMPLES}
+
+
+def test_every_option_is_documented_with_its_default_and_no_other_is():
+    options = fields(TaskConfig)
+    section = DOCS.split("## All options")[1].split("\n## ")[0]
+    table = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", section, re.MULTILINE))
+    assert sorted(table) == sorted(options)
+    for name, field in options.items():
+        if field.is_required():
+            assert table[name] == "required", name
+        elif isinstance(field.default, bool | int | float | str):
+            assert (
+                table[name] == f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+            )
+
+
+def test_every_option_says_what_it_is():
+    assert [name for name, field in fields(TaskConfig).items() if not field.description] == []
+
+
+def test_tasks_in_the_documentation_are_valid(load):
+    blocks = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        load(block if "name:" in block else SMALLEST + block)
+
+
+def test_defaults_are_those_of_a_run_with_some_overlap(load):
+    task = load(SMALLEST)
+    assert task.training.max_policy_lag == 1
+    assert task.evaluation is None
+    assert task.model_name == "a"
+    assert task.training.experimental_config.model_dump(exclude_none=True) == {}
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "0.001", "1.0e-3", "+1e-3"])
+def test_numbers_may_be_written_in_any_way(load, number):
+    text = SMALLEST.replace("{jobs: 3}", f"{{jobs: 3, experimental_config: {{learning_rate: {number}}}}}")
+    assert load(text).training.experimental_config.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rollouts: {groupsize: 8}", r"rollouts\.groupsize: there is no such field"),
+        ("rollouts: {group_size: 1}", r"rollouts\.group_size: .*greater than or equal to 2"),
+        ("rollouts: {sampling: {n: 4}}", r"rollouts\.sampling: can't have n: a rollout's requests set that themselves"),
+        (
+            "evaluation: {sampling: {temperature: 1}}",
+            r"evaluation\.sampling: can't have temperature: .*field of its own",
+        ),
+        ("service: {url: 'http://a', config: b.yaml}", r"service: url is of a service that runs"),
+        ("service: {url: localhost}", r"service\.url"),
+        ("model: {name: a/b}", r"model\.name"),
+        ("seed: {}", r"seed"),
+    ],
+)
+def test_a_mistake_is_said_with_its_place(load, line, said):
+    with pytest.raises(TaskFileError, match=said):
+        load(SMALLEST + line)
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ("{jobs: 0}", r"training\.jobs"),
+        ("{}", r"training\.jobs: Field required"),
+        ("{jobs: 3, max_policy_lag: -1}", r"training\.max_policy_lag"),
+        ("{jobs: 3, experimental_config: {loss: ppo}}", r"training\.experimental_config\.loss: there is no such field"),
+        ("{jobs: 3, experimental_config: {learning_rate: -1}}", r"learning_rate: must be 0 or more"),
+        ("{jobs: 3, experimental_config: {loss_fn: ppo, ppo: false}}", r"contradict each other"),
+    ],
+)
+def test_a_mistake_in_training_too(load, training, said):
+    with pytest.raises(TaskFileError, match=said):
+        load(SMALLEST.replace("{jobs: 3}", training))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "name: a"])
+def test_what_isnt_a_task_is_refused(load, text):
+    with pytest.raises(TaskFileError):
+        load(text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(TaskFileError, match=r"missing\.yaml can't be read: No such file"):
+        load_task(tmp_path / "missing.yaml")
+
+
+def test_an_environment_that_cant_be_made_is_said(task_file):
+    with pytest.raises(TaskFileError, match="has no class 'Nothing'"):
+        plan(task_file("Nothing"))
+    with pytest.raises(TaskFileError, match="NotComplete isn't complete"):
+        plan(task_file("NotComplete"))
+
+
+def test_reserved_fields_are_what_requests_set():
+    assert "model" in RESERVED_SAMPLING and "temperature" not in RESERVED_SAMPLING
