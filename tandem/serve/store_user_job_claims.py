@@ -7,9 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from tandem.cluster.errors import LeaseLostError
+from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.serve.database import Database
 from tandem.serve.store_user_jobs import OPEN_STATUSES, UserJobStatus, num_log_lines
 from tandem.serve.user_job_tables import DatasetVersionRow, UserJobLogRow, UserJobRow, UserJobVersionRow
@@ -26,6 +27,8 @@ class ClaimedUserJob:
     settings: dict[str, Any]
     submission_prefix: str
     num_submissions: int
+    stop_requested: bool
+    """Already when it was claimed."""
 
 
 class UserJobClaimTable(Database):
@@ -53,15 +56,24 @@ class UserJobClaimTable(Database):
             row.owner, row.lease_expires_at = owner, now + timedelta(seconds=lease_s)
             row.attempt += 1
             return ClaimedUserJob(
-                row.id, row.attempt, job.project, job.name, row.settings, row.submission_prefix, row.num_submissions
+                version_id=row.id,
+                attempt=row.attempt,
+                project=job.project,
+                name=job.name,
+                settings=row.settings,
+                submission_prefix=row.submission_prefix,
+                num_submissions=row.num_submissions,
+                stop_requested=row.stop_requested,
             )
 
-    def renew_user_job(self, job: ClaimedUserJob, lease_s: float) -> bool:
-        """Extends the lease. True when the job is to be stopped."""
+    def renew_user_job(self, job: ClaimedUserJob, lease_s: float) -> None:
+        """Extends the lease, also of a job to be stopped, which then raises JobCancelledError."""
         with self._write() as session:
             row = _held(session, job)
             row.lease_expires_at = self._clock() + timedelta(seconds=lease_s)
-            return row.stop_requested
+            stop_requested = row.stop_requested
+        if stop_requested:
+            raise JobCancelledError(f"Version {job.version_id} of job {job.name} is to be stopped.")
 
     def set_user_job_status(self, job: ClaimedUserJob, status: UserJobStatus, reason: str | None = None) -> None:
         """`reason`: what it waits for. A job that is being stopped stays so."""
@@ -80,6 +92,11 @@ class UserJobClaimTable(Database):
             row.num_submissions += 1
             row.log_offsets = _log_sizes(session, job.version_id)
             return row.num_submissions
+
+    def user_job_log_sizes(self, job: ClaimedUserJob) -> dict[str, int]:
+        """How many lines each log file has."""
+        with self._read() as session:
+            return _log_sizes(session, job.version_id)
 
     def log_lines_since_submission(self, job: ClaimedUserJob) -> dict[str, int]:
         """How many lines of each log file were written since the job was last handed to Ray."""
@@ -114,13 +131,16 @@ class UserJobClaimTable(Database):
 
     def check_dataset_version(self, project: str, dataset_id: str, version: str, fingerprint: str) -> bool:
         """Whether a dataset's version is as it was when a job first used it; the first use records it."""
-        with self._write() as session:
-            row = session.get(DatasetVersionRow, (project, dataset_id, version))
-            if row is None:
-                session.add(
-                    DatasetVersionRow(project=project, dataset_id=dataset_id, version=version, fingerprint=fingerprint)
-                )
-            return row is None or row.fingerprint == fingerprint
+        key = {"project": project, "dataset_id": dataset_id, "version": version}
+        try:
+            with self._write() as session:
+                row = session.get(DatasetVersionRow, key)
+                if row is None:
+                    session.add(DatasetVersionRow(**key, fingerprint=fingerprint))
+                return row is None or row.fingerprint == fingerprint
+        except IntegrityError:  # another job's first use was first
+            with self._read() as session:
+                return session.get_one(DatasetVersionRow, key).fingerprint == fingerprint
 
 
 def _log_sizes(session: Session, version_id: int) -> dict[str, int]:

@@ -13,13 +13,15 @@ import ray
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import CoordinatorConfig, ProjectConfig, TandemConfig
+from tandem.serve.modelarts import supervision
 from tandem.serve.modelarts.projects import resource_specs
 from tandem.serve.modelarts.runner import JobRunner
+from tandem.serve.modelarts.supervision import Supervision
 from tandem.serve.store import Store
 from tandem.serve.store_user_jobs import UserJobStatus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "training_job_configs"
-END_S = 40
+END_S = 150  # a few seconds, unless the machine has much else to do
 SETTINGS = {
     "worker_server_num": 1,
     "spec_id": 500,
@@ -220,6 +222,31 @@ def test_a_job_whose_ray_job_has_gone_is_started_again(project):
     log = project.log(job)
     assert log[0] == "tandem: the Ray cluster that ran this job has gone; it is started again (submission 2)"
     assert log[-1] == "ran"
+
+
+def test_a_job_that_is_to_end_before_it_was_handed_to_ray_never_is(project):
+    project.code("print('ran')")
+    job = project.start()
+    project.store.claim_user_job("a runner that died", 0.1)
+    assert project.store.stop_user_job("team", job.job_id, job.id)
+    assert UserJobStatus(project.version(job).status) is UserJobStatus.KILLING
+    with project.runner():
+        version = project.wait(job)
+    assert (version.status, version.num_submissions) == (UserJobStatus.KILLED, 0)
+    assert project.log(job) == []
+
+
+def test_a_log_is_cut_at_the_same_line_when_its_runner_is_replaced(project, monkeypatch):
+    monkeypatch.setattr(supervision, "MAX_LOG_LINES", 5)
+    job = project.start()
+    stop = threading.Event()
+    for lines in (["1", "2", "3"], ["4", "5", "6"], ["7"]):
+        claimed = project.store.claim_user_job("runner", 30)
+        with Supervision(project.store, claimed, 30, stop) as care:
+            care.log("worker-0.log", lines)
+            care.flush()
+        project.store.release_user_job(claimed)
+    assert project.log(job) == ["1", "2", "3", "4", "5", "tandem: the log ends here, after 5 lines."]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Saved configurations and user jobs in the store, on both databases: names, claims, stops, logs."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
-from tandem.cluster.errors import LeaseLostError
+from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.store_user_jobs import TooManyJobsError, UserJobStatus
 
@@ -97,7 +98,7 @@ def test_a_claim_is_one_runners_until_its_lease_runs_out(store, clock):
     assert (job.version_id, job.name, job.attempt) == (version.id, "job", 1)
     assert store.claim_user_job("runner-2", 30) is None
     clock.advance(20)
-    assert store.renew_user_job(job, 30) is False
+    store.renew_user_job(job, 30)
     clock.advance(20)
     assert store.claim_user_job("runner-2", 30) is None
     clock.advance(20)
@@ -134,7 +135,8 @@ def test_a_stop_ends_what_nobody_has_begun_and_asks_for_the_end_of_the_rest(stor
     assert job.version_id == running.id
     store.set_user_job_status(job, UserJobStatus.RUNNING)
     assert store.stop_user_job("team", running.job_id, running.id)
-    assert store.renew_user_job(job, 30) is True
+    with pytest.raises(JobCancelledError):
+        store.renew_user_job(job, 30)
     store.set_user_job_status(job, UserJobStatus.RUNNING)
     assert store.user_job_version("team", running.job_id, running.id).status == UserJobStatus.KILLING
     store.end_user_job(job, UserJobStatus.KILLED, "stopped")
@@ -155,6 +157,7 @@ def test_a_log_is_read_by_lines_across_the_pieces_it_was_written_in(store):
     assert store.user_job_log(version.id, "worker-0.log", 1, 100) == ["1", "", "3", "4\ufffd", "5"]
     assert store.user_job_log(version.id, "worker-0.log", 6, 100) == []
     assert store.log_lines_since_submission(job) == {"worker-0.log": 2, "worker-1.log": 1}
+    assert store.user_job_log_sizes(job) == {"worker-0.log": 5, "worker-1.log": 1}
     with pytest.raises(NotFoundError, match="worker-2"):
         store.user_job_log_size("team", version.job_id, version.id, "worker-2.log")
 
@@ -165,3 +168,15 @@ def test_a_dataset_version_stays_as_it_was_first_used(store):
     assert not store.check_dataset_version("team", "d", "v1", "b" * 64)
     assert store.check_dataset_version("team", "d", "v2", "b" * 64)
     assert store.check_dataset_version("others", "d", "v1", "b" * 64)
+
+
+def test_jobs_that_use_a_dataset_version_first_at_the_same_time_agree_on_what_it_is(store):
+    for version in range(5):
+        barrier = Barrier(4)
+
+        def use(fingerprint, version=str(version), barrier=barrier):
+            barrier.wait()
+            return store.check_dataset_version("team", "d", version, fingerprint * 64)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(use, "aabb")) == 2, "those who found what the first one recorded"

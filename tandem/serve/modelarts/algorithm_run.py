@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from tandem.cluster.artifacts import PAYLOADS, Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.errors import JobCancelledError
 from tandem.cluster.storage import Location, ProjectStorage
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.errors import NoAnswerError, QueueFullError, ServeError, UnavailableError
@@ -22,7 +23,7 @@ from tandem.serve.modelarts.algorithms import ALGORITHMS, parse_parameters
 from tandem.serve.modelarts.boot_job import log_file
 from tandem.serve.modelarts.data import data_locations
 from tandem.serve.modelarts.schemas import RunSettings
-from tandem.serve.modelarts.supervision import JobFailedError, RunnerStoppedError, StopRequestedError, Supervision
+from tandem.serve.modelarts.supervision import JobFailedError, RunnerStoppedError, Supervision
 from tandem.serve.payloads import delete_blobs
 from tandem.serve.store import Store
 from tandem.serve.store_user_jobs import UserJobStatus
@@ -66,7 +67,7 @@ class AlgorithmRun:
         self._metrics: list[dict[str, object]] = []
 
     def run(self) -> None:
-        """Raises JobFailedError, StopRequestedError, and what `Supervision.wait` raises."""
+        """Raises JobFailedError, and what `Supervision.wait` raises."""
         self._supervision.status(UserJobStatus.RUNNING)
         try:
             data = data_locations(self._settings, self._storage, self._store, self._supervision.job.project)
@@ -115,7 +116,7 @@ class AlgorithmRun:
         while (job := self._store.job(posted.id, model.entity)).state in ("queued", "running"):
             try:
                 self._supervision.wait(POLL_S)
-            except StopRequestedError:
+            except JobCancelledError:
                 self._store.request_cancel(posted.id, model.entity)
                 raise
         if job.state != "succeeded":
@@ -143,6 +144,7 @@ class AlgorithmRun:
         key = f"training-job-version-{self._supervision.job.version_id}-batch-{batch.index}"
         if repeated := self._store.find_repeat(model.id, key, digest):
             return repeated
+        self._supervision.wait(0)  # a run that is to end posts nothing new
         job_id = str(uuid.uuid4())
         blob = f"{PAYLOADS}/{job_id}.json.zst"
         reference = wanted_reference(config, self._artifacts_root)

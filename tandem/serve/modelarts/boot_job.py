@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tandem.cluster.errors import JobCancelledError
 from tandem.cluster.ray_jobs import RayJob, RayJobs, RayJobsError, RayJobState, UserProgram
 from tandem.cluster.resource_specs import ResourceSpec
 from tandem.cluster.storage import Location, ProjectStorage
@@ -16,7 +17,7 @@ from tandem.cluster.user_workers import demultiplex
 from tandem.serve.modelarts.data import data_locations
 from tandem.serve.modelarts.rules import boot_path
 from tandem.serve.modelarts.schemas import RunSettings
-from tandem.serve.modelarts.supervision import JobFailedError, StopRequestedError, Supervision
+from tandem.serve.modelarts.supervision import JobFailedError, Supervision
 from tandem.serve.store import Store
 from tandem.serve.store_user_jobs import UserJobStatus
 
@@ -46,7 +47,7 @@ class BootJob:
         self._num_workers = self._settings.worker_server_num or 1
 
     def run(self) -> None:
-        """Raises JobFailedError, StopRequestedError once the program has ended, and what `Supervision.wait` raises."""
+        """Raises JobFailedError, and what `Supervision.wait` raises: JobCancelledError once the program has ended."""
         number = self._supervision.job.num_submissions
         id = self._id(number)
         if not number or self._find(id) is None:
@@ -61,7 +62,7 @@ class BootJob:
             id = self._submit()
         try:
             self._follow(id)
-        except StopRequestedError:
+        except JobCancelledError:
             self._end(id)
             self._copy_logs()
             raise
@@ -74,6 +75,7 @@ class BootJob:
         return f"{self._supervision.job.submission_prefix}-{number}"
 
     def _submit(self) -> str:
+        self._supervision.wait(0)  # a job that is to end isn't handed over any more
         self._supervision.status(UserJobStatus.SUBMITTING)
         arguments = [f"--{label}={value}" for label, value in self._arguments()]
         with tempfile.TemporaryDirectory(prefix="tandem-code-") as directory:
@@ -194,6 +196,7 @@ class _Output:
         self._rest = ""
         self._num_lines = 0
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._is_finished = False
 
     def start(self) -> None:
@@ -205,7 +208,8 @@ class _Output:
         """Takes what is left once the program has ended."""
         if self._thread is not None:
             self._thread.join(10)
-        self._is_finished = True
+        with self._lock:  # a thread that lags behind takes nothing more
+            self._is_finished = True
         try:
             text = self._ray.output(self._id)
         except RayJobsError:
@@ -221,11 +225,12 @@ class _Output:
             logger.warning("The output of Ray job %s will be read at its end", self._id, exc_info=True)
 
     def _take(self, text: str) -> None:
-        if self._is_finished:
-            return
-        complete, newline, self._rest = (self._rest + text).rpartition("\n")
-        if newline:
-            self._take_lines(complete.split("\n"))
+        with self._lock:
+            if self._is_finished:
+                return
+            complete, newline, self._rest = (self._rest + text).rpartition("\n")
+            if newline:
+                self._take_lines(complete.split("\n"))
 
     def _take_lines(self, lines: list[str]) -> None:
         self._num_lines += len(lines)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.errors import LeaseLostError
+from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.ray_jobs import RayJobs
 from tandem.cluster.resource_specs import ResourceSpec, find_spec
 from tandem.cluster.storage import StorageError
@@ -19,7 +19,7 @@ from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.modelarts.algorithm_run import AlgorithmRun
 from tandem.serve.modelarts.boot_job import BootJob
 from tandem.serve.modelarts.projects import project_storage
-from tandem.serve.modelarts.supervision import JobFailedError, RunnerStoppedError, StopRequestedError, Supervision
+from tandem.serve.modelarts.supervision import JobFailedError, RunnerStoppedError, Supervision
 from tandem.serve.store import Store
 from tandem.serve.store_user_job_claims import ClaimedUserJob
 from tandem.serve.store_user_jobs import UserJobStatus
@@ -81,7 +81,7 @@ class JobRunner:
             self._start(job, supervision).run()
         except (RunnerStoppedError, LeaseLostError, UnavailableError):
             raise
-        except StopRequestedError:
+        except JobCancelledError:
             return UserJobStatus.KILLED, "It was stopped at the user's request."
         except JobFailedError as error:
             return error.status, str(error)

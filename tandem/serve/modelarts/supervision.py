@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-from tandem.cluster.errors import LeaseLostError
+from tandem.cluster.errors import JobCancelledError
+from tandem.cluster.lease import LeaseKeeper
 from tandem.cluster.storage import Location
 from tandem.serve.store import Store
 from tandem.serve.store_user_job_claims import ClaimedUserJob
 from tandem.serve.store_user_jobs import UserJobStatus
 
-logger = logging.getLogger(__name__)
-MAX_INTERVAL_S = 2.0  # a renewal is also how a stop is noticed
 MAX_LOG_LINES = 1_000_000
 """Of one worker; a program that writes more has its log cut here, and a line that says so."""
 MAX_LINE_CHARS = 16_384
@@ -22,10 +20,6 @@ MAX_LINE_CHARS = 16_384
 
 class RunnerStoppedError(Exception):
     """The service ends; the job goes on with the next runner."""
-
-
-class StopRequestedError(Exception):
-    """The user wants the job to end."""
 
 
 class JobFailedError(Exception):
@@ -48,42 +42,32 @@ class Supervision:
     """
 
     def __init__(self, store: Store, job: ClaimedUserJob, lease_s: float, stop: threading.Event):
-        self.job, self._store, self._lease_s, self._stop = job, store, lease_s, stop
+        self.job, self._store, self._stop = job, store, stop
         self._lines: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
+        self._counts = store.user_job_log_sizes(job)
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._reason: Exception | None = None
-        self._keeper = threading.Thread(target=self._keep, name=f"claim-{job.version_id}", daemon=True)
+        self._lease = LeaseKeeper(
+            lambda: store.renew_user_job(job, lease_s), lease_s, f"version {job.version_id} of user job {job.name}"
+        )
 
     def __enter__(self) -> Supervision:
-        self._keeper.start()
+        self._lease.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._keeper.join()
+        self._lease.__exit__(kind, error, trace)
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass and writes the log. Raises RunnerStoppedError, StopRequestedError, LeaseLostError."""
+        """Lets time pass and writes the log. Raises RunnerStoppedError, LeaseLostError, and JobCancelledError when the
+        user wants the job to end."""
         if self._stop.wait(seconds):
             raise RunnerStoppedError
         self.flush()
-        if self._reason is not None:
-            raise self._reason
-
-    def _keep(self) -> None:
-        while not self._ended.wait(min(MAX_INTERVAL_S, self._lease_s / 3)):
-            try:
-                if self._store.renew_user_job(self.job, self._lease_s):
-                    self._reason = StopRequestedError()  # the claim is held on until the program has ended
-            except LeaseLostError as error:
-                self._reason = error
-                return
-            except Exception:  # a store that doesn't answer for a moment isn't a lost claim
-                logger.exception("The claim on version %d couldn't be renewed; trying again", self.job.version_id)
+        self._lease.check()
+        if self.job.stop_requested:
+            raise JobCancelledError(f"Job {self.job.name} was to be stopped before this runner took it over.")
 
     def log(self, file: str, lines: Sequence[str]) -> None:
         """Adds lines to a log file of the job; they are stored at the next `wait` or `flush`."""
