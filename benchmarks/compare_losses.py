@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, default=Path("demo-results/compare_losses"))
     add("--configurations", nargs="+", metavar="NAME", help="default: all, the peer's too")
     add("--seeds", type=int, default=5, help="runs of each configuration and lag")
-    add("--lags", type=int, nargs="+", default=[0, 4], help="versions from the sampling to the trained one")
+    add("--lags", type=int, nargs="+", default=[0, 3], help="versions from the sampling to the trained one")
     add("--replay", action=argparse.BooleanOptionalAction, default=True, help="the losses on stored batches too")
     add("--threshold", type=float, default=0.8, help="reward of which the steps to it are counted")
     add("--report-only", action="store_true", help="make no run")

@@ -26,7 +26,7 @@ class Settings(BaseModel):
     environment: str = "loss_comparison.largest:Largest"
     """package.module:Class or path/to/file.py:Class, a single-turn one."""
     environment_options: dict[str, Any] = {}
-    num_versions: int = Field(10, ge=1)
+    num_versions: int = Field(8, ge=1)
     """Training jobs of a run, each of which makes a policy version."""
     groups_per_version: int = Field(8, ge=1)
     group_size: int = Field(8, ge=2)

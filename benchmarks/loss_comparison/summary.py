@@ -130,6 +130,7 @@ def _replayed(name: str, result: Mapping[str, Any]) -> Replayed:
 
 
 def largest_sampler_difference(results: Sequence[Mapping[str, Any]]) -> float:
-    """Over every measured version: how far the sampler's logprobs were from the learner's."""
-    found = [r["eval"]["sampler_learner_difference"] for result in results for r in result["curve"] if "eval" in r]
+    """Over the last versions of all runs: how far the sampler's logprobs were from the learner's."""
+    measured = [record.get("eval", {}) for result in results for record in result["curve"]]
+    found = [own["sampler_learner_difference"] for own in measured if "sampler_learner_difference" in own]
     return max(found, default=float("nan"))

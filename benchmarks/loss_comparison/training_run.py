@@ -49,6 +49,7 @@ class Bench:
     sampler: Sampler
     environment: Environment[Any]
     ruler: Ruler
+    tasks: TaskStream[Any]
 
     @classmethod
     def of(cls, settings: Settings, seed: int) -> Bench:
@@ -59,14 +60,11 @@ class Bench:
         trainer = Trainer.load(path, settings, sampler.tokenizer)
         environment = load_environment(settings.environment, settings.environment_options)
         ruler = Ruler.of(sampler, trainer.policy, trainer.versions[0], environment, seed, settings)
-        return cls(trainer, sampler, environment, ruler)
-
-    def tasks(self, settings: Settings, seed: int) -> TaskStream[Any]:
-        return TaskStream(self.environment.tasks("train"), seed)
+        return cls(trainer, sampler, environment, ruler, TaskStream(environment.tasks("train"), seed))
 
     def groups(self, settings: Settings, seed: int, batch: int, lag: int) -> list[TrajectoryGroup]:
         """The rollouts of a batch, sampled by the version that is `lag` versions old, or by the first."""
-        tasks = self.tasks(settings, seed).batch(batch, settings.groups_per_version)
+        tasks = self.tasks.batch(batch, settings.groups_per_version)
         version = max(0, self.trainer.version - lag)
         adapter = self.trainer.versions[version]
         return sample_groups(self.ruler, version, adapter, tasks, settings.group_size, f"train/{seed}/{batch}")

@@ -74,8 +74,7 @@ class _Run:
 
     def run(self) -> None:
         settings, bench = self._request.settings, self._bench
-        stream = bench.tasks(settings, self._request.seed)
-        self._tasks = [stream[i] for i in range(settings.groups_per_version * settings.num_versions)]
+        self._tasks = [bench.tasks[i] for i in range(settings.groups_per_version * settings.num_versions)]
         trainer = self._trainer(settings)
         with torch.no_grad():
             parameters = adapter_parameters(trainer.model)

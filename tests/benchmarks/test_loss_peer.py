@@ -24,8 +24,8 @@ def test_it_starts_alike_sees_the_same_tasks_and_learns(small):
     assert [record["version"] for record in own["curve"]] == [0, 1, 2, 3]
     assert own["curve"][0] == ours["curve"][0]
     assert own["curve"][1]["num_steps"] == trl_peer.STEPS_PER_VERSION
-    assert own["curve"][3]["eval"]["kl_base"] != own["curve"][0]["eval"]["kl_base"]  # it has trained
-    stream = training_run.Bench.of(small, 0).tasks(small, 0)
+    assert abs(own["curve"][3]["eval"]["kl_base"]) > 1e-3  # it has trained
+    stream = training_run.Bench.of(small, 0).tasks
     in_order = list(dict.fromkeys(seen))
     assert in_order == [stream[index] for index in range(9)]
     assert len(seen) == 9 * small.group_size
