@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
     )  # fmt: skip
     artifacts = Artifacts(str(home))
     digest = BaseModel(base).write_initial_version(artifacts)
-    learners = LearnerGroup(base, str(model), str(home), DeadlinesConfig())
+    learners = LearnerGroup(base, str(home), DeadlinesConfig())
     environment = engine_environment("cuda" if options.gpus else "cpu", str(model))
     actor = ray.remote(Engine).options(
         num_cpus=1, num_gpus=options.gpus, max_concurrency=64, runtime_env={"env_vars": environment}

@@ -35,6 +35,10 @@ class EngineDeadError(ClusterError, RuntimeError):
     """The vLLM engine core has died; the replica must be replaced."""
 
 
+class PeerLostError(ClusterError, ConnectionError):
+    """A learner has lost its connection to another one of its group."""
+
+
 class StageError(ClusterError, RuntimeError):
     """A stage of a job failed. The message names the stage, the cause, and what to do.
 

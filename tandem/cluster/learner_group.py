@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
-from tandem.cluster.errors import StageError
+from tandem.cluster.errors import PeerLostError, StageError
 from tandem.cluster.learner_worker import LearnerWorker
 from tandem.cluster.logprob_pool import Score
 from tandem.cluster.ray_failures import stage_error
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PackedSequence")
 TICK_S = 0.5
 PEER_DEATH_S = 2.0  # how long a dead actor may take to be noticed by Ray
+NODE_DEATH_S = 90.0  # the same for a node: about 15 s when its processes die, a minute when it doesn't answer at all
 
 
 def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
@@ -46,7 +47,7 @@ def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
 class LearnerGroup:
     """The learners of one base model.
 
-        group = LearnerGroup(base, model_path, artifacts_root, deadlines)
+        group = LearnerGroup(base, artifacts_root, deadlines)
         group.load(digest)                       # starts the actors when they aren't running
         metrics = group.step(sequences, loss, learning_rate, chunk_size)
         digest = group.save(metadata)
@@ -55,9 +56,8 @@ class LearnerGroup:
     `tick` is called about twice a second while the group waits; an exception it raises abandons the work.
     """
 
-    def __init__(self, base: BaseModelConfig, model_path: str, artifacts_root: str, deadlines: DeadlinesConfig):
-        self._base, self._model_path, self._artifacts_root = base, model_path, artifacts_root
-        self._deadlines = deadlines
+    def __init__(self, base: BaseModelConfig, artifacts_root: str, deadlines: DeadlinesConfig):
+        self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
         self.waiting_for: str | None = None  # what the cluster lacks, from when it is missed until the learners start
         self._placement: PlacementGroup | None = None
         self._workers: list[Any] = []
@@ -164,7 +164,7 @@ class LearnerGroup:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank),
         )
-        return actor.remote(rank, settings.count, self._base, self._model_path, self._artifacts_root)
+        return actor.remote(rank, settings.count, self._base, self._artifacts_root)
 
     def _call(
         self, stage: str, deadline_s: float, tick: Callable[[], None], call: Callable[[Any, int], Any]
@@ -190,8 +190,10 @@ class LearnerGroup:
                         retryable=True,
                     )
         except BaseException as error:
-            cause = _death_of_a_peer(pending) or error
-            self.stop()
+            try:
+                cause = _death_of_a_peer(error, pending, tick) or error
+            finally:
+                self.stop()
             raise stage_error(stage, "a learner", cause) from error
         return [results[ref] for ref in refs]
 
@@ -199,20 +201,22 @@ class LearnerGroup:
         deadline = time.monotonic() + self._deadlines.start_learners_s
         while not self._placement.wait(TICK_S):
             self.waiting_for = (
-                f"the cluster has no room for {self._base.learners.count} learners of {_amounts(bundle)} each "
-                f"(available: {_amounts(ray.available_resources())}, in all: {_amounts(ray.cluster_resources())})"
+                f"the cluster has no room for {self._base.learners.count} learners of {_amounts(bundle)} each"
+                f"{_WHERE.get(self._base.learners.placement, '')} (available: {_amounts(ray.available_resources())}, "
+                f"in all: {_amounts(ray.cluster_resources())}, nodes: {sum(n['Alive'] for n in ray.nodes())})"
             )
             tick()
             if time.monotonic() > deadline:
                 raise StageError(
                     "start_learners",
                     f"after {self._deadlines.start_learners_s:g} s, {self.waiting_for}.",
-                    "Add nodes, or lower learners.count, learners.num_cpus or learners.num_gpus.",
+                    "Add nodes, lower learners.count, num_cpus or num_gpus, or change learners.placement.",
                     retryable=True,
                 )
         self.waiting_for = None
 
 
+_WHERE = {"STRICT_SPREAD": " on nodes of their own", "STRICT_PACK": " on one node"}
 _DEADLINE_OF = {
     "start_learners": "start_learners_s",
     "load": "load_s",
@@ -221,16 +225,24 @@ _DEADLINE_OF = {
 }
 
 
-def _death_of_a_peer(pending: list[Any]) -> BaseException | None:
-    """A rank whose peer dies fails too, in a collective, and often first; the death is the cause worth telling."""
-    ready, _ = ray.wait(pending, num_returns=len(pending), timeout=PEER_DEATH_S) if pending else ([], [])
-    for ref in ready:
-        try:
-            ray.get(ref)
-        except ray.exceptions.RayActorError as death:
-            return death
-        except Exception:
-            continue
+def _death_of_a_peer(error: BaseException, pending: list[Any], tick: Callable[[], None]) -> BaseException | None:
+    """A rank whose peer dies fails too, in a collective, and often first; the death is the cause worth telling.
+
+    With the node of the peer lost, it is also worth waiting for: until Ray has noticed, it would place new learners
+    on that node.
+    """
+    is_cut_off = isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PeerLostError)
+    deadline = time.monotonic() + (NODE_DEATH_S if is_cut_off else PEER_DEATH_S)
+    while pending and time.monotonic() < deadline:
+        ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)
+        for ref in ready:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError as death:
+                return death
+            except Exception:
+                continue
+        tick()
     return None
 
 

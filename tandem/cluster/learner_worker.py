@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.rendezvous import free_address
+from tandem.cluster.errors import PeerLostError
+from tandem.cluster.rendezvous import free_address, talk_over_rays_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,12 +24,14 @@ if TYPE_CHECKING:
 class LearnerWorker:
     """Rank `rank` of a learner group. A Ray actor in production, a plain object in tests.
 
+    `start` and `step` raise PeerLostError when the connection to another rank breaks off.
+
     Every rank holds the same adapter and optimizer state; a gradient step keeps them the same, because gradients are
     all-reduced before the update. So any one rank's checkpoint is the group's.
     """
 
-    def __init__(self, rank: int, world_size: int, base: BaseModelConfig, model_path: str, artifacts_root: str):
-        self._rank, self._world_size, self._base, self._model_path = rank, world_size, base, model_path
+    def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
+        self._rank, self._world_size, self._base = rank, world_size, base
         self._artifacts = Artifacts(artifacts_root)
         self._digest: str | None = None  # of the state held, while it is a checkpoint's
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
@@ -47,13 +53,15 @@ class LearnerWorker:
         torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
         device = resolve_device(learners.device)
         if self._world_size > 1:
+            talk_over_rays_network()
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(
-                backend, init_method=init_method, rank=self._rank, world_size=self._world_size,
-                timeout=timedelta(seconds=timeout_s),
-            )  # fmt: skip
+            with _connected():
+                dist.init_process_group(
+                    backend, init_method=init_method, rank=self._rank, world_size=self._world_size,
+                    timeout=timedelta(seconds=timeout_s),
+                )  # fmt: skip
         policy = Policy.load(
-            self._model_path,
+            BaseModel(self._base).path,
             device=learners.device,
             dtype=learners.dtype,
             attention=learners.attention,
@@ -107,7 +115,8 @@ class LearnerWorker:
         """One gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
         self._digest = None
         self._learner.forward_backward(sequences, loss, logprob_chunk_size)
-        return self._learner.optim_step(learning_rate)
+        with _connected():
+            return self._learner.optim_step(learning_rate)
 
     def save(self, metadata: dict[str, str | int]) -> str:
         """Writes the current state as a durable checkpoint and returns its digest."""
@@ -120,3 +129,18 @@ class LearnerWorker:
         self._artifacts.push_checkpoint(checkpoint.digest)
         self._digest = checkpoint.digest
         return checkpoint.digest
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Raises PeerLostError for what torch.distributed raises when a rank is lost."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a type of their own, gloo's only the place in its source where they come from.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            sentence = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition(". ")[0]
+            raise PeerLostError(f"the connection to another learner broke off: {sentence}") from error
+        raise

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import StageError
@@ -192,8 +193,11 @@ class Preparation:
     def _running(self) -> _Actor:
         with self._lock:
             if self._actor is None:
+                # On the node of who asks: no other node's death can take it along.
+                here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
                 worker = ray.remote(PreparationWorker).options(
                     num_cpus=0,
+                    scheduling_strategy=here,
                     max_restarts=0,
                     max_concurrency=MAX_AT_ONCE,
                     runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},

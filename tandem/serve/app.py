@@ -98,7 +98,7 @@ class CoordinatorReplica:
         for name, base in bases.items():
             settings = base.config
             store.put_initial_version(name, base.write_initial_version(artifacts))
-            learners = LearnerGroup(settings, base.path, config.artifacts_root, deadlines)
+            learners = LearnerGroup(settings, config.artifacts_root, deadlines)
             pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
             stages = JobStages(settings, store, self._preparation, learners, logprobs)

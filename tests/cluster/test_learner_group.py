@@ -48,7 +48,7 @@ def group(artifacts_root, count, **deadlines):
         path="builtin:tiny",
         learners=LearnersConfig(count=count, num_cpus=0.5, num_gpus=0, sequences_per_step=3),
     )
-    return base, LearnerGroup(base, BaseModel(base).path, str(artifacts_root), DeadlinesConfig(**deadlines))
+    return base, LearnerGroup(base, str(artifacts_root), DeadlinesConfig(**deadlines))
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_not_loaded(start, tmp_path):
 
 def test_no_room_for_the_learners_says_what_is_missing(ray_local, tmp_path):
     base = BaseModelConfig(name="m", path="builtin:tiny", learners=LearnersConfig(count=1, num_cpus=10_000, num_gpus=0))
-    learners = LearnerGroup(base, "unused", str(tmp_path), DeadlinesConfig(start_learners_s=1.0))
+    learners = LearnerGroup(base, str(tmp_path), DeadlinesConfig(start_learners_s=1.0))
     with pytest.raises(StageError, match="no room for 1 learners of CPU 10000"):
         learners.start()
     assert "no room" in learners.waiting_for

@@ -75,7 +75,7 @@ def artifacts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def worker(tiny_model, artifacts):
-    worker = LearnerWorker(0, 1, CONFIG, str(tiny_model), str(artifacts.checkpoints_dir.parent))
+    worker = LearnerWorker(0, 1, CONFIG, str(artifacts.checkpoints_dir.parent))
     worker.start(None, 60)
     return worker
 

@@ -27,7 +27,7 @@ class UninterruptedRun:
 
     def __init__(self, config: BaseModelConfig, directory: Path):
         self._base, self._artifacts = BaseModel(config), Artifacts(str(directory))
-        self._learner = LearnerWorker(0, 1, config, self._base.path, str(directory))
+        self._learner = LearnerWorker(0, 1, config, str(directory))
         self._learner.start(None, timeout_s=60)
 
     def digests(self, jobs: Sequence[tuple[str, bytes]]) -> list[str]:

@@ -1,0 +1,7 @@
+"""Tests of several nodes use what the tests of other folders use."""
+
+import sys
+from pathlib import Path
+
+for folder in ("cluster", "e2e", "faults"):
+    sys.path.append(str(Path(__file__).parents[1] / folder))

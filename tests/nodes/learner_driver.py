@@ -1,0 +1,73 @@
+"""What the process does that leads jobs on a cluster of several nodes. The test stays outside, and kills nodes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from watched_run import Run
+
+from tandem.cluster.learner_group import LearnerGroup
+
+STARTED = "started.json"  # the nodes of the ranks, written after the second gradient step of the first attempt
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a job that has succeeded."""
+
+    digest: str
+    """Of the version that it made."""
+    nodes: list[str]
+    """The ids of the nodes where the learners ran in the end, by rank."""
+    broken_off: list[str]
+    """Why earlier attempts ended."""
+
+
+def join() -> None:
+    """Connects this process to the cluster that RAY_ADDRESS names."""
+    ray.init(logging_level="ERROR", log_to_driver=False)
+
+
+def run_job(directory: Path, learners: dict[str, Any]) -> Outcome:
+    """Runs the accepted job of a directory. `learners` are options of LearnersConfig."""
+    nodes: list[str] = []
+    causes = Causes()
+    logging.getLogger("tandem.cluster.coordinator").addHandler(causes)
+
+    def at_step(run: Run) -> None:
+        aside = directory / f"{STARTED}.aside"
+        aside.write_text(json.dumps(nodes_of(run)))
+        aside.rename(directory / STARTED)
+
+    def save(*arguments: Any) -> str:
+        nodes.extend(nodes_of(run))
+        return LearnerGroup.save(run.learners, *arguments)
+
+    run = Run(directory, learners, at_step)
+    run.learners.save = save
+    job, digest = run.to_the_end()
+    assert job.attempt == 1 + len(causes.messages), causes.messages
+    return Outcome(digest, nodes, causes.messages)
+
+
+class Causes(logging.Handler):
+    """Keeps what the coordinator says about attempts that broke off."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def nodes_of(run: Run) -> list[str]:
+    def node_id(_: Any) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    return ray.get([worker.__ray_call__.remote(node_id) for worker in run.learners._workers], timeout=60)

@@ -1,0 +1,95 @@
+"""Learners on a cluster of several nodes: where they run, what becomes of a job whose node dies, or that lacks one."""
+
+import json
+import multiprocessing
+import shutil
+
+import pytest
+from learner_driver import STARTED, join, run_job
+from ray_nodes import RayNodes, wait_for
+from watched_run import accept_job, store_url
+
+from tandem.serve.store import Store
+
+NUM_GROUPS = 80  # a job of some seconds
+JOB_S = 400.0  # less than a minute, unless the machine has much else to do
+
+
+@pytest.fixture(scope="module")
+def nodes(tiny_model, tmp_path_factory):
+    """A head, where the jobs are led, and three nodes with room for learners."""
+    with RayNodes(tmp_path_factory.mktemp("ray")) as nodes:
+        for _ in range(3):
+            nodes.add(num_cpus=1)
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def driver(nodes):
+    """A process that has joined the cluster."""
+    with multiprocessing.get_context("spawn").Pool(1, join) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def accepted(tiny_model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("accepted")
+    accept_job(directory, NUM_GROUPS)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def start(driver, accepted, tmp_path_factory):
+    """Begins to run a copy of the accepted job: its directory, and its outcome to come."""
+
+    def start(**learners):
+        directory = tmp_path_factory.mktemp("run") / "copy"
+        shutil.copytree(accepted, directory)
+        return directory, driver.apply_async(run_job, (directory, {"placement": "STRICT_SPREAD", **learners}))
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start):
+    return start(count=2)[1].get(JOB_S)
+
+
+def test_each_learner_runs_on_a_node_of_its_own(nodes, undisturbed):
+    assert len(set(undisturbed.nodes)) == 2
+    assert set(undisturbed.nodes) <= set(nodes.living()) - {nodes.head.node_id}
+    assert undisturbed.broken_off == []
+
+
+def test_a_job_that_loses_a_node_makes_the_same_version_on_those_that_are_left(nodes, start, undisturbed):
+    """The node of rank 0, where the learners meet."""
+    directory, outcome = start(count=2)
+    ranks = wait_for("the second gradient step", lambda: read_started(directory), JOB_S, poll_s=0.02)
+    nodes.kill(next(node for node in nodes.workers if node.node_id == ranks[0]))
+    outcome = outcome.get(JOB_S)
+    [cause] = outcome.broken_off  # not a second one: no learner was placed on the dead node again
+    assert "node" in cause and "lost" in cause
+    assert len(set(outcome.nodes)) == 2
+    assert set(outcome.nodes) <= set(nodes.living()) - {nodes.head.node_id}
+    assert outcome.digest == undisturbed.digest
+
+
+def test_a_job_that_lacks_nodes_says_so_and_starts_when_one_joins(nodes, start):
+    directory, outcome = start(count=3)
+    store = Store(store_url(directory))
+    said = wait_for("what the job waits for", lambda: store.jobs("default", 1)[0].waiting_for, JOB_S)
+    assert said.startswith("the cluster has no room for 3 learners of CPU 0.5, GPU 0 each on nodes of their own")
+    assert not outcome.ready()
+    joined = nodes.add(num_cpus=1)
+    outcome = outcome.get(JOB_S)
+    assert joined.node_id in outcome.nodes
+    assert len(set(outcome.nodes)) == 3
+    assert outcome.broken_off == []
+    assert store.jobs("default", 1)[0].waiting_for is None
+    store.close()
+
+
+def read_started(directory):
+    """The nodes of the ranks, once there are any."""
+    file = directory / STARTED
+    return json.loads(file.read_text()) if file.exists() else []
