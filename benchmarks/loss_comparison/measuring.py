@@ -31,8 +31,9 @@ class Measurement:
     reward: float
     """Mean over the evaluation tasks."""
     kl_base: float | None = None
-    """Of a detailed measurement, as the next. Mean of log pi - log pi_base over the sampled tokens: the plain estimate of KL(pi || pi_base) per token. The
-    non-negative one (k3) has a variance that explodes where pi has learnt to avoid what the base model says."""
+    """Of a detailed measurement, as the next. Mean of log pi - log pi_base over the sampled tokens: the plain estimate
+    of KL(pi || pi_base) per token. The non-negative one (k3) has a variance that explodes where pi has learnt to avoid
+    what the base model says."""
     entropy: float | None = None
     """Mean over the sampled tokens of the entropy of pi, exact at each."""
     sampler_learner_difference: float | None = None

@@ -40,8 +40,8 @@ def _made(how: Mapping[str, Any], settings: Settings) -> str:
         "process, for sampling and training without the evaluations; wall seconds would say nothing. Even CPU seconds "
         "rise when caches and cores are shared: read them as an order of magnitude.",
         f"- software: {how['versions']}",
-        f"- largest distance of a sampled token's logprob between sampler and learner, over the last versions of all runs: "
-        f"{how['sampler_difference']:.1e}",
+        f"- largest distance of a sampled token's logprob between sampler and learner, over the last versions of all "
+        f"runs: {how['sampler_difference']:.1e}",
     ]
     if how["missing"]:
         lines.append(f"- **not finished: {len(how['missing'])} of {how['planned']} planned runs**, so n varies below")
