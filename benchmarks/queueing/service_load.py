@@ -170,7 +170,9 @@ def measure_job(client: Client, meter: Meter, model: Model, shape: Shape, groups
         "first_completion_s": first,
         "other_completion_s": before,
         "gradient_steps": sum(event["type"] == "gradient_step" for event in events),
-        "tokens": sum(e["data"].get("data/step_trainer_tokens", 0) for e in events if e["type"] == "gradient_step"),
+        "trained_tokens": sum(
+            e["data"].get("data/step_trainer_tokens", 0) for e in events if e["type"] == "gradient_step"
+        ),
         "job": client.job(job),
         "events": [{"type": e["type"], "created_at": e["created_at"]} for e in events],
     }

@@ -12,8 +12,10 @@ from queueing.experiments import quantiles, simulate_publication, simulate_rollo
 Record = dict[str, Any]
 Tell = Callable[[str], None]
 ENGINES = (1, 8, 64)
-LEARNERS = (1, 2, 4, 8, 16, 32, 64)
-OPEN_GROUPS = (1, 4, 16, 64, 256, 1024)
+LEARNERS = (1, 2, 4, 8, 16, 64)
+OPEN_GROUPS = (1, 8, 64, 256)
+ROUNDS = 2
+"""Jobs of each run that are counted, after as many that aren't."""
 TINY_LOAD = Workload(
     runs=16, groups=16, completions=8, tokens=24, tokens_cv=0.5, prompt_tokens=25, packed_length=256, max_policy_lag=1
 )
@@ -55,7 +57,7 @@ def rollouts_alone(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> li
             for at_once in OPEN_GROUPS:
                 tell(f"rollouts: {engines} engines, {replicas} API replicas, {at_once} groups open")
                 size = replace(fleet, engines=engines, api_replicas=replicas, proxies=replicas)
-                records.append(simulate_rollouts(costs, size, load, at_once, rounds=max(2, 64 // at_once)))
+                records.append(simulate_rollouts(costs, size, load, at_once, rounds=max(2, 32 // at_once)))
     return records
 
 
@@ -64,7 +66,9 @@ def runs_by_size(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> list
     for engines in ENGINES:
         for learners in LEARNERS:
             tell(f"RL runs: {engines} engines, {learners} learners")
-            records.append(simulate_runs(costs, replace(fleet, engines=engines, learners=learners), load))
+            records.append(
+                simulate_runs(costs, replace(fleet, engines=engines, learners=learners), load, rounds=ROUNDS)
+            )
     return records
 
 
@@ -103,18 +107,20 @@ def remedies(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> list[Rec
     for name, of_change, options in changes:
         tell(f"remedies: {name}")
         size = replace(size, **options)
-        records.append({"change": name, **simulate_runs(of_change, size, load)})
+        records.append({"change": name, **simulate_runs(of_change, size, load, rounds=ROUNDS)})
     for name, of_change, options in changes[1:]:
         tell(f"remedies: {name}, alone")
         alone = replace(full, **options)
-        records.append({"change": name.removeprefix("+ ") + ", alone", **simulate_runs(of_change, alone, load)})
+        records.append(
+            {"change": name.removeprefix("+ ") + ", alone", **simulate_runs(of_change, alone, load, rounds=ROUNDS)}
+        )
     return records
 
 
 def sensitivity(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> list[Record]:
     """Each assumption halved and doubled, at 8 engines and 8 learners."""
     base = replace(fleet, engines=8, learners=8)
-    records = [{"assumption": "all as assumed", "factor": 1.0, **simulate_runs(costs, base, load)}]
+    records = [{"assumption": "all as assumed", "factor": 1.0, **simulate_runs(costs, base, load, rounds=ROUNDS)}]
     for factor in (0.5, 2.0):
         for name, changed, of_load in (
             ("engine tokens/s", replace(costs, engine_tokens_per_s=costs.engine_tokens_per_s * factor), load),
@@ -126,5 +132,7 @@ def sensitivity(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> list[
              * costs.gradient_bytes, checkpoint_bytes=costs.checkpoint_bytes * factor), load),
         ):  # fmt: skip
             tell(f"sensitivity: {name} x {factor:g}")
-            records.append({"assumption": name, "factor": factor, **simulate_runs(changed, base, of_load)})
+            records.append(
+                {"assumption": name, "factor": factor, **simulate_runs(changed, base, of_load, rounds=ROUNDS)}
+            )
     return records

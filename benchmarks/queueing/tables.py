@@ -23,9 +23,9 @@ def tables_of(outcome: Record) -> dict[str, list[Record]]:
 
 def validation(rows: list[Record]) -> list[Record]:
     return [
-        {"RL runs": r["loop"], "": r["number"], "measured": r["measured"], "predicted": r["predicted, slowed"],
-         "error": f"{r['error, slowed']:+.0%}", "slowdown": r["slowdown"],
-         "predicted, cores of their own": r["predicted, own cores"]}
+        {"load": r["what"], "unit": r["unit"], "measured": r["measured"], "slowdown": f"{r['slowdown']:.1f}",
+         "predicted": r["predicted, slowed"], "error": f"{r['error']:+.0%}",
+         "with cores of its own": r["predicted, own cores"]}
         for r in rows
     ]  # fmt: skip
 
@@ -92,14 +92,18 @@ def publication(records: list[Record]) -> list[Record]:
 
 
 def remedies(outcome: Record) -> list[Record]:
-    rows = []
-    for tiny, large in zip(*(outcome[name]["remedies"] for name in MODELS), strict=True):
-        row: Record = {"change": tiny["change"]}
-        for name, r in (("tiny", tiny), ("large", large)):
-            row |= {f"{name}: jobs/s": float(r["jobs_per_s"]), "rollouts/s" + " " * (name == "large"):
-                    float(r["rollouts_per_s"]), f"{name}: busiest": r["bottleneck"]}  # fmt: skip
-        rows.append(row)
-    return rows
+    """Jobs/s with each change alone, and with all changes down to it."""
+    rows: dict[str, Record] = {}
+    for name in MODELS:
+        for r in outcome[name]["remedies"]:
+            change = r["change"].removeprefix("+ ")
+            row = rows.setdefault(change.removesuffix(", alone"), {"change": change})
+            if change.endswith(", alone"):
+                row[f"{name}, alone"] = _number(r["jobs_per_s"])
+            else:
+                row |= {f"{name}, alone": "", f"{name}, and those above": _number(r["jobs_per_s"]),
+                        f"{name}, then busiest": r["bottleneck"]}  # fmt: skip
+    return list(rows.values())
 
 
 def sensitivity(records: list[Record]) -> list[Record]:

@@ -1,11 +1,11 @@
-"""What the simulation predicts for the runs that were measured, and how far off it is."""
+"""What the simulation predicts for what was measured of a running service, and how far off it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from queueing.costs import Costs, Fleet, Workload
-from queueing.experiments import simulate_runs
+from queueing.experiments import simulate_rollouts, simulate_runs
 
 Record = dict[str, Any]
 HERE = Fleet(artifact_bytes_per_s=0)
@@ -13,42 +13,61 @@ HERE = Fleet(artifact_bytes_per_s=0)
 
 
 def validate(costs: Costs, measured: Record) -> list[Record]:
-    """Each measured loop of RL runs, none of whose numbers the constants were taken from.
+    """Elapsed times, none of which the constants were taken from: those are processor times of the same requests, and
+    times of parts in another process.
 
-    Its machine had two cores for all of the service, its clients, and other work. `slowdown` is how much longer the
-    service's processes took than they ran, read from the kernel's scheduler during that loop. The prediction is made
-    for processes with a core each, and again with all costs multiplied by the slowdown.
+    The service had two cores for all its processes, its clients and other people's work. Predicted is a service whose
+    processes have a core each, and the same with all costs multiplied by the `slowdown` there was.
     """
     prompt_tokens = measured["parts"]["tiny"]["prompt_tokens"]
-    return [row for loop in measured["service"]["loops"] for row in _compare(costs, loop, prompt_tokens)]
+    service = measured["service"]
+    rows = [_rollouts(costs, record, prompt_tokens) for record in service["completions"]]
+    rows += [_job(costs, record, prompt_tokens) for record in service["jobs"]]
+    return rows + [_loop(costs, record, prompt_tokens) for record in service["loops"]]
 
 
-def slowdown(loop: Record) -> float:
-    ran, waited = sum(loop["core_s"].values()), sum(loop["waited_s"].values())
-    return (ran + waited) / ran
+def slowdown(record: Record) -> float:
+    """How much longer the process that ran most took than it ran, as the kernel's scheduler counted it. Rough: all its
+    threads count, and other processes waited more or less."""
+    busiest = max(record["core_s"], key=lambda role: record["core_s"][role])
+    return 1 + record["waited_s"][busiest] / record["core_s"][busiest]
 
 
-def workload_of(loop: Record, prompt_tokens: int) -> Workload:
+def workload_of(record: Record, prompt_tokens: int, runs: int = 1) -> Workload:
     return Workload(
-        runs=loop["runs"], groups=loop["groups"], completions=loop["completions"], tokens=loop["tokens"], tokens_cv=0,
-        prompt_tokens=prompt_tokens, packed_length=loop["packed_length"], max_policy_lag=0,
+        runs=runs, groups=record.get("groups", 1), completions=record["completions"], tokens=record["tokens"],
+        tokens_cv=0, prompt_tokens=prompt_tokens, packed_length=record.get("packed_length", 256), max_policy_lag=0,
     )  # fmt: skip
 
 
-def _compare(costs: Costs, loop: Record, prompt_tokens: int) -> list[Record]:
-    load, factor = workload_of(loop, prompt_tokens), slowdown(loop)
-    what = f"{load.runs} run{'s' * (load.runs > 1)}, {load.groups} groups of {load.completions} x {load.tokens} tokens"
-    own, slowed = (simulate_runs(c, HERE, load, rounds=10) for c in (costs, costs.slowed(factor)))
-    rows = []
-    for number, measured, of in (
-        ("jobs/s", loop["jobs_per_s"], lambda r: r["jobs_per_s"]),
-        ("rollouts/s", loop["rollouts_per_s"], lambda r: r["rollouts_per_s"]),
-        ("batch sampled, s", loop["median_rollouts_s"], lambda r: r["batches_s"]["rollouts"]),
-        ("job accepted, s", loop["median_accept_s"], lambda r: r["batches_s"]["accept"]),
-        ("version there, s", loop["median_version_s"], lambda r: sum(r["stages_s"].values()) + r["noticed_s"]),
-    ):
-        rows.append({
-            "loop": what, "number": number, "measured": measured, "slowdown": factor, "predicted, own cores": of(own),
-            "predicted, slowed": of(slowed), "error, slowed": of(slowed) / measured - 1,
-        })  # fmt: skip
-    return rows
+def _rollouts(costs: Costs, record: Record, prompt_tokens: int) -> Record:
+    load = workload_of(record, prompt_tokens)
+    own, slowed = (simulate_rollouts(c, HERE, load, record["at_once"])["rollouts_per_s"]
+                   for c in (costs, costs.slowed(slowdown(record))))  # fmt: skip
+    what = f"{record['at_once']} x {load.completions} completions of {load.tokens} tokens"
+    return _row(what, "rollouts/s", record, record["requests"] * load.completions / record["wall_s"], own, slowed)
+
+
+def _job(costs: Costs, record: Record, prompt_tokens: int) -> Record:
+    """One job alone, from its acceptance until a waiting client knows of its version."""
+    load = workload_of(record, prompt_tokens)
+
+    def jobs_per_s(of: Costs) -> float:
+        result = simulate_runs(of, HERE, load)
+        return 1 / (sum(result["stages_s"].values()) + result["noticed_s"])
+
+    own, slowed = jobs_per_s(costs), jobs_per_s(costs.slowed(slowdown(record)))
+    what = f"a job of {load.groups} groups of {load.completions} x {load.tokens} tokens"
+    return _row(what, "jobs/s", record, 1 / record["version_s"], own, slowed)
+
+
+def _loop(costs: Costs, record: Record, prompt_tokens: int) -> Record:
+    load = workload_of(record, prompt_tokens, record["runs"])
+    own, slowed = (simulate_runs(c, HERE, load)["jobs_per_s"] for c in (costs, costs.slowed(slowdown(record))))
+    what = f"{load.runs} RL runs, {load.groups} groups of {load.completions} x {load.tokens} tokens"
+    return _row(what, "jobs/s", record, record["jobs_per_s"], own, slowed)
+
+
+def _row(what: str, unit: str, record: Record, measured: float, own: float, slowed: float) -> Record:
+    return {"what": what, "unit": unit, "measured": measured, "slowdown": slowdown(record), "predicted, slowed": slowed,
+            "error": slowed / measured - 1, "predicted, own cores": own}  # fmt: skip
