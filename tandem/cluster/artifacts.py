@@ -15,6 +15,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from tandem.cluster.checkpoint_cache import make_room, mark_used
 from tandem.cluster.errors import ArtifactError
 from tandem.rl.durability import sync
 
@@ -34,7 +35,8 @@ class Artifacts:
     """Durable storage for what must outlive every process.
 
     Keys are relative paths that this class's callers make from ids and digests. A key is written once and never
-    changed. With a local root, directories are used where they are; otherwise they are cached under `cache_dir`.
+    changed. With a local root, directories are used where they are; otherwise they are cached under `cache_dir`, which
+    keeps to a share of its disk.
     """
 
     def __init__(self, root: str, cache_dir: str | Path | None = None):
@@ -62,10 +64,13 @@ class Artifacts:
         source, target = self.checkpoints_dir / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
         for file in sorted(source.iterdir(), key=lambda f: f.name == "manifest.json"):
             self._fs.put_file(str(file), f"{target}/{file.name}")
+        make_room(self.checkpoints_dir)
 
     def pull_checkpoint(self, digest: str) -> Path:
         """The local directory of a checkpoint, copied from the root when it isn't here. Raises ArtifactError."""
         local = self.checkpoints_dir / _checked(digest)
+        if not self._is_local:
+            mark_used(local)
         if (local / "manifest.json").is_file():
             return local
         source = self._url(f"{CHECKPOINTS}/{digest}")
@@ -77,6 +82,8 @@ class Artifacts:
             aside.rename(local)
         except OSError:  # another process has just made the same immutable copy
             shutil.rmtree(aside, ignore_errors=True)
+        mark_used(local)  # some file systems copy the times of what they copy
+        make_room(self.checkpoints_dir)
         return local
 
     def delete_checkpoint(self, digest: str) -> None:
