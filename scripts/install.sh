@@ -2,7 +2,7 @@
 # Makes .venv with uv. Called by the Makefile with EXTRA (cpu or gpu), PYTHON and CONSTRAINTS; by deploy/Dockerfile
 # also with EXTRAS, because an image needs no tests.
 set -euo pipefail
-EXTRAS=${EXTRAS:-postgres,test,bench}
+EXTRAS=${EXTRAS:-postgres,environments,test,bench}
 
 bootstrap_uv() {
   if command -v uv; then return; fi
