@@ -82,6 +82,12 @@ class EngineConfig(Settings):
     """The vLLM engine of a base model."""
 
     replicas: int = Field(1, ge=1, le=256)
+    max_replicas_per_node: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="When a node is lost, more than these wait for another, rather than take the room of its learners.",
+    )
     dtype: Dtype = "auto"
     max_num_seqs: int = Field(64, ge=1, description="Sequences decoded together.")
     max_loras: int = Field(4, ge=2, description="Policy versions that run in one batch.")

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PackedSequence")
 TICK_S = 0.5
 PEER_DEATH_S = 2.0  # how long a dead actor may take to be noticed by Ray
+PLACEMENT_S = 3.0  # how long Ray may take to place learners that there is room for
 NODE_DEATH_S = 90.0  # the same for a node: about 15 s when its processes die, a minute when it doesn't answer at all
 
 
@@ -198,18 +199,22 @@ class LearnerGroup:
         return [results[ref] for ref in refs]
 
     def _wait_for_placement(self, bundle: dict[str, float], tick: Callable[[], None]) -> None:
-        deadline = time.monotonic() + self._deadlines.start_learners_s
+        began = time.monotonic()
         while not self._placement.wait(TICK_S):
-            self.waiting_for = (
+            waited_s = time.monotonic() - began
+            is_late = waited_s > self._deadlines.start_learners_s
+            lack = (
                 f"the cluster has no room for {self._base.learners.count} learners of {_amounts(bundle)} each"
                 f"{_WHERE.get(self._base.learners.placement, '')} (available: {_amounts(ray.available_resources())}, "
                 f"in all: {_amounts(ray.cluster_resources())}, nodes: {sum(n['Alive'] for n in ray.nodes())})"
             )
+            if is_late or waited_s > PLACEMENT_S:
+                self.waiting_for = lack
             tick()
-            if time.monotonic() > deadline:
+            if is_late:
                 raise StageError(
                     "start_learners",
-                    f"after {self._deadlines.start_learners_s:g} s, {self.waiting_for}.",
+                    f"after {self._deadlines.start_learners_s:g} s, {lack}.",
                     "Add nodes, lower learners.count, num_cpus or num_gpus, or change learners.placement.",
                     retryable=True,
                 )

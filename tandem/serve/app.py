@@ -272,6 +272,7 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
             EngineReplica,
             name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
             num_replicas=settings.replicas,
+            max_replicas_per_node=settings.max_replicas_per_node,
             max_ongoing_requests=MAX_REQUESTS,
             ray_actor_options={
                 "num_cpus": settings.num_cpus,
