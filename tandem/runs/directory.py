@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import zstandard
 from filelock import FileLock, Timeout
@@ -23,8 +23,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.runs.errors import RunDirectoryError
 from tandem.runs.ledger import Ledger
-
-FORMAT = 1
 
 
 class _State(BaseModel):
@@ -50,7 +48,7 @@ class Posting(_State):
 
 
 class RunState(_State):
-    format: int = FORMAT
+    format: Literal[1] = 1
     run_id: str
     task: dict[str, Any]
     """The task file that the run went on with last."""
@@ -151,12 +149,14 @@ class RunDirectory:
         content = b"[" + b",".join(group.model_dump_json(exclude_unset=True).encode() for group in groups) + b"]"
         _write(self._file(index, "groups.json.zst"), zstandard.ZstdCompressor().compress(content))
 
-    def stored_batch(self, index: int) -> StoredBatch | None:
-        groups = self._file(index, "groups.json.zst")
-        if not groups.exists():
-            return None
+    def has_batch(self, index: int) -> bool:
+        return self._file(index, "groups.json.zst").exists()
+
+    def stored_batch(self, index: int) -> StoredBatch:
+        """One that is there."""
         about = json.loads(self._file(index, "json").read_bytes())
-        return StoredBatch(index, groups.read_bytes(), about["metrics"], about["oldest_version"])
+        groups = self._file(index, "groups.json.zst").read_bytes()
+        return StoredBatch(index, groups, about["metrics"], about["oldest_version"])
 
     def drop_batch(self, index: int) -> None:
         """Removes what `store_batch` has kept, if it has."""

@@ -99,7 +99,7 @@ class BatchRoller:
         start, num_groups = self._directory.state.model.start_version, self._task.rollouts.groups_per_job
         async with asyncio.TaskGroup() as groups:
             for index in range(first_batch, self._task.training.jobs):
-                if self._directory.stored_batch(index):
+                if self._directory.has_batch(index):
                     self._stored[index].set()
                     continue
                 asked = time.monotonic()

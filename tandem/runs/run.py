@@ -73,11 +73,10 @@ def _drop_batches_that_lag(directory: RunDirectory, task: TaskConfig) -> None:
     """Batches that were rolled out under a looser bound than the task now has, but not posted yet."""
     posted = directory.state.posting.batch if directory.state.posting else -1
     for index in range(directory.ledger.num_trained, task.training.jobs):
-        batch = directory.stored_batch(index)
-        if batch is None:
-            return
-        lag = directory.state.model.start_version + index - batch.oldest_version
-        if index != posted and lag > task.training.max_policy_lag:
+        if index == posted or not directory.has_batch(index):
+            continue
+        lag = directory.state.model.start_version + index - directory.stored_batch(index).oldest_version
+        if lag > task.training.max_policy_lag:
             directory.drop_batch(index)
 
 

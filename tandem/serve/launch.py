@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.local_ray import local_ray
 from tandem.rl.tiny_model import resolve_model
+from tandem.serve.startup import ServiceLostError, StartError
 
 logger = logging.getLogger(__name__)
 APPLICATION = "tandem"
@@ -26,14 +27,6 @@ RAY_TOKEN_FILE = "ray_token"  # in the home directory
 OBJECT_STORE_BYTES = 512 << 20
 START_DEADLINE_S = 900.0
 END_DEADLINE_S = 30.0  # beyond the grace that running jobs get
-
-
-class StartError(RuntimeError):
-    """The service didn't come up. The message says which part, and where its log is."""
-
-
-class ServiceLostError(RuntimeError):
-    """The Ray or the Serve under a running service is gone, and the service with it."""
 
 
 def num_cpus_needed(config: TandemConfig) -> int:

@@ -14,6 +14,14 @@ from rich.markup import escape
 from tandem.serve.stopping import StopSignals
 
 
+class StartError(RuntimeError):
+    """The service didn't come up. The message says which part, and where its log is."""
+
+
+class ServiceLostError(RuntimeError):
+    """The Ray or the Serve under a running service is gone, and the service with it."""
+
+
 class Startup:
     """A spinner in a terminal, elsewhere a line for each step. Listens to the signals that end the command."""
 
@@ -51,8 +59,6 @@ class Startup:
 @contextmanager
 def startup(err: Console) -> Iterator[Startup]:
     """Ends the command with a sentence when the service doesn't start or is lost, and when a signal ends it."""
-    from tandem.serve.launch import ServiceLostError, StartError
-
     start = Startup(err)
     start.begin()
     try:

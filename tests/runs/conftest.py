@@ -68,7 +68,7 @@ def do_run(service, tmp_path) -> Callable[..., Recording]:
         planned = plan(path)
         with RunDirectory(tmp_path / "run") as directory:
             report.said += begin_or_go_on(directory, planned.task)
-            asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 60))
+            asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 300))
         return report
 
     return do

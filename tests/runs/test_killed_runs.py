@@ -59,7 +59,7 @@ def test_a_run_killed_at_random_moments_does_what_an_undisturbed_one_does(task, 
                         time.sleep(0.001)
                     time.sleep(rng.uniform(0, 0.1))
                     process.kill()
-                output, _ = process.communicate(timeout=60)
+                output, _ = process.communicate(timeout=400)
                 if process.returncode == 0:
                     break
                 assert process.returncode == -9, output
@@ -89,11 +89,11 @@ def test_a_run_killed_right_after_its_post_trains_the_batch_once(task_file, tmp_
 
         service.intercept = kill_at_the_post
         process = start(task, service, directory)
-        process.communicate(timeout=60)
+        process.communicate(timeout=400)
         assert process.returncode == -9
         assert [row["batch"] for row in rows(directory)] == [0]
         second = start(task, service, directory)
-        output, _ = second.communicate(timeout=60)
+        output, _ = second.communicate(timeout=400)
         assert second.returncode == 0, output
         assert [job.step for job in service.jobs] == [1, 2, 3]
         assert [row["batch"] for row in rows(directory)] == [0, 1, 2]

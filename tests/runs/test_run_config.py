@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from tandem.cluster.config import TandemConfig
 from tandem.runs.config import RESERVED_SAMPLING, TaskConfig, load_task
 from tandem.runs.errors import TaskFileError
 from tandem.runs.run import plan
@@ -50,6 +51,11 @@ def test_every_shipped_task_is_valid_and_has_its_environment(path):
     planned = plan(path)
     assert len(planned.train_tasks) and len(planned.eval_tasks)
     assert path.stem == planned.task.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "services").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_service_is_valid(path):
+    TandemConfig.load(path)
 
 
 def test_examples_are_found():

@@ -1,0 +1,80 @@
+"""`tandem train` as a process: what it prints, how it ends, where its state is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TANDEM = Path(sys.executable).with_name("tandem")
+
+
+@pytest.fixture
+def start(service, tmp_path):
+    def start(task_file, **changes):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TANDEM_"))}
+        environment |= {"TANDEM_URL": service.url, "TANDEM_API_KEY": "tdm_test", "TANDEM_HOME": str(tmp_path / "home")}
+        working_dir = tmp_path / "elsewhere"
+        working_dir.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [TANDEM, "train", str(task_file)],
+            env=environment | changes,
+            cwd=working_dir,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def ended(process):
+    output, _ = process.communicate(timeout=400)
+    return process.returncode, output
+
+
+def test_a_run_is_stopped_by_a_signal_and_goes_on(service, start, task_file, tmp_path):
+    service.training_s, service.is_constant = 0.5, True
+    path = task_file(training={"jobs": 5}, evaluation={"every": 5})
+    process = start(path)
+    while service.step < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    status, output = ended(process)
+    assert status == 128 + signal.SIGTERM, output
+    assert "of 5 jobs are trained" in output and "The same command goes on from there." in output
+    assert "Traceback" not in output
+    run = tmp_path / "home" / "runs" / "test"  # not where it was started
+    assert (run / "reward.png").exists()
+
+    status, output = ended(start(path))
+    assert status == 0, output
+    assert "Going on after" in output and "version 5 (job 5/5)" in output
+    assert "5 of 5 jobs are trained" in output and "The same command" not in output
+    assert [job.step for job in service.jobs] == [1, 2, 3, 4, 5]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+    status, output = ended(start(path))
+    assert status == 0 and "has trained all its 5 jobs" in output
+
+
+def test_a_failed_job_gives_status_1_and_a_sentence(service, start, task_file):
+    service.fail_jobs = 1
+    status, output = ended(start(task_file(training={"jobs": 2, "max_policy_lag": 0})))
+    assert status == 1
+    assert "the learner ran out of memory" in output and "the same command posts it again" in output
+    assert "Traceback" not in output
+
+
+def test_mistakes_give_status_2_and_touch_nothing(service, start, task_file):
+    status, output = ended(start(task_file(rollouts={"group": 1})))
+    assert status == 2 and "rollouts.group: there is no such field" in output
+    status, output = ended(start(task_file(), TANDEM_API_KEY=""))
+    assert status == 2 and "set TANDEM_API_KEY" in output
+    status, output = ended(start(task_file(service={"config": "missing.yaml"}), TANDEM_URL=""))
+    assert status == 2 and "There is no configuration file at" in output
+    assert service.requests == []
