@@ -68,13 +68,8 @@ def simulate(results: Path) -> None:
         ("tiny", costs, study.TINY_FLEET, study.TINY_LOAD),
         ("large", large, study.LARGE_FLEET, study.LARGE_LOAD),
     ):
-        outcome[name] = {
-            "rollouts": study.rollouts_alone(of_model, fleet, load, tell),
-            "runs": study.runs_by_size(of_model, fleet, load, tell),
-            "publication": study.publication(of_model, fleet, load, tell),
-            "remedies": study.remedies(of_model, fleet, load, tell),
-            "sensitivity": study.sensitivity(of_model, fleet, load, tell),
-        }
+        outcome[name] = study.study(of_model, fleet, load, tell)
+    outcome["large"]["sensitivity"] = study.sensitivity(large, study.LARGE_FLEET, study.LARGE_LOAD, tell)
     (results / "scaling.json").write_text(json.dumps(rounded(outcome), indent=1) + "\n")
     plots.plot_all(outcome, results)
     tables = tables_of(outcome)

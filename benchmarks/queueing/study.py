@@ -49,6 +49,15 @@ LARGE_FLEET = Fleet(node_bytes_per_s=1.25e9, artifact_bytes_per_s=5e9)
 TINY_FLEET = Fleet(node_bytes_per_s=1.25e9, artifact_bytes_per_s=5e9)
 
 
+def study(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> dict[str, list[Record]]:
+    return {
+        "rollouts": rollouts_alone(costs, fleet, load, tell),
+        "runs": runs_by_size(costs, fleet, load, tell),
+        "publication": publication(costs, fleet, load, tell),
+        "remedies": remedies(costs, fleet, load, tell),
+    }
+
+
 def rollouts_alone(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> list[Record]:
     """Completions without training, by how many groups are open; with one API replica and proxy, and with eight."""
     records = []
