@@ -25,21 +25,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from loss_comparison import configurations as known
-from loss_comparison.execution import Failures, ray_connection, run_here, run_on_ray
 from loss_comparison.plots import plot_areas, plot_curves, plot_replay
-from loss_comparison.replay import StoredBatches, stored_batches
 from loss_comparison.report import render
 from loss_comparison.results import Results, write_atomically
 from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.summary import cells, largest_sampler_difference, replayed
 from rich.console import Console
+
+if TYPE_CHECKING:  # what makes runs takes long to import, and isn't needed for a report of what is there
+    from loss_comparison.execution import Failures
+    from loss_comparison.replay import StoredBatches
 
 PACKAGE = Path(__file__).parent / "loss_comparison"
 console = Console(highlight=False, soft_wrap=True)
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     planned = requests(options, settings, chosen, stored)
     missing = [request for request in planned if results.get(request) is None]
     console.print(f"{len(planned)} runs, of which {len(planned) - len(missing)} are there already.")
-    failures = Failures()
+    failures = None
     if missing and not options.report_only:
         failures = make(options, missing, stored, results)
     report(options, settings, chosen, planned, stored, results)
@@ -98,6 +100,8 @@ def replays(options: argparse.Namespace, settings: Settings, results: Results) -
     """The stored batches, by digest: those of the first seed and the longest lag, made where they aren't there."""
     if not options.replay:
         return {}
+    from loss_comparison.replay import stored_batches
+
     with console.status("Stored batches for the replay") as status:
         stored = stored_batches(results.directory, settings, 0, max(options.lags), status.update)
     return {stored.digest: stored}
@@ -131,6 +135,8 @@ def requests(
 def make(
     options: argparse.Namespace, missing: Sequence[RunRequest], stored: dict[str, StoredBatches], results: Results
 ) -> Failures:
+    from loss_comparison.execution import ray_connection, run_here, run_on_ray
+
     if not options.ray:
         return run_here(missing, stored, results, console)
     with ray_connection(PACKAGE, options.output / "ray-token"):

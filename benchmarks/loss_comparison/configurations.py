@@ -137,6 +137,17 @@ TRL_CONFIGURATIONS = (
 )
 """Their overrides are fields of trl.GRPOConfig."""
 
+TRL_STEPS_PER_VERSION = 4
+TRL_DIFFERENCES = (
+    "TRL takes exactly four gradient steps per version, each on a quarter of the rollouts in shuffled order; Tandem"
+    " takes one per packed row of whole groups, about as many.",
+    "TRL keeps groups whose rewards are all equal, with advantage 0, in the mean; Tandem leaves them out.",
+    "TRL divides by the sample standard deviation + 1e-4, Tandem by the population's + 1e-6, and then by the mean"
+    " absolute advantage of the job.",
+    "TRL's random numbers for sampling are its own; tasks and evaluation are the same.",
+    "TRL computes old logprobs with the model in training, Tandem takes those of the sampler.",
+)
+
 
 def configuration(name: str) -> Configuration:
     """By its name. Raises ValueError, with the names there are."""

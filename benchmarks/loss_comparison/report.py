@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loss_comparison.analysis import FINAL_EVALUATIONS, LEVEL, Interval
-from loss_comparison.configurations import BASELINE, Configuration
+from loss_comparison.configurations import BASELINE, TRL_DIFFERENCES, TRL_STEPS_PER_VERSION, Configuration
 from loss_comparison.settings import Settings
 from loss_comparison.summary import Cell, Replayed
-from loss_comparison.trl_peer import DIFFERENCES, STEPS_PER_VERSION
 
 SIGNIFICANT = 0.05
 
@@ -177,11 +176,12 @@ def _conclusions(cells: Sequence[Cell]) -> str:
 
 
 def _peer() -> str:
-    lines = "\n".join(f"- {difference}" for difference in DIFFERENCES)
+    lines = "\n".join(f"- {difference}" for difference in TRL_DIFFERENCES)
     return (
         "## The peer\n\nTRL's GRPOTrainer ran on-policy with the same base model, LoRA rank, targets and first weights,"
         " tasks in the same order, rewards, number of rollouts, temperature, learning rate, AdamW and gradient clip,"
-        f" {STEPS_PER_VERSION} gradient steps per version, and was measured by the same evaluation. Not matched:\n\n"
+        f" {TRL_STEPS_PER_VERSION} gradient steps per version, and was measured by the same evaluation. "
+        "Not matched:\n\n"
         f"{lines}"
     )
 

@@ -1,7 +1,7 @@
 """The peer: the same task trained by TRL's GRPOTrainer, and measured by the same ruler.
 
-The same: base model, LoRA rank, targets and initial weights, tasks in the same order, rewards, rollouts per version,
-temperature, learning rate, AdamW, gradient clipping. What couldn't be matched stands in DIFFERENCES.
+The same: base model, LoRA rank, targets, initial weights, tasks in the same order, rewards, rollouts per version,
+temperature, learning rate, AdamW, gradient clipping. What couldn't be matched is in configurations.TRL_DIFFERENCES.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loss_comparison.configurations import TRL_STEPS_PER_VERSION
 from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.training_run import Bench, Progress, Stopwatch, result
 from tandem.rl.environments.base import SingleTurnEnvironment
@@ -24,17 +25,6 @@ from tandem.rl.learner import OptimizerSettings
 from tandem.rl.lora import LoraSettings, adapter_parameters
 from tandem.rl.policy import resolve_device, resolve_dtype
 from tandem.rl.tiny_model import resolve_model
-
-STEPS_PER_VERSION = 4
-DIFFERENCES = (
-    "TRL takes exactly four gradient steps per version, each on a quarter of the rollouts in shuffled order; Tandem"
-    " takes one per packed row of whole groups, about as many.",
-    "TRL keeps groups whose rewards are all equal, with advantage 0, in the mean; Tandem leaves them out.",
-    "TRL divides by the sample standard deviation + 1e-4, Tandem by the population's + 1e-6, and then by the mean"
-    " absolute advantage of the job.",
-    "TRL's random numbers for sampling are its own; tasks and evaluation are the same.",
-    "TRL computes old logprobs with the model in training, Tandem takes those of the sampler.",
-)
 
 
 def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[str, Any]:
@@ -118,14 +108,16 @@ class _Run:
         from trl import GRPOConfig
 
         optimizer, rollouts = asdict(OptimizerSettings()), settings.groups_per_version * settings.group_size
-        if rollouts % STEPS_PER_VERSION:
-            raise ValueError(f"{rollouts} rollouts per version can't be split over {STEPS_PER_VERSION} gradient steps.")
+        if rollouts % TRL_STEPS_PER_VERSION:
+            raise ValueError(
+                f"{rollouts} rollouts per version can't be split over {TRL_STEPS_PER_VERSION} gradient steps."
+            )
         return GRPOConfig(
             output_dir=self._scratch,
-            per_device_train_batch_size=rollouts // STEPS_PER_VERSION,
-            steps_per_generation=STEPS_PER_VERSION,
+            per_device_train_batch_size=rollouts // TRL_STEPS_PER_VERSION,
+            steps_per_generation=TRL_STEPS_PER_VERSION,
             gradient_accumulation_steps=1,
-            max_steps=settings.num_versions * STEPS_PER_VERSION,
+            max_steps=settings.num_versions * TRL_STEPS_PER_VERSION,
             num_generations=settings.group_size,
             max_completion_length=settings.max_tokens,
             temperature=1.0,
@@ -169,8 +161,8 @@ class _Run:
                 if "grad_norm" in (logs or {}):
                     run._norms.append(float(logs["grad_norm"]))
 
-                if "grad_norm" in (logs or {}) and state.global_step % STEPS_PER_VERSION == 0:
-                    run._at_version(state.global_step // STEPS_PER_VERSION, more["model"])
+                if "grad_norm" in (logs or {}) and state.global_step % TRL_STEPS_PER_VERSION == 0:
+                    run._at_version(state.global_step // TRL_STEPS_PER_VERSION, more["model"])
 
         return AtEachVersion()
 

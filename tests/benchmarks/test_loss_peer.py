@@ -2,7 +2,7 @@
 
 import pytest
 from loss_comparison import training_run, trl_peer
-from loss_comparison.configurations import configuration
+from loss_comparison.configurations import TRL_STEPS_PER_VERSION, configuration
 from loss_comparison.settings import RunRequest
 
 pytest.importorskip("trl", reason="TRL is part of the extra `bench`.")
@@ -23,7 +23,7 @@ def test_it_starts_alike_sees_the_same_tasks_and_learns(small):
 
     assert [record["version"] for record in own["curve"]] == [0, 1, 2, 3]
     assert own["curve"][0] == ours["curve"][0]
-    assert own["curve"][1]["num_steps"] == trl_peer.STEPS_PER_VERSION
+    assert own["curve"][1]["num_steps"] == TRL_STEPS_PER_VERSION
     assert abs(own["curve"][3]["eval"]["kl_base"]) > 1e-3  # it has trained
     stream = training_run.Bench.of(small, 0).tasks
     in_order = list(dict.fromkeys(seen))
