@@ -24,7 +24,7 @@ def finished(service, tmp_path_factory):
         "COLUMNS": "120",
     }
     command = [TANDEM, "train", str(EXAMPLE)]
-    result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     return home / "runs" / "largest", result.stdout
 
@@ -37,15 +37,16 @@ def rows(directory, kind):
 def test_the_reward_rises_on_tasks_that_were_not_trained(finished):
     evaluations = {row["version"]: row["eval/reward/mean"] for row in rows(finished[0], "evaluation")}
     assert list(evaluations) == [0, 4, 8, 12]
-    assert evaluations[0] < 0.5 and evaluations[12] > 0.8
+    assert evaluations[0] < 0.6 and evaluations[12] > max(0.8, evaluations[0] + 0.3)
 
 
 def test_rollouts_ran_beside_training_within_the_bound(finished):
     trained = rows(finished[0], "training")
     assert [row["version"] for row in trained] == list(range(1, 13))
-    assert [row["policy_lag/max"] for row in trained] == [0] + [1] * 11
+    lags = [row["policy_lag/max"] for row in trained]
+    assert lags[0] == 0 and set(lags[1:]) <= {0, 1} and sum(lags) > 6
     beside = sum(row["seconds/rollouts_beside_training"] for row in trained[1:])
-    assert beside > 0.3 * sum(row["seconds/rollouts"] for row in trained[1:])
+    assert beside > 0.3 * sum(row["seconds/training"] for row in trained[:-1])
 
 
 def test_what_is_left_can_be_looked_at(finished):
