@@ -12,13 +12,13 @@ import psutil
 import pytest
 from ray_head import ray_head
 
-JOBS = 6
+JOBS = 40  # so many that a run can be stopped before it is done
 TASK = f"""
 name: submitted
 environment: {{class: my_environment.py:Words}}
 rollouts: {{groups_per_job: 8, group_size: 4, max_tokens: 16}}
 training: {{jobs: {JOBS}, experimental_config: {{learning_rate: 1e-3, packed_sequence_length: 256}}}}
-evaluation: {{every: 3, tasks: 4}}
+evaluation: {{every: 20, tasks: 4}}
 """
 ENVIRONMENT = '''
 """A user's own environment; only the program that was submitted can import it."""
@@ -144,7 +144,7 @@ def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, submi
     assert "Job 'last' succeeded" in last.status()
     assert f"{JOBS} of {JOBS} jobs are trained" in last.output
     assert versions(home) == list(range(1, JOBS + 1))
-    assert [row["version"] for row in rows(home) if row["kind"] == "evaluation"] == [0, 3, 6]
+    assert [row["version"] for row in rows(home) if row["kind"] == "evaluation"] == [0, 20, 40]
     assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
     assert not service_runs(head)
     assert drivers(home) == []
