@@ -2,7 +2,8 @@
 # Makes .venv with uv. Called by the Makefile with EXTRA (cpu or gpu), PYTHON and CONSTRAINTS; by deploy/Dockerfile
 # also with EXTRAS, because an image needs no tests.
 set -euo pipefail
-EXTRAS=${EXTRAS:-postgres,environments,test,bench}
+WITH_ENVIRONMENTS=${EXTRAS:+no}  # the extra that may fail to install, unless the extras are named
+EXTRAS=${EXTRAS:-postgres,test,bench}
 
 bootstrap_uv() {
   if command -v uv; then return; fi
@@ -37,18 +38,28 @@ fi
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$PYTHON" -m pip config get global.find-links 2>/dev/null || true)}}
 install() {
   # Compiled now, or, where Python is told to write no bytecode, at every start of every process: minutes for vLLM.
-  UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,$EXTRAS]" --constraint "$CONSTRAINTS" "$@"
+  UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,${1}]" --constraint "$CONSTRAINTS" "${@:2}"
+}
+install_environments() {
+  if [ "$WITH_ENVIRONMENTS" = no ] || install "$EXTRAS,environments" "$@" 2>>"$log"; then return; fi
+  echo "Reasoning Gym was left out: it needs a C compiler and Python's headers (Debian: build-essential, python3-dev). All else works." >&2
 }
 
 echo "Installing Tandem for $EXTRA into .venv"
-if [ "$EXTRA" = gpu ]; then
-  install
-  exit
-fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+if [ "$EXTRA" = gpu ]; then
+  install "$EXTRAS"
+  install_environments
+  exit
+fi
 # First where pip is already told to look, then PyTorch's own index of CPU builds.
-if install 2>"$log" || install --torch-backend cpu 2>>"$log"; then exit; fi
+for options in "" "--torch-backend cpu"; do
+  if install "$EXTRAS" $options 2>>"$log"; then
+    install_environments $options
+    exit
+  fi
+done
 cat "$log" >&2
 cat >&2 <<'TEXT'
 
