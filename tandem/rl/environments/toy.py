@@ -1,4 +1,4 @@
-"""Toy tasks that the built-in tiny model learns within a few dozen gradient steps; for demos, tests and benchmarks.
+"""Toy tasks for demos, tests and benchmarks, which the built-in tiny model can answer at times and so learn from.
 
 They speak as the tiny model was taught to (`tandem.rl.tiny_corpus`), and a larger model understands them too.
 """
@@ -134,11 +134,17 @@ class Copy(ToyQuestion[tuple[str, ...]]):
         return words[2:] if words[:2] == ["you", "said"] else words
 
 
-def add(a: Any, b: Any) -> int:
-    """The tool of Calculator, which a model may call with anything."""
-    if type(a) is not int or type(b) is not int:
-        raise ToolError(f"add takes two integers a and b, not {a!r} and {b!r}.")
-    return a + b
+class Adder:
+    """The tool of Calculator, and all the sums that it was asked for."""
+
+    def __init__(self) -> None:
+        self.sums: list[int] = []
+
+    def add(self, a: Any, b: Any) -> str:
+        if type(a) is not int or type(b) is not int:
+            raise ToolError(f"add takes two integers a and b, not {a!r} and {b!r}.")
+        self.sums.append(a + b)
+        return f"The sum is {a + b}."
 
 
 class Calculator(Environment[tuple[int, ...]]):
@@ -186,21 +192,20 @@ class Calculator(Environment[tuple[int, ...]]):
 
     async def rollout(self, chat: Chat, task: tuple[int, ...]) -> Trajectory:
         conversation = opening(self.system_prompt, _user(f"What is {' plus '.join(map(str, task))}?"))
-        results: list[int] = []
+        adder = Adder()
         num_calls = num_mistakes = 0
         answer = None
         for _ in range(self.max_turns):
             choice = await chat(conversation, tools=[ADD_TOOL], **self.sampling)
             conversation.append(choice)
-            answers = await call_tools(choice, {"add": add})
-            if not answers and results:
+            answers = await call_tools(choice, {"add": adder.add})
+            if not answers and adder.sums:
                 answer = choice["message"].get("content") or ""
                 break
             num_calls += len(answers)
             num_mistakes += sum(call.error is not None for call in answers) if answers else 1
-            results += [call.value for call in answers if call.error is None]
             conversation += [call.message for call in answers] or _user("Call the tool add before you answer.")
-        calculated, correct = sum(task) in results, _last_number(answer) == sum(task)
+        calculated, correct = sum(task) in adder.sums, _last_number(answer) == sum(task)
         return Trajectory(
             messages_and_choices=conversation,
             tools=[ADD_TOOL],

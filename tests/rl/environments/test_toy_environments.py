@@ -109,7 +109,7 @@ def test_a_right_answer_after_a_right_call() -> None:
     trajectory = calculate(turn(None, ADD), "3 plus 4 is 7.")
     question, called, result, answer = trajectory.messages_and_choices
     assert question == {"role": "user", "content": "What is 3 plus 4?"}
-    assert result == {"role": "tool", "tool_call_id": "call_0", "content": "7"}
+    assert result == {"role": "tool", "tool_call_id": "call_0", "content": "The sum is 7."}
     assert called.message["tool_calls"] == [ADD] and answer.message["content"] == "3 plus 4 is 7."
     assert trajectory.reward == 1.0
     assert trajectory.metrics == {"calculated": True, "correct": True, "tool_calls": 1, "mistakes": 0}
@@ -125,7 +125,10 @@ def test_the_calculation_and_the_answer_are_rewarded_apart() -> None:
 def test_two_calls_in_one_turn() -> None:
     other = call("add", {"a": 1, "b": 1}, "call_1")
     trajectory = calculate(turn(None, ADD, other), "It is 7.")
-    assert [message["content"] for message in trajectory.messages_and_choices[2:4]] == ["7", "2"]
+    assert [message["content"] for message in trajectory.messages_and_choices[2:4]] == [
+        "The sum is 7.",
+        "The sum is 2.",
+    ]
     assert numbers(trajectory) == (1, 2, 0)
 
 
