@@ -110,8 +110,8 @@ CONFIGURATIONS = (
     Configuration(
         "cispo-kl-moving",
         "KL and advantages",
-        {"kl_penalty_coef": 0.1, "kl_penalty_step_lag": 3},
-        "The same penalty against the version three before, which moves along.",
+        {"kl_penalty_coef": 0.1, "kl_penalty_step_lag": 1},
+        "The same penalty against the version before, which moves along.",
     ),
     Configuration(
         "cispo-unscaled",
