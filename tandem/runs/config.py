@@ -165,7 +165,7 @@ def load_task(path: str | Path) -> TaskConfig:
     except OSError as error:
         raise TaskFileError(f"The task file {path} can't be read: {error.strerror}.") from error
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise TaskFileError(f"The task file {path} isn't YAML: {error}") from error
     if not isinstance(content, dict):
