@@ -105,9 +105,9 @@ class Trainer(threading.Thread):
         trajectories = [
             {"messages_and_choices": [*PROMPT, choice], "reward": float(i % 2)} for i, choice in enumerate(choices)
         ]
-        groups = [{"trajectories": trajectories}]
+        groups = [{"trajectories": trajectories}] * 60  # many gradient steps, so that an update meets a job in the middle
         self._body = {"model_id": model["id"], "trajectory_groups": groups}
-        self._body["experimental_config"] = {"learning_rate": 1e-3}
+        self._body["experimental_config"] = {"learning_rate": 1e-4, "packed_sequence_length": 256}
 
     def run(self):
         while not self._stop_posting.is_set():
@@ -189,6 +189,6 @@ def test_it_starts_and_an_update_in_place_loses_no_job_and_interrupts_no_rollout
         versions = http.get(f"/preview/models/{model['id']}/versions", params={"limit": 100}).json()["data"]
         assert [version["step"] for version in versions] == list(range(1, len(trainer.jobs) + 1))
         for job in trainer.jobs:
-            events = http.get(f"/preview/training-jobs/{job}/events", params={"limit": 100}).json()["data"]
+            events = http.get(f"/preview/training-jobs/{job}/events", params={"limit": 1000}).json()["data"]
             assert [event["type"] for event in events].count("training_ended") == 1
         assert rollouts.failures == []
