@@ -105,7 +105,7 @@ class Trainer(threading.Thread):
         trajectories = [
             {"messages_and_choices": [*PROMPT, choice], "reward": float(i % 2)} for i, choice in enumerate(choices)
         ]
-        groups = [{"trajectories": trajectories}] * 60  # many gradient steps, so that an update meets a job in the middle
+        groups = [{"trajectories": trajectories}] * 60  # so long that an update meets a job
         self._body = {"model_id": model["id"], "trajectory_groups": groups}
         self._body["experimental_config"] = {"learning_rate": 1e-4, "packed_sequence_length": 256}
 
