@@ -1,4 +1,4 @@
-"""The tiny model learns the toy tasks: real rollouts, real gradient steps, measured on tasks that it never trained on."""
+"""The tiny model learns toy tasks: real rollouts and gradient steps, measured on tasks that it never trained on."""
 
 from typing import Any
 
