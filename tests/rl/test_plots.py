@@ -7,7 +7,8 @@ from tandem.rl.config import TrainingConfig
 from tandem.rl.plots import plot_batch
 
 
-def test_each_packed_sequence_has_a_picture_of_its_own():
+def test_each_packed_sequence_has_a_picture_of_its_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # not safe in threads: to import it fails here
     groups = [
         group((0.0, [user("1 + 6 = ?"), choice("six")]), (1.0, [user("1 + 6 = ?"), choice("seven")])),
         group((0.0, [user("2 + 2 = ?"), choice("five, I think")]), (1.0, [user("2 + 2 = ?"), choice("four")])),
@@ -18,7 +19,6 @@ def test_each_packed_sequence_has_a_picture_of_its_own():
     assert list(pictures) == [f"sequence_{index:03d}.png" for index in range(len(batch.sequences))]
     assert all(png.startswith(b"\x89PNG\r\n\x1a\n") for png in pictures.values())
     assert len(set(pictures.values())) == len(pictures)
-    assert "matplotlib.pyplot" not in sys.modules, "pyplot is not safe in threads"
 
 
 def test_nothing_to_train_has_no_pictures():
