@@ -214,7 +214,7 @@ def test_a_job_goes_on_while_its_runner_is_replaced(project):
 def test_a_job_whose_ray_job_has_gone_is_started_again(project):
     project.code("print('ran')")
     job = project.start()
-    claimed = project.store.claim_user_job("a runner that died", 0.1)
+    claimed = project.store.claim_user_job("a runner that died", 3)
     project.store.count_submission(claimed)  # it died before, or the cluster after, the job was submitted
     with project.runner():
         version = project.wait(job)
