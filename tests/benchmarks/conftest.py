@@ -1,5 +1,6 @@
 """The benchmarks are programs, not an installed package: tests find their modules where they are."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,15 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_environment():
+    """TRL imports vLLM, which sets variables that the engines of other tests would inherit."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
