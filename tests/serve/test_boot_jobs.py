@@ -221,7 +221,7 @@ def test_a_job_whose_ray_job_has_gone_is_started_again(project):
     assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 2)
     log = project.log(job)
     assert log[0] == "tandem: the Ray cluster that ran this job has gone; it is started again (submission 2)"
-    assert log[-1] == "ran"
+    assert "ran" in log  # Ray's own first line may come after it: it is written when its buffer is
 
 
 def test_a_job_that_is_to_end_before_it_was_handed_to_ray_never_is(project):
