@@ -96,7 +96,7 @@ def _start(log: Path, temp: Path, num_cpus: int, environment: Mapping[str, str])
     """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
-        dashboard, agent, client = _free_ports(3)
+        dashboard, agent, client = free_ports(3)
         options = {
             "node-ip-address": "127.0.0.1",
             "port": 0,
@@ -156,13 +156,13 @@ def own_processes(session: int, mark: str) -> list[psutil.Process]:
     return found
 
 
-def _free_ports(num: int) -> list[int]:
+def free_ports(num: int) -> list[int]:
     """Below the ports that the kernel gives to connections, so that they stay free until Ray listens on them."""
     free: list[int] = []
     while len(free) < num:
         port = random.randint(20_000, 32_000)
         with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))
             if port not in free:
                 free.append(port)
     return free

@@ -6,25 +6,18 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from tandem.rl.environments.base import Message, SingleTurnEnvironment, Split
+from tandem.rl.environments import toy
+from tandem.rl.environments.base import Split
+from tandem.rl.tiny_corpus import MAX_NUMBER
 
 Numbers = tuple[int, int, int]
-HIGHEST = 20
 NUM_EVAL_TASKS = 1024
 
 
-class Largest(SingleTurnEnvironment[Numbers]):
+class Largest(toy.Largest):
     """All ordered triples of different numbers from 1 to 20, of which 1024 are kept for evaluation."""
 
     def tasks(self, split: Split) -> Sequence[Numbers]:
-        triples = list(itertools.permutations(range(1, HIGHEST + 1), 3))
+        triples = list(itertools.permutations(range(1, MAX_NUMBER + 1), 3))
         random.Random("largest").shuffle(triples)
         return triples[:NUM_EVAL_TASKS] if split == "eval" else triples[NUM_EVAL_TASKS:]
-
-    def messages(self, task: Numbers) -> list[Message]:
-        a, b, c = task
-        return [{"role": "user", "content": f"Which is the largest: {a}, {b} or {c}?"}]
-
-    def reward(self, task: Numbers, answer: str | None) -> float:
-        """1 for the right answer, in a sentence; 0 for anything else."""
-        return float(answer == f"The largest is {max(task)}.")

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tandem.cluster.checkpoint_cache import make_room, mark_used
 from tandem.cluster.errors import ArtifactError
-from tandem.rl.durability import sync
+from tandem.rl.durability import sync, write_whole
 
 CHECKPOINTS = "checkpoints"
 PAYLOADS = "payloads"
@@ -124,11 +124,7 @@ class Artifacts:
             return
         path = self._local_root / _checked(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        aside.write_bytes(data)
-        sync(aside)
-        aside.rename(path)
-        sync(path.parent)
+        write_whole(path, data)
 
     def read_blob(self, key: str) -> bytes:
         """The blob's bytes. Raises ArtifactError when there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 
@@ -13,3 +14,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Puts a file in place durably: after a crash it has all of the new content, or is as it was."""
+    aside = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    aside.write_bytes(content)
+    sync(aside)
+    aside.rename(file)
+    sync(file.parent)

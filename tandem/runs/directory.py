@@ -9,7 +9,6 @@ tensorboard/, reward.png
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import zstandard
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tandem.rl.durability import write_whole
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.runs.errors import RunDirectoryError
 from tandem.runs.ledger import Ledger
@@ -134,7 +134,7 @@ class RunDirectory:
         return state
 
     def _save(self, state: RunState) -> None:
-        _write(self.path / "state.json", state.model_dump_json(indent=2).encode())
+        write_whole(self.path / "state.json", state.model_dump_json(indent=2).encode())
         self.state = state
 
     # Batches
@@ -144,10 +144,10 @@ class RunDirectory:
     ) -> None:
         """Keeps a batch that was rolled out. It is there, as a whole, once this returns."""
         about = {"metrics": metrics, "oldest_version": oldest_version}
-        _write(self._file(index, "json"), json.dumps(about, allow_nan=False).encode())
+        write_whole(self._file(index, "json"), json.dumps(about, allow_nan=False).encode())
         # The groups come last: where they are, all is.
         content = b"[" + b",".join(group.model_dump_json(exclude_unset=True).encode() for group in groups) + b"]"
-        _write(self._file(index, "groups.json.zst"), zstandard.ZstdCompressor().compress(content))
+        write_whole(self._file(index, "groups.json.zst"), zstandard.ZstdCompressor().compress(content))
 
     def has_batch(self, index: int) -> bool:
         return self._file(index, "groups.json.zst").exists()
@@ -165,18 +165,3 @@ class RunDirectory:
 
     def _file(self, index: int, suffix: str) -> Path:
         return self._batches / f"{index:06d}.{suffix}"
-
-
-def _write(file: Path, content: bytes) -> None:
-    """The whole of it or nothing, whatever crashes."""
-    aside = file.with_name(f".{file.name}.new")
-    with aside.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    aside.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

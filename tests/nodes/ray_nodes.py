@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from ray._private import ray_constants
 from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.cluster_utils import Cluster
+from ray_head import free_ports
 
 from tandem.cluster.local_ray import AUTH_MODE, TOKEN_PATH, ensure_token
 
@@ -81,7 +80,7 @@ class RayNodes:
         self._num_added += 1
         address, me = f"127.0.0.{self._num_added}", psutil.Process()
         for attempt in range(1, START_ATTEMPTS + 1):
-            ports = dict(zip(AGENT_PORTS, _free_ports(len(AGENT_PORTS)), strict=True))  # these needn't be waited for
+            ports = dict(zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True))  # these needn't be waited for
             before = me.children(recursive=True)
             try:
                 return self._cluster.add_node(node_ip_address=address, num_cpus=num_cpus, **ports, **self._options)
@@ -141,15 +140,3 @@ def _roots(node: Node) -> list[psutil.Process]:
             with suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(info.process.pid))
     return found
-
-
-def _free_ports(num: int) -> list[int]:
-    """Below the ports that the kernel gives to connections, so that they stay free until Ray listens on them."""
-    free: list[int] = []
-    while len(free) < num:
-        port = random.randint(20_000, 32_000)
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("", port))
-            if port not in free:
-                free.append(port)
-    return free
