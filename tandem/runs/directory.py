@@ -19,7 +19,7 @@ import zstandard
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tandem.rl.durability import write_whole
+from tandem.rl.durability import remove_unfinished, write_whole
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.runs.errors import RunDirectoryError
 from tandem.runs.ledger import Ledger
@@ -94,6 +94,8 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(f"The run's directory {self.path} can't be used: {error}.") from error
         try:
+            for directory in (self.path, self._batches):
+                remove_unfinished(directory)
             self.state = self._load_state()
             self.ledger = Ledger(self.path / "metrics.jsonl")
         except BaseException:
