@@ -97,6 +97,12 @@ class RolloutsConfig(Section):
     sampling: Sampling = Field(
         {}, description="Further fields of each chat completion request, like top_p or stop, or vLLM's own."
     )
+    share_requests: bool = Field(
+        True,
+        description="Rollouts that ask for the same turn in the same moment, like a group's first, ask in one request. "
+        "Cheaper for the service, but each waits for the longest of these turns: turn it off for agents of many turns "
+        "whose first one is long.",
+    )
     max_failed_fraction: float = Field(
         0.2, ge=0, le=1, description="The run ends when a larger share of a batch's rollouts fails."
     )

@@ -58,7 +58,9 @@ class Evaluator:
         sampling = {"temperature": settings.temperature, **(settings.sampling or rollouts.sampling)}
         if rollouts.max_tokens:
             sampling["max_tokens"] = rollouts.max_tokens
-        chat = OpenAIChat(self._service.openai, f"{self._directory.state.model.name}:step{version}", **sampling)
+        max_shared = settings.samples_per_task if rollouts.share_requests else 1
+        model = f"{self._directory.state.model.name}:step{version}"
+        chat = OpenAIChat(self._service.openai, model, max_shared, **sampling)
         room = asyncio.Semaphore(max(1, settings.concurrency // settings.samples_per_task))
         what, size = f"the evaluation of version {version}", settings.samples_per_task
 

@@ -175,7 +175,6 @@ class ScriptedService:
         await asyncio.sleep(self._duration(self.completion_s))
         question = body["messages"][-1]["content"]
         choice = {
-            "index": 0,
             "finish_reason": "stop",
             "message": {"role": "assistant", "content": f"version {version}, {question}"},
             "logprobs": {"content": [{"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": []}]},
@@ -183,8 +182,9 @@ class ScriptedService:
             "prompt_token_ids": [5, 6],
             "policy_version": self.claimed_version(version),
         }
+        choices = [{"index": index, **choice} for index in range(body.get("n", 1))]
         return JSONResponse(
-            {"id": "c", "object": "chat.completion", "created": 0, "model": name, "choices": [choice]},
+            {"id": "c", "object": "chat.completion", "created": 0, "model": name, "choices": choices},
             headers={"x-policy-version": str(version)},
         )
 

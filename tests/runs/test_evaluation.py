@@ -38,7 +38,7 @@ def test_evaluation_samples_as_it_is_told_to(service, task_file, do_run):
     )
     of_training = [body for body in service.completion_bodies if ":step" not in body["model"]]
     of_evaluation = [body for body in service.completion_bodies if ":step" in body["model"]]
-    assert len(of_training) == 4 and len(of_evaluation) == 6
+    assert len(of_training) == 2 and len(of_evaluation) == 6  # a group's rollouts share a request
     for body in of_training:
         assert (body["temperature"], body["max_tokens"], body["top_p"]) == (0.7, 9, 0.5) and "stop" not in body
     for body in of_evaluation:
