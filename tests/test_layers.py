@@ -24,11 +24,22 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+def modules_after(names):
+    """The modules that a new process has loaded once it has imported these."""
+    code = IMPORT_ALL.format(names=names)
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return set(json.loads(output.splitlines()[-1]))
+
+
 @pytest.mark.parametrize("package", [tandem.rl, tandem.runs, tandem.cluster], ids=lambda package: package.__name__)
 def test_a_layer_imports_nothing_from_above(package):
     names = [name for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-    code = IMPORT_ALL.format(names=names)
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    loaded = set(json.loads(output.splitlines()[-1]))
+    loaded = modules_after(names)
     assert set(names) <= loaded
     assert loaded & FORBIDDEN[package.__name__] == set()
+
+
+def test_what_every_process_of_a_service_imports_needs_no_torch():
+    """Seven processes do at a start, and each would take seconds for it."""
+    loaded = modules_after(["tandem.serve.app", "tandem.serve.launch", "tandem.cluster.learner_worker"])
+    assert loaded & {"torch", "transformers", "peft", "vllm"} == set()

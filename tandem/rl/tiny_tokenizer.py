@@ -1,4 +1,4 @@
-"""The tiny model's tokenizer: byte-level BPE with Qwen's special tokens, and a ChatML template with tools."""
+"""The tiny model's tokenizer: byte-level BPE with Qwen's special tokens."""
 
 import json
 import re
@@ -9,51 +9,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from tandem.rl.tiny_chat_template import CHAT_TEMPLATE
+
 PAD_TOKEN = "<|endoftext|>"
 EOS_TOKEN = "<|im_end|>"
 CONTROL_TOKENS = (PAD_TOKEN, "<|im_start|>", EOS_TOKEN)
 # Part of what the model says, so never skipped in decoding: tool parsers look for them in the decoded text.
 MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-
-# Rendering a sampled assistant turn again must give back the sampled text, or multi-turn trajectories could not be
-# trained on exactly. So nothing is stripped, and a tool call is written as the corpus teaches the model to write it.
-CHAT_TEMPLATE = """\
-{%- macro text(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- elif content is not none and content is not undefined -%}
-        {%- for part in content if part.type == 'text' -%}{{- part.text -}}{%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- if tools -%}
-    {{- '<|im_start|>system\\n' -}}
-    {%- if messages[0].role == 'system' -%}{{- text(messages[0].content) + '\\n' -}}{%- endif -%}
-    {{- 'Tools:\\n' -}}
-    {%- for tool in tools -%}{{- (tool.function if tool.function is defined else tool) | tojson + '\\n' -}}{%- endfor -%}
-    {{- '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-    {%- if message.role == 'tool' -%}
-        {{- '<|im_start|>user\\n<tool_response>\\n' + text(message.content) + '\\n</tool_response><|im_end|>\\n' -}}
-    {%- elif not (tools and loop.first and message.role == 'system') -%}
-        {{- '<|im_start|>' + message.role + '\\n' + text(message.content) -}}
-        {%- if message.role == 'assistant' and message.tool_calls -%}
-            {%- for call in message.tool_calls -%}
-                {%- if not loop.first or text(message.content) -%}{{- '\\n' -}}{%- endif -%}
-                {{- '<tool_call>\\n{"name": ' + (call.function.name | tojson) + ', "arguments": ' -}}
-                {%- if call.function.arguments is string -%}
-                    {{- call.function.arguments -}}
-                {%- else -%}
-                    {{- call.function.arguments | tojson -}}
-                {%- endif -%}
-                {{- '}\\n</tool_call>' -}}
-            {%- endfor -%}
-        {%- endif -%}
-        {{- '<|im_end|>\\n' -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""  # noqa: E501
 
 
 def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
