@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 import uuid
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,9 @@ from tandem.cluster.errors import ArtifactError
 from tandem.rl.durability import sync, write_whole
 
 CHECKPOINTS = "checkpoints"
+ADAPTERS = "adapters"
+MANIFEST = "manifest.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of a checkpoint: what an engine loads
 PAYLOADS = "payloads"
 LOGS = "logs"
 JOBS = "jobs"
@@ -62,33 +66,57 @@ class Artifacts:
         if self._is_local:
             return
         source, target = self.checkpoints_dir / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
-        for file in sorted(source.iterdir(), key=lambda f: f.name == "manifest.json"):
+        for file in sorted(source.iterdir(), key=lambda f: f.name == MANIFEST):
             self._fs.put_file(str(file), f"{target}/{file.name}")
         make_room(self.checkpoints_dir)
 
     def pull_checkpoint(self, digest: str) -> Path:
         """The local directory of a checkpoint, copied from the root when it isn't here. Raises ArtifactError."""
-        local = self.checkpoints_dir / _checked(digest)
-        if not self._is_local:
-            mark_used(local)
-        if (local / "manifest.json").is_file():
+        if self._is_local:
+            local = self.checkpoints_dir / _checked(digest)
+            if not (local / MANIFEST).is_file():
+                raise self._no_checkpoint(digest)
             return local
-        source = self._url(f"{CHECKPOINTS}/{digest}")
-        if self._is_local or not self._fs.exists(f"{source}/manifest.json"):
-            raise ArtifactError(f"Checkpoint {digest} isn't in the artifact store {self._shown_root}.")
-        aside = self.checkpoints_dir / f".{digest}-{uuid.uuid4().hex}"
-        self._fs.get(source, str(aside), recursive=True)
+        return self._pull(digest, self.checkpoints_dir)
+
+    def pull_adapter(self, digest: str) -> Path:
+        """A local directory that has at least the checkpoint's adapter, a third of its bytes: the optimizer's state is
+        copied for learners only. Raises ArtifactError."""
+        if self._is_local or (self.checkpoints_dir / _checked(digest) / MANIFEST).is_file():
+            return self.pull_checkpoint(digest)
+        adapters = self._local_root / ADAPTERS
+        adapters.mkdir(exist_ok=True)
+        return self._pull(digest, adapters, (*ADAPTER_FILES, MANIFEST))
+
+    def _pull(self, digest: str, cache: Path, names: tuple[str, ...] | None = None) -> Path:
+        """`cache / digest`, with the checkpoint's files, or only those named."""
+        local, source = cache / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
+        mark_used(local)
+        if (local / MANIFEST).is_file():
+            return local
+        if not self._fs.exists(f"{source}/{MANIFEST}"):
+            raise self._no_checkpoint(digest)
+        if names is None:
+            names = tuple(path.rpartition("/")[2] for path in self._fs.ls(source, detail=False))
+        aside = cache / f".{digest}-{uuid.uuid4().hex}"
+        aside.mkdir()
         try:
-            aside.rename(local)
-        except OSError:  # another process has just made the same immutable copy
+            self._fs.get([f"{source}/{name}" for name in names], [str(aside / name) for name in names])
+            with suppress(OSError):  # another process has just made the same immutable copy
+                aside.rename(local)
+        finally:
             shutil.rmtree(aside, ignore_errors=True)
         mark_used(local)  # some file systems copy the times of what they copy
-        make_room(self.checkpoints_dir)
+        make_room(cache)
         return local
+
+    def _no_checkpoint(self, digest: str) -> ArtifactError:
+        return ArtifactError(f"Checkpoint {digest} isn't in the artifact store {self._shown_root}.")
 
     def delete_checkpoint(self, digest: str) -> None:
         """Removes a checkpoint that no version refers to any more. A missing one is no error."""
-        shutil.rmtree(self.checkpoints_dir / _checked(digest), ignore_errors=True)
+        for copies in (CHECKPOINTS, ADAPTERS):
+            shutil.rmtree(self._local_root / copies / _checked(digest), ignore_errors=True)
         remote = self._url(f"{CHECKPOINTS}/{digest}")
         if not self._is_local and self._fs.exists(remote):
             self._fs.rm(remote, recursive=True)

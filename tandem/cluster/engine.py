@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tandem.cluster.adapter_pool import AdapterPool
+from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.config import DeadlinesConfig, EngineConfig, LoraConfig
 from tandem.cluster.engine_core import EngineCore
 from tandem.cluster.engine_settings import engine_arguments, engine_environment
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 # vLLM's other routes change the engine that everybody shares.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
 
@@ -58,7 +58,7 @@ class EngineLoad(TypedDict):
 class Engine:
     """One replica of vLLM, its core in a process of its own, serving every policy version of a base model.
 
-        engine = Engine(config, model_path, "my-model", artifacts.pull_checkpoint, max_model_len, lora)
+        engine = Engine(config, model_path, "my-model", artifacts.pull_adapter, max_model_len, lora)
         await engine.start()
         async for item in engine.http("POST", "/v1/chat/completions", headers, body, digest): ...
         logprobs = await engine.score(sequences, digest)
@@ -78,7 +78,7 @@ class Engine:
         lora: LoraConfig,
         answer_s: float = DeadlinesConfig().engine_answer_s,
     ):
-        """`fetch` returns the local directory of a version's checkpoint, or raises ArtifactError; it may block. A core
+        """`fetch` returns a local directory with a version's adapter, or raises ArtifactError; it may block. A core
         that doesn't answer for `answer_s` is ended."""
         self._config, self._model_path, self._served_name = config, model_path, served_name
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora

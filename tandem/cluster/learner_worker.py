@@ -103,10 +103,10 @@ class LearnerWorker:
             policy.load_adapter_state(aside)
 
     def _adapter(self, digest: str) -> dict[str, Tensor]:
-        from tandem.rl.checkpoints import read_checkpoint
+        from tandem.rl.checkpoints import read_adapter
 
         if self._scored_adapter is None or self._scored_adapter[0] != digest:
-            self._scored_adapter = digest, read_checkpoint(self._artifacts.pull_checkpoint(digest)).adapter
+            self._scored_adapter = digest, read_adapter(self._artifacts.pull_adapter(digest))
         return self._scored_adapter[1]
 
     def step(

@@ -84,13 +84,19 @@ def write_checkpoint(
     return Checkpoint(final, digest)
 
 
-def read_checkpoint(path: str | Path, verify: bool = True) -> LearnerState:
-    """The state in a checkpoint directory. With `verify`, every byte that is used has been checked first."""
+def read_checkpoint(path: str | Path) -> LearnerState:
+    """The state in a checkpoint directory, every byte of it checked. Raises CheckpointError."""
     path = Path(path)
-    expected = _read_manifest(path)["files"] if verify else None
+    expected = _read_manifest(path)["files"]
     return LearnerState(
         adapter=_read_tensors(path / ADAPTER, expected), optimizer=_read_tensors(path / OPTIMIZER, expected)
     )
+
+
+def read_adapter(path: str | Path) -> dict[str, Tensor]:
+    """The adapter alone, checked likewise: the directory needs to hold no optimizer state."""
+    path = Path(path)
+    return _read_tensors(path / ADAPTER, _read_manifest(path)["files"])
 
 
 def verify_checkpoint(path: str | Path) -> None:
@@ -114,8 +120,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_tensors(file: Path, expected: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    data = _read(file) if expected is None else _read_verified(file, expected)
+def _read_tensors(file: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
+    data = _read_verified(file, expected)
     try:
         return safetensors_torch.load(data)
     except SafetensorError as error:

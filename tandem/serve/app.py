@@ -58,7 +58,7 @@ class EngineReplica:
             base.config.engine,
             base.path,
             served_name=base.name,
-            fetch=artifacts.pull_checkpoint,
+            fetch=artifacts.pull_adapter,
             max_model_len=base.max_model_len,
             lora=base.config.lora,
             answer_s=config.deadlines.engine_answer_s,

@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from tandem.cluster.artifacts import Artifacts, job_artifact_key, without_secrets
+from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts, job_artifact_key, without_secrets
 from tandem.cluster.errors import ArtifactError
 
 
@@ -87,6 +87,25 @@ def test_a_checkpoint_travels_to_another_node(root, tmp_path):
         Artifacts(root, tmp_path / "third").pull_checkpoint("d1")
 
 
+def test_an_adapter_travels_without_the_optimizer(root, tmp_path):
+    writer, reader = Artifacts(root, tmp_path / "writer"), Artifacts(root, tmp_path / "reader")
+    directory = writer.checkpoints_dir / "d1"
+    directory.mkdir()
+    for name in ("manifest.json", *ADAPTER_FILES, "optimizer.safetensors"):
+        (directory / name).write_text(name)
+    writer.push_checkpoint("d1")
+    pulled = reader.pull_adapter("d1")
+    assert {name: (pulled / name).read_text() for name in ADAPTER_FILES} == {name: name for name in ADAPTER_FILES}
+    assert (pulled / "optimizer.safetensors").exists() == ("://" not in root)
+    assert reader.pull_adapter("d1") == pulled
+    whole = reader.pull_checkpoint("d1")
+    assert (whole / "optimizer.safetensors").exists()
+    assert reader.pull_adapter("d1") == whole
+    reader.delete_checkpoint("d1")
+    with pytest.raises(ArtifactError, match="d1"):
+        reader.pull_adapter("d1")
+
+
 def test_what_another_process_has_just_stored_is_seen(bucket, tmp_path):
     reader = Artifacts(bucket, tmp_path / "reader")  # has looked before, and may remember that there was nothing
     with pytest.raises(ArtifactError, match="d1"):
@@ -123,6 +142,7 @@ def test_a_key_never_leads_out_of_the_root(root, tmp_path, key):
         artifacts.list_blobs,
         artifacts.modified_at,
         artifacts.pull_checkpoint,
+        artifacts.pull_adapter,
         artifacts.push_checkpoint if "://" in root else artifacts.pull_checkpoint,
         artifacts.delete_checkpoint,
         artifacts.list_job_artifacts,
