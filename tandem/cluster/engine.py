@@ -26,6 +26,7 @@ from tandem.cluster.config import DeadlinesConfig, EngineConfig, LoraConfig
 from tandem.cluster.engine_core import EngineCore
 from tandem.cluster.engine_settings import engine_arguments, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
+from tandem.cluster.heap import freeze_heap
 from tandem.cluster.openai_app import (
     ASGIApp,
     Message,
@@ -112,6 +113,7 @@ class Engine:
             ) from error
         self._app, self._models = app, app.state.openai_serving_models
         self._core.watch()
+        freeze_heap()
 
     async def stop(self) -> None:
         """Ends the engine core and removes what this engine wrote."""

@@ -12,6 +12,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
+from tandem.cluster.heap import freeze_heap
 from tandem.cluster.rendezvous import free_address, talk_over_rays_network
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class LearnerWorker:
                 max_grad_norm=optimizer.max_grad_norm,
             ),
         )
+        freeze_heap()
         return str(device)
 
     def load(self, digest: str) -> None:

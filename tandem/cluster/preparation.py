@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import StageError
+from tandem.cluster.heap import freeze_heap
 from tandem.cluster.ray_failures import stage_error
 from tandem.rl.errors import RLError
 
@@ -51,6 +52,7 @@ class PreparationWorker:
 
     def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts):
         self._base_models, self._artifacts = base_models, artifacts
+        self._has_built = False
 
     def warm_up(self) -> None:
         """Imports what the first payload would have to wait for."""
@@ -60,7 +62,7 @@ class PreparationWorker:
         """Raises the RLError that says why a job of this payload can't be trained, or ArtifactError."""
         from tandem.cluster.payloads import read_groups
 
-        self._base_models[base_model].build_batch(read_groups(self._artifacts, payload_key), config, shuffle_seed=None)
+        self._build(base_model, read_groups(self._artifacts, payload_key), config, None)
 
     def batch(
         self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int, current_step: int
@@ -76,8 +78,17 @@ class PreparationWorker:
                 versions.extend(map(sampled_version, group.trajectories))
                 yield group
 
-        batch = self._base_models[base_model].build_batch(groups(), config, shuffle_seed)
+        batch = self._build(base_model, groups(), config, shuffle_seed)
         return batch, policy_lag(versions, current_step)
+
+    def _build(
+        self, base_model: str, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+    ) -> TrainingBatch:
+        if not self._has_built:
+            self._base_models[base_model].build_batch([], config, shuffle_seed)  # loads what all batches need
+            freeze_heap()
+            self._has_built = True
+        return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """How much a log of trajectories holds, and their mean reward. Raises PayloadError or ArtifactError."""

@@ -20,6 +20,7 @@ from tandem.cluster.coordinator import Coordinator
 from tandem.cluster.engine import Engine, engine_environment
 from tandem.cluster.engine_scorer import EngineScore
 from tandem.cluster.errors import EngineDeadError, ServiceStopsError
+from tandem.cluster.heap import freeze_heap
 from tandem.cluster.job_logprobs import JobLogprobs
 from tandem.cluster.job_stages import JobStages
 from tandem.cluster.learner_group import LearnerGroup
@@ -252,7 +253,9 @@ class ApiReplica:
         start_sweeping(self._services)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._services)
+        app = create_app(self._services)
+        freeze_heap()
+        return app
 
 
 def build_application(config: TandemConfig, started_by: str | None = None) -> serve.Application:
