@@ -151,7 +151,7 @@ def measure_payloads(directory: Path) -> list[Record]:
             artifacts.put_blob_file(spool.path, key)
 
         received = measure(receive, 5)
-        prepared = measure(lambda key=key: worker.batch(TINY.name, key, TrainingConfig(), 0, 0), 5)
+        prepared = measure(lambda key=key: worker.batch(TINY.name, key, TrainingConfig(), 0), 5)
         size = {"trajectories": 8 * groups, "tokens": 8 * groups * num_tokens, "megabytes": len(body) / MB}
         records += [{"kind": kind, **size, **asdict(timing)} for kind, timing in
                     (("receive", received), ("prepare", prepared))]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,9 +12,11 @@ from tandem.cluster.job_logprobs import JobLogprobs, mark_fresh
 from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion
 from tandem.cluster.learner_group import LearnerGroup
 from tandem.cluster.preparation import Preparation
+from tandem.cluster.preparing_ahead import PreparingAhead
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE
 from tandem.rl.errors import RLError
 from tandem.rl.learning_rate import step_learning_rate
+from tandem.rl.policy_lag import policy_lag
 
 if TYPE_CHECKING:
     from tandem.rl.batch import TrainingBatch
@@ -35,33 +36,36 @@ class JobStages:
     base: BaseModelConfig
     store: JobStore
     preparation: Preparation
+    ahead: PreparingAhead
     learners: LearnerGroup
     logprobs: JobLogprobs
 
     def train(self, job: ClaimedJob, tick: Tick, check: Tick) -> tuple[PolicyVersion, dict[str, float]]:
         """The version that the job makes, its checkpoint durable, and the metrics of the whole job."""
-        batch, lag = self._prepare(job, check)
+
+        def tick_and_look() -> None:
+            tick()
+            self.ahead.look()
+
+        batch = self._prepare(job, check)
+        lag = policy_lag(batch.sampled_versions, job.version.step)
         if batch.sequences:
             self._start_learners(job, check)
         check()
         self.store.record_event(job, "training_started", self._started(batch) | lag)
         digest, metrics = job.version.digest, batch.metrics() | lag
         if batch.sequences:  # otherwise the version advances with unchanged weights
-            self.learners.load(digest, tick)
-            metrics |= self._gradient_steps(job, batch.sequences, tick, check)
+            self.learners.load(digest, tick_and_look)
+            metrics |= self._gradient_steps(job, batch.sequences, tick_and_look, check)
             check()
             digest = self.learners.save(
-                {"base_model": self.base.name, "model_id": job.model_id, "step": job.next_step}, tick
+                {"base_model": self.base.name, "model_id": job.model_id, "step": job.next_step}, tick_and_look
             )
         return PolicyVersion(job.model_id, job.next_step, digest), metrics
 
-    def _prepare(self, job: ClaimedJob, check: Tick) -> tuple[TrainingBatch, dict[str, float]]:
-        """Payload to packed sequences, whose order follows from the job's id alone, and the policy lag."""
-        seed = uuid.UUID(job.id).int
+    def _prepare(self, job: ClaimedJob, check: Tick) -> TrainingBatch:
         try:
-            return self.preparation.batch(
-                self.base.name, job.payload_key, job.config, seed, job.version.step, tick=check
-            )
+            return self.ahead.batch(job, check)
         except RLError as error:
             raise StageError("prepare", str(error), "Correct the trajectories and post them as a new job.") from error
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,14 +20,24 @@ class PolicyVersion:
 
 
 @dataclass(frozen=True)
-class ClaimedJob:
-    """A job that this coordinator may run. `attempt` fences every later write of this claim."""
+class QueuedJob:
+    """What a job's batch follows from."""
 
     id: str
-    model_id: str
-    attempt: int
     payload_key: str  # artifact key of the zstd-compressed JSON {"trajectory_groups": [...]}
     config: TrainingConfig
+
+    @property
+    def shuffle_seed(self) -> int:
+        return uuid.UUID(self.id).int
+
+
+@dataclass(frozen=True)
+class ClaimedJob(QueuedJob):
+    """A job that this coordinator may run. `attempt` fences every later write of this claim."""
+
+    model_id: str
+    attempt: int
     version: PolicyVersion  # the model's newest version, which the job starts from
     next_step: int  # the step of the version the job will make; never reused
     num_recorded_gradient_steps: int  # events an interrupted attempt has already recorded; not recorded again
@@ -53,6 +64,9 @@ class JobStore(Protocol):
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
         """Claims a queued job, or a running one whose lease has run out: one per model, in order of acceptance,
         taking turns between models (the model that waited longest since its last claim goes first)."""
+
+    def next_queued(self, base_model: str) -> QueuedJob | None:
+        """The queued job that will probably be claimed next, those of models whose job runs included. A look only."""
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Extends the lease."""

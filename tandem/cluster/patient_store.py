@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StoreUnavailableError
-from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion
+from tandem.cluster.jobs import ClaimedJob, JobStore, PolicyVersion, QueuedJob
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,6 +32,10 @@ class PatientStore(JobStore):
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
         """Asks once: the coordinator asks again anyway."""
         return within(self._publish_s, lambda: self._store.claim_next(base_model, owner, lease_s))
+
+    def next_queued(self, base_model: str) -> QueuedJob | None:
+        """Asks once: it is only to save time."""
+        return within(self._publish_s, lambda: self._store.next_queued(base_model))
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Asks once: the lease's keeper asks again anyway."""

@@ -25,8 +25,9 @@ from tandem.cluster.ray_failures import stage_error
 from tandem.rl.errors import RLError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from tandem.cluster.jobs import QueuedJob
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
     from tandem.rl.packing import PackedSequence
@@ -60,35 +61,20 @@ class PreparationWorker:
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
         """Raises the RLError that says why a job of this payload can't be trained, or ArtifactError."""
-        from tandem.cluster.payloads import read_groups
-
-        self._build(base_model, read_groups(self._artifacts, payload_key), config, None)
+        self.batch(base_model, payload_key, config, shuffle_seed=None)
 
     def batch(
-        self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int, current_step: int
-    ) -> tuple[TrainingBatch, dict[str, float]]:
-        """What a job trains on, and how far its trajectories lag behind version `current_step`, as metrics."""
-        from tandem.cluster.payloads import read_groups
-        from tandem.rl.policy_lag import policy_lag, sampled_version
-
-        versions: list[int | None] = []
-
-        def groups() -> Iterator[TrajectoryGroup]:
-            for group in read_groups(self._artifacts, payload_key):
-                versions.extend(map(sampled_version, group.trajectories))
-                yield group
-
-        batch = self._build(base_model, groups(), config, shuffle_seed)
-        return batch, policy_lag(versions, current_step)
-
-    def _build(
-        self, base_model: str, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+        self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
+        """What a job trains on. Raises what `check` does."""
+        from tandem.cluster.payloads import read_groups
+
+        model = self._base_models[base_model]
         if not self._has_built:
-            self._base_models[base_model].build_batch([], config, shuffle_seed)  # loads what all batches need
+            model.build_batch([], config, shuffle_seed)  # loads what all batches need
             freeze_heap()
             self._has_built = True
-        return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
+        return model.build_batch(read_groups(self._artifacts, payload_key), config, shuffle_seed)
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """How much a log of trajectories holds, and their mean reward. Raises PayloadError or ArtifactError."""
@@ -147,17 +133,9 @@ class Preparation:
         """Raises what `PreparationWorker.check` does, or StageError."""
         self._call("check", (base_model, payload_key, config), tick)
 
-    def batch(
-        self,
-        base_model: str,
-        payload_key: str,
-        config: TrainingConfig,
-        shuffle_seed: int,
-        current_step: int,
-        tick: Callable[[], None] = lambda: None,
-    ) -> tuple[TrainingBatch, dict[str, float]]:
-        """What `PreparationWorker.batch` returns."""
-        return self._call("batch", (base_model, payload_key, config, shuffle_seed, current_step), tick)
+    def batch(self, base_model: str, job: QueuedJob, tick: Callable[[], None] = lambda: None) -> TrainingBatch:
+        """What the job trains on: packed sequences, whose order follows from the job's id alone."""
+        return self._call("batch", (base_model, job.payload_key, job.config, job.shuffle_seed), tick)
 
     def log_metrics(self, payload_key: str, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
         """What `PreparationWorker.log_metrics` returns."""

@@ -41,6 +41,8 @@ class TrainingBatch:
     num_dropped_too_long: int
     """Token sequences that were longer than packed_sequence_length."""
     num_trained_tokens: int
+    sampled_versions: tuple[int | None, ...]
+    """Of each trajectory, the step of the policy version that it began with; None where nothing tells it."""
     reward_mean: float
     """Over all trajectories; 0 without any."""
     reward_std_dev: float
@@ -88,8 +90,8 @@ def build_batch(
         )
     shuffle = None if shuffle_seed is None else random.Random(shuffle_seed).shuffle
     tokenized: list[TokenizedSequence] = []
-    rewards: list[list[float]] = []
-    for of_group in build_sequences(_noting_rewards(groups, rewards), ChatTokenizer(tokenizer, vocab_size), config):
+    notes = _Notes([], [])
+    for of_group in build_sequences(notes.of(groups), ChatTokenizer(tokenizer, vocab_size), config):
         if shuffle:
             shuffle(of_group)
         tokenized += of_group
@@ -98,13 +100,22 @@ def build_batch(
     packed = pack(finalize(kept, config.advantage_balance or 0.0), length)
     if shuffle:
         shuffle(packed)
-    return _describe(rewards, packed, num_dropped_too_long=len(tokenized) - len(kept))
+    return _describe(notes, packed, num_dropped_too_long=len(tokenized) - len(kept))
 
 
-def _noting_rewards(groups: Iterable[TrajectoryGroup], rewards: list[list[float]]) -> Iterator[TrajectoryGroup]:
-    for group in groups:
-        rewards.append([trajectory.reward for trajectory in group.trajectories])
-        yield group
+@dataclass(frozen=True)
+class _Notes:
+    """What is kept of trajectory groups that pass by."""
+
+    rewards: list[list[float]]
+    """Of each group."""
+    sampled_versions: list[int | None]
+
+    def of(self, groups: Iterable[TrajectoryGroup]) -> Iterator[TrajectoryGroup]:
+        for group in groups:
+            self.rewards.append([trajectory.reward for trajectory in group.trajectories])
+            self.sampled_versions.extend(map(sampled_version, group.trajectories))
+            yield group
 
 
 def build_sequences(
@@ -184,18 +195,17 @@ def finalize(sequences: Sequence[TokenizedSequence], advantage_balance: float) -
     ]
 
 
-def _describe(
-    rewards_of_groups: Sequence[list[float]], packed: Sequence[PackedSequence], num_dropped_too_long: int
-) -> TrainingBatch:
-    rewards = [of_group for of_group in rewards_of_groups if of_group]
+def _describe(notes: _Notes, packed: Sequence[PackedSequence], num_dropped_too_long: int) -> TrainingBatch:
+    rewards = [of_group for of_group in notes.rewards if of_group]
     flat = [reward for of_group in rewards for reward in of_group]
     return TrainingBatch(
         sequences=tuple(packed),
-        num_groups=len(rewards_of_groups),
+        num_groups=len(notes.rewards),
         num_trainable_groups=sum(max(of_group) != min(of_group) for of_group in rewards),
         num_trajectories=len(flat),
         num_dropped_too_long=num_dropped_too_long,
         num_trained_tokens=sum(sequence.num_trained_tokens for sequence in packed),
+        sampled_versions=tuple(notes.sampled_versions),
         reward_mean=fmean(flat) if flat else 0.0,
         reward_std_dev=fmean(pstdev(of_group) for of_group in rewards) if rewards else 0.0,
     )

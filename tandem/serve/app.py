@@ -28,6 +28,7 @@ from tandem.cluster.logprob_pool import LogprobPool
 from tandem.cluster.patient_store import PatientStore
 from tandem.cluster.placement import place
 from tandem.cluster.preparation import Preparation
+from tandem.cluster.preparing_ahead import PreparingAhead
 from tandem.cluster.shared_storage import check_shared
 from tandem.serve.api import create_app
 from tandem.serve.auth import add_key, ensure_admin_key
@@ -102,7 +103,8 @@ class CoordinatorReplica:
             learners = LearnerGroup(settings, config.artifacts_root, deadlines)
             pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
-            stages = JobStages(settings, store, self._preparation, learners, logprobs)
+            ahead = PreparingAhead(name, store, self._preparation)
+            stages = JobStages(settings, store, self._preparation, ahead, learners, logprobs)
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
                 target=self._run, args=(coordinator, learners), name=f"coordinator-{name}", daemon=True

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
-from tandem.cluster.jobs import ClaimedJob, PolicyVersion
+from tandem.cluster.jobs import ClaimedJob, PolicyVersion, QueuedJob
 from tandem.rl.config import TrainingConfig
 from tandem.serve.database import Database
 from tandem.serve.store_events import CANCELLED_MESSAGE, end, record
@@ -69,10 +69,10 @@ class ClaimTable(Database):
             model.last_claimed_at = now
             return ClaimedJob(
                 id=job.id,
-                model_id=job.model_id,
-                attempt=job.attempt,
                 payload_key=job.payload_key,
                 config=TrainingConfig.model_validate(job.config),
+                model_id=job.model_id,
+                attempt=job.attempt,
                 version=version,
                 next_step=model.next_step,
                 num_recorded_gradient_steps=job.num_gradient_steps,
@@ -80,6 +80,12 @@ class ClaimTable(Database):
                 reward_std_devs=_reward_std_devs(session, job.model_id),
                 num_handed_back=job.num_handed_back,
             )
+
+    def next_queued(self, base_model: str) -> QueuedJob | None:
+        """The job that `claim_next` would return if the running ones had ended."""
+        with self._read() as session:
+            job = session.scalars(_next_queued(base_model)).first()
+            return job and QueuedJob(job.id, job.payload_key, TrainingConfig.model_validate(job.config))
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Extends the lease, also of a job to be cancelled, which then raises JobCancelledError."""
@@ -173,6 +179,22 @@ def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]
         .join(JobRow.model)
         .where(ModelRow.base_model == base_model, is_open(), ~is_blocked)
         .where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
+        .order_by(ModelRow.last_claimed_at, JobRow.number)
+        .limit(1)
+    )
+
+
+def _next_queued(base_model: str) -> Select[tuple[JobRow]]:
+    earlier = aliased(JobRow)
+    is_behind = (
+        select(earlier.number)
+        .where(earlier.model_id == JobRow.model_id, earlier.state == "queued", earlier.number < JobRow.number)
+        .exists()
+    )
+    return (
+        select(JobRow)
+        .join(JobRow.model)
+        .where(ModelRow.base_model == base_model, JobRow.state == "queued", ~is_behind)
         .order_by(ModelRow.last_claimed_at, JobRow.number)
         .limit(1)
     )

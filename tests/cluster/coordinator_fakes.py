@@ -15,6 +15,7 @@ from tandem.cluster.job_stages import JobStages
 from tandem.cluster.jobs import ClaimedJob, PolicyVersion
 from tandem.cluster.logprob_pool import LogprobPool
 from tandem.cluster.preparation import PreparationWorker
+from tandem.cluster.preparing_ahead import PreparingAhead
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
 
@@ -42,6 +43,9 @@ class RecordingStore:
 
     def claim_next(self, base_model, owner, lease_s):
         return self.jobs.pop(0) if self.jobs else None
+
+    def next_queued(self, base_model):
+        return self.jobs[0] if self.jobs else None
 
     def renew(self, job, lease_s):
         if self.renewals and (error := self.renewals.pop(0)):
@@ -107,8 +111,8 @@ class LocalPreparation:
     def __init__(self, base, artifacts):
         self.worker = PreparationWorker({base.name: base}, artifacts)
 
-    def batch(self, *arguments, tick):
-        return self.worker.batch(*arguments)
+    def batch(self, base_model, job, tick=None):
+        return self.worker.batch(base_model, job.payload_key, job.config, job.shuffle_seed)
 
     def plot(self, *arguments, tick):
         self.worker.plot(*arguments)
@@ -117,7 +121,8 @@ class LocalPreparation:
 def make_coordinator(base, store, artifacts, learners, engines=(), preparation=None, score_s=60.0, **settings):
     pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_s)
     preparation = preparation or LocalPreparation(base, artifacts)
-    stages = JobStages(base.config, store, preparation, learners, JobLogprobs(learners, engines, pool))
+    ahead = PreparingAhead(base.name, store, preparation)
+    stages = JobStages(base.config, store, preparation, ahead, learners, JobLogprobs(learners, engines, pool))
     return Coordinator(CoordinatorConfig(**settings), store, stages)
 
 
@@ -140,5 +145,5 @@ def make_job(artifacts, groups=None, **changes):
     key = f"payloads/{job_id}.json.zst"
     artifacts.write_blob(key, zstandard.compress(json.dumps({"trajectory_groups": groups}).encode()))
     version = PolicyVersion("model", 3, "digest-before")
-    job = ClaimedJob(job_id, "model", 1, key, TrainingConfig(), version, 4, 0)
+    job = ClaimedJob(job_id, key, TrainingConfig(), "model", 1, version, 4, 0)
     return replace(job, **changes)

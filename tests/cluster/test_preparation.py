@@ -74,10 +74,10 @@ def in_background(call):
 
 def test_a_batch_from_the_actor_equals_one_made_here_and_its_tensors_can_be_changed(preparation, artifacts, base):
     job = make_job(artifacts)
-    arguments = ("base", job.payload_key, job.config, 7, 3)
-    batch, lag = preparation.batch(*arguments)
-    local, local_lag = PreparationWorker({"base": base}, artifacts).batch(*arguments)
-    assert batch.metrics() == local.metrics() and lag == local_lag
+    batch = preparation.batch("base", job)
+    worker = PreparationWorker({"base": base}, artifacts)
+    local = worker.batch("base", job.payload_key, job.config, job.shuffle_seed)
+    assert batch.metrics() == local.metrics() and batch.sampled_versions == local.sampled_versions
     for row, expected in zip(batch.sequences, local.sequences, strict=True):
         assert row.token_ids.tolist() == expected.token_ids.tolist()
         row.advantages.mul_(0)

@@ -98,7 +98,7 @@ def observed(options):
         reward_std_devs=(0.4, 0.3),
     )
     settings = BaseModelConfig(name="base", path="unused", optimizer={"learning_rate": 5e-6})
-    stages = JobStages(settings, recorder, recorder, recorder, JobLogprobs(recorder, [], recorder))
+    stages = JobStages(settings, recorder, recorder, recorder, recorder, JobLogprobs(recorder, [], recorder))
     batch = build_batch(GROUPS, load_tokenizer(), config, max_model_len=2048)
     stages._gradient_steps(job, batch.sequences, tick=lambda: None, check=lambda: None)
     return wanted_reference(config, "/root"), recorder.seen

@@ -30,7 +30,7 @@ def die(session, flush_context):
     os.kill(os.getpid(), signal.SIGKILL)
 
 initial = PolicyVersion(model_id, 0, "0" * 64)
-claimed = ClaimedJob(job_id, model_id, 1, "", TrainingConfig(), initial, 1, 0)
+claimed = ClaimedJob(job_id, "", TrainingConfig(), model_id, 1, initial, 1, 0)
 Store(url).complete(claimed, PolicyVersion(model_id, 1, "d"), {})
 """
 
