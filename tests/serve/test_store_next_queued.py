@@ -24,9 +24,7 @@ def test_it_carries_what_its_batch_follows_from(store, add_model, add_job):
     assert (queued.id, queued.payload_key, queued.config.learning_rate) == (job.id, job.payload_key, 1e-3)
 
 
-def test_it_is_the_one_claimed_next_also_behind_a_running_one(
-    store, clock, add_model, add_job, claim, foreseen
-):
+def test_it_is_the_one_claimed_next_also_behind_a_running_one(store, clock, add_model, add_job, claim, foreseen):
     first, second = add_model("first"), add_model("second")
     for model in (first, first, second, first, second):
         add_job(model)
