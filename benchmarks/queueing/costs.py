@@ -61,7 +61,7 @@ class Costs:
     checkpoint_bytes: float
     """Adapter and optimizer, as they are saved and read."""
     pulled_bytes: float
-    """Of a version, by each engine replica. Tandem pulls the whole checkpoint."""
+    """Of a version, by each engine replica. It pulls the adapter alone."""
     save: Linear
     """Of a checkpoint by its bytes: hash, write, sync."""
     load: Linear
@@ -101,8 +101,6 @@ class Fleet:
     """From the artifact store into one node."""
     artifact_bytes_per_s: float | None = None
     """Out of the artifact store to all nodes together; None: each gets `node_bytes_per_s`. 0: files needn't move."""
-    prepare_ahead: bool = False
-    """Prepares a job while another one trains. Tandem doesn't."""
     keep_states: bool = False
     """Learners keep the states of all models in memory. Tandem's hold one, and load others from their checkpoints."""
 

@@ -103,9 +103,9 @@ def measure_pulls(directory: Path) -> list[Record]:
         source.push_checkpoint(digest)
 
         def pull(adapter_mb: float = adapter_mb, digest: str = digest) -> None:
-            Artifacts(f"memory://pulls-{adapter_mb}", directory / uuid.uuid4().hex).pull_checkpoint(digest)
+            Artifacts(f"memory://pulls-{adapter_mb}", directory / uuid.uuid4().hex).pull_adapter(digest)
 
-        pulled = Artifacts(f"memory://pulls-{adapter_mb}", directory / "seen").pull_checkpoint(digest)
+        pulled = Artifacts(f"memory://pulls-{adapter_mb}", directory / "seen").pull_adapter(digest)
         num_bytes = sum(file.stat().st_size for file in pulled.iterdir())
         adapter_bytes = (pulled / "adapter_model.safetensors").stat().st_size
         records.append({"megabytes": num_bytes / MB, "adapter_share": adapter_bytes / num_bytes,

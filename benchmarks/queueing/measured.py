@@ -62,7 +62,7 @@ def costs_of(measured: Record) -> Costs:
         allreduce_bytes_per_s=bytes_per_s,
         gradient_bytes=adapter_bytes,
         checkpoint_bytes=3 * adapter_bytes,
-        pulled_bytes=3 * adapter_bytes,
+        pulled_bytes=adapter_bytes,
         save=_checkpoints(parts, "write"),
         load=_checkpoints(parts, "read"),
         store_write_s=_of_kind(parts["store_sqlite"], "gradient_step"),

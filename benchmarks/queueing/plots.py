@@ -90,21 +90,20 @@ def plot_utilisation(outcome: dict[str, Any], path: Path) -> None:
 
 def plot_publication(outcome: dict[str, Any], path: Path) -> None:
     """Of the large model alone: the tiny one's files are small."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, what in zip(axes, ("whole checkpoint", "adapter alone"), strict=True):
-        records = [r for r in outcome["large"]["publication"] if r["what"] == what]
-        for bandwidth, color in ((1.25e9, "#ee6677"), (5e9, "#4477aa"), (None, "#228833")):
-            points = [r for r in records if r["artifact_bytes_per_s"] == bandwidth]
-            out = "as fast as all nodes" if bandwidth is None else f"{bandwidth * 8 / 1e9:g} Gbit/s"
-            for share, style in (("p99_s", "-"), ("p50_s", ":")):
-                label = f"artifact store: {out}, {share.removesuffix('_s')}"
-                engines = [p["engines"] for p in points]
-                axis.loglog(engines, [p[share] for p in points], style, color=color, marker=".", label=label)
-        axis.set_xticks([1, 8, 64], [1, 8, 64])
-        axis.grid(alpha=0.3, which="both")
-        axis.set(title=f"Pulled: {what}, {records[0]['megabytes']:.3g} MB (4B model)", xlabel="engines")
-    axes[0].set_ylabel("seconds until an engine has a new version")
-    axes[0].legend(fontsize=7)
+    figure, axis = plt.subplots(figsize=(6, 4))
+    records = outcome["large"]["publication"]
+    for bandwidth, color in ((1.25e9, "#ee6677"), (5e9, "#4477aa"), (None, "#228833")):
+        points = [r for r in records if r["artifact_bytes_per_s"] == bandwidth]
+        out = "as fast as all nodes" if bandwidth is None else f"{bandwidth * 8 / 1e9:g} Gbit/s"
+        for share, style in (("p99_s", "-"), ("p50_s", ":")):
+            label = f"artifact store: {out}, {share.removesuffix('_s')}"
+            engines = [p["engines"] for p in points]
+            axis.loglog(engines, [p[share] for p in points], style, color=color, marker=".", label=label)
+    axis.set_xticks([1, 8, 64], [1, 8, 64])
+    axis.grid(alpha=0.3, which="both")
+    axis.set(title=f"An adapter of {records[0]['megabytes']:.3g} MB (4B model)", xlabel="engines")
+    axis.set_ylabel("seconds until an engine has a new version")
+    axis.legend(fontsize=7)
     _save(figure, path)
 
 

@@ -38,6 +38,8 @@ class Base:
 
     engines: list[EngineReplica]
     turn: simpy.Resource
+    next_in_line: simpy.Resource
+    """Is prepared, while another job has the turn."""
     loaded_run: int | None = None
     held_s: float = 0.0
     """For how long jobs have had their turn."""
@@ -93,7 +95,7 @@ class Service:
             return EngineReplica(Server(self.env, "engine process"), core)
 
         engines = [engine() for _ in range(self.fleet.engines // self.fleet.base_models)]
-        return Base(engines, simpy.Resource(self.env, 1))
+        return Base(engines, simpy.Resource(self.env, 1), simpy.Resource(self.env, 1))
 
     # The way of a completion
 
@@ -180,9 +182,8 @@ class Service:
     def _train(self, run: Run, version: int) -> Process:
         base, stages = run.base, defaultdict(float)
         began = self.env.now
-        if self.fleet.prepare_ahead:
-            yield from self.preparation.use(self._prepare_s())
         idle = base.turn.count == 0
+        ahead = None if idle else self.env.process(self._prepare(base))
         with base.turn.request() as turn:  # one job at a time per base model
             yield turn
             if idle:
@@ -192,7 +193,7 @@ class Service:
             renewing = self.env.process(self._renew())
             for stage, work in (
                 ("claim", self._write()),
-                ("prepare", self._prepare()),
+                ("prepare", self._prepared(base, ahead)),
                 ("load", self._load_learners(run)),
                 ("steps", self._steps(base)),
                 ("checkpoint", self._save()),
@@ -207,9 +208,14 @@ class Service:
         run.version, run.published_at[version] = version, self.env.now
         self.stages.append(dict(stages))
 
-    def _prepare(self) -> Process:
-        if not self.fleet.prepare_ahead:
+    def _prepare(self, base: Base) -> Process:
+        """Of the job whose turn it is, and, once that one trains, of the next in line."""
+        with base.next_in_line.request() as place:
+            yield place
             yield from self.preparation.use(self._prepare_s())
+
+    def _prepared(self, base: Base, ahead: simpy.Event | None) -> Process:
+        yield ahead or self.env.process(self._prepare(base))
         yield self.env.timeout(self.costs.job_small_s)
         yield from self._write()
 
