@@ -101,8 +101,8 @@ class Fleet:
     """From the artifact store into one node."""
     artifact_bytes_per_s: float | None = None
     """Out of the artifact store to all nodes together; None: each gets `node_bytes_per_s`. 0: files needn't move."""
-    keep_states: bool = False
-    """Learners keep the states of all models in memory. Tandem's hold one, and load others from their checkpoints."""
+    kept_state_bytes: float = 2 << 30
+    """Of each learner, for the states of models that it has trained before."""
 
     @property
     def store_writers(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -40,7 +40,8 @@ class Base:
     turn: simpy.Resource
     next_in_line: simpy.Resource
     """Is prepared, while another job has the turn."""
-    loaded_run: int | None = None
+    kept: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    """Runs whose states the learners have; they hold that of the last."""
     held_s: float = 0.0
     """For how long jobs have had their turn."""
     trained_s: float = 0.0
@@ -202,7 +203,6 @@ class Service:
                 entered = self.env.now
                 yield from work
                 stages[stage] = self.env.now - entered
-            base.loaded_run = run.number
             base.held_s += self.env.now - held
             renewing.interrupt()
         run.version, run.published_at[version] = version, self.env.now
@@ -220,8 +220,13 @@ class Service:
         yield from self._write()
 
     def _load_learners(self, run: Run) -> Process:
-        """Free when the learners hold the state already. Ranks of other nodes fetch it too, all at once."""
-        if run.base.loaded_run == run.number or self.fleet.keep_states:
+        """Free when the learners have the state already. Ranks of other nodes fetch it too, all at once."""
+        kept, is_there = run.base.kept, run.number in run.base.kept
+        kept[run.number] = None
+        kept.move_to_end(run.number)
+        while len(kept) > 1 + self.fleet.kept_state_bytes // max(self.costs.checkpoint_bytes, 1):
+            kept.popitem(last=False)
+        if is_there:
             return
         copies = [self.env.process(self._copy(self.costs.checkpoint_bytes)) for _ in range(self.fleet.learners - 1)]
         yield self.env.all_of(copies)

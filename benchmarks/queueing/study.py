@@ -103,7 +103,7 @@ def remedies(costs: Costs, fleet: Fleet, load: Workload, tell: Tell) -> list[Rec
     changes: list[tuple[str, dict[str, Any]]] = [
         ("as it is", {}),
         ("+ 8 API replicas and proxies", {"api_replicas": 8, "proxies": 8}),
-        ("+ learners keep states in memory", {"keep_states": True}),
+        ("+ kept_state_bytes: 16 GiB", {"kept_state_bytes": 16 << 30}),
         ("+ 4 base models of 16 learners", {"base_models": 4, "learners": 16}),
         ("+ PostgreSQL", {"store": "postgresql"}),
     ]

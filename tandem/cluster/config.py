@@ -75,6 +75,12 @@ class LearnersConfig(Settings):
     num_threads: int | None = Field(
         None, ge=1, description="Torch threads of each learner. Unset: num_cpus, at least 1."
     )
+    kept_state_bytes: int = Field(
+        2 << 30,
+        ge=0,
+        description="Main memory of each learner for other models' adapters and optimizer states, which then needn't "
+        "be read from their checkpoints when those models are trained again.",
+    )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
 

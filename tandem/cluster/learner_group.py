@@ -141,9 +141,9 @@ class LearnerGroup:
 
     def save(self, metadata: dict[str, str | int], tick: Callable[[], None] = lambda: None) -> str:
         """Writes the learners' state as a durable checkpoint and returns its digest."""
-        [digest] = self._gather(
-            "checkpoint", self._deadlines.checkpoint_s, tick, [self._workers[0].save.remote(metadata)]
-        )
+        deadline_s = self._deadlines.checkpoint_s
+        [digest] = self._gather("checkpoint", deadline_s, tick, [self._workers[0].save.remote(metadata)])
+        self._call("checkpoint", deadline_s, tick, lambda worker, _: worker.hold.remote(digest))
         self._digest = digest
         return digest
 

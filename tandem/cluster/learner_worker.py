@@ -13,6 +13,7 @@ from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
 from tandem.cluster.heap import freeze_heap
+from tandem.cluster.kept_states import KeptStates
 from tandem.cluster.rendezvous import free_address, talk_over_rays_network
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class LearnerWorker:
         self._rank, self._world_size, self._base = rank, world_size, base
         self._artifacts = Artifacts(artifacts_root)
         self._digest: str | None = None  # of the state held, while it is a checkpoint's
+        self._kept = KeptStates(base.learners.kept_state_bytes)
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
 
     def rendezvous(self) -> str:
@@ -82,11 +84,15 @@ class LearnerWorker:
         return str(device)
 
     def load(self, digest: str) -> None:
-        """Takes adapter and optimizer state from a checkpoint, after verifying its digests."""
+        """Takes adapter and optimizer state from memory, or from a checkpoint, after verifying its digests."""
         from tandem.rl.checkpoints import read_checkpoint
 
+        if digest == self._digest:
+            return
+        if self._digest is not None:
+            self._kept.put(self._digest, self._learner.state())
         self._digest = None
-        self._learner.load_state(read_checkpoint(self._artifacts.pull_checkpoint(digest)))
+        self._learner.load_state(self._kept.take(digest) or read_checkpoint(self._artifacts.pull_checkpoint(digest)))
         self._digest = digest
 
     def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
@@ -129,8 +135,12 @@ class LearnerWorker:
             self._artifacts.checkpoints_dir, self._learner.state(), policy.adapter_config(), metadata
         )
         self._artifacts.push_checkpoint(checkpoint.digest)
-        self._digest = checkpoint.digest
+        self.hold(checkpoint.digest)
         return checkpoint.digest
+
+    def hold(self, digest: str) -> None:
+        """Notes that the state held is that of a checkpoint, which another rank has written."""
+        self._digest = digest
 
 
 @contextmanager

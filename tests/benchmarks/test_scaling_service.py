@@ -68,8 +68,8 @@ def test_learners_speed_up_nothing_but_their_tokens():
 
 
 def test_one_job_at_a_time_per_base_model():
-    """Each job holds its coordinator for 9.7 s, less the 0.8 s of preparation, which are over when the job before it has
-    been trained. Other models' jobs wait, unless they are on another base model."""
+    """Each job holds its coordinator for 9.7 s, less the 0.8 s of preparation, which are over once the job before it
+    has been trained. Other models' jobs wait, unless they are on another base model."""
     load = replace(LOAD, runs=8)
     one = simulate_runs(JOB, replace(HERE, engines=2), load)
     two = simulate_runs(JOB, replace(HERE, engines=2, base_models=2), load)

@@ -1,6 +1,7 @@
 """Learner groups on a real Ray: two learners make the update of one, and every failure ends with its cause."""
 
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -74,6 +75,10 @@ def test_two_learners_equal_one(start, tmp_path):
         metrics = [learners.step(rows[i : i + 3], LossConfig(), 1e-3, 64) for i in (0, 3)]
         digest = learners.save({"base_model": "tandem/tiny"})
         states.append((metrics, read_checkpoint(tmp_path / "checkpoints" / digest)))
+        learners.load(BaseModel(group(tmp_path, count)[0]).write_initial_version(Artifacts(str(tmp_path))))
+        shutil.rmtree(tmp_path / "checkpoints" / digest)
+        learners.load(digest)  # which each of them remembers
+        assert learners.save({"base_model": "tandem/tiny"}) == digest
         learners.stop()
     (one_metrics, one), (two_metrics, two) = states
     for mine, theirs in zip(one_metrics, two_metrics, strict=True):
@@ -139,7 +144,7 @@ def test_a_damaged_checkpoint_is_named_and_not_loaded(start, tmp_path):
     [digest] = [d.name for d in (tmp_path / "checkpoints").iterdir()]
     file = tmp_path / "checkpoints" / digest / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    learners._digest = None
+    learners.step([row(40)], LossConfig(), 1e-3, 64)  # now they hold something else
     with pytest.raises(StageError, match=r"adapter_model\.safetensors"):
         learners.load(digest)
 

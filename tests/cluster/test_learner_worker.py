@@ -1,5 +1,6 @@
 """A learner scores under any version while another one is in training, and whoever scores, the update is the same."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,32 @@ def versions(worker, artifacts) -> list[str]:
             worker.step(rows(seed=step), LossConfig(), 0.01, 64)
         digests.append(worker.save({"step": step}))
     return digests
+
+
+def test_a_state_that_was_here_before_comes_back_from_memory(worker, versions, artifacts):
+    worker.load(versions[1])
+    for step in range(2):
+        worker.step(rows(seed=7 + step), LossConfig(), 0.01, 64)
+    digest = worker.save({"step": 9})
+    expected = read_checkpoint(artifacts.checkpoints_dir / digest)
+    worker.load(versions[2])
+    worker.step(rows(seed=9), LossConfig(), 0.01, 64)
+    shutil.rmtree(artifacts.checkpoints_dir / digest)
+    worker.load(digest)
+    state = worker._learner.state()
+    for ours, theirs in ((state.adapter, expected.adapter), (state.optimizer, expected.optimizer)):
+        assert ours.keys() == theirs.keys() and theirs
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert worker.save({"step": 9}) == digest
+
+
+def test_a_state_that_was_trained_on_isnt_kept_as_what_it_was(worker, versions):
+    worker.load(versions[1])
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64)
+    worker.load(versions[2])
+    assert worker._kept.take(versions[1]) is None
+    worker.load(versions[1])
+    assert worker.save({"step": 1}) == versions[1]
 
 
 @pytest.fixture(scope="module")
