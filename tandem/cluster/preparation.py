@@ -53,11 +53,16 @@ class PreparationWorker:
 
     def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts):
         self._base_models, self._artifacts = base_models, artifacts
-        self._has_built = False
+        self._warm: set[str] = set()
 
-    def warm_up(self) -> None:
-        """Imports what the first payload would have to wait for."""
-        import tandem.rl.batch  # noqa: F401
+    def warm_up(self, base_model: str) -> None:
+        """Loads what the first payload would have to wait for: some libraries, and the model's tokenizer."""
+        from tandem.rl.config import TrainingConfig
+
+        if base_model not in self._warm:
+            self._base_models[base_model].build_batch([], TrainingConfig(), None)
+            freeze_heap()
+            self._warm.add(base_model)
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
         """Raises the RLError that says why a job of this payload can't be trained, or ArtifactError."""
@@ -69,12 +74,9 @@ class PreparationWorker:
         """What a job trains on. Raises what `check` does."""
         from tandem.cluster.payloads import read_groups
 
-        model = self._base_models[base_model]
-        if not self._has_built:
-            model.build_batch([], config, shuffle_seed)  # loads what all batches need
-            freeze_heap()
-            self._has_built = True
-        return model.build_batch(read_groups(self._artifacts, payload_key), config, shuffle_seed)
+        self.warm_up(base_model)
+        groups = read_groups(self._artifacts, payload_key)
+        return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """How much a log of trajectories holds, and their mean reward. Raises PayloadError or ArtifactError."""
@@ -119,8 +121,12 @@ class Preparation:
         self._actor: _Actor | None = None
 
     def start(self) -> None:
-        """Starts the process without waiting for it, so that the first call finds it ready."""
+        """Starts the process, without waiting for it."""
         self._running()
+
+    def warm_up(self, base_model: str) -> None:
+        """Lets the process load what a first payload of the model needs, without waiting for it."""
+        self._running().handle.warm_up.remote(base_model)
 
     def stop(self) -> None:
         """Ends the process; a later call would start another."""
@@ -192,7 +198,6 @@ class Preparation:
                     runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
                 )
                 self._actor = _Actor(worker.remote(*self._arguments))
-                self._actor.handle.warm_up.remote()
             return self._actor
 
     def _end(self, actor: _Actor) -> None:

@@ -107,12 +107,12 @@ class CoordinatorReplica:
             stages = JobStages(settings, store, self._preparation, ahead, learners, logprobs)
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
-                target=self._run, args=(coordinator, learners), name=f"coordinator-{name}", daemon=True
+                target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
             )
             self._parts[name] = coordinator, learners, thread
             thread.start()
 
-    def _run(self, coordinator: Coordinator, learners: LearnerGroup) -> None:
+    def _run(self, name: str, coordinator: Coordinator, learners: LearnerGroup) -> None:
         def tick() -> None:
             if learners.waiting_for:  # a job may wait as well, and its sender can see that
                 raise TimeoutError(learners.waiting_for)
@@ -121,8 +121,9 @@ class CoordinatorReplica:
 
         try:
             learners.start(tick)  # so that the first job needn't wait for it
+            self._preparation.warm_up(name)  # nor for this, which before would have held up the start of the engine
         except Exception:  # the first job tries again, and says what is wrong
-            logger.exception("The learners didn't start")
+            logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
 

@@ -63,6 +63,7 @@ def create_model(
         message = f"there is no base model {quoted(wanted.base_model)} here; this service has: {available}"
         raise InvalidRequestError([Fault(("body", "base_model"), message)], "base_model_not_found")
     row = services.store.add_model(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
+    services.preparation.warm_up(wanted.base_model)  # its first job will come once it has been sampled
     return _with_steps(services, [row])[0]
 
 

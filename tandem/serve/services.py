@@ -31,6 +31,9 @@ class EngineClient(Protocol):
 class Preparation(Protocol):
     """Reads stored payloads in a process of its own: they may be large. All calls may raise StageError."""
 
+    def warm_up(self, base_model: str) -> None:
+        """Lets a first check of a payload of this model begin at once. Doesn't wait."""
+
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
         """Raises PayloadError, TrajectoryError or ConfigError for what can't be trained on."""
 

@@ -150,3 +150,21 @@ def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
     thread.join(timeout=30)
     other.join(timeout=30)
     assert [type(error) for error in errors + other_errors] == [KeyError, TimeoutError]
+
+
+def test_a_warm_up_is_not_waited_for_and_one_that_fails_harms_nobody(preparation, artifacts):
+    began = time.monotonic()
+    preparation.warm_up("base")
+    preparation.warm_up("there is no such model")
+    assert time.monotonic() - began < 5
+    assert preparation.batch("base", make_job(artifacts)).sequences
+
+
+def test_a_model_is_warmed_up_once(artifacts, base, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Faulty, "build_batch", lambda self, groups, config, seed: seen.append(list(groups)))
+    worker = PreparationWorker({"base": base}, artifacts)
+    for _ in range(2):
+        worker.warm_up("base")
+        worker.check("base", make_job(artifacts).payload_key, TrainingConfig())
+    assert [len(groups) for groups in seen] == [0, 1, 1]
