@@ -12,37 +12,57 @@ import psutil
 import pytest
 from ray_head import ray_head
 
-JOBS = 24  # so many that a run can be stopped before it is done
-TASK = f"""
+JOBS = 12
+TASK = """
 name: submitted
-environment: {{class: my_environment.py:Words}}
-rollouts: {{groups_per_job: 8, group_size: 4, max_tokens: 16}}
-training: {{jobs: {JOBS}, experimental_config: {{learning_rate: 1e-3, packed_sequence_length: 256}}}}
-evaluation: {{every: 20, tasks: 4}}
+environment: {class: my_environment.py:Words, options: {hold: HOLD}}
+rollouts: {groups_per_job: 8, group_size: 4, max_tokens: 16}
+training: {jobs: JOBS, experimental_config: {learning_rate: 1e-3, packed_sequence_length: 256}}
+evaluation: {every: 6, tasks: 4}
 """
 ENVIRONMENT = '''
 """A user's own environment; only the program that was submitted can import it."""
+
+import asyncio
+from pathlib import Path
 
 from tandem.rl.environments.base import SingleTurnEnvironment
 from word_lists import TRAIN, EVAL
 
 
 class Words(SingleTurnEnvironment[str]):
+    def __init__(self, hold):
+        super().__init__()
+        self.hold = Path(hold)
+
     def tasks(self, split):
         return TRAIN if split == "train" else EVAL
 
     def messages(self, task):
         return [{"role": "user", "content": f"Say {task}."}]
 
-    def reward(self, task, answer):
+    async def reward(self, task, answer):
+        while self.hold.exists():  # so that the run isn't over before the test has done something to it
+            await asyncio.sleep(0.05)
         return float(task in (answer or "")) + len(answer or "") / 100
 '''
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def hold(tmp_path_factory) -> Path:
+    """While there is this file, no rollout ends."""
+    return tmp_path_factory.mktemp("hold") / "hold"
+
+
+@pytest.fixture(scope="module")
+def task(hold) -> str:
+    return TASK.replace("HOLD", str(hold)).replace("JOBS", str(JOBS))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, task) -> Path:
     directory = tmp_path_factory.mktemp("project")
-    (directory / "task.yaml").write_text(TASK)
+    (directory / "task.yaml").write_text(task)
     (directory / "my_environment.py").write_text(ENVIRONMENT)
     (directory / "word_lists.py").write_text('TRAIN = ["yes", "no", "12", "7"]\nEVAL = ["maybe", "9"]\n')
     return directory
@@ -125,9 +145,10 @@ def service_runs(head) -> bool:
     return re.search(r"^  tandem:$", head.run("serve", "status").stdout, re.MULTILINE) is not None
 
 
-def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, submit):
+def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, hold, submit):
     killed = submit("killed")
     killed.wait_until(lambda: versions(home))
+    hold.touch()
     for driver in drivers(home):
         driver.kill()
     assert killed.wait(300) != 0
@@ -136,7 +157,9 @@ def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, submi
 
     stopped = submit("stopped")
     num_before = len(versions(home))
+    hold.unlink()
     stopped.wait_until(lambda: len(versions(home)) > num_before)
+    hold.touch()
     assert f"Going on after {num_before} of {JOBS} jobs" in stopped.output
     assert "using the service that this run has started before" in stopped.output
     head.run("ray", "job", "stop", "stopped")
@@ -146,24 +169,26 @@ def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, submi
     while service_runs(head):
         assert time.monotonic() < deadline, head.run("serve", "status").stdout
         time.sleep(1)
+    assert len(versions(home)) < JOBS
 
+    hold.unlink()
     last = submit("last")
     assert last.wait() == 0, last.output
     assert last.ended_as("succeeded")
     assert f"{JOBS} of {JOBS} jobs are trained" in last.output
     assert versions(home) == list(range(1, JOBS + 1))
-    assert [row["version"] for row in rows(home) if row["kind"] == "evaluation"] == [0, 12, JOBS]
+    assert [row["version"] for row in rows(home) if row["kind"] == "evaluation"] == [0, 6, JOBS]
     assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
     assert not service_runs(head)
     assert drivers(home) == []
 
 
-def test_a_mistake_in_the_task_ends_the_job_with_a_sentence(head, project, submit):
-    (project / "task.yaml").write_text(TASK.replace("group_size", "groupsize"))
+def test_a_mistake_in_the_task_ends_the_job_with_a_sentence(head, project, task, submit):
+    (project / "task.yaml").write_text(task.replace("group_size", "groupsize"))
     try:
         mistaken = submit("mistaken")
         assert mistaken.wait(300) != 0
         assert "rollouts.groupsize: there is no such field" in mistaken.output
         assert mistaken.ended_as("failed")
     finally:
-        (project / "task.yaml").write_text(TASK)
+        (project / "task.yaml").write_text(task)
