@@ -160,6 +160,8 @@ def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, hold,
     hold.unlink()
     stopped.wait_until(lambda: len(versions(home)) > num_before)
     hold.touch()
+    assert len(versions(home)) < JOBS
+    stopped.wait_until(lambda: f"version {num_before + 1} (job" in stopped.output)  # what Ray shows comes later
     assert f"Going on after {num_before} of {JOBS} jobs" in stopped.output
     assert "using the service that this run has started before" in stopped.output
     head.run("ray", "job", "stop", "stopped")
