@@ -13,7 +13,8 @@ import torch
 
 from tandem.cluster.config import EngineConfig, LoraConfig
 from tandem.cluster.engine import Engine, _check_adapter
-from tandem.rl.checkpoints import ADAPTER, LearnerState, read_adapter, read_checkpoint, write_checkpoint
+from tandem.rl.checkpoint_files import ADAPTER
+from tandem.rl.checkpoints import LearnerState, read_adapter, read_checkpoint, write_checkpoint
 from tandem.rl.errors import CheckpointError
 
 SOURCES = sorted((Path(__file__).parents[1] / "tandem").rglob("*.py"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from tandem.cluster.config import LearnersConfig
+
 CLAIM_POLL_S = 0.2
 """CoordinatorConfig.poll_s: an idle coordinator looks for a job so often."""
 VERSION_POLL_S = 0.2
@@ -101,7 +103,7 @@ class Fleet:
     """From the artifact store into one node."""
     artifact_bytes_per_s: float | None = None
     """Out of the artifact store to all nodes together; None: each gets `node_bytes_per_s`. 0: files needn't move."""
-    kept_state_bytes: float = 2 << 30
+    kept_state_bytes: float = LearnersConfig().kept_state_bytes
     """Of each learner, for the states of models that it has trained before."""
 
     @property

@@ -18,12 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tandem.cluster.checkpoint_cache import make_room, mark_used
 from tandem.cluster.errors import ArtifactError
+from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST
 from tandem.rl.durability import sync, write_whole
 
 CHECKPOINTS = "checkpoints"
 ADAPTERS = "adapters"
-MANIFEST = "manifest.json"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of a checkpoint: what an engine loads
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)  # of a checkpoint: what an engine loads
 PAYLOADS = "payloads"
 LOGS = "logs"
 JOBS = "jobs"

@@ -25,13 +25,10 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST, OPTIMIZER
 from tandem.rl.durability import sync
 from tandem.rl.errors import CheckpointError
 
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-OPTIMIZER = "optimizer.safetensors"
-MANIFEST = "manifest.json"
 FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -84,7 +84,7 @@ class ClaimTable(Database):
     def next_queued(self, base_model: str) -> QueuedJob | None:
         """The job that `claim_next` would return if the running ones had ended."""
         with self._read() as session:
-            job = session.scalars(_next_queued(base_model)).first()
+            job = session.scalars(_first_in_line(base_model, _is_queued)).first()
             return job and QueuedJob(job.id, job.payload_key, TrainingConfig.model_validate(job.config))
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
@@ -168,36 +168,31 @@ class ClaimTable(Database):
 
 
 def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]]:
+    return _first_in_line(base_model, is_open).where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
+
+
+Line = Callable[[type[JobRow]], ColumnElement[bool]]
+
+
+def _first_in_line(base_model: str, is_in_line: Line) -> Select[tuple[JobRow, ModelRow]]:
+    """Of each model's jobs in the line the oldest, and of those the one whose model has waited longest."""
     earlier = aliased(JobRow)
-    is_blocked = (
+    is_behind = (
         select(earlier.number)
-        .where(earlier.model_id == JobRow.model_id, is_open(earlier), earlier.number < JobRow.number)
+        .where(earlier.model_id == JobRow.model_id, is_in_line(earlier), earlier.number < JobRow.number)
         .exists()
     )
     return (
         select(JobRow, ModelRow)
         .join(JobRow.model)
-        .where(ModelRow.base_model == base_model, is_open(), ~is_blocked)
-        .where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
+        .where(ModelRow.base_model == base_model, is_in_line(JobRow), ~is_behind)
         .order_by(ModelRow.last_claimed_at, JobRow.number)
         .limit(1)
     )
 
 
-def _next_queued(base_model: str) -> Select[tuple[JobRow]]:
-    earlier = aliased(JobRow)
-    is_behind = (
-        select(earlier.number)
-        .where(earlier.model_id == JobRow.model_id, earlier.state == "queued", earlier.number < JobRow.number)
-        .exists()
-    )
-    return (
-        select(JobRow)
-        .join(JobRow.model)
-        .where(ModelRow.base_model == base_model, JobRow.state == "queued", ~is_behind)
-        .order_by(ModelRow.last_claimed_at, JobRow.number)
-        .limit(1)
-    )
+def _is_queued(job: type[JobRow]) -> ColumnElement[bool]:
+    return and_(is_open(job), job.state == "queued")  # is_open says it in the way that finds the index
 
 
 def _reward_std_devs(session: Session, model_id: str) -> tuple[float, ...]:

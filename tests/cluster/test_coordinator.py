@@ -3,22 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from coordinator_fakes import TOKENIZER, Base, RecordingLearners, RecordingStore, make_coordinator, make_job, trajectory
-from transformers import AutoTokenizer
+from coordinator_fakes import RecordingLearners, RecordingStore, make_coordinator, make_job, trajectory
 
-from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
 from tandem.rl.config import TrainingConfig
-
-
-@pytest.fixture(scope="module")
-def base():
-    return Base(AutoTokenizer.from_pretrained(TOKENIZER))
-
-
-@pytest.fixture
-def artifacts(tmp_path):
-    return Artifacts(str(tmp_path))
 
 
 @pytest.fixture

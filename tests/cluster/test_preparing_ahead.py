@@ -5,8 +5,6 @@ import time
 
 import pytest
 from coordinator_fakes import (
-    TOKENIZER,
-    Base,
     LocalPreparation,
     RecordingLearners,
     RecordingStore,
@@ -14,21 +12,9 @@ from coordinator_fakes import (
     make_job,
     trajectory,
 )
-from transformers import AutoTokenizer
 
-from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import StageError
 from tandem.cluster.preparing_ahead import LOOK_PERIOD_S, PreparingAhead
-
-
-@pytest.fixture(scope="module")
-def base():
-    return Base(AutoTokenizer.from_pretrained(TOKENIZER))
-
-
-@pytest.fixture
-def artifacts(tmp_path):
-    return Artifacts(str(tmp_path))
 
 
 class WatchedPreparation(LocalPreparation):
