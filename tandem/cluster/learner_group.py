@@ -85,13 +85,13 @@ class LearnerGroup:
             self._wait_for_placement(bundle, tick)
             self._workers = [self._place_worker(rank) for rank in range(count)]
             deadline_s = self._deadlines.start_learners_s
-            init_method = None
+            meeting = None
             if count > 1:
-                [init_method] = self._gather("start_learners", deadline_s, tick, [self._workers[0].rendezvous.remote()])
+                [meeting] = self._gather("start_learners", deadline_s, tick, [self._workers[0].rendezvous.remote()])
             # A rank waits for its peers no longer than the slowest stage may take.
             timeout_s = max(deadline_s, self._deadlines.step_s)
             devices = self._gather(
-                "start_learners", deadline_s, tick, [w.start.remote(init_method, timeout_s) for w in self._workers]
+                "start_learners", deadline_s, tick, [w.start.remote(meeting, timeout_s) for w in self._workers]
             )
         except BaseException:
             self.stop()

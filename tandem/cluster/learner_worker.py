@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +15,7 @@ from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
 from tandem.cluster.heap import freeze_heap
 from tandem.cluster.kept_states import KeptStates
-from tandem.cluster.rendezvous import free_address, talk_over_rays_network
+from tandem.cluster.rendezvous import bind_on_node, init_method, meet, talk_over_rays_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,14 +38,19 @@ class LearnerWorker:
         self._artifacts = Artifacts(artifacts_root)
         self._digest: str | None = None  # of the state held, while it is a checkpoint's
         self._kept = KeptStates(base.learners.kept_state_bytes)
+        self._meeting: socket.socket | None = None  # where the ranks meet, held from when rank 0 was asked
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
 
     def rendezvous(self) -> str:
         """Where the group meets, if this is rank 0."""
-        return free_address()
+        self._meeting = bind_on_node()
+        return init_method(self._meeting)
 
-    def start(self, init_method: str | None, timeout_s: float) -> str:
-        """Joins the process group and loads the base model. Returns the device, for the log."""
+    def start(self, meeting: str | None, timeout_s: float) -> str:
+        """Joins the process group and loads the base model. Returns the device, for the log.
+
+        `meeting` is what rank 0's `rendezvous` returned; None if there is one rank.
+        """
         import torch
         import torch.distributed as dist
 
@@ -59,10 +65,11 @@ class LearnerWorker:
             talk_over_rays_network()
             backend = "nccl" if device.type == "cuda" else "gloo"
             with _connected():
+                timeout = timedelta(seconds=timeout_s)
+                store = meet(meeting, self._world_size, timeout, self._meeting)
                 dist.init_process_group(
-                    backend, init_method=init_method, rank=self._rank, world_size=self._world_size,
-                    timeout=timedelta(seconds=timeout_s),
-                )  # fmt: skip
+                    backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
+                )
         policy = Policy.load(
             BaseModel(self._base).path,
             device=learners.device,

@@ -5,23 +5,54 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
 
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def free_address() -> str:
-    """An init_method on this node, as the cluster's other nodes reach it: `tcp://HOST:PORT`, free a moment ago.
+def bind_on_node() -> socket.socket:
+    """A TCP socket with a port of its own, on this node's address, by which the cluster's other nodes reach it.
 
-    For the process that will be rank 0, in a Ray actor: its node's address is the one that Ray knows.
+    For a Ray actor, which holds it until the group has met. A port that is only looked up and bound later may by then
+    have gone to anyone's connection. Nobody is given this one unasked; a program that asks for it by number, as the
+    workers' own programs do, gets it as long as the socket doesn't listen (both sides set SO_REUSEADDR, as
+    torch.distributed does).
     """
     import ray
 
     host = ray.util.get_node_ip_address()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
-    return f"tcp://[{host}]:{port}" if family == socket.AF_INET6 else f"tcp://{host}:{port}"
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((host, 0))
+    return held
+
+
+def init_method(held: socket.socket) -> str:
+    """The address of a socket as torch.distributed takes it: `tcp://HOST:PORT`."""
+    host, port = held.getsockname()[:2]
+    return f"tcp://[{host}]:{port}" if held.family == socket.AF_INET6 else f"tcp://{host}:{port}"
+
+
+def meet(address: str, world_size: int, timeout: timedelta, held: socket.socket | None) -> TCPStore:
+    """The store through which the ranks of a group find each other, as `init_process_group(store=...)` takes it.
+
+    `address` is the `init_method` of the socket that rank 0 holds, and only rank 0 passes: the store listens on that
+    very socket, so on that address only, where torch.distributed by itself would listen on all interfaces.
+    """
+    from torch.distributed import TCPStore
+
+    place = urlsplit(address)
+    listening: dict[str, Any] = {"is_master": False}
+    if held is not None:
+        held.listen()
+        listening = {"is_master": True, "master_listen_fd": held.detach()}  # the store closes it
+    return TCPStore(place.hostname, place.port, world_size, timeout=timeout, **listening)
 
 
 def talk_over_rays_network() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tandem.cluster.rendezvous import free_address
+from tandem.cluster.rendezvous import bind_on_node, init_method
 
 MARK = "\x1e"  # "record separator": no program writes it at the beginning of a line
 READ_S = 0.5
@@ -31,10 +32,12 @@ class UserWorker:
     def __init__(self) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process: subprocess.Popen[str] | None = None
+        self._meeting: socket.socket | None = None  # keeps the port for the program of worker 0
 
     def rendezvous(self) -> str:
         """Where the workers meet, if this is worker 0."""
-        return free_address()
+        self._meeting = bind_on_node()
+        return init_method(self._meeting)
 
     def start(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -120,10 +123,10 @@ class _StartError(Exception):
 
 def _start(workers: Sequence[Any], command: Sequence[str]) -> None:
     """Runs the command on each worker. Raises _StartError, which names the worker and the cause."""
-    [init_method] = _answers([workers[0].rendezvous.remote()])
+    [meeting] = _answers([workers[0].rendezvous.remote()])
     starts = []
     for rank, worker in enumerate(workers):
-        arguments = [f"--init_method={init_method}", f"--rank={rank}", f"--world_size={len(workers)}"]
+        arguments = [f"--init_method={meeting}", f"--rank={rank}", f"--world_size={len(workers)}"]
         starts.append(worker.start.remote([*command, *arguments]))
     _answers(starts)
 
