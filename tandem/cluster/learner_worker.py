@@ -15,7 +15,7 @@ from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
 from tandem.cluster.heap import freeze_heap
 from tandem.cluster.kept_states import KeptStates
-from tandem.cluster.rendezvous import bind_on_node, init_method, meet, talk_over_rays_network
+from tandem.cluster.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class LearnerWorker:
 
     def rendezvous(self) -> str:
         """Where the group meets, if this is rank 0."""
-        self._meeting = bind_on_node()
+        self._meeting = hold_meeting_place()
         return init_method(self._meeting)
 
     def start(self, meeting: str | None, timeout_s: float) -> str:

@@ -8,6 +8,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tandem.cluster.held_ports import hold_port
+
 if TYPE_CHECKING:
     from datetime import timedelta
 
@@ -16,21 +18,11 @@ if TYPE_CHECKING:
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def bind_on_node() -> socket.socket:
-    """A TCP socket with a port of its own, on this node's address, by which the cluster's other nodes reach it.
-
-    For a Ray actor, which holds it until the group has met. A port that is only looked up and bound later may by then
-    have gone to anyone's connection. Nobody is given this one unasked; a program that asks for it by number, as the
-    workers' own programs do, gets it as long as the socket doesn't listen (both sides set SO_REUSEADDR, as
-    torch.distributed does).
-    """
+def hold_meeting_place() -> socket.socket:
+    """A held port on this node, on the address by which the cluster's other nodes reach it. For a Ray actor."""
     import ray
 
-    host = ray.util.get_node_ip_address()
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind((host, 0))
-    return held
+    return hold_port(ray.util.get_node_ip_address())
 
 
 def init_method(held: socket.socket) -> str:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tandem.cluster.rendezvous import bind_on_node, init_method
+from tandem.cluster.rendezvous import hold_meeting_place, init_method
 
 MARK = "\x1e"  # "record separator": no program writes it at the beginning of a line
 READ_S = 0.5
@@ -36,7 +36,7 @@ class UserWorker:
 
     def rendezvous(self) -> str:
         """Where the workers meet, if this is worker 0."""
-        self._meeting = bind_on_node()
+        self._meeting = hold_meeting_place()
         return init_method(self._meeting)
 
     def start(self, command: Sequence[str]) -> None:

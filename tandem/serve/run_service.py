@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.held_ports import hold_port
 from tandem.runs.directory import RunDirectory
 from tandem.serve.startup import Startup
 
@@ -79,10 +80,11 @@ def _on_this_ray(
     if found is None:
         has_serve = on_cluster.serve_is_running()
         ends_serve = not has_serve and "RAY_ADDRESS" in os.environ  # with a Ray of its own, all ends
-        config = config if has_serve else _on_free_port(config)
-        launch.build_models(config, start.progress)
         started_by = own + WITH_SERVE if ends_serve else own
-        with launch.deployed(config, verbose, start.progress, started_by, ends_serve):
+        with ExitStack() as exits:
+            config = config if has_serve else exits.enter_context(_on_free_port(config))
+            launch.build_models(config, start.progress)
+            exits.enter_context(launch.deployed(config, verbose, start.progress, started_by, ends_serve))
             yield ServiceWatch().check
     elif found.started_by is not None and found.started_by.startswith(own):
         start.progress("using the service that this run has started before")
@@ -114,15 +116,15 @@ def _with_key(
         yield RunService(service_url(), key, check)
 
 
-def _on_free_port(config: TandemConfig) -> TandemConfig:
+@contextmanager
+def _on_free_port(config: TandemConfig) -> Iterator[TandemConfig]:
     """The same, on another port where the configured one is taken: only the run itself has to know it."""
     http: Any = config.http
     if _is_free(http.host, http.port):
-        return config
-    with socket.socket() as probe:
-        probe.bind((http.host, 0))
-        port = probe.getsockname()[1]
-    return config.model_copy(update={"http": http.model_copy(update={"port": port})})
+        yield config
+        return
+    with hold_port(http.host) as held:
+        yield config.model_copy(update={"http": http.model_copy(update={"port": held.getsockname()[1]})})
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import ray
 
-from tandem.cluster.rendezvous import bind_on_node, init_method, interface_of, meet
+from tandem.cluster.rendezvous import hold_meeting_place, init_method, interface_of, meet
 
 IP_LOCAL_PORT_RANGE = 51  # of Linux 6.3: which ports the kernel may choose from, for one socket
 
@@ -50,7 +50,7 @@ def test_this_machine_has_a_loopback_interface():
 @pytest.fixture(params=["127.0.0.1", "::1"])
 def held(request, monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: request.param)
-    with bind_on_node() as held:
+    with hold_meeting_place() as held:
         yield held
 
 

@@ -1,6 +1,5 @@
 """`serve deploy deploy/serve.yaml` on a fresh Ray head: it starts, answers, and is updated in place while jobs run."""
 
-import socket
 import threading
 import time
 import uuid
@@ -12,6 +11,7 @@ import yaml
 from openai import OpenAI, OpenAIError
 from ray_head import ray_head
 
+from tandem.cluster.held_ports import hold_port
 from tandem.serve.auth import generate_key
 
 SERVE_YAML = Path(__file__).parents[2] / "deploy/serve.yaml"
@@ -25,9 +25,8 @@ class Deployment:
     def __init__(self, directory, head):
         self._directory, self._head = directory, head
         self.key, key_sha256 = generate_key()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        self._held = hold_port("127.0.0.1")
+        port = self._held.getsockname()[1]
         self.config = yaml.safe_load(SERVE_YAML.read_text())
         self.config["http_options"] |= {"host": "127.0.0.1", "port": port}
         self.args = self.config["applications"][0]["args"]

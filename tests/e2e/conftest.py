@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +30,14 @@ class Service:
 @pytest.fixture(scope="session")
 def service(ray_local, tmp_path_factory) -> Service:
     from tandem.cluster.config import TINY, CoordinatorConfig, HttpConfig, LogprobsConfig, ProjectConfig, TandemConfig
+    from tandem.cluster.held_ports import hold_port
     from tandem.serve.auth import create_key
     from tandem.serve.launch import running
     from tandem.serve.store import Store
 
     home = tmp_path_factory.mktemp("tandem")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    held = hold_port("127.0.0.1")
+    port = held.getsockname()[1]
     base = TINY.model_copy(update={"logprobs": LogprobsConfig(mode="shared")})  # learner and engine, on every job
     config = TandemConfig(
         home=home,

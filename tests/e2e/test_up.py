@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tandem.cluster.held_ports import hold_port
 
 
 def started_with(home):
@@ -26,10 +27,8 @@ def started_with(home):
 
 @pytest.mark.parametrize("moment", ["starting Ray", "starting Ray Serve"])
 def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "TANDEM_HOME": str(tmp_path), "TANDEM_HTTP__PORT": str(port)}
+    held = hold_port("127.0.0.1")
+    environment = {**os.environ, "TANDEM_HOME": str(tmp_path), "TANDEM_HTTP__PORT": str(held.getsockname()[1])}
     for inherited in [name for name in environment if name.startswith("RAY_")]:  # from a Ray of this test run
         del environment[inherited]
     process = subprocess.Popen(
@@ -57,3 +56,4 @@ def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
     finally:
         for left in started_with(tmp_path):
             left.kill()
+        held.close()

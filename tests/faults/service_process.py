@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+
+from tandem.cluster.held_ports import hold_port
 
 TANDEM = Path(sys.executable).with_name("tandem")
 START_DEADLINE_S = 900.0  # about one minute, unless the machine has much else to do
@@ -39,7 +40,8 @@ class ServiceProcess:
 
     def __init__(self, home: Path, settings: Mapping[str, str]):
         self.home, self._log = home, home / "up.log"
-        self.port = _free_port()
+        self._held = hold_port("127.0.0.1")  # also between two starts
+        self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         own = {"TANDEM_HOME": str(home), "TANDEM_HTTP__PORT": str(self.port), "OMP_NUM_THREADS": "1"}
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TANDEM_"))}
@@ -56,6 +58,7 @@ class ServiceProcess:
             self.terminate()
         finally:
             self.kill_everything()
+            self._held.close()
 
     @property
     def pid(self) -> int:
@@ -187,9 +190,3 @@ def _session(process: psutil.Process) -> int | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
     except (OSError, psutil.Error):
         return None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import random
-import socket
 import threading
 import time
 import uuid
@@ -21,6 +20,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+
+from tandem.cluster.held_ports import hold_port
 
 
 @dataclass
@@ -82,15 +83,15 @@ class ScriptedService:
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
 
     def __enter__(self) -> ScriptedService:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._held = hold_port("127.0.0.1")  # also while the service is down
+        self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._held.close()
 
     def start(self) -> None:
         config = uvicorn.Config(
