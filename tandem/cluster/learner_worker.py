@@ -96,7 +96,7 @@ class LearnerWorker:
 
         if digest == self._digest:
             return
-        if self._digest is not None:
+        if self._digest is not None and self._base.learners.kept_state_bytes:
             self._kept.put(self._digest, self._learner.state())
         self._digest = None
         self._learner.load_state(self._kept.take(digest) or read_checkpoint(self._artifacts.pull_checkpoint(digest)))

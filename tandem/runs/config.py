@@ -107,6 +107,10 @@ class RolloutsConfig(Section):
         0.2, ge=0, le=1, description="The run ends when a larger share of a batch's rollouts fails."
     )
 
+    def max_shared(self, rollouts_of_a_task: int) -> int:
+        """The most turns of one request."""
+        return rollouts_of_a_task if self.share_requests else 1
+
 
 class TrainConfig(Section):
     """How many jobs, how far rollouts may run ahead, and what each job is told."""

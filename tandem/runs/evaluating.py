@@ -58,9 +58,8 @@ class Evaluator:
         sampling = {"temperature": settings.temperature, **(settings.sampling or rollouts.sampling)}
         if rollouts.max_tokens:
             sampling["max_tokens"] = rollouts.max_tokens
-        max_shared = settings.samples_per_task if rollouts.share_requests else 1
         model = f"{self._directory.state.model.name}:step{version}"
-        chat = OpenAIChat(self._service.openai, model, max_shared, **sampling)
+        chat = OpenAIChat(self._service.openai, model, rollouts.max_shared(settings.samples_per_task), **sampling)
         room = asyncio.Semaphore(max(1, settings.concurrency // settings.samples_per_task))
         what, size = f"the evaluation of version {version}", settings.samples_per_task
 

@@ -101,7 +101,7 @@ async def run(plan: Plan, directory: RunDirectory, url: str, key: str, report: R
         progress.num_jobs, progress.num_trained = task.training.jobs, directory.ledger.num_trained
         versions = VersionWatch(service, model, progress)
         roller, stopwatch = GroupRoller(plan.environment, patience, report), Stopwatch()
-        max_shared = task.rollouts.group_size if task.rollouts.share_requests else 1
+        max_shared = task.rollouts.max_shared(task.rollouts.group_size)
         chat = OpenAIChat(service.openai, model.name, max_shared, **_sampling(task))
         stream = TaskStream(plan.train_tasks, task.seed)
         batches = BatchRoller(task, directory, versions, roller, chat, stream, stopwatch, report)

@@ -79,7 +79,6 @@ def up(
         if not store.has_keys():
             key = create_key(store, name="first", entity="default", role="admin")
             out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
-        _warn_of_open_ray()
         out.print("Ctrl-C ends the service.")
         watch = ServiceWatch()
         while not stop.wait(watch.PERIOD_S):
@@ -97,16 +96,6 @@ def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path
         f"[/red] Make one first:\n\n    tandem keys create --name me --role admin{option}\n"
     )
     raise typer.Exit(2)
-
-
-def _warn_of_open_ray() -> None:
-    from tandem.cluster.local_ray import token_authentication_is_on
-
-    if not token_authentication_is_on():
-        out.print(
-            "[yellow]This Ray has no token authentication, so whoever reaches its ports can run any code:[/yellow] set "
-            "RAY_AUTH_MODE=token for all its nodes and for this command, or close its ports (docs/security.md)."
-        )
 
 
 @app.command()
@@ -143,6 +132,7 @@ def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
     from tandem.serve.launch import running
 
     with startup(err) as start, running(config, verbose, start.progress):
+        start.warn_of_open_ray()
         start.ready()
         yield start.stop
 

@@ -85,6 +85,7 @@ def _on_this_ray(
             config = config if has_serve else exits.enter_context(_on_free_port(config))
             launch.build_models(config, start.progress)
             exits.enter_context(launch.deployed(config, verbose, start.progress, started_by, ends_serve))
+            start.warn_of_open_ray()
             yield ServiceWatch().check
     elif found.started_by is not None and found.started_by.startswith(own):
         start.progress("using the service that this run has started before")

@@ -46,6 +46,16 @@ class Startup:
             self._said.add(what)
             self._err.print(f"Starting Tandem: {what}")
 
+    def warn_of_open_ray(self) -> None:
+        """For a service that this command has started. To be called once Ray is connected."""
+        from tandem.cluster.local_ray import token_authentication_is_on
+
+        if not token_authentication_is_on():
+            self._err.print(
+                "[yellow]This Ray has no token authentication, so whoever reaches its ports can run any code:[/yellow] "
+                "set RAY_AUTH_MODE=token for all its nodes and for this command, or close its ports (docs/security.md)."
+            )
+
     def ready(self) -> None:
         """The service answers: what comes now isn't the start any more."""
         self.stop.listen()

@@ -87,7 +87,8 @@ class Submitted:
         command = [shutil.which("ray", path=head.env["PATH"]), "job", "submit", "--submission-id", id]
         command += ["--working-dir", str(project), "--", "tandem", "train", "task.yaml"]
         with log.open("wb") as opened:
-            self._process = subprocess.Popen(command, env=head.env, stdout=opened, stderr=subprocess.STDOUT)
+            at_once = {**head.env, "PYTHONUNBUFFERED": "1"}  # as in a terminal, which a file isn't
+            self._process = subprocess.Popen(command, env=at_once, stdout=opened, stderr=subprocess.STDOUT)
 
     @property
     def output(self) -> str:

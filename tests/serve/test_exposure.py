@@ -3,10 +3,12 @@
 import socket
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tandem.cluster.config import HttpConfig, TandemConfig
 from tandem.serve import cli, exposure, launch
+from tandem.serve.startup import Startup
 from tandem.serve.store import Store
 
 LOCAL = ("127.0.0.1", "127.8.7.6", "::1", "localhost", "::ffff:127.0.0.1")
@@ -100,7 +102,7 @@ def test_it_warns_of_a_ray_without_token_authentication(monkeypatch, capsys, mod
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    cli._warn_of_open_ray()
-    said = capsys.readouterr().out
+    Startup(Console(stderr=True, width=400)).warn_of_open_ray()
+    said = capsys.readouterr().err
     assert ("RAY_AUTH_MODE=token" in said) == warns
     assert ("docs/security.md" in said) == warns
