@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tandem.cluster.held_ports import hold_port
@@ -40,11 +40,13 @@ def meet(address: str, world_size: int, timeout: timedelta, held: socket.socket 
     from torch.distributed import TCPStore
 
     place = urlsplit(address)
-    listening: dict[str, Any] = {"is_master": False}
+    listening = None
     if held is not None:
         held.listen()
-        listening = {"is_master": True, "master_listen_fd": held.detach()}  # the store closes it
-    return TCPStore(place.hostname, place.port, world_size, timeout=timeout, **listening)
+        listening = held.detach()  # the store closes it
+    return TCPStore(
+        place.hostname, place.port, world_size, held is not None, timeout=timeout, master_listen_fd=listening
+    )
 
 
 def talk_over_rays_network() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.held_ports import hold_port
@@ -119,20 +117,13 @@ def _with_key(
 
 @contextmanager
 def _on_free_port(config: TandemConfig) -> Iterator[TandemConfig]:
-    """The same, on another port where the configured one is taken: only the run itself has to know it."""
-    http: Any = config.http
-    if _is_free(http.host, http.port):
-        yield config
-        return
-    with hold_port(http.host) as held:
-        yield config.model_copy(update={"http": http.model_copy(update={"port": held.getsockname()[1]})})
+    """The same, on another port where the configured one is taken: only the run itself has to know it.
 
-
-def _is_free(host: str, port: int) -> bool:
+    Until the block ends, no connection is given the port, not even before Serve listens on it.
+    """
     try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        held = hold_port(config.http.host, config.http.port)
     except OSError:
-        return False
-    return True
+        held = hold_port(config.http.host)
+    with held:
+        yield config.model_copy(update={"http": config.http.model_copy(update={"port": held.getsockname()[1]})})

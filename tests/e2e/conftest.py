@@ -36,7 +36,7 @@ def service(ray_local, tmp_path_factory) -> Service:
     from tandem.serve.store import Store
 
     home = tmp_path_factory.mktemp("tandem")
-    held = hold_port("127.0.0.1")
+    held = hold_port("127.0.0.1")  # until the fixture ends
     port = held.getsockname()[1]
     base = TINY.model_copy(update={"logprobs": LogprobsConfig(mode="shared")})  # learner and engine, on every job
     config = TandemConfig(
