@@ -75,7 +75,9 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory, home):
-    with ray_head(tmp_path_factory.mktemp("head"), TANDEM_HOME=str(home)) as head:
+    # Ray kills a stopped job after 3 s by itself; on a busy machine a run may need longer to ask for the service's end.
+    settings = {"TANDEM_HOME": str(home), "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    with ray_head(tmp_path_factory.mktemp("head"), **settings) as head:
         yield head
 
 
