@@ -187,14 +187,14 @@ def test_the_stop_token_has_its_raw_logprob_in_the_content(client, reference, ti
 
 
 def test_streaming_gives_the_same_tokens_in_pieces(client):
-    options = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "logprobs": True}
+    options = {"temperature": 0, "max_tokens": 64, "ignore_eos": True, "logprobs": True}
     whole = client.chat(VERSIONS[2], **options)["choices"][0]
     answer = client.ask(VERSIONS[2], {"messages": MESSAGES, "stream": True, **options})
     assert answer.headers["content-type"].startswith("text/event-stream")
     *events, done = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
     assert done == "[DONE]"
     pieces = [choice for event in events for choice in json.loads(event)["choices"]]
-    assert len(pieces) > 10
+    assert len(pieces) > 3  # vLLM puts tokens together that come faster than they are sent on
     entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
     assert [entry["token"] for entry in entries] == [entry["token"] for entry in whole["logprobs"]["content"]]
     assert "".join(piece["delta"].get("content") or "" for piece in pieces) == whole["message"]["content"]
