@@ -22,6 +22,7 @@ import psutil
 BIN = Path(sys.executable).parent
 MARK = "TANDEM_TEST_RAY_HEAD"  # in the environment of all that a head starts, jobs in sessions of their own included
 OBJECT_STORE_BYTES = 200 << 20
+STARTED = b"This command will now block forever"  # "Ray runtime started" comes before Ray writes down its address
 START_DEADLINE_S = 600.0  # 5 s, unless the machine has much else to do
 END_DEADLINE_S = 60.0
 
@@ -119,7 +120,7 @@ def _start(log: Path, temp: Path, num_cpus: int, environment: Mapping[str, str])
                 start_new_session=True,
             )
         while process.poll() is None and time.monotonic() < deadline:
-            if b"Ray runtime started" in log.read_bytes():
+            if STARTED in log.read_bytes():
                 return process, f"http://127.0.0.1:{dashboard}"
             time.sleep(0.2)
         _end(process, environment[MARK])

@@ -83,8 +83,9 @@ class RecordingLearners:
     sequences_per_step = 1
     waiting_for = None
 
-    def __init__(self, failures=(), step_s=0.0):
-        self.failures, self.step_s, self.log = list(failures), step_s, []
+    def __init__(self, failures=(), step_s=0.0, in_step=lambda tick: None):
+        """`in_step` is called in every step."""
+        self.failures, self.step_s, self.in_step, self.log = list(failures), step_s, in_step, []
 
     def start(self, tick):
         tick()
@@ -94,6 +95,7 @@ class RecordingLearners:
 
     def step(self, sequences, loss, learning_rate, chunk_size, tick):
         time.sleep(self.step_s)
+        self.in_step(tick)
         tick()
         if self.failures and (error := self.failures.pop(0)):
             raise error

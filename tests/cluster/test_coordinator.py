@@ -1,5 +1,6 @@
 """The life of a job, with a store and learners that record the order of what happens to them."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,13 @@ def run(artifacts, base):
         return learners
 
     return run
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_job_starts_steps_saves_and_ends_in_that_order(run, artifacts):
@@ -84,15 +92,22 @@ def test_a_second_attempt_repeats_no_recorded_step(run, artifacts):
 
 
 def test_a_cancelled_job_ends_between_steps(run, artifacts):
-    store = RecordingStore(make_job(artifacts), renewals=[JobCancelledError("please")])
-    run(store, RecordingLearners(step_s=0.3), lease_s=0.15)
-    assert store.order[-1] == "cancel"
-    assert "complete" not in store.order
+    def cancel(tick):
+        store.renewals += [JobCancelledError("please"), None]
+        wait_until(lambda: not store.renewals)  # when the lease is renewed again, the cancellation has been noticed
+
+    store = RecordingStore(make_job(artifacts))
+    run(store, RecordingLearners(in_step=cancel), lease_s=0.15)
+    assert store.order == ["training_started", "gradient_step", "cancel"]
 
 
 def test_a_lost_lease_writes_nothing_more(run, artifacts):
-    store = RecordingStore(make_job(artifacts), renewals=[None, LeaseLostError("taken over")])
-    run(store, RecordingLearners(step_s=0.4), lease_s=0.3)
+    def lose(tick):
+        store.renewals += [None, LeaseLostError("taken over")]
+        wait_until(tick)  # which raises
+
+    store = RecordingStore(make_job(artifacts))
+    run(store, RecordingLearners(in_step=lose), lease_s=0.15)
     assert store.order == ["training_started"]
 
 

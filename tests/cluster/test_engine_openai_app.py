@@ -48,7 +48,7 @@ def test_a_caller_who_leaves_early_is_a_disconnect_and_no_cancellation():
         assert await anext(items) == (200, [])
         assert await anext(items) == b"a"
         await leave(items)
-        return await asyncio.wait_for(ended, 1)
+        return await asyncio.wait_for(ended, 30)
 
     async def close(items):
         await items.aclose()
