@@ -28,7 +28,7 @@ class Scorer:
     """Answers with the truth plus `error`, and remembers the rows it was given. `then` may wait, or raise."""
 
     def __init__(self, error=0.0, then=lambda: None):
-        self.error, self.then, self.log = error, then, []
+        self.error, self.then, self.log, self.timeout_s = error, then, [], 0.0
 
     def __call__(self, rows, timeout_s):
         self.log += [int(row.token_ids[0]) for row in rows]
@@ -37,8 +37,8 @@ class Scorer:
         return [result + self.error for result in truth(rows)]
 
 
-def score(rows, learners=(), engines=(), deadline_s=20.0, tick=lambda: None, **settings):
-    settings = {"chunk_tokens": 4, "takeover_s": 0.2, **settings}
+def score(rows, learners=(), engines=(), deadline_s=60.0, tick=lambda: None, **settings):
+    settings = {"chunk_tokens": 4, "takeover_s": 1000, **settings}
     return LogprobPool(LogprobsConfig(**settings), 1e-3, deadline_s).score(rows, learners, engines, tick)
 
 
@@ -47,26 +47,33 @@ def assert_true(logprobs, rows, atol=0.0):
         torch.testing.assert_close(found, wanted, atol=atol, rtol=0)
 
 
-def sleep_briefly():
-    time.sleep(0.01)
+def scorers_together(*errors, num_chunks):
+    """Each begins with its first chunks, so many, only when all the others have as many."""
+    barrier = threading.Barrier(len(errors), timeout=60)
+
+    def scorer(error):
+        scorer = Scorer(error, then=lambda: len(scorer.log) <= num_chunks and barrier.wait())
+        return scorer
+
+    return [scorer(error) for error in errors]
 
 
 def test_both_kinds_share_the_rows_and_are_compared_on_a_sample():
     rows = [row(number) for number in range(20)]
-    learner, engine = Scorer(then=sleep_briefly), Scorer(error=5e-4, then=sleep_briefly)
+    learner, engine = scorers_together(0.0, 5e-4, num_chunks=5)
     logprobs, report = score(rows, [learner], [engine])
     assert_true(logprobs, rows, atol=6e-4)
     # One chunk of twenty is in the sample: scored by both, and first.
     assert learner.log[0] == engine.log[0] == 0
     assert sorted(learner.log + engine.log) == sorted([0, *range(20)])
-    assert min(len(learner.log), len(engine.log)) > 1
+    assert min(len(learner.log), len(engine.log)) >= 5
     assert logprobs[0].tolist() == [0, 0, 0, 0]  # the learner's
     assert report.learner_tokens == 4 * len(learner.log) and report.engine_tokens == 4 * len(engine.log)
     metrics = report.metrics()
     assert metrics["logprobs/engine_learner_abs_diff_mean"] == pytest.approx(5e-4)
     assert metrics["logprobs/engine_learner_abs_diff_max"] == pytest.approx(5e-4)
     assert metrics["logprobs/learner_share"] + metrics["logprobs/engine_share"] == 1
-    assert 0 < metrics["logprobs/seconds"] < 20
+    assert 0 < metrics["logprobs/seconds"] < 60
 
 
 def test_rows_are_chunked_by_tokens():
@@ -96,14 +103,14 @@ def test_an_engine_computes_a_shared_prompt_for_each_completion():
 
 @pytest.mark.parametrize(("prompt", "mode", "asked"), [(6, "auto", True), (7, "auto", False), (7, "shared", True)])
 def test_by_default_an_engine_helps_only_where_it_needn_t_repeat_much(prompt, mode, asked):
-    learner, engine = Scorer(then=sleep_briefly), Scorer(then=sleep_briefly)
+    learner, engine = Scorer(), Scorer()
     score([group_row(prompt, 2, 3)] * 8, [learner], [engine], mode=mode)
     assert bool(engine.log) is asked
     assert learner.log
 
 
 def test_few_rows_are_still_spread_over_the_scorers():
-    learners = [Scorer(then=sleep_briefly) for _ in range(2)]
+    learners = scorers_together(0.0, 0.0, num_chunks=1)
     score([row(number) for number in range(8)], learners, chunk_tokens=10_000)
     assert sum(len(learner.log) for learner in learners) == 8
     assert all(learner.log for learner in learners)
@@ -113,7 +120,7 @@ def test_a_disagreement_is_redone_by_learners():
     rows = [row(number) for number in range(12)]
     engine_is_ahead = threading.Event()
     engine = Scorer(error=0.5, then=lambda: len(engine.log) > 4 and engine_is_ahead.set())
-    learner = Scorer(then=lambda: engine_is_ahead.wait(10))
+    learner = Scorer(then=lambda: engine_is_ahead.wait(60))
     logprobs, report = score(rows, [learner], [engine])
     assert_true(logprobs, rows)
     assert sorted(learner.log) == list(range(12))
@@ -134,10 +141,10 @@ def test_engines_that_disagree_do_not_inherit_from_learners_that_die():
 
 def test_a_slow_scorers_chunk_is_taken_over_and_its_late_answer_ignored():
     release, begun = threading.Event(), threading.Event()
-    stuck = Scorer(error=7.0, then=lambda: begun.set() or release.wait(10))
-    quick = Scorer(then=lambda: begun.wait(10))
+    stuck = Scorer(error=7.0, then=lambda: begun.set() or release.wait(60))
+    quick = Scorer(then=lambda: begun.wait(60))
     rows = [row(number) for number in range(6)]
-    logprobs, report = score(rows, [stuck, quick])
+    logprobs, report = score(rows, [stuck, quick], takeover_s=0.2)
     release.set()
     assert len(stuck.log) == 1
     assert sorted(quick.log) == list(range(6))
@@ -153,9 +160,9 @@ def test_a_dead_scorers_chunk_is_taken_over_at_once():
         begun.set()
         raise RuntimeError("gone")
 
-    dead, alive = Scorer(then=die), Scorer(then=lambda: begun.wait(10))
+    dead, alive = Scorer(then=die), Scorer(then=lambda: begun.wait(60))
     rows = [row(number) for number in range(6)]
-    logprobs, report = score(rows, [alive], [dead], takeover_s=1000)
+    logprobs, report = score(rows, [alive], [dead])
     assert len(dead.log) == 1
     assert_true(logprobs, rows)
     assert "logprobs/engine_learner_abs_diff_mean" not in report.metrics()
@@ -216,13 +223,13 @@ def test_when_all_have_failed_the_first_cause_is_told():
 
 def test_the_deadline_ends_the_wait():
     release = threading.Event()
-    stuck = Scorer(then=lambda: release.wait(20))
+    stuck = Scorer(then=lambda: release.wait(120))
     began = time.monotonic()
     with pytest.raises(StageError, match=r"deadlines\.score_s") as error:
         score([row(1), row(2)], [stuck], deadline_s=0.3)
     release.set()
     assert error.value.retryable
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert stuck.timeout_s <= 0.3
 
 
