@@ -99,8 +99,9 @@ async def run(plan: Plan, directory: RunDirectory, url: str, key: str, report: R
         model = await _register(service, task, directory)
         progress = report.progress
         progress.num_jobs, progress.num_trained = task.training.jobs, directory.ledger.num_trained
-        versions = VersionWatch(service, model, progress)
-        roller, stopwatch = GroupRoller(plan.environment, patience, report), Stopwatch()
+        stopwatch = Stopwatch()
+        versions = VersionWatch(service, model, progress, stopwatch)
+        roller = GroupRoller(plan.environment, patience, report)
         max_shared = task.rollouts.max_shared(task.rollouts.group_size)
         chat = OpenAIChat(service.openai, model.name, max_shared, **_sampling(task))
         stream = TaskStream(plan.train_tasks, task.seed)

@@ -144,10 +144,8 @@ class Trainer:
                             f"Training job {job} of batch {batch} (from version {version - 1} to {version}) failed: "
                             f"{data.get('error_message')} Once that is mended, the same command posts it again."
                         )
-            if not events:
-                if await self._versions.at_least_within(version, EVENTS_PERIOD_S):
-                    self._stopwatch.stop()
-                    await asyncio.sleep(AFTER_VERSION_S)
+            if not events and await self._versions.at_least_within(version, EVENTS_PERIOD_S):
+                await asyncio.sleep(AFTER_VERSION_S)
 
 
 def check_lag(batch: StoredBatch, start_version: int, newest_version: int, max_policy_lag: int) -> None:

@@ -6,13 +6,18 @@ import asyncio
 
 from tandem.runs.report import Progress
 from tandem.runs.service import RegisteredModel, TrainingService
+from tandem.runs.stopwatch import Stopwatch
 
 
 class VersionWatch:
-    """Asks the service for new versions, one waiting request at a time, while `run` runs."""
+    """Asks the service for new versions, one waiting request at a time, while `run` runs.
 
-    def __init__(self, service: TrainingService, model: RegisteredModel, progress: Progress):
-        self._service, self._model, self._progress = service, model, progress
+    A new version is the end of the training that made it, so it stops `training`: before anyone is told of it, or what
+    begins with the version would count as beside that training.
+    """
+
+    def __init__(self, service: TrainingService, model: RegisteredModel, progress: Progress, training: Stopwatch):
+        self._service, self._model, self._progress, self._training = service, model, progress, training
         self.newest = progress.version = model.step
         self._changed = asyncio.Condition()
 
@@ -26,6 +31,8 @@ class VersionWatch:
     async def saw(self, step: int) -> None:
         """Takes notice of a version."""
         async with self._changed:
+            if step > self.newest:
+                self._training.stop()
             self.newest = self._progress.version = max(self.newest, step)
             self._changed.notify_all()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from scripted_service import ScriptedService
+from scripted_service import Job, ScriptedService
 
 from tandem.runs.directory import RunDirectory
 from tandem.runs.report import Progress
@@ -38,6 +38,24 @@ def service():
 
 
 @pytest.fixture
+def hold_jobs(service, tmp_path) -> Callable[[int, int], None]:
+    """Lets jobs of `do_run` end only once so many batches after their own are rolled out: hold_jobs(ahead=1, jobs=4).
+
+    So it isn't a question of speed which version samples what.
+    """
+
+    def hold(ahead: int, jobs: int) -> None:
+        def is_held(job: Job) -> bool:
+            batches = range(job.trained_on, min(job.trained_on + ahead + 1, jobs))
+            stored = [tmp_path / "run" / "batches" / f"{batch:06d}.groups.json.zst" for batch in batches]
+            return not all(file.exists() for file in stored)
+
+        service.holds_job = is_held
+
+    return hold
+
+
+@pytest.fixture
 def task_file(tmp_path) -> Callable[..., Path]:
     """Writes a small task, with sections changed: task_file(training={"jobs": 3})."""
 
@@ -46,9 +64,9 @@ def task_file(tmp_path) -> Callable[..., Path]:
             "name": "test",
             "seed": 5,
             "environment": {"class": f"{ENVIRONMENT}:{environment}", "options": options or {}},
-            "rollouts": {"groups_per_job": 2, "group_size": 2, "timeout_s": 20, "max_failed_fraction": 0},
+            "rollouts": {"groups_per_job": 2, "group_size": 2, "timeout_s": 60, "max_failed_fraction": 0},
             "training": {"jobs": 4, "max_policy_lag": 1},
-            "service": {"patience_s": 20},
+            "service": {"patience_s": 60},
         }
         for section, fields in changes.items():
             task[section] = {**task.get(section, {}), **fields} if isinstance(fields, dict) else fields

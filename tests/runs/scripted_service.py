@@ -39,6 +39,10 @@ class Job:
         self.events.append({"id": str(len(self.events)), "type": type, "data": data})
 
     @property
+    def has_ended(self) -> bool:
+        return bool(self.events) and self.events[-1]["type"] in ("training_ended", "training_failed")
+
+    @property
     def trajectories(self) -> list[dict[str, Any]]:
         return [t for group in self.body["trajectory_groups"] for t in group["trajectories"]]
 
@@ -77,6 +81,10 @@ class ScriptedService:
         self.intercept: Callable[[Request], Response | None] = lambda request: None
         """Answers in the place of the service; "reset" closes the connection."""
         self.fail_jobs = 0
+        self.holds_job: Callable[[Job], bool] = lambda job: False
+        """A job takes until this says no, beside the time it takes anyway. Asked in the service's thread."""
+        self.holds_completion: Callable[[str, int], bool] = lambda model, version: False
+        """The same of completions, by the model name asked for and the version that answers."""
         self.claimed_version: Callable[[int], int] = lambda version: version
         """What a completion says of the version that answered."""
         self._rng = random.Random(seed)
@@ -101,12 +109,14 @@ class ScriptedService:
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
+            assert self._thread.is_alive()
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """What it knows stays; `start` goes on."""
+        """What it knows stays; `start` goes on, with the job that is trained from its beginning."""
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
 
     def _app(self) -> Starlette:
         routes = [
@@ -173,6 +183,8 @@ class ScriptedService:
         version = int(pinned) if pinned else self.step  # resolved when the request is admitted
         self.completions.append((body["model"], version))
         self.completion_bodies.append(body)
+        while self.holds_completion(body["model"], version):
+            await asyncio.sleep(0.005)
         await asyncio.sleep(self._duration(self.completion_s))
         question = body["messages"][-1]["content"]
         choice = {
@@ -191,9 +203,10 @@ class ScriptedService:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        waiting, self._queue = self._queue, asyncio.Queue()  # of this start's event loop
-        while not waiting.empty():
-            self._queue.put_nowait(waiting.get_nowait())
+        self._queue = asyncio.Queue()  # of this start's event loop
+        for job in self.jobs:
+            if not job.has_ended:
+                self._queue.put_nowait(job)
         training = asyncio.create_task(self._train())
         yield
         training.cancel()
@@ -206,6 +219,8 @@ class ScriptedService:
             for step in range(2):
                 await asyncio.sleep(self._duration(self.training_s) / 2)
                 job.add("gradient_step", **{"loss/train": float(step), "data/step_trainer_tokens": 10.0})
+            while self.holds_job(job):
+                await asyncio.sleep(0.005)
             if self.fail_jobs:
                 self.fail_jobs -= 1
                 job.add(

@@ -44,12 +44,13 @@ def test_fewer_jobs_than_are_trained_are_refused(service, task_file, do_run):
         do_run(task_file(training={"jobs": 2}))
 
 
-def test_a_tighter_bound_holds_for_batches_that_wait(service, task_file, do_run, tmp_path):
-    service.training_s, service.fail_jobs, service.is_constant = 1.0, 1, True
+def test_a_tighter_bound_holds_for_batches_that_wait(service, task_file, do_run, hold_jobs, tmp_path):
+    service.fail_jobs = 1
+    hold_jobs(ahead=3, jobs=5)
     with pytest.raises(Exception, match="ran out of memory"):  # batches 1 to 3 are rolled out by then, by version 0
         do_run(task_file(training={"jobs": 5, "max_policy_lag": 3}))
     assert len(list((tmp_path / "run" / "batches").glob("*.groups.json.zst"))) == 4
-    service.training_s = 0.1
+    hold_jobs(ahead=1, jobs=5)
     do_run(task_file(training={"jobs": 5, "max_policy_lag": 1}))
     assert [max(job.lags) for job in service.jobs[1:]] == [0, 1, 1, 1, 1]
 

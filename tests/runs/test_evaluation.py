@@ -19,12 +19,11 @@ def test_each_due_version_is_evaluated_on_the_eval_split_and_pinned(service, tas
 
 
 def test_training_doesnt_wait_for_evaluation(service, task_file, do_run):
-    service.completion_s = 0.3
-    service.is_constant = True
-    evaluation = {"every": 1, "concurrency": 1}  # 3 tasks, one after the other: 0.9 s for each version
-    report = do_run(task_file(training={"jobs": 4, "max_policy_lag": 0}, evaluation=evaluation))
+    service.holds_completion = lambda model, version: model.endswith(":step0") and service.step < 4
+    report = do_run(task_file(training={"jobs": 4, "max_policy_lag": 0}, evaluation={"every": 1}))
     order = [(row["kind"], row["version"]) for row in report.rows]
-    assert order.index(("training", 4)) < order.index(("evaluation", 3))
+    # Version 3 was there before the job of version 4, and that has ended before the first evaluation.
+    assert order.index(("training", 3)) < order.index(("evaluation", 0))
     assert order[-1] == ("evaluation", 4)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -94,7 +95,7 @@ def test_the_first_and_the_last_version_are_evaluated():
 
 def test_overlap_of_time_spans(monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 25.0])
-    monkeypatch.setattr("tandem.runs.stopwatch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tandem.runs.stopwatch.time", SimpleNamespace(monotonic=lambda: next(clock)))
     stopwatch = Stopwatch()
     stopwatch.start()  # 0
     stopwatch.stop()  # 10

@@ -1,6 +1,7 @@
 """Turns that are asked for in the same moment and words share a request."""
 
 import asyncio
+import threading
 
 import openai
 import pytest
@@ -73,7 +74,8 @@ def test_who_comes_later_asks_again(service, talk):
     async def conversation(chat):
         chat = chat(2)
         first = asyncio.create_task(chat(HELLO))
-        await asyncio.sleep(20 * GATHERING_S)
+        while not service.completions:
+            await asyncio.sleep(GATHERING_S)
         await asyncio.gather(first, chat(HELLO))
 
     talk(conversation)
@@ -82,13 +84,15 @@ def test_who_comes_later_asks_again(service, talk):
 
 @pytest.mark.parametrize("after_s", [0, GATHERING_S / 2, 20 * GATHERING_S])
 def test_a_rollout_that_is_cancelled_takes_nobody_along(service, talk, after_s):
-    service.completion_s, service.is_constant = 0.3, True
+    is_cancelled = threading.Event()
+    service.holds_completion = lambda model, version: not is_cancelled.is_set()
 
     async def conversation(chat):
         chat = chat(4)
         tasks = [asyncio.create_task(chat(HELLO)) for _ in range(3)]
         await asyncio.sleep(after_s)
         tasks[0].cancel()
+        is_cancelled.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     cancelled, *others = talk(conversation)
@@ -108,7 +112,7 @@ def test_a_request_that_nobody_waits_for_ends_and_the_next_is_another(service, t
             task.cancel()
         await asyncio.wait(tasks)
         if under_way := asyncio.all_tasks() - {asyncio.current_task()}:
-            _, pending = await asyncio.wait(under_way, timeout=5)
+            _, pending = await asyncio.wait(under_way, timeout=60)
             assert not pending
         service.completion_s = 0
         return await chat(HELLO)

@@ -58,7 +58,8 @@ def test_retry_after_is_waited_for(service, task_file, do_run):
 
 
 def test_a_restart_in_the_middle_is_outlasted(service, task_file, do_run):
-    service.training_s = 0.2
+    is_back = threading.Event()
+    service.holds_job = lambda job: len(service.jobs) == 2 and not is_back.is_set()
 
     def restart():
         while len(service.jobs) < 2:
@@ -66,8 +67,9 @@ def test_a_restart_in_the_middle_is_outlasted(service, task_file, do_run):
         service.stop()
         time.sleep(1)
         service.start()
+        is_back.set()
 
-    thread = threading.Thread(target=restart)
+    thread = threading.Thread(target=restart, daemon=True)
     thread.start()
     do_run(task_file(training={"jobs": 4}))
     thread.join()
@@ -76,7 +78,7 @@ def test_a_restart_in_the_middle_is_outlasted(service, task_file, do_run):
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/training-jobs", "/versions"])
 def test_trouble_that_stays_ends_the_run_with_a_sentence(service, task_file, do_run, path):
-    service.training_s, service.is_constant = 1, True
+    service.holds_job = lambda job: True
     service.intercept = first(10**9, unavailable(), path)
     with pytest.raises(ServiceAwayError) as raised:
         do_run(task_file(service={"patience_s": 1}))
@@ -90,7 +92,7 @@ def test_an_address_where_nobody_answers_is_said_soon(service, task_file, do_run
     began = time.monotonic()
     with pytest.raises(ServiceAwayError, match="or is the address wrong"):
         do_run(task_file(service={"patience_s": 2}))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_a_failed_job_ends_the_run_and_the_next_run_posts_the_batch_again(service, task_file, do_run):
@@ -141,18 +143,14 @@ def test_rollouts_past_their_deadline_fail(service, task_file, do_run):
 
 
 def test_a_model_that_others_train_too_is_noticed(service, task_file, do_run):
-    service.training_s = 0.1
+    def train_elsewhere(job):
+        if service.step == 2:
+            service.step += 1
+        return False
 
-    def train_elsewhere():
-        while service.step < 2:
-            time.sleep(0.001)
-        service.step += 1
-
-    thread = threading.Thread(target=train_elsewhere)
-    thread.start()
+    service.holds_job = train_elsewhere
     with pytest.raises(ForeignVersionError, match="something else trains this model too"):
         do_run(task_file(training={"jobs": 5, "max_policy_lag": 0}))
-    thread.join()
 
 
 def test_a_new_run_doesnt_train_a_trained_model_unless_told_to(service, task_file, do_run):
