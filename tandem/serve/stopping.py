@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
-import threading
+import time
 from types import FrameType
+
+LOOK_S = 0.1
 
 
 class StopSignals:
@@ -19,7 +22,6 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
         self.signal: signal.Signals | None = None
         """The first one that came."""
 
@@ -30,17 +32,21 @@ class StopSignals:
 
     def check(self) -> None:
         """Raises KeyboardInterrupt once a signal has come."""
-        if self._asked.is_set():
+        if self.signal is not None:
             raise KeyboardInterrupt
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether a signal has come, or comes by then."""
-        return self._asked.wait(timeout_s)
+        # Not an Event: a wait doesn't end when the signal comes just before it begins, and the handler, which runs in
+        # this same thread, would wait for ever for the Event's lock if it came while that is held here.
+        end = time.monotonic() + timeout_s if timeout_s is not None else math.inf
+        while self.signal is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(LOOK_S, left))
+        return self.signal is not None
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self._asked.is_set():
+        if self.signal is None:
             self.signal = signal.Signals(number)
-            self._asked.set()
             return
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)

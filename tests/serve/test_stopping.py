@@ -21,7 +21,8 @@ except KeyboardInterrupt:
     pass
 try:
     print("given up", flush=True)
-    time.sleep(60)
+    while True:  # one long sleep would go on after a signal that comes just before it
+        time.sleep(0.1)
 except KeyboardInterrupt:
     print("at once", flush=True)
 sys.stdin.readline()
