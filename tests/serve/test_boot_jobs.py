@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from waiting import wait_until
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import CoordinatorConfig, ProjectConfig, TandemConfig
+from tandem.cluster.config import ProjectConfig, TandemConfig
 from tandem.serve.modelarts import supervision
 from tandem.serve.modelarts.projects import resource_specs
 from tandem.serve.modelarts.runner import JobRunner
@@ -21,7 +22,7 @@ from tandem.serve.store import Store
 from tandem.serve.store_user_jobs import UserJobStatus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "training_job_configs"
-END_S = 150  # a few seconds, unless the machine has much else to do
+END_S = 300  # a few seconds, unless the machine has much else to do
 SETTINGS = {
     "worker_server_num": 1,
     "spec_id": 500,
@@ -40,7 +41,6 @@ class Project:
         self.config = TandemConfig(
             home=home,
             projects={"team": ProjectConfig(run_code=True)},
-            coordinator=CoordinatorConfig(lease_s=3),
             resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
         )
         self.store = Store(self.config.resolved_store_url)
@@ -81,6 +81,10 @@ class Project:
 
     def log(self, version, rank=0):
         return self.store.user_job_log(version.id, f"worker-{rank}.log", 1, 1000)
+
+    def pid(self, version, rank=0):
+        """Which a program has told in a line of its log; None before it has. Ray writes lines of its own there."""
+        return next((int(line.split()[1]) for line in self.log(version, rank) if line.startswith("pid")), None)
 
 
 @pytest.fixture
@@ -159,8 +163,8 @@ def test_a_killed_worker_ends_the_job_as_failed_with_its_log(project):
     )
     with project.runner():
         job = project.start(worker_server_num=2)
-        project.wait(job, lambda _: project.log(job) and project.log(job, 1))
-        pids = [int(project.log(job, rank)[-1].split()[1]) for rank in range(2)]
+        project.wait(job, lambda _: project.pid(job) and project.pid(job, 1))
+        pids = [project.pid(job, rank) for rank in range(2)]
         os.kill(pids[1], signal.SIGKILL)
         version = project.wait(job)
     assert version.status == UserJobStatus.FAILED
@@ -170,18 +174,21 @@ def test_a_killed_worker_ends_the_job_as_failed_with_its_log(project):
 
 
 def wait_until_gone(pid):
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
-        assert time.monotonic() < deadline, f"process {pid} is still there"
-        time.sleep(0.2)
+    def is_gone():
+        try:
+            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # the second if it goes while this is read
+            return True
+
+    wait_until(is_gone)
 
 
 def test_a_stop_ends_the_program(project):
     project.code("import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(600)")
     with project.runner():
         job = project.start()
-        project.wait(job, lambda _: any(line.startswith("pid") for line in project.log(job)))
-        pid = next(int(line.split()[1]) for line in project.log(job) if line.startswith("pid"))
+        project.wait(job, lambda _: project.pid(job))
+        pid = project.pid(job)
         assert project.store.stop_user_job("team", job.job_id, job.id)
         version = project.wait(job)
     assert (version.status, version.error) == (UserJobStatus.KILLED, "It was stopped at the user's request.")
@@ -190,25 +197,27 @@ def test_a_stop_ends_the_program(project):
 
 def test_a_job_goes_on_while_its_runner_is_replaced(project):
     """No line of its log is lost or there twice, and it isn't started again."""
+    go_on = project.bucket / "go_on"
     project.code(
         "import os, time\n"
         "open('/dev/stdout', 'w')\n"
         "for n in range(40):\n"
         "    print('line', n, os.getpid(), flush=True)\n"
-        "    time.sleep(0.2)\n"
+        "    time.sleep(0.1)\n"
+        f"    while n == 9 and not os.path.exists({str(go_on)!r}):\n"  # so that it hasn't ended by itself
+        "        time.sleep(0.1)\n"
     )
     job = project.start()
     with project.runner():
         project.wait(job, lambda _: any(line.startswith("line 3 ") for line in project.log(job)))
-    between = len(project.log(job))
     assert UserJobStatus(project.version(job).status) is UserJobStatus.RUNNING
+    go_on.touch()
     with project.runner():
         version = project.wait(job)
     assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 1)
     lines = [line.split() for line in project.log(job) if line.startswith("line")]
     assert [int(n) for _, n, _ in lines] == list(range(40))
     assert len({pid for *_, pid in lines}) == 1
-    assert between < 40
 
 
 def test_a_job_whose_ray_job_has_gone_is_started_again(project):

@@ -1,10 +1,10 @@
 import json
 import time
 
-import httpx
 import openai
 import pytest
 from openai import OpenAI
+from waiting import wait_until
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.cluster.jobs import PolicyVersion
@@ -195,7 +195,7 @@ def test_a_stream_is_annotated_however_it_is_cut(client, engine, trained, size):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "sieben \n\n七"
     assert {(chunk.model, chunk.choices[0].policy_version) for chunk in chunks} == {("team/project/agent", 2)}
     assert chunks[0].choices[0].prompt_token_ids == [5, 6]
-    assert engine.closed == 1
+    wait_until(lambda: engine.closed == 1)  # the client has the last chunk a moment before
 
 
 def test_what_is_no_completion_passes_unchanged():
@@ -268,13 +268,13 @@ def test_a_base_model_that_is_starting_asks_to_come_back(http, services):
 @pytest.mark.parametrize("streams", [False, True])
 def test_the_deadline_ends_the_generation(client, engine, trained, with_deadline, streams):
     with_deadline(0.3)
-    engine.chunks = [5.0]
+    engine.chunks = [60.0]
     if streams:
-        engine.streams(b"data: " + json.dumps(delta("a")).encode() + b"\n\n", 5.0)
+        engine.streams(b"data: " + json.dumps(delta("a")).encode() + b"\n\n", 60.0)
     started = time.monotonic()
     with pytest.raises(openai.APIError) as caught:
         list(client.chat.completions.create(model="team/project/agent", messages=MESSAGES, stream=streams))
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     assert caught.value.code == "deadline_exceeded"
     assert engine.closed == 1
     if not streams:
@@ -283,17 +283,20 @@ def test_the_deadline_ends_the_generation(client, engine, trained, with_deadline
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_a_client_that_hangs_up_ends_the_generation(base_url, key, engine, trained, streams):
-    engine.chunks = [30.0]
+def test_a_client_that_hangs_up_ends_the_generation(connect, hang_up, engine, trained, streams):
+    engine.chunks = [120.0]
     if streams:
-        engine.streams(b"data: " + json.dumps(delta("a")).encode() + b"\n\n", 30.0)
-    body = {"model": "team/project/agent", "messages": MESSAGES, "stream": streams}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{base_url}/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=0.5)
-    deadline = time.monotonic() + 5
-    while engine.closed == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert engine.closed == 1
+        engine.streams(b"data: " + json.dumps(delta("a")).encode() + b"\n\n", 120.0)
+    body = json.dumps({"model": "team/project/agent", "messages": MESSAGES, "stream": streams}).encode()
+    connection = connect(CHAT, f"Content-Length: {len(body)}")
+    connection.sendall(body)
+    wait_until(lambda: engine.asked)
+    if streams:
+        with connection.makefile("rb") as answer:
+            assert any(line.startswith(b"data: ") for line in answer)
+    assert engine.closed == 0
+    hang_up(connection)
+    wait_until(lambda: engine.closed == 1)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 from art_client import art
 from serve_fakes import choice
+from waiting import wait_until
 
 from tandem.cluster.errors import LeaseLostError
 from tandem.cluster.jobs import PolicyVersion
@@ -100,9 +100,7 @@ def test_training_goes_step_by_step(backend, learning, wandb):
 def test_checkpoints_are_paged_and_deleted(backend, learning, store, model, add_job):
     for _ in range(22):
         add_job(store.model(model["id"], "team"))
-    deadline = time.monotonic() + 60
-    while len(store.versions(model["id"], "team", 100)) < 22 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(store.versions(model["id"], "team", 100)) == 22)
 
     async def run():
         model = await registered(backend)
@@ -129,14 +127,14 @@ def test_a_failed_job_raises_with_its_reason(backend, learning):
     asyncio.run(run())
 
 
-def test_deleting_the_model_ends_a_waiting_client(backend):
+def test_deleting_the_model_ends_a_waiting_client(backend, store):
     async def run():
         model = await registered(backend)
         waiting = asyncio.create_task(backend.train(model, [group()]))
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(wait_until, lambda: store.jobs("team", 1))
         await backend.delete(model)
         with pytest.raises(RuntimeError, match="was deleted"):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, 60)
 
     asyncio.run(run())
 

@@ -2,12 +2,12 @@
 
 import gzip
 import json
-import time
 import zlib
 
 import pytest
 import zstandard
 from serve_fakes import groups
+from waiting import wait_until
 
 JOBS, MODELS = "/v1/preview/training-jobs", "/v1/preview/models"
 CREATE = {"project": "project", "name": "other", "base_model": "tandem/tiny"}
@@ -138,14 +138,13 @@ def test_a_client_that_hangs_up_while_sending_leaves_nothing(connect, blobs, htt
     assert http.get(JOBS).json()["data"] == []
 
 
-def test_a_client_that_hangs_up_while_its_job_is_checked_leaves_nothing(connect, model, services, blobs, http):
+def test_a_client_that_hangs_up_while_its_job_is_checked_leaves_nothing(connect, hang_up, model, services, blobs, http):
     check, body = services.preparation.check, job(model)
     started, gone = [], []
 
     def check_slowly(*arguments):
         started.append(blobs())
         wait_until(lambda: gone)
-        time.sleep(0.3)  # for the server to notice
         check(*arguments)
 
     services.preparation.check = check_slowly
@@ -153,14 +152,7 @@ def test_a_client_that_hangs_up_while_its_job_is_checked_leaves_nothing(connect,
     connection.sendall(body)
     wait_until(lambda: started)
     assert [key.split("/")[0] for key in started[0]] == ["payloads"]
-    connection.close()
+    hang_up(connection)
     gone.append(True)
     wait_until(lambda: blobs() == [])
     assert http.get(JOBS).json()["data"] == []
-
-
-def wait_until(holds):
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -1,7 +1,7 @@
 import threading
-import time
 
 import pytest
+from waiting import wait_until
 
 from tandem.serve.launch import ServiceLostError
 from tandem.serve.watching import MAX_SILENCES, ServiceWatch
@@ -32,17 +32,16 @@ def serve():
 
 @pytest.fixture
 def check(serve):
-    """Checks so many times, each after what was asked before has been answered, if it is at all."""
+    """Checks so many times, each after Serve has been asked, and has answered, if it does at all."""
     watch = ServiceWatch(serve)
 
     def check(times):
         for _ in range(times):
-            num_asked = serve.num_asked
+            has_no_answer = watch._thread is not None and watch._thread.is_alive()
+            num_asked = serve.num_asked + (not has_no_answer)
             watch.check()
-            deadline = time.monotonic() + 30
-            while serve.answer != "never" and (serve.num_asked == num_asked or watch._thread.is_alive()):
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            wait_until(lambda expected=num_asked: serve.num_asked == expected)
+            wait_until(lambda: serve.answer == "never" or not watch._thread.is_alive())
 
     return check
 
