@@ -23,16 +23,14 @@ from silences import longest_outage, longest_silence
 
 SETTINGS = {
     "TANDEM_COORDINATOR__LEASE_S": "6",
-    "TANDEM_DEADLINES__START_ENGINE_S": "300",
-    "TANDEM_DEADLINES__START_LEARNERS_S": "300",
-    "TANDEM_DEADLINES__PREPARE_S": "30",
+    "TANDEM_DEADLINES__PREPARE_S": "120",
     "TANDEM_DEADLINES__LOAD_S": "20",
     "TANDEM_DEADLINES__STEP_S": "10",
     "TANDEM_DEADLINES__CHECKPOINT_S": "20",
 }
 """Shorter than the defaults, which are meant for large models, so that a round doesn't take half an hour."""
-RECOVERY_DEADLINE_S = 600.0
-CLEAN_DEADLINE_S = 180.0  # Ray's own agents notice after up to two minutes that their raylet was killed
+RECOVERY_DEADLINE_S = 1200.0
+CLEAN_DEADLINE_S = 300.0  # Ray's own agents notice after up to two minutes that their raylet was killed
 MAX_DELAY_S = 8.0  # from the start of a job to the fault, drawn at random
 QUEUE = 2  # jobs that wait or run until the fault
 JOBS_AFTER = 2  # posted while the service is at its worst
@@ -119,13 +117,15 @@ def _run_round(
     began, first = time.time(), len(load.accepted)
     for _ in range(QUEUE):
         load.post_job()
-    _expect("a job runs", lambda: any(state == "running" for state in load.states(first)))
+    # It may have ended by the time that it is looked at, on a machine that stalls.
+    _expect("a job has begun", lambda: any(state != "queued" for state in load.states(first)))
     injection = time.monotonic() + rng.uniform(0, MAX_DELAY_S)
     while (remaining := injection - time.monotonic()) > 0:
         if load.num_open(first) < QUEUE:
             load.post_job()
         time.sleep(min(remaining, 0.2))
-    open_jobs = load.num_open(first)
+    while not (open_jobs := load.num_open(first)):  # all have ended since, on a machine that stalls
+        load.post_job()
     with ThreadPoolExecutor(JOBS_AFTER) as pool:
         injected = time.time()
         pid = fault.inject(service, rng)

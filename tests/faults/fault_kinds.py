@@ -18,7 +18,7 @@ CONTROLLER = "ray::ServeController"
 PROXY = "ray::ProxyActor"
 ONE_OF_EACH = (LEARNER, COORDINATOR, API, ENGINE, ENGINE_CORE, CONTROLLER, PROXY)
 """What there may be only one of when the service has recovered, with one replica and one learner."""
-VICTIM_DEADLINE_S = 60.0
+VICTIM_DEADLINE_S = 300.0
 
 
 @dataclass(frozen=True)

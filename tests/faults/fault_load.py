@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 from patient_client import PatientClient, worth_retrying
-from service_process import ServiceProcess
+from service_process import START_DEADLINE_S, ServiceProcess
 
 BASE_MODEL = "tandem/tiny"
 PROMPTS = ("Which is the largest: 3, 17 or 8?", "Say 12.", "Which is the largest: 21, 4 or 9?")
@@ -21,7 +21,7 @@ LEARNING_RATE = 1e-3
 NUM_MODELS = 2
 REPEATS = 2  # of each trajectory group in a job, so that it trains for some seconds
 PACKED_LENGTH = 64  # a sequence or two: short rows make many gradient steps
-PATIENCE_S = 300.0
+PATIENCE_S = START_DEADLINE_S  # a request may wait while all of the service is started again
 REQUEST_S = 30.0
 ROLLOUT_S = 10.0  # of a completion that takes a fraction of a second when nothing is wrong
 ROLLOUT_PAUSE_S = 0.1

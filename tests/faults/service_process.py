@@ -18,7 +18,7 @@ from tandem.cluster.held_ports import hold_port
 
 TANDEM = Path(sys.executable).with_name("tandem")
 START_DEADLINE_S = 900.0  # about one minute, unless the machine has much else to do
-END_DEADLINE_S = 180.0  # Ray's own agents notice after up to two minutes that their raylet was killed
+END_DEADLINE_S = 300.0  # Ray's own agents notice after up to two minutes that their raylet was killed
 
 
 class ServiceError(RuntimeError):
@@ -69,7 +69,7 @@ class ServiceProcess:
         """A new API key, by the command that users have for it."""
         command = [TANDEM, "keys", "create", "--name", "faults"]
         printed = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=120, check=True
+            command, env=self._environment, capture_output=True, text=True, timeout=300, check=True
         )
         return re.search(r"\btdm_\S+", printed.stdout)[0]
 

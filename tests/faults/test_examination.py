@@ -30,7 +30,8 @@ def test_nothing_is_found_where_nothing_is_wrong():
     check_jobs(accepted("job1", "job2"), [outcome], findings)
     check_versions(outcome, findings)
     check_digests(outcome, ["digest1", "digest2"], findings)
-    check_rollouts([Rollout(MODEL, 9.0, 9.5, 2, "digest2"), Rollout(MODEL, 0.5, 9.5, 0, "zero")], [outcome], findings)
+    rollouts = [Rollout(MODEL, 9.0, 9.5, 2, "digest2"), Rollout(MODEL, 0.5, 9.5, 0, "zero")]
+    check_rollouts([*rollouts, Rollout(MODEL, 9.2, 9.6, 1, "digest1")], [outcome], findings)
     assert findings == Findings()
 
 
@@ -97,7 +98,7 @@ def test_a_damaged_checkpoint(tmp_path):
     [
         (Rollout(MODEL, 9.0, 9.5, 3, "digest3"), "doesn't have"),
         (Rollout(MODEL, 9.0, 9.5, 2, "digest1"), "doesn't have"),
-        (Rollout(MODEL, 9.0, 9.5, 1, "digest1"), "when version 2 had been there"),
+        (Rollout(MODEL, 99.0, 99.5, 1, "digest1"), "when version 2 had been there"),
     ],
 )
 def test_a_rollout_from_the_wrong_version(rollout, said):
@@ -105,3 +106,11 @@ def test_a_rollout_from_the_wrong_version(rollout, said):
     check_rollouts([rollout], [outcome_of()], findings)
     [sentence] = findings.sentences
     assert said in sentence
+
+
+def test_a_rollout_from_an_older_version_than_the_one_before():
+    findings = Findings()
+    rollouts = [Rollout(MODEL, 9.6, 9.9, 1, "digest1"), Rollout(MODEL, 9.0, 9.5, 2, "digest2")]
+    check_rollouts(rollouts, [outcome_of()], findings)
+    [sentence] = findings.sentences
+    assert "after version 2 had answered" in sentence
