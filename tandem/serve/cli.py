@@ -143,9 +143,14 @@ def train(
     verbose: Annotated[bool, typer.Option(help="Show the log of every process of a service that is started.")] = False,
 ) -> None:
     """Run a whole RL task: rollouts, training jobs, evaluation. The same command goes on where a run was ended."""
+    from tandem.runs.event_loop import exit_process
     from tandem.serve.train_command import train as run
 
-    raise typer.Exit(run(task, verbose, out, err))
+    try:
+        status = run(task, verbose, out, err)
+    except typer.Exit as ended:
+        status = ended.exit_code
+    exit_process(status)
 
 
 # Commands that talk to a running service

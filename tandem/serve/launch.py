@@ -127,18 +127,26 @@ def _start_serve(config: TandemConfig, log_level: str) -> None:
 
 
 def end(config: TandemConfig, ends_serve: bool = False) -> None:
-    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray.
-
-    Ray Serve is asked at once: what follows it does by itself, even when this process is killed."""
+    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
     target = _shut_down_serve if ends_serve else _delete_application
     ending = threading.Thread(target=target, daemon=True)  # a Ray that has died may never answer
     ending.start()
     ending.join(config.coordinator.stop_grace_s + END_DEADLINE_S)
 
 
+def ask_to_end(ends_serve: bool) -> None:
+    """Asks Ray Serve to end the application, or itself too. What follows it does even when this process is killed.
+
+    May raise RayError, or take for ever, where Ray has died."""
+    if not ends_serve:
+        serve.delete(APPLICATION, _blocking=False)
+    elif client := _get_global_client(raise_if_no_controller_running=False):
+        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+
+
 def _delete_application() -> None:
     try:
-        serve.delete(APPLICATION, _blocking=False)
+        ask_to_end(ends_serve=False)
         while APPLICATION in serve.status().applications:
             time.sleep(0.2)
     except ray.exceptions.RayError:
@@ -152,7 +160,7 @@ def _shut_down_serve() -> None:
         return
     client.shutdown_cached_handles()
     with suppress(ray.exceptions.RayError, ValueError):  # there is no controller any more
-        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+        ask_to_end(ends_serve=True)
         while ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
             time.sleep(0.2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from ray.serve._private.controller import SHUTDOWN_IN_PROGRESS_KEY
 from ray.serve._private.storage.kv_store import RayInternalKVStore
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeInstanceDetails
 
 from tandem.cluster.config import HttpConfig
@@ -25,7 +27,7 @@ from tandem.serve.launch import APPLICATION, START_DEADLINE_S, StartError
 logger = logging.getLogger(__name__)
 CALL_S = 30.0
 POLL_S = 0.5
-REVOKE_S = 2.0  # at the end of a command, which may have seconds until it is killed
+REVOKE_S = 1.0  # when a command ends: it may have seconds until it is killed
 
 
 @dataclass(frozen=True)
@@ -88,29 +90,41 @@ def service_url() -> str:
     return url(HttpConfig(host=others[0], port=address.port)) + prefix
 
 
-@contextmanager
-def key_for(name: str, entity: str, remember: Callable[[str | None], None]) -> Iterator[str]:
-    """A key of the service of this cluster, made by the service itself and revoked at the end.
+class ClusterKey:
+    """A key of the service of this cluster, made by the service itself."""
 
-    `remember` is told the key's id, and None once it is revoked.
-    """
-    key_id, key = _ask("make_key", name, entity, timeout_s=CALL_S)
-    remember(key_id)
+    def __init__(self, name: str, entity: str):
+        self._coordinator = _coordinator()
+        self.id, self.key = self._coordinator.make_key.remote(name, entity).result(timeout_s=CALL_S)
+        self._lock, self._is_revoked = threading.Lock(), False
+
+    def revoke(self) -> None:
+        """May be called again, and from several threads. Raises what Serve does when the service doesn't answer."""
+        with self._lock:
+            if not self._is_revoked:
+                self._coordinator.revoke_key.remote(self.id).result(timeout_s=REVOKE_S)
+                self._is_revoked = True
+
+
+@contextmanager
+def key_for(name: str, entity: str, remember: Callable[[str | None], None]) -> Iterator[ClusterKey]:
+    """A key that is revoked at the end. `remember` is told its id, and None once it is revoked."""
+    key = ClusterKey(name, entity)
+    remember(key.id)
     try:
         yield key
     finally:
         with suppress(Exception):  # the service may be gone; who comes next with the same memory revokes it
-            revoke_key(key_id)
+            key.revoke()
             remember(None)
 
 
 def revoke_key(key_id: str) -> None:
-    _ask("revoke_key", key_id, timeout_s=REVOKE_S)
+    _coordinator().revoke_key.remote(key_id).result(timeout_s=CALL_S)
 
 
-def _ask(method: str, *arguments: str, timeout_s: float) -> object:
-    handle = serve.get_deployment_handle(COORDINATOR, APPLICATION)
-    return getattr(handle, method).remote(*arguments).result(timeout_s=timeout_s)
+def _coordinator() -> DeploymentHandle:
+    return serve.get_deployment_handle(COORDINATOR, APPLICATION)
 
 
 def _details() -> ServeInstanceDetails | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.held_ports import hold_port
 from tandem.runs.directory import RunDirectory
 from tandem.serve.startup import Startup
 
+ASK_S = 5.0
 WITH_SERVE = "+serve"  # after the id of a run that has started Ray Serve too
 
 
@@ -23,6 +26,9 @@ class RunService:
     key: str
     check: Callable[[], None]
     """To be called every few seconds. Raises ServiceLostError when a service that the run has to end is gone."""
+    ask_to_end: Callable[[], None]
+    """Returns at once. What the end of the block waits for, the end of the key and of the service, is asked for now: a
+    process that was told to stop may be killed before it gets there."""
 
 
 class KeyMissingError(ValueError):
@@ -53,7 +59,7 @@ def run_service(
                 "(`tandem keys create` makes one)."
             )
         start.ready()
-        yield RunService(named_url, key, lambda: None)
+        yield RunService(named_url, key, check=lambda: None, ask_to_end=lambda: None)
         return
     from tandem.serve.launch import build_models, connected
 
@@ -61,15 +67,16 @@ def run_service(
         if "RAY_ADDRESS" not in os.environ:
             build_models(config, start.progress)
         exits.enter_context(connected(config, verbose, start.progress))
-        check = exits.enter_context(_on_this_ray(config, directory, start, verbose))
-        yield exits.enter_context(_with_key(entity, directory, start, check))
+        check, ask_to_end = exits.enter_context(_on_this_ray(config, directory, start, verbose))
+        yield exits.enter_context(_with_key(entity, directory, start, check, ask_to_end))
 
 
 @contextmanager
 def _on_this_ray(
     config: TandemConfig, directory: RunDirectory, start: Startup, verbose: bool
-) -> Iterator[Callable[[], None]]:
-    """Finds or starts the service, and ends it when that is the run's to do. Gives `RunService.check`."""
+) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Finds or starts the service, and ends it when that is the run's to do. Gives its check, and what asks it to
+    end."""
     from tandem.serve import launch, on_cluster
     from tandem.serve.watching import ServiceWatch
 
@@ -84,22 +91,27 @@ def _on_this_ray(
             launch.build_models(config, start.progress)
             exits.enter_context(launch.deployed(config, verbose, start.progress, started_by, ends_serve))
             start.warn_of_open_ray()
-            yield ServiceWatch().check
+            yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
     elif found.started_by is not None and found.started_by.startswith(own):
         start.progress("using the service that this run has started before")
+        ends_serve = found.started_by.endswith(WITH_SERVE)
         try:
-            yield ServiceWatch().check
+            yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
         finally:
             with suppress(launch.ServiceLostError):
-                launch.end(config, ends_serve=found.started_by.endswith(WITH_SERVE))
+                launch.end(config, ends_serve)
     else:
         start.progress("using the service of this cluster")
-        yield lambda: None
+        yield lambda: None, lambda: None
 
 
 @contextmanager
 def _with_key(
-    entity: str | None, directory: RunDirectory, start: Startup, check: Callable[[], None]
+    entity: str | None,
+    directory: RunDirectory,
+    start: Startup,
+    check: Callable[[], None],
+    ask_service_to_end: Callable[[], None],
 ) -> Iterator[RunService]:
     from tandem.serve.on_cluster import key_for, revoke_key, service_url
 
@@ -111,8 +123,20 @@ def _with_key(
             revoke_key(directory.state.key_id)
     name = f"tandem train {directory.path.name}"[:128]
     with key_for(name, entity or "default", remember) as key:
+
+        def ask_to_end() -> None:
+            for ask in (key.revoke, ask_service_to_end):
+                with suppress(Exception):  # the end of the block tries again
+                    ask()
+
+        # In a thread: a Ray that has died may never answer.
+        asking = threading.Thread(target=ask_to_end, name="ask-to-end", daemon=True)
         start.ready()
-        yield RunService(service_url(), key, check)
+        try:
+            yield RunService(service_url(), key.key, check, asking.start)
+        finally:
+            if asking.ident is not None:
+                asking.join(ASK_S)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 
 from rich.console import Console
@@ -16,17 +16,17 @@ from tandem.cluster.config import TandemConfig
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RunError, TaskFileError
+from tandem.runs.event_loop import run_with_short_end
 from tandem.runs.plot import plot_rewards
 from tandem.runs.run import Plan, begin_or_go_on, is_finished, plan, run
 from tandem.runs.scalars import ScalarWriter
 from tandem.runs.terminal import TerminalReport
-from tandem.serve.run_service import KeyMissingError, run_service
+from tandem.serve.run_service import KeyMissingError, RunService, run_service
 from tandem.serve.startup import startup
 from tandem.serve.stopping import StopSignals
 
 LOOK_S = 0.2
 CHECK_PERIOD_S = 5.0
-CANCEL_S = 2.0  # after that, rollouts that don't end by themselves are left to the end of the process
 
 
 def train(task_file: Path, verbose: bool, out: Console, err: Console) -> int:
@@ -66,31 +66,29 @@ def _train(
                 writer = ScalarWriter(directory.path / "tensorboard", directory.ledger.rows)
                 with TerminalReport(out, directory.ledger, writer) as report:
                     work = run(planned, directory, service.url, service.key, report)
-                    if not asyncio.run(_until_stopped(work, start.stop, service.check)):
+                    if not run_with_short_end(_until_stopped(work, start.stop, service)):
                         signal_number = start.stop.signal or signal.SIGINT
     finally:
         _say_how_far(directory, task, out)
     return 0 if signal_number is None else 128 + signal_number
 
 
-async def _until_stopped(work: Coroutine[None, None, None], stop: StopSignals, check: Callable[[], None]) -> bool:
-    """Whether the work was done. It is ended when a signal comes, and by what `check` raises."""
+async def _until_stopped(work: Coroutine[None, None, None], stop: StopSignals, service: RunService) -> bool:
+    """Whether the work was done. When a signal comes, it and the service are told to end; what the service's check
+    raises ends it too."""
     task = asyncio.ensure_future(work)
     checked = time.monotonic()
-    try:
-        while not task.done():
-            await asyncio.wait([task], timeout=LOOK_S)
-            if stop.wait(0) and not task.done():
-                return False
-            if time.monotonic() - checked > CHECK_PERIOD_S:
-                checked = time.monotonic()
-                check()
-        task.result()
-        return True
-    finally:
-        if not task.done():
+    while not task.done():
+        await asyncio.wait([task], timeout=LOOK_S)
+        if stop.wait(0) and not task.done():
             task.cancel()
-            await asyncio.wait([task], timeout=CANCEL_S)
+            service.ask_to_end()  # who has sent the signal may not wait long
+            return False
+        if time.monotonic() - checked > CHECK_PERIOD_S:
+            checked = time.monotonic()
+            service.check()
+    task.result()
+    return True
 
 
 def _config(task: TaskConfig, task_file: Path) -> TandemConfig:

@@ -24,6 +24,7 @@ ENVIRONMENT = '''
 """A user's own environment; only the program that was submitted can import it."""
 
 import asyncio
+import time
 from pathlib import Path
 
 from tandem.rl.environments.base import SingleTurnEnvironment
@@ -42,9 +43,13 @@ class Words(SingleTurnEnvironment[str]):
         return [{"role": "user", "content": f"Say {task}."}]
 
     async def reward(self, task, answer):
-        while self.hold.exists():  # so that the run isn't over before the test has done something to it
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.wait)
         return float(task in (answer or "")) + len(answer or "") / 100
+
+    def wait(self):
+        """So that the run isn't over before the test has done something to it. Nobody can cancel a thread."""
+        while self.hold.exists():
+            time.sleep(0.05)
 '''
 
 
@@ -75,7 +80,8 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory, home):
-    # Ray kills a stopped job after 3 s by itself; on a busy machine a run may need longer to ask for the service's end.
+    # Ray kills a stopped job after 3 s by itself. A run needs a part of that to ask for the service's end, but a busy
+    # machine may stand still for longer.
     settings = {"TANDEM_HOME": str(home), "RAY_JOB_STOP_WAIT_TIME_S": "30"}
     with ray_head(tmp_path_factory.mktemp("head"), **settings) as head:
         yield head

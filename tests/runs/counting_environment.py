@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tandem.rl.environments.base import Chat, Environment, SingleTurnEnvironment
 from tandem.rl.trajectories import Trajectory
@@ -61,6 +62,21 @@ class Forgetful(Numbered):
         choice = await chat(self.messages(task))
         kept = {name: choice[name] for name in ("index", "finish_reason", "message")}
         return Trajectory(messages_and_choices=[*self.messages(task), kept], reward=float(time.time() % 2))
+
+
+class Stubborn(Numbered):
+    """Rollouts that nobody can end: each swallows its cancellation, and then blocks in a thread."""
+
+    def __init__(self, begun: str):
+        super().__init__()
+        self._begun = Path(begun)
+
+    async def rollout(self, chat: Chat, task: int) -> Trajectory:
+        try:
+            self._begun.touch()
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(time.sleep, 3600)
 
 
 class NotComplete(Environment):

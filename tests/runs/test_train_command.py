@@ -62,6 +62,17 @@ def test_a_run_is_stopped_by_a_signal_and_goes_on(service, start, task_file, tmp
     assert status == 0 and "has trained all its 5 jobs" in output
 
 
+def test_a_run_ends_though_rollouts_block_in_threads_and_refuse_to_be_cancelled(service, start, task_file, tmp_path):
+    process = start(task_file(environment="Stubborn", options={"begun": str(tmp_path / "begun")}))
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    status, output = ended(process)
+    assert status == 128 + signal.SIGTERM, output
+    assert "0 of 4 jobs are trained" in output and "Traceback" not in output and "destroyed" not in output
+
+
 def test_a_failed_job_gives_status_1_and_a_sentence(service, start, task_file):
     service.fail_jobs = 1
     status, output = ended(start(task_file(training={"jobs": 2, "max_policy_lag": 0})))
