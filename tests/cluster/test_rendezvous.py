@@ -73,7 +73,7 @@ def test_the_port_of_a_meeting_goes_to_nobody_else_before_the_ranks_meet(held):
 def test_ranks_meet_there_and_nowhere_else(held):
     address, (host, port) = init_method(held), held.getsockname()[:2]
     assert address == {"127.0.0.1": f"tcp://127.0.0.1:{port}", "::1": f"tcp://[::1]:{port}"}[host]
-    stores, timeout = {}, timedelta(seconds=30)
+    stores, timeout = {}, timedelta(seconds=120)
 
     def join(rank, held):
         stores[rank] = meet(address, 2, timeout, held)
@@ -91,6 +91,8 @@ def test_ranks_meet_there_and_nowhere_else(held):
 def test_a_workers_own_program_may_take_the_port(held):
     with socket.socket(held.family) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch.distributed's server does
+        if held.family == socket.AF_INET6:  # else an unrelated IPv4 socket with the same number would be in the way
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         server.bind(("", held.getsockname()[1]))
         server.listen()
         socket.create_connection(held.getsockname()[:2], timeout=5).close()
