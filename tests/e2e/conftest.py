@@ -21,10 +21,10 @@ class Service:
         return f"{self.url}/v1"
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.base_url, headers={"Authorization": f"Bearer {self.key}"}, timeout=120)
+        return httpx.Client(base_url=self.base_url, headers={"Authorization": f"Bearer {self.key}"}, timeout=300)
 
     def openai(self) -> OpenAI:
-        return OpenAI(base_url=self.base_url, api_key=self.key, timeout=120, max_retries=0)
+        return OpenAI(base_url=self.base_url, api_key=self.key, timeout=300, max_retries=0)
 
 
 @pytest.fixture(scope="session")

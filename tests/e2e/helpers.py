@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import httpx
+import psutil
 from openai import OpenAI
 
 PROMPT = "Which is the largest: 3, 17 or 8?"
@@ -50,7 +52,7 @@ def post_job(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[
     return response.json()["id"]
 
 
-def events_until_end(http: httpx.Client, job: str, deadline_s: float = 90) -> list[dict[str, Any]]:
+def events_until_end(http: httpx.Client, job: str, deadline_s: float = 300) -> list[dict[str, Any]]:
     """All events of a job once it has ended."""
     deadline = time.monotonic() + deadline_s
     events: list[dict[str, Any]] = []
@@ -63,6 +65,27 @@ def events_until_end(http: httpx.Client, job: str, deadline_s: float = 90) -> li
         if not page["has_more"]:
             time.sleep(0.2)
     raise AssertionError(f"Job {job} hasn't ended within {deadline_s} s; its events are {events}.")
+
+
+def wait_for_health(url: str, holds: Callable[[dict[str, Any]], bool], deadline_s: float) -> dict[str, Any]:
+    """The first answer of /health that is as wanted; on a busy machine, a part may sometimes answer it too late."""
+    deadline = time.monotonic() + deadline_s
+    while not holds(health := httpx.get(f"{url}/health", timeout=120).json()):
+        assert time.monotonic() < deadline, health
+        time.sleep(0.5)
+    return health
+
+
+def processes(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Those of this test run that `holds`, but for what has ended; others come and go while they are looked at."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and holds(process):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 def train(

@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
 def test_the_reward_rises(service, tmp_path):
     environment = {**os.environ, "TANDEM_URL": service.url, "TANDEM_API_KEY": service.key, "COLUMNS": "120"}
     result = subprocess.run(
-        [sys.executable, str(EXAMPLE)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400
+        [sys.executable, str(EXAMPLE)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stdout + result.stderr  # the example checks the rise itself
     first, last = map(float, re.search(r"from ([\d.]+) to ([\d.]+)", result.stdout).groups())
@@ -23,7 +23,7 @@ def test_the_reward_rises(service, tmp_path):
 def test_without_a_key_it_says_what_to_do(service, tmp_path):
     environment = {**os.environ, "TANDEM_URL": service.url, "TANDEM_API_KEY": ""}
     result = subprocess.run(
-        [sys.executable, str(EXAMPLE)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, str(EXAMPLE)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert result.returncode != 0
     assert "tandem keys create" in result.stderr

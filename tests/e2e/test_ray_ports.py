@@ -5,15 +5,15 @@ import pickle
 import grpc
 import psutil
 import pytest
+from helpers import processes
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 
 def replica_ports():
-    for process in psutil.Process().children(recursive=True):
-        if "replica" in process.name().lower():
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("::", "0.0.0.0"):
-                    yield connection.laddr.port
+    for process in processes(lambda process: "replica" in process.name().lower()):
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("::", "0.0.0.0"):
+                yield connection.laddr.port
 
 
 class Payload:
@@ -33,6 +33,6 @@ def test_a_replica_unpickles_nothing_without_the_token(service, tmp_path):
     for port in ports:
         for metadata in ([], [("authorization", f"Bearer {'f' * 64}")]):
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
-                serve_pb2_grpc.ASGIServiceStub(channel).HandleRequest(request, metadata=metadata, timeout=30)
+                serve_pb2_grpc.ASGIServiceStub(channel).HandleRequest(request, metadata=metadata, timeout=120)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert not trace.exists()

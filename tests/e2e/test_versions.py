@@ -7,6 +7,7 @@ import torch
 from helpers import PROMPT, events_until_end, inference_name, post_job, register, roll_out, train
 
 GREEDY = {"temperature": 0, "logprobs": True, "max_tokens": 12}
+TOLERANCE = 1e-4  # of a logprob in float32, whatever else is in the engine's batch; a trained version differs by more
 
 
 def answer(openai, name):
@@ -28,8 +29,8 @@ def test_the_bare_name_follows_and_steps_stay_frozen(service, http):
         assert version == step
         assert choice.policy_version == step
         assert newest != before
-        assert answer(openai, inference_name(model, step))[:2] == (step, newest)
-    assert answer(openai, inference_name(model, 0))[:2] == (0, pytest.approx(before, abs=1e-6))
+        assert answer(openai, inference_name(model, step))[:2] == (step, pytest.approx(newest, abs=TOLERANCE))
+    assert answer(openai, inference_name(model, 0))[:2] == (0, pytest.approx(before, abs=TOLERANCE))
     plain = f"{model['entity']}/{model['project']}/{model['name']}"
     assert answer(openai, plain)[0] == 2
 
@@ -41,7 +42,8 @@ def test_both_answer_while_a_job_trains(service, http):
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda i: answer(openai, inference_name(model, 0 if i % 2 else None)), range(16)))
     assert {version for version, _, _ in answers[1::2]} == {0}
-    assert len({tuple(round(x, 4) for x in logprobs) for _, logprobs, _ in answers[1::2]}) == 1
+    first, *others = [logprobs for _, logprobs, _ in answers[1::2]]
+    assert all(logprobs == pytest.approx(first, abs=TOLERANCE) for logprobs in others)
     assert events_until_end(http, job)[-1]["type"] == "training_ended"
     assert answer(openai, inference_name(model))[0] == 1
 
@@ -100,7 +102,7 @@ def test_learning_rate_zero_moves_nothing(service, http):
     train(http, model, roll_out(openai, inference_name(model)), learning_rate=0)
     version, after, _ = answer(openai, inference_name(model))
     assert version == 1
-    assert after == pytest.approx(before, abs=1e-6)
+    assert after == pytest.approx(before, abs=TOLERANCE)
 
 
 def test_nothing_to_train_still_makes_a_version(service, http):
