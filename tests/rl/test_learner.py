@@ -135,7 +135,8 @@ def test_score_is_the_policys_logprobs_per_token(learner: Learner) -> None:
     rows = [packed_group(11, [9, 14]), packed_group(0, [5, 8])]
     for row, scores in zip(rows, learner.score(rows, chunk_size=7), strict=True):
         predicted, _ = learner.policy.logprobs(row)
-        assert torch.equal(scores[1:].nan_to_num(9), predicted[:-1].nan_to_num(9))
+        # Chunks of other sizes are multiplied in another order, on some processors.
+        torch.testing.assert_close(scores[1:], predicted[:-1], rtol=0, atol=1e-5, equal_nan=True)
         assert not scores.requires_grad
         starts = row.segment_ids != row.segment_ids.roll(1)
         assert torch.equal(scores.isnan(), starts)
@@ -148,7 +149,7 @@ def test_missing_old_logprobs_are_the_policys_own(learner: Learner) -> None:
     unknown = replace(row, sampling_logprobs=torch.full_like(row.sampling_logprobs, NAN))
     recomputed = replace(row, old_logprobs=scores)
     missing = gradient_of(learner, PPO, [unknown])
-    torch.testing.assert_close(gradient_of(learner, PPO, [recomputed]), missing, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient_of(learner, PPO, [recomputed]), missing, rtol=0, atol=1e-4)
     drifted = replace(row, old_logprobs=scores - 1.0)
     assert (gradient_of(learner, PPO, [drifted]) - missing).abs().max() > 1e-3
 
