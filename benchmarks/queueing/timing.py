@@ -31,8 +31,9 @@ def measure(work: Callable[[], object], repeats: int, warm_up: int = 1) -> Timin
     for _ in range(repeats):
         began, waited = time.perf_counter(), thread_waited_s()
         work()
-        wall.append(time.perf_counter() - began)
-        free.append(wall[-1] - (thread_waited_s() - waited))
+        waited = thread_waited_s() - waited
+        wall.append(time.perf_counter() - began)  # last, so that it has all the waits that are taken from it
+        free.append(wall[-1] - waited)
     low, middle, high = statistics.quantiles(free, n=4, method="inclusive") if repeats > 1 else free * 3
     return Timing(middle, low, high, statistics.median(wall), repeats)
 

@@ -106,13 +106,13 @@ def test_time_of_sleep_counts_and_work_is_seen():
     assert measure(lambda: time.sleep(0.02), 3).free_s >= 0.019
 
     def busy():
-        end = time.thread_time() + 0.05
+        end = time.thread_time() + 0.2
         while time.thread_time() < end:
             pass
 
     before = usage([os.getpid()])
     busy()
-    assert (usage([os.getpid()]) - before).ran_s >= 0.04
+    assert (usage([os.getpid()]) - before).ran_s >= 0.1  # the kernel's count lags behind, by a tick at least
 
 
 def test_tables_go_where_the_page_wants_them(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_rollout_that_raises_is_left_out_and_reported() -> None:
     (failure,) = group.failures
     assert failure.rollout == 1
     assert isinstance(failure.error, RuntimeError)
-    assert str(failure).startswith("rollout 1 after 0.") and str(failure).endswith("RuntimeError: the shop is closed")
+    assert re.fullmatch(r"rollout 1 after \d+\.\d s: RuntimeError: the shop is closed", str(failure))
 
 
 def test_a_rollout_past_the_deadline_is_cancelled_and_reported() -> None:
@@ -106,7 +107,7 @@ def test_a_rollout_past_the_deadline_is_cancelled_and_reported() -> None:
     (failure,) = group.failures
     assert failure.rollout == 0 and isinstance(failure.error, TimeoutError)
     assert str(failure.error) == "took longer than the 0.2 s that a rollout may take"
-    assert 0.2 <= failure.elapsed_s < 5
+    assert 0.2 <= failure.elapsed_s < 30
     assert ended == ["tidied up"]
 
 

@@ -53,9 +53,10 @@ def test_a_run_killed_at_random_moments_does_what_an_undisturbed_one_does(task, 
             while True:
                 process = start(task, service, directory)
                 num_requests, num_jobs = len(service.requests), len(service.jobs)
-                if is_killed:  # some requests after it has got to work, wherever that is
-                    until = num_requests + rng.randrange(1, 60)
-                    while process.poll() is None and len(service.requests) < until and len(service.jobs) < num_jobs + 3:
+                if is_killed:  # some requests after it has got to work, wherever that is, and before its third job ends
+                    until, most = num_requests + rng.randrange(1, 60), num_jobs + 3
+                    service.holds_job = lambda job, p=process, n=most: len(service.jobs) >= n and p.poll() is None
+                    while process.poll() is None and len(service.requests) < until and len(service.jobs) < most:
                         time.sleep(0.001)
                     time.sleep(rng.uniform(0, 0.1))
                     process.kill()
