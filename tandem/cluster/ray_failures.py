@@ -24,7 +24,8 @@ _CRASH = re.compile(
     re.DOTALL,
 )
 KILLED = "was killed by signal 9 (SIGKILL), which is what the kernel does when memory runs out"
-LAST_WORDS_BYTES, LAST_WORDS_S = 1 << 16, 10.0
+LAST_WORDS_BYTES = 1 << 16
+LAST_WORDS_S = 30.0  # a process may have to start to read them
 
 
 def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
