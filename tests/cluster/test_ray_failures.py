@@ -20,8 +20,10 @@ class Worker:
     def pid(self):
         return os.getpid()
 
-    def work(self):
-        time.sleep(60)
+    def work(self, begun):
+        os.close(os.open(begun, os.O_CREAT | os.O_WRONLY))  # by a call that has no line of its own in a traceback
+        while True:
+            time.sleep(0.1)  # in pieces: a signal that comes just before a sleep doesn't cut it short
 
     def fail(self):
         raise KeyError("token_ids")
@@ -32,7 +34,7 @@ class Worker:
 
 def failure(ref):
     with pytest.raises(ray.exceptions.RayError) as error:
-        ray.get(ref, timeout=30)
+        ray.get(ref, timeout=120)
     told = stage_error("step", "a learner", error.value)
     assert isinstance(told, StageError), told
     return told
@@ -54,10 +56,13 @@ def worker(ray_local):
         (signal.SIGABRT, r"ended by signal 6 \(SIGABRT\) in test_ray_failures\.py:\d+"),
     ],
 )
-def test_a_signal_is_named(worker, number, said):
-    pid = ray.get(worker.pid.remote())
-    ref = worker.work.remote()
-    time.sleep(0.3)
+def test_a_signal_is_named(worker, tmp_path, number, said):
+    pid, begun = ray.get(worker.pid.remote()), tmp_path / "begun"
+    ref = worker.work.remote(str(begun))
+    deadline = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     os.kill(pid, number)
     told = failure(ref)
     assert told.retryable
@@ -85,28 +90,35 @@ def test_an_error_in_the_constructor_is_told(ray_local):
 
 
 CLUSTER = """
-import ray, time
+import ray, threading, time
 from ray.cluster_utils import Cluster
 from tandem.cluster.ray_failures import stage_error
 
 @ray.remote(num_cpus=0, max_restarts=0)
 class Worker:
+    def __init__(self):
+        self.begun = threading.Event()
+
+    def wait_for_work(self):
+        self.begun.wait()
+
     def work(self, memory):
+        self.begun.set()
         self.memory = bytearray(memory)
-        time.sleep(60)
+        time.sleep(600)
 
 def say(ref):
     try:
-        ray.get(ref, timeout=50)
+        ray.get(ref, timeout=200)
     except ray.exceptions.RayError as error:
         print(stage_error("step", "a learner", error))
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
 ray.init(cluster.address, log_to_driver=False)
 other = cluster.add_node(num_cpus=0, resources={"other": 1}, object_store_memory=80 << 20)
-worker = Worker.options(resources={"other": 1}).remote()
+worker = Worker.options(resources={"other": 1}, max_concurrency=2).remote()
 ref = worker.work.remote(0)
-time.sleep(3)
+ray.get(worker.wait_for_work.remote())
 cluster.remove_node(other)
 say(ref)
 cramped = cluster.add_node(
@@ -119,7 +131,7 @@ say(Worker.options(resources={"cramped": 1}).remote().work.remote(1 << 20))
 
 def test_a_lost_node_and_a_node_out_of_memory_are_told_apart():
     """On a cluster of two nodes, in a process of its own: the tests' Ray has one."""
-    done = subprocess.run([sys.executable, "-c", CLUSTER], capture_output=True, text=True, timeout=150)
+    done = subprocess.run([sys.executable, "-c", CLUSTER], capture_output=True, text=True, timeout=600)
     told = [line for line in done.stdout.splitlines() if line.startswith("Stage")]
     assert len(told) == 2, done.stdout + done.stderr
     assert "was on a node that was lost" in told[0]

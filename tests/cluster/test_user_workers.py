@@ -53,10 +53,13 @@ def test_output_is_sorted_by_worker():
 
 
 @pytest.mark.parametrize(
-    ("start_s", "cause"),
-    [(60, r"worker 0 hasn't started within 2 s.*load and the memory"), (0, "worker 0 can't run its program: .*boot")],
+    ("start_s", "deadline_s", "cause"),
+    [
+        (600, 2, r"worker 0 hasn't started within 2 s.*load and the memory"),
+        (0, 300, "worker 0 can't run its program: .*boot"),
+    ],
 )
-def test_a_worker_that_does_not_start_is_named_with_its_cause(ray_local, monkeypatch, start_s, cause):
+def test_a_worker_that_does_not_start_is_named_with_its_cause(ray_local, monkeypatch, start_s, deadline_s, cause):
     class Unavailable:
         def rendezvous(self):
             return "tcp://127.0.0.1:1"
@@ -65,7 +68,7 @@ def test_a_worker_that_does_not_start_is_named_with_its_cause(ray_local, monkeyp
             time.sleep(start_s)
             raise FileNotFoundError(f"no such file: {command[0]}")
 
-    monkeypatch.setattr(user_workers, "START_S", 2)
+    monkeypatch.setattr(user_workers, "START_S", deadline_s)
     workers = [ray.remote(Unavailable).options(num_cpus=0).remote() for _ in range(2)]
     ray.get([worker.rendezvous.remote() for worker in workers])  # their processes run
     with pytest.raises(user_workers._StartError, match=cause) as error:
