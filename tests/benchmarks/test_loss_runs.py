@@ -78,14 +78,18 @@ def test_a_replay_has_every_loss_on_the_same_batches(small, tmp_path):
     assert len({json.dumps(result["digests"]) for result in found.values()}) == 1
     rewards = [[record.get("reward") for record in result["curve"]] for result in found.values()]
     assert rewards[0] == rewards[1] == rewards[2]
-    cosines = {
-        name: [record["at_stored_policy"]["cosine_to_baseline"] for record in result["curve"][1:]]
+    cosines = {  # not of a batch with nothing to learn, which there may be: processors differ in what is sampled
+        name: [at["cosine_to_baseline"] for at in stored_policies(result) if "cosine_to_baseline" in at]
         for name, result in found.items()
     }
-    assert cosines["cispo"] == pytest.approx([1, 1, 1])
+    assert cosines["cispo"] == pytest.approx([1] * len(cosines["cispo"]))
     # Where the sampler is the policy every ratio is 1, and PPO's gradient is CISPO's. Later, clipping takes tokens out.
     assert cosines["ppo"][0] == pytest.approx(1, abs=1e-4)
     assert min(cosines["ppo-eps-0.05"][1:]) < 0.999
+
+
+def stored_policies(result):
+    return [record["at_stored_policy"] for record in result["curve"][1:]]
 
 
 def test_stored_batches_that_were_changed_are_refused(small, tmp_path):
