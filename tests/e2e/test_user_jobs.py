@@ -126,9 +126,15 @@ def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):
             model=inference_name(model), messages=[{"role": "user", "content": "hello"}], max_tokens=4
         )
         assert completion.choices[0].policy_version == 3
-    # Sums are added up in an order that follows from the job's id, and Adam makes more of it where gradients are tiny.
-    for key, weight in adapters[0].items():
-        torch.testing.assert_close(weight, adapters[1][key], atol=1e-4, rtol=0)
+    # Sums are added up in an order that follows from the job's id, and Adam makes much of it where gradients are tiny:
+    # single weights may differ. By this measure, other rewards or another order of the groups give 0.2 or more.
+    first, second = adapters
+    learnt = norm(weight for key, weight in first.items() if "lora_B" in key)
+    assert norm(second[key] - weight for key, weight in first.items()) < 0.05 * learnt
+
+
+def norm(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors]).norm()
 
 
 def parameters(model_name):
