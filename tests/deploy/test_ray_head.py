@@ -2,17 +2,40 @@
 
 import os
 import subprocess
+import time
+from contextlib import suppress
 
 import psutil
 import pytest
 from ray_head import MARK, own_processes, ray_head
+
+START_S = 300  # of a job, which takes seconds
 
 
 def processes_of(head):
     return own_processes(-1, head.env[MARK])
 
 
+def names_of(head):
+    found = set()
+    for process in processes_of(head):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found.add(process.name())
+    return found
+
+
+def zombies():
+    """Ended children of this process that nobody has waited for."""
+    found = set()
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.add(child)
+    return found
+
+
 def test_a_job_runs_on_it_and_nothing_outlives_it(tmp_path):
+    zombies_before = zombies()  # of other tests
     with pytest.raises(ZeroDivisionError), ray_head(tmp_path) as head:
         submitted = head.run("ray", "job", "submit", "--", "echo", "the job", "says so")
         assert submitted.returncode == 0 and "the job says so" in submitted.stdout, submitted.stdout
@@ -23,14 +46,17 @@ def test_a_job_runs_on_it_and_nothing_outlives_it(tmp_path):
         # A program that leaves the head's session and outlives its parent, as those of Ray jobs do when it is killed.
         away = head.run("ray", "job", "submit", "--no-wait", "--", "setsid", "sleep", "1000")
         assert away.returncode == 0, away.stdout
+        deadline = time.monotonic() + START_S
+        while "sleep" not in names_of(head):
+            assert time.monotonic() < deadline, names_of(head)
+            time.sleep(0.2)
         own = subprocess.Popen(["sleep", "1000"])  # of nobody's
-        names = {process.name() for process in processes_of(head)}
-        assert "gcs_server" in names and "raylet" in names
+        assert {"gcs_server", "raylet"} <= names_of(head)
         raise ZeroDivisionError("a test that fails")
     assert processes_of(head) == []
     assert own.poll() is None
     own.kill()
     own.wait()
-    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+    assert zombies() <= zombies_before
     assert (tmp_path / "ray-logs" / "raylet.out").is_file()
     assert "RAY_ADDRESS" not in os.environ or os.environ["RAY_ADDRESS"] != head.address

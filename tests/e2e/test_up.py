@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -46,14 +47,15 @@ def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
             assert line, "".join(output)
             output.append(line)
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=180)
+        rest, _ = process.communicate(timeout=300)
         assert process.returncode != 0, rest
         assert "Traceback" not in rest, rest
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # Ray's own agents may take two minutes
         while started_with(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert started_with(tmp_path) == []
     finally:
         for left in started_with(tmp_path):
-            left.kill()
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
         held.close()
