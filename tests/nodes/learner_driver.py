@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from watched_run import Run
 from tandem.cluster.learner_group import LearnerGroup
 
 STARTED = "started.json"  # the nodes of the ranks, written after the second gradient step of the first attempt
+HOLD = "hold"  # the job doesn't go on from there while this file is in its directory
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def run_job(directory: Path, learners: dict[str, Any]) -> Outcome:
         aside = directory / f"{STARTED}.aside"
         aside.write_text(json.dumps(nodes_of(run)))
         aside.rename(directory / STARTED)
+        while (directory / HOLD).exists():
+            time.sleep(0.05)
 
     def save(*arguments: Any) -> str:
         nodes.extend(nodes_of(run))

@@ -5,7 +5,7 @@ import multiprocessing
 import shutil
 
 import pytest
-from learner_driver import STARTED, join, run_job
+from learner_driver import HOLD, STARTED, join, run_job
 from ray_nodes import RayNodes, wait_for
 from watched_run import accept_job, store_url
 
@@ -40,11 +40,13 @@ def accepted(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(driver, accepted, tmp_path_factory):
-    """Begins to run a copy of the accepted job: its directory, and its outcome to come."""
+    """Begins to run a copy of the accepted job: its directory, and its outcome to come. `hold`: see HOLD."""
 
-    def start(**learners):
+    def start(hold=False, **learners):
         directory = tmp_path_factory.mktemp("run") / "copy"
         shutil.copytree(accepted, directory)
+        if hold:
+            (directory / HOLD).touch()
         return directory, driver.apply_async(run_job, (directory, {"placement": "STRICT_SPREAD", **learners}))
 
     return start
@@ -63,9 +65,10 @@ def test_each_learner_runs_on_a_node_of_its_own(nodes, undisturbed):
 
 def test_a_job_that_loses_a_node_makes_the_same_version_on_those_that_are_left(nodes, start, undisturbed):
     """The node of rank 0, where the learners meet."""
-    directory, outcome = start(count=2)
-    ranks = wait_for("the second gradient step", lambda: read_started(directory), JOB_S, poll_s=0.02)
+    directory, outcome = start(count=2, hold=True)
+    ranks = wait_for("the second gradient step", lambda: read_started(directory), JOB_S)
     nodes.kill(next(node for node in nodes.workers if node.node_id == ranks[0]))
+    (directory / HOLD).unlink()
     outcome = outcome.get(JOB_S)
     [cause] = outcome.broken_off  # not a second one: no learner was placed on the dead node again
     assert "node" in cause and "lost" in cause

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def ended(process):
 
 
 def test_a_run_is_stopped_by_a_signal_and_goes_on(service, start, task_file, tmp_path):
-    service.training_s, service.is_constant = 0.5, True
+    is_stopped = threading.Event()
+    service.holds_job = lambda job: len(service.jobs) > 2 and not is_stopped.is_set()
     path = task_file(training={"jobs": 5}, evaluation={"every": 5})
     process = start(path)
     while service.step < 2:
@@ -45,8 +47,9 @@ def test_a_run_is_stopped_by_a_signal_and_goes_on(service, start, task_file, tmp
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     status, output = ended(process)
+    is_stopped.set()
     assert status == 128 + signal.SIGTERM, output
-    assert "of 5 jobs are trained" in output and "The same command goes on from there." in output
+    assert "2 of 5 jobs are trained" in output and "The same command goes on from there." in output
     assert "Traceback" not in output
     run = tmp_path / "home" / "runs" / "test"  # not where it was started
     assert (run / "reward.png").exists()
