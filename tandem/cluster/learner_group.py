@@ -175,7 +175,7 @@ class LearnerGroup:
     def _gather(self, stage: str, deadline_s: float, tick: Callable[[], None], refs: list[Any]) -> list[Any]:
         """All results, in order. The first failure of a rank ends the wait: its peers may be stuck in a collective."""
         deadline = time.monotonic() + deadline_s
-        pending, results = list(refs), {}
+        pending, results, ref = list(refs), {}, None
         try:
             while pending:
                 ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)
@@ -191,8 +191,9 @@ class LearnerGroup:
                         retryable=True,
                     )
         except BaseException as error:
+            workers = dict(zip(refs, self._workers, strict=False))  # some calls are rank 0's alone
             try:
-                cause = _death_of_a_peer(error, pending, tick) or error
+                cause = _cause(error, workers.get(ref), {ref: workers[ref] for ref in pending}, tick)
             finally:
                 self.stop()
             raise stage_error(stage, "a learner", cause) from error
@@ -230,25 +231,45 @@ _DEADLINE_OF = {
 }
 
 
-def _death_of_a_peer(error: BaseException, pending: list[Any], tick: Callable[[], None]) -> BaseException | None:
-    """A rank whose peer dies fails too, in a collective, and often first; the death is the cause worth telling.
+def _cause(error: BaseException, worker: Any, pending: dict[Any, Any], tick: Callable[[], None]) -> BaseException:
+    """What is worth telling of the first failure of a rank, that of `worker`; `pending` has the others by their calls.
 
-    With the node of the peer lost, it is also worth waiting for: until Ray has noticed, it would place new learners
-    on that node.
+    A rank whose peer dies fails too, in a collective, and often first. Of an actor whose node is lost, Ray first says
+    only that it can't be reached. It is worth waiting for more: until Ray has noticed, it would place new learners on
+    that node.
     """
-    is_cut_off = isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PeerLostError)
-    deadline = time.monotonic() + (NODE_DEATH_S if is_cut_off else PEER_DEATH_S)
-    while pending and time.monotonic() < deadline:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=TICK_S)
-        for ref in ready:
-            try:
-                ray.get(ref)
-            except ray.exceptions.RayActorError as death:
-                return death
-            except Exception:
-                continue
+    if not isinstance(error, ray.exceptions.RayActorError):
+        is_cut_off = isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PeerLostError)
+        deadline = time.monotonic() + (NODE_DEATH_S if is_cut_off else PEER_DEATH_S)
+        while pending and time.monotonic() < deadline and not isinstance(error, ray.exceptions.RayActorError):
+            for ref in ray.wait(list(pending), num_returns=1, timeout=TICK_S)[0]:
+                peer = pending.pop(ref)
+                try:
+                    ray.get(ref)
+                except ray.exceptions.RayActorError as death:
+                    error, worker = death, peer
+                except Exception:
+                    continue
+            tick()
+    return _last_word(error, worker, tick) if isinstance(error, ray.exceptions.ActorUnavailableError) else error
+
+
+def _last_word(error: BaseException, worker: Any, tick: Callable[[], None]) -> BaseException:
+    """What an actor that can't be reached has died of, once Ray knows. `error` where it is back, or Ray never does."""
+    deadline, answer = time.monotonic() + NODE_DEATH_S, worker.__ray_ready__.remote()
+    while time.monotonic() < deadline:
         tick()
-    return None
+        if not ray.wait([answer], timeout=TICK_S)[0]:
+            continue
+        try:
+            ray.get(answer)
+            return error
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(TICK_S)
+            answer = worker.__ray_ready__.remote()
+        except ray.exceptions.RayError as death:
+            return death
+    return error
 
 
 def _amounts(resources: dict[str, float]) -> str:
