@@ -1,10 +1,10 @@
 """The life of a job, with a store and learners that record the order of what happens to them."""
 
-import time
 from dataclasses import replace
 
 import pytest
 from coordinator_fakes import RecordingLearners, RecordingStore, make_coordinator, make_job, trajectory
+from waiting import wait_until
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
 from tandem.rl.config import TrainingConfig
@@ -20,13 +20,6 @@ def run(artifacts, base):
         return learners
 
     return run
-
-
-def wait_until(holds):
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_job_starts_steps_saves_and_ends_in_that_order(run, artifacts):
