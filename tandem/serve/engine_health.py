@@ -8,9 +8,10 @@ import re
 import time
 from collections.abc import Mapping
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
+
+from tandem.serve.serve_state import application_status
 
 MAX_AGE_S = 2.0
 ANSWER_S = 3.0
@@ -44,8 +45,7 @@ class EngineHealth:
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> dict[str, str]:
-        status = await asyncio.to_thread(serve.status)
-        application = status.applications.get(self._application)
+        application = await asyncio.to_thread(application_status, self._application)
         deployments = application.deployments if application else {}
         faults = await asyncio.gather(
             *(self._fault(base, deployments.get(handle.deployment_name)) for base, handle in self._handles.items())

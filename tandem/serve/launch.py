@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.local_ray import local_ray
 from tandem.rl.tiny_model import resolve_model
+from tandem.serve.serve_state import application_status
 from tandem.serve.startup import ServiceLostError, StartError
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def ask_to_end(ends_serve: bool) -> None:
 def _delete_application() -> None:
     try:
         ask_to_end(ends_serve=False)
-        while APPLICATION in serve.status().applications:
+        while application_status(APPLICATION) is not None:
             time.sleep(0.2)
     except ray.exceptions.RayError:
         logger.warning("Ray Serve has died before it could end the service", exc_info=True)
@@ -177,7 +178,7 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
     # Waiting is done here, where it has a deadline, shows progress and can be given up.
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     deadline = time.monotonic() + START_DEADLINE_S
-    while (state := serve.status().applications.get(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
+    while (state := application_status(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
         deployments = state.deployments.items() if state else ()
         waiting = {name: d.message for name, d in deployments if d.status != "HEALTHY"}
         on_progress("waiting for " + ", ".join(sorted(waiting)) if waiting else "deploying")

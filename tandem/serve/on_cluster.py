@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve._private.controller import SHUTDOWN_IN_PROGRESS_KEY
 from ray.serve._private.storage.kv_store import RayInternalKVStore
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeInstanceDetails
+from ray.serve.schema import ApplicationStatus, ProxyStatus
 
 from tandem.cluster.config import HttpConfig
 from tandem.serve.app import COORDINATOR, STARTED_BY
 from tandem.serve.exposure import is_local, url
 from tandem.serve.launch import APPLICATION, START_DEADLINE_S, StartError
+from tandem.serve.serve_state import serve_details
 
 logger = logging.getLogger(__name__)
 CALL_S = 30.0
@@ -50,18 +51,18 @@ def settled_service(on_progress: Callable[[str], None], own: Callable[[str], boo
     """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
-        application = (details := _details()) and details.applications.get(APPLICATION)
+        application = (details := _details()) and details["applications"].get(APPLICATION)
         is_ending = details is not None and _is_shutting_down()
         if not is_ending and application is None:
             return None
         started_by = _started_by(application) if application else None
-        state = ApplicationStatus.DELETING if is_ending else application.status
+        state = ApplicationStatus.DELETING if is_ending else ApplicationStatus(application["status"])
         if state == ApplicationStatus.RUNNING:
             return FoundService(started_by)
         if state == ApplicationStatus.DEPLOY_FAILED and started_by is not None and own(started_by):
             return None
         if state == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            why = application.message if application else "Ray Serve doesn't end"
+            why = application["message"] if application else "Ray Serve doesn't end"
             raise StartError(
                 f"This cluster has a service that isn't ready ({state.value}): {why}\n"
                 "Mend it, or take it away with `serve delete tandem`; then one is started by itself."
@@ -76,11 +77,11 @@ def settled_service(on_progress: Callable[[str], None], own: Callable[[str], boo
 def service_url() -> str:
     """Where this process reaches the service of its cluster. Raises StartError."""
     details = _details()
-    address = HttpConfig(host=details.http_options.host, port=details.http_options.port)
-    prefix = (details.applications[APPLICATION].route_prefix or "").rstrip("/")
-    if ray.get_runtime_context().get_node_id() in details.proxies:
+    address = HttpConfig(host=details["http_options"]["host"], port=details["http_options"]["port"])
+    prefix = (details["applications"][APPLICATION]["route_prefix"] or "").rstrip("/")
+    if ray.get_runtime_context().get_node_id() in details["proxies"]:
         return url(address) + prefix
-    others = [proxy.node_ip for proxy in details.proxies.values() if proxy.status == ProxyStatus.HEALTHY]
+    others = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy["status"] == ProxyStatus.HEALTHY]
     if not others or is_local(address.host):
         raise StartError(
             f"The service of this cluster listens on {address.host}:{address.port} of other nodes than this one. Run "
@@ -127,13 +128,10 @@ def _coordinator() -> DeploymentHandle:
     return serve.get_deployment_handle(COORDINATOR, APPLICATION)
 
 
-def _details() -> ServeInstanceDetails | None:
+def _details() -> dict[str, Any] | None:
     """What Serve says of itself; None where it doesn't run."""
     try:
-        client = _get_global_client(raise_if_no_controller_running=False)
-        if client is None:
-            return None
-        return ServeInstanceDetails(**ray.get(client._controller.get_serve_instance_details.remote(), timeout=CALL_S))
+        return serve_details(CALL_S)
     except (RayServeException, ray.exceptions.RayActorError):  # it has just ended
         return None
 
@@ -143,10 +141,10 @@ def _is_shutting_down() -> bool:
     return RayInternalKVStore(f"ray-serve-{SERVE_NAMESPACE}").get(SHUTDOWN_IN_PROGRESS_KEY) is not None
 
 
-def _started_by(application: object) -> str | None:
-    for deployment in application.deployments.values():
-        options = deployment.deployment_config.ray_actor_options
-        variables = ((getattr(options, "runtime_env", None) or {}).get("env_vars")) or {}
+def _started_by(application: Mapping[str, Any]) -> str | None:
+    for deployment in application["deployments"].values():
+        options = deployment["deployment_config"].get("ray_actor_options") or {}
+        variables = (options.get("runtime_env") or {}).get("env_vars") or {}
         if STARTED_BY in variables:
             return variables[STARTED_BY]
     return None

@@ -6,10 +6,9 @@ import logging
 import threading
 from collections.abc import Callable
 
-from ray import serve
-
 from tandem.cluster.local_ray import dead_processes
 from tandem.serve.launch import APPLICATION, ServiceLostError
+from tandem.serve.serve_state import application_status
 
 logger = logging.getLogger(__name__)
 MAX_SILENCES = 9  # 45 s; after 60 s without a cluster that was joined, Ray ends this process by itself
@@ -17,7 +16,7 @@ MAX_SILENCES = 9  # 45 s; after 60 s without a cluster that was joined, Ray ends
 
 def answers() -> bool:
     """Whether Serve answers and has the application. May raise, or take for ever."""
-    return APPLICATION in serve.status().applications
+    return application_status(APPLICATION) is not None
 
 
 class ServiceWatch:

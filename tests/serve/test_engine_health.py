@@ -9,7 +9,6 @@ from ray.serve.schema import (
     DeploymentStatusOverview,
     DeploymentStatusTrigger,
     ReplicaState,
-    ServeStatus,
 )
 
 from tandem.serve import engine_health
@@ -100,7 +99,7 @@ class Handle:
 def health(monkeypatch):
     """EngineHealth over an engine that Serve calls healthy, whatever its handle answers."""
     application = ApplicationStatusOverview(ApplicationStatus.RUNNING, "", 0.0, {"engine": deployment(RUNNING=1)})
-    monkeypatch.setattr(engine_health.serve, "status", lambda: ServeStatus(applications={"tandem": application}))
+    monkeypatch.setattr(engine_health, "application_status", {"tandem": application}.get)
     monkeypatch.setattr(engine_health, "ANSWER_S", 0.05)
     return lambda handle: EngineHealth("tandem", {BASE: handle}, {BASE: 1})
 
