@@ -1,8 +1,8 @@
-"""From a stored payload to packed sequences, in a process of its own.
+"""From a stored payload to packed sequences, and from a base model to its version 0, in a process of its own.
 
 Parsing and tokenising hold Python's interpreter lock for seconds on a large payload, and take memory in proportion. A
 process apart keeps API and lease threads responsive meanwhile, can be ended at a deadline, and takes nobody along when
-memory runs out.
+memory runs out. Who asks needs none of the libraries that this takes.
 """
 
 from __future__ import annotations
@@ -47,13 +47,20 @@ class TextModel(Protocol):
     ) -> TrainingBatch:
         """Raises TrajectoryError or ConfigError for what it can't train on."""
 
+    def write_initial_version(self, artifacts: Artifacts) -> str:
+        """Makes version 0 durable and returns its digest. Raises PolicyError for an adapter that can't be made."""
+
 
 class PreparationWorker:
-    """Prepares payloads of the artifact store. A Ray actor in production, a plain object in tests."""
+    """Prepares payloads of the artifact store, and versions 0. A Ray actor in production, a plain object in tests."""
 
     def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts):
         self._base_models, self._artifacts = base_models, artifacts
         self._warm: set[str] = set()
+
+    def initial_version(self, base_model: str) -> str:
+        """What `TextModel.write_initial_version` returns."""
+        return self._base_models[base_model].write_initial_version(self._artifacts)
 
     def warm_up(self, base_model: str) -> None:
         """Loads what the first payload would have to wait for: some libraries, and the model's tokenizer."""
@@ -132,6 +139,10 @@ class Preparation:
         """Ends the process; a later call would start another."""
         if actor := self._actor:
             self._end(actor)
+
+    def initial_version(self, base_model: str) -> str:
+        """What `PreparationWorker.initial_version` returns."""
+        return self._call("initial_version", (base_model,), lambda: None)
 
     def check(
         self, base_model: str, payload_key: str, config: TrainingConfig, tick: Callable[[], None] = lambda: None

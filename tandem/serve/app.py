@@ -99,7 +99,7 @@ class CoordinatorReplica:
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
         for name, base in bases.items():
             settings = base.config
-            store.put_initial_version(name, base.write_initial_version(artifacts))
+            store.put_initial_version(name, self._preparation.initial_version(name))
             learners = LearnerGroup(settings, config.artifacts_root, deadlines)
             pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
