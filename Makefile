@@ -11,10 +11,10 @@ CONSTRAINTS := requirements/constraints-$(EXTRA).txt
 STAMP := .venv/installed-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format lock clean
+.PHONY: help install demo up test test-all lint format lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(STAMP)  ## Install Tandem and its tests into .venv
 
@@ -28,7 +28,10 @@ demo: install  ## Train the built-in tiny model, live, in a few minutes
 up: install  ## Start the service with the built-in tiny model and keep it running
 	.venv/bin/tandem up
 
-test: install  ## Run all tests
+test: install  ## Run the tests, but for the slow ones
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: install  ## Run all tests: also updates in place, lost nodes, kills at random
 	.venv/bin/python -m pytest
 
 lint: install  ## Check style

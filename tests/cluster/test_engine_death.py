@@ -77,6 +77,7 @@ def test_a_stopped_core_is_ended_and_told_to_who_waits_for_it(engine):
     wait_until_gone(core)
 
 
+@pytest.mark.slow
 def test_a_killed_replica_leaves_no_core_behind_not_even_a_stopped_one(engine):
     replica, core = processes(engine)
     core.send_signal(signal.SIGSTOP)

@@ -36,7 +36,7 @@ def stop_the_service(run):
     run.coordinator.stop()
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_job_whose_learner_is_killed_or_whose_service_is_stopped_makes_the_same_version(start, count):
     _, expected = start("undisturbed", count).to_the_end()
 

@@ -34,6 +34,7 @@ def zombies():
     return found
 
 
+@pytest.mark.slow
 def test_a_job_runs_on_it_and_nothing_outlives_it(tmp_path):
     zombies_before = zombies()  # of other tests
     with pytest.raises(ZeroDivisionError), ray_head(tmp_path) as head:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from openai import OpenAI
+
+_running = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,17 @@ def service(ray_local, tmp_path_factory) -> Service:
         projects={"default": ProjectConfig(run_code=True)},
         resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
     )
-    with running(config):
+    with _running:
+        _running.enter_context(running(config))
         key = create_key(Store(config.resolved_store_url), name="tests", entity="default")
         yield Service(f"http://127.0.0.1:{port}", key, home)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    """The service ends with the tests of this folder: idle, it would take a quarter of a core from all that follow."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _running.close()
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from ray_head import ray_head
+from waiting import wait_until
 
 JOBS = 12
 TASK = """
-name: submitted
+name: NAME
 environment: {class: my_environment.py:Words, options: {hold: HOLD}}
 rollouts: {groups_per_job: 8, group_size: 4, max_tokens: 16}
 training: {jobs: JOBS, experimental_config: {learning_rate: 1e-3, packed_sequence_length: 256}}
@@ -34,7 +35,7 @@ from word_lists import TRAIN, EVAL
 class Words(SingleTurnEnvironment[str]):
     def __init__(self, hold):
         super().__init__()
-        self.hold = Path(hold)
+        self.hold, self.left = Path(hold), 70  # of 32 for a job, two of which may be rolled out at once
 
     def tasks(self, split):
         return TRAIN if split == "train" else EVAL
@@ -43,7 +44,9 @@ class Words(SingleTurnEnvironment[str]):
         return [{"role": "user", "content": f"Say {task}."}]
 
     async def reward(self, task, answer):
-        await asyncio.to_thread(self.wait)
+        self.left -= 1
+        if self.left < 0:
+            await asyncio.to_thread(self.wait)
         return float(task in (answer or "")) + len(answer or "") / 100
 
     def wait(self):
@@ -55,19 +58,16 @@ class Words(SingleTurnEnvironment[str]):
 
 @pytest.fixture(scope="module")
 def hold(tmp_path_factory) -> Path:
-    """While there is this file, no rollout ends."""
+    """While there is this file, only the first rollouts of a process end."""
     return tmp_path_factory.mktemp("hold") / "hold"
 
 
 @pytest.fixture(scope="module")
-def task(hold) -> str:
-    return TASK.replace("HOLD", str(hold)).replace("JOBS", str(JOBS))
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, task) -> Path:
+def project(tmp_path_factory, hold) -> Path:
     directory = tmp_path_factory.mktemp("project")
-    (directory / "task.yaml").write_text(task)
+    task = TASK.replace("HOLD", str(hold)).replace("JOBS", str(JOBS))
+    for name in ("killed", "stopped", "mistaken"):
+        (directory / f"{name}.yaml").write_text(task.replace("NAME", name))
     (directory / "my_environment.py").write_text(ENVIRONMENT)
     (directory / "word_lists.py").write_text('TRAIN = ["yes", "no", "12", "7"]\nEVAL = ["maybe", "9"]\n')
     return directory
@@ -90,10 +90,10 @@ def head(tmp_path_factory, home):
 class Submitted:
     """`ray job submit`, as it runs in a terminal."""
 
-    def __init__(self, head, project: Path, log: Path, id: str):
+    def __init__(self, head, project: Path, log: Path, id: str, task_file: str):
         self._head, self.id, self._log = head, id, log
         command = [shutil.which("ray", path=head.env["PATH"]), "job", "submit", "--submission-id", id]
-        command += ["--working-dir", str(project), "--", "tandem", "train", "task.yaml"]
+        command += ["--working-dir", str(project), "--", "tandem", "train", task_file]
         with log.open("wb") as opened:
             at_once = {**head.env, "PYTHONUNBUFFERED": "1"}  # as in a terminal, which a file isn't
             self._process = subprocess.Popen(command, env=at_once, stdout=opened, stderr=subprocess.STDOUT)
@@ -126,27 +126,36 @@ class Submitted:
 
 @pytest.fixture
 def submit(head, project, tmp_path):
-    return lambda id: Submitted(head, project, tmp_path / f"{id}.log", id)
+    return lambda id, run: Submitted(head, project, tmp_path / f"{id}.log", id, run.task_file)
 
 
-def rows(home):
-    path = home / "runs" / "submitted" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+class Run:
+    """What a run leaves behind, and what runs of it."""
 
+    def __init__(self, home: Path, name: str):
+        self._home, self.name = home, name
 
-def versions(home):
-    return [row["version"] for row in rows(home) if row["kind"] == "training"]
+    @property
+    def task_file(self) -> str:
+        return f"{self.name}.yaml"
 
+    def rows(self):
+        path = self._home / "runs" / self.name / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-def drivers(home):
-    """Processes of `tandem train`, but for the shell that Ray starts it with."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            if "train" in words and "task.yaml" in words and process.environ().get("TANDEM_HOME") == str(home):
-                found.append(process)
-    return found
+    def versions(self):
+        return [row["version"] for row in self.rows() if row["kind"] == "training"]
+
+    def drivers(self):
+        """Processes of `tandem train`, but for the shell that Ray starts it with."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                is_driver = "train" in words and self.task_file in words
+                if is_driver and process.environ().get("TANDEM_HOME") == str(self._home):
+                    found.append(process)
+        return found
 
 
 def service_runs(head) -> bool:
@@ -154,52 +163,63 @@ def service_runs(head) -> bool:
     return re.search(r"^  tandem:$", head.run("serve", "status").stdout, re.MULTILINE) is not None
 
 
-def test_a_submitted_run_is_killed_resumed_stopped_and_resumed(head, home, hold, submit):
-    killed = submit("killed")
-    killed.wait_until(lambda: versions(home))
+def test_a_submitted_run_is_killed_and_resumed_to_its_end(head, home, hold, submit):
+    run = Run(home, "killed")
     hold.touch()
-    for driver in drivers(home):
+    first = submit("first", run)
+    first.wait_until(run.versions)
+    for driver in run.drivers():
         driver.kill()
-    assert killed.wait(300) != 0
-    assert killed.ended_as("failed")
+    assert first.wait(300) != 0
+    assert first.ended_as("failed")
     assert service_runs(head)  # nobody was there to end it
+    num_before = len(run.versions())
+    assert num_before < JOBS
 
-    stopped = submit("stopped")
-    num_before = len(versions(home))
     hold.unlink()
-    stopped.wait_until(lambda: len(versions(home)) > num_before)
+    second = submit("second", run)
+    assert second.wait() == 0, second.output
+    assert f"Going on after {num_before} of {JOBS} jobs" in second.output
+    assert "using the service that this run has started before" in second.output
+    assert_whole(head, run, second)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_its_service_and_is_resumed_with_another(head, home, hold, submit):
+    run = Run(home, "stopped")
     hold.touch()
-    assert len(versions(home)) < JOBS
-    stopped.wait_until(lambda: f"version {num_before + 1} (job" in stopped.output)  # what Ray shows comes later
-    assert f"Going on after {num_before} of {JOBS} jobs" in stopped.output
-    assert "using the service that this run has started before" in stopped.output
+    stopped = submit("stopped", run)
+    stopped.wait_until(run.versions)
     head.run("ray", "job", "stop", "stopped")
     stopped.wait(300)
     assert stopped.ended_as("was stopped")
-    deadline = time.monotonic() + 300
-    while service_runs(head):
-        assert time.monotonic() < deadline, head.run("serve", "status").stdout
-        time.sleep(1)
-    assert len(versions(home)) < JOBS
+    wait_until(lambda: not service_runs(head), 300)
+    num_before = len(run.versions())
+    assert num_before < JOBS
 
     hold.unlink()
-    last = submit("last")
+    last = submit("last", run)
     assert last.wait() == 0, last.output
+    assert f"Going on after {num_before} of {JOBS} jobs" in last.output
+    assert_whole(head, run, last)
+
+
+def assert_whole(head, run, last):
+    """Nothing is missing, double, or left running."""
     assert last.ended_as("succeeded")
     assert f"{JOBS} of {JOBS} jobs are trained" in last.output
-    assert versions(home) == list(range(1, JOBS + 1))
-    assert [row["version"] for row in rows(home) if row["kind"] == "evaluation"] == [0, 6, JOBS]
+    assert run.versions() == list(range(1, JOBS + 1))
+    assert [row["version"] for row in run.rows() if row["kind"] == "evaluation"] == [0, 6, JOBS]
     assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
     assert not service_runs(head)
-    assert drivers(home) == []
+    assert run.drivers() == []
 
 
-def test_a_mistake_in_the_task_ends_the_job_with_a_sentence(head, project, task, submit):
-    (project / "task.yaml").write_text(task.replace("group_size", "groupsize"))
-    try:
-        mistaken = submit("mistaken")
-        assert mistaken.wait(300) != 0
-        assert "rollouts.groupsize: there is no such field" in mistaken.output
-        assert mistaken.ended_as("failed")
-    finally:
-        (project / "task.yaml").write_text(task)
+def test_a_mistake_in_the_task_ends_the_job_with_a_sentence(home, project, submit):
+    run = Run(home, "mistaken")
+    task = project / run.task_file
+    task.write_text(task.read_text().replace("group_size", "groupsize"))
+    mistaken = submit("mistaken", run)
+    assert mistaken.wait(300) != 0
+    assert "rollouts.groupsize: there is no such field" in mistaken.output
+    assert mistaken.ended_as("failed")

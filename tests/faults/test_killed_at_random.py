@@ -1,7 +1,10 @@
 """The short form of the soak: a real service loses some of its parts, then all, and keeps every promise."""
 
+import pytest
 from campaign import run_campaign
 from fault_kinds import FAULTS
+
+pytestmark = pytest.mark.slow
 
 KINDS = ("kill-learner", "kill-coordinator", "kill-all")
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from service_process import ServiceProcess, send, title_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_it_says_that_its_ray_has_died_and_ends(tmp_path, part):

@@ -9,6 +9,8 @@ from openai import OpenAI, OpenAIError
 from ray_nodes import RayNodes, wait_for
 from service_process import ServiceProcess
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "TANDEM_BASE_MODELS": """[{
         "name": "tandem/tiny", "path": "builtin:tiny", "max_model_len": 1024,

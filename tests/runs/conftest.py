@@ -64,9 +64,9 @@ def task_file(tmp_path) -> Callable[..., Path]:
             "name": "test",
             "seed": 5,
             "environment": {"class": f"{ENVIRONMENT}:{environment}", "options": options or {}},
-            "rollouts": {"groups_per_job": 2, "group_size": 2, "timeout_s": 60, "max_failed_fraction": 0},
+            "rollouts": {"groups_per_job": 2, "group_size": 2, "timeout_s": 600, "max_failed_fraction": 0},
             "training": {"jobs": 4, "max_policy_lag": 1},
-            "service": {"patience_s": 60},
+            "service": {"patience_s": 600},
         }
         for section, fields in changes.items():
             task[section] = {**task.get(section, {}), **fields} if isinstance(fields, dict) else fields
@@ -86,7 +86,7 @@ def do_run(service, tmp_path) -> Callable[..., Recording]:
         planned = plan(path)
         with RunDirectory(tmp_path / "run") as directory:
             report.said += begin_or_go_on(directory, planned.task)
-            asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 300))
+            asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 900))
         return report
 
     return do

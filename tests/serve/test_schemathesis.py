@@ -91,7 +91,7 @@ def test_made_up_requests(label, mode, send, http, engine, model):
     if mode == GenerationMode.NEGATIVE and not (operation.path_parameters or operation.query or operation.body):
         pytest.skip("nothing about it can be wrong")
 
-    @quick(8)
+    @quick(5)
     @given(operation.as_strategy(mode), st.booleans())
     def test(case, names_what_exists):
         if names_what_exists:
