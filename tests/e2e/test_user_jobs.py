@@ -78,10 +78,14 @@ def test_the_two_worker_example_trains_and_outlives_its_runner(service, http, bu
     os.kill(runner_pid(), signal.SIGKILL)
     version = until_ended(http, job)
     assert version["status"] == COMPLETED, f"{version['error_message_of_job']}\n{log(http, job)}\n{log(http, job, 1)}"
-    assert json.loads((bucket / "out" / "result.json").read_text())["slope"] == pytest.approx(2, abs=0.05)
+    result = json.loads((bucket / "out" / "result.json").read_text())
+    assert result["slope"] == pytest.approx(2, abs=0.05)
+    assert result["intercept"] == pytest.approx(-1, abs=0.05)
     for rank in range(2):
-        assert any(f"worker {rank} of 2: step 299" in line for line in log(http, job, rank))
-        assert (bucket / "logs" / f"worker-{rank}.log").is_file()
+        lines = log(http, job, rank)
+        assert any(line.startswith(f"worker {rank} of 2: step 299") for line in lines), lines
+        assert not any(line.startswith(f"worker {1 - rank}") for line in lines), "each has a log of its own"
+        assert (bucket / "logs" / f"worker-{rank}.log").read_text().splitlines() == lines
 
 
 def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):

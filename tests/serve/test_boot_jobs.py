@@ -21,7 +21,6 @@ from tandem.serve.modelarts.supervision import Supervision
 from tandem.serve.store import Store
 from tandem.serve.store_user_jobs import UserJobStatus
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "training_job_configs"
 END_S = 300  # a few seconds, unless the machine has much else to do
 SETTINGS = {
     "worker_server_num": 1,
@@ -126,23 +125,6 @@ def test_a_boot_file_gets_its_arguments_and_leaves_its_results(project):
     assert "to stderr" in log
     assert (project.bucket / "logs" / "worker-0.log").read_text().splitlines() == log
     assert version.started_at <= version.ended_at
-
-
-def test_two_workers_train_together(project):
-    """The example, as the documentation shows it."""
-    (project.bucket / "code" / "boot.py").write_text((EXAMPLE / "code" / "boot.py").read_text())
-    (project.bucket / "data" / "points.jsonl").write_text((EXAMPLE / "data" / "points.jsonl").read_text())
-    with project.runner():
-        version = project.wait(project.start(worker_server_num=2, engine_id=2))
-    assert version.status == UserJobStatus.COMPLETED, (version.error, project.log(version), project.log(version, 1))
-    result = json.loads((project.bucket / "out" / "result.json").read_text())
-    assert result["slope"] == pytest.approx(2, abs=0.05)
-    assert result["intercept"] == pytest.approx(-1, abs=0.05)
-    for rank in range(2):
-        log = project.log(version, rank)
-        assert any(line.startswith(f"worker {rank} of 2: step 199, loss 0.0") for line in log), log
-        assert not any(line.startswith(f"worker {1 - rank}") for line in log), "each has a log of its own"
-        assert (project.bucket / "logs" / f"worker-{rank}.log").read_text().splitlines() == log
 
 
 def test_a_program_that_fails_ends_as_failed_with_its_traceback_in_the_log(project):
