@@ -17,8 +17,9 @@ THREADS_S = 0.5
 def run_with_short_end(main: Coroutine[None, None, Result]) -> Result:
     """What `main` returns or raises.
 
-    Then the tasks that it has left are cancelled and get CANCEL_S to clean up. `asyncio.run` would wait for them for
-    ever, and for each thread of `asyncio.to_thread`: a rollout may swallow its cancellation or block in a thread.
+    Then the tasks that it has left are cancelled and its asynchronous generators closed, which get CANCEL_S each to
+    clean up. `asyncio.run` would wait for them for ever, and for each thread of `asyncio.to_thread`: a rollout may
+    swallow its cancellation or block in a thread.
     """
     loop = asyncio.new_event_loop()
     try:
@@ -28,6 +29,8 @@ def run_with_short_end(main: Coroutine[None, None, Result]) -> Result:
             for task in left:
                 task.cancel()
             loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_S))
+        closing = loop.create_task(loop.shutdown_asyncgens())
+        loop.run_until_complete(asyncio.wait({closing}, timeout=CANCEL_S))
         loop.set_exception_handler(lambda _loop, _context: None)  # of tasks that are destroyed while they are pending
         loop.close()
 

@@ -58,6 +58,44 @@ def test_a_task_that_swallows_its_cancellation_is_not_waited_for(monkeypatch, ca
     assert capfd.readouterr().err == ""
 
 
+def test_a_generator_that_is_left_is_closed():
+    closed = []
+
+    async def numbers():
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.append(True)
+
+    async def main():
+        generator = numbers()
+        await anext(generator)
+        return generator
+
+    generator = run_with_short_end(main())
+    assert closed == [True] and generator is not None
+
+
+def test_a_generator_that_doesnt_close_is_not_waited_for(monkeypatch, capfd):
+    monkeypatch.setattr(event_loop, "CANCEL_S", 0.1)
+
+    async def numbers():
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(3600)
+
+    async def main():
+        generator = numbers()
+        await anext(generator)
+        return generator
+
+    generator = run_with_short_end(main())
+    assert generator.ag_frame is not None  # still in it
+    assert capfd.readouterr().err == ""
+
+
 PROGRAM = """
 import asyncio, time
 from tandem.runs.event_loop import exit_process, run_with_short_end
