@@ -13,13 +13,13 @@ import pytest
 from ray_head import ray_head
 from waiting import wait_until
 
-JOBS = 12
+JOBS = 6
 TASK = """
 name: NAME
 environment: {class: my_environment.py:Words, options: {hold: HOLD}}
 rollouts: {groups_per_job: 8, group_size: 4, max_tokens: 16}
 training: {jobs: JOBS, experimental_config: {learning_rate: 1e-3, packed_sequence_length: 256}}
-evaluation: {every: 6, tasks: 4}
+evaluation: {every: 3, tasks: 4}
 """
 ENVIRONMENT = '''
 """A user's own environment; only the program that was submitted can import it."""
@@ -209,7 +209,7 @@ def assert_whole(head, run, last):
     assert last.ended_as("succeeded")
     assert f"{JOBS} of {JOBS} jobs are trained" in last.output
     assert run.versions() == list(range(1, JOBS + 1))
-    assert [row["version"] for row in run.rows() if row["kind"] == "evaluation"] == [0, 6, JOBS]
+    assert [row["version"] for row in run.rows() if row["kind"] == "evaluation"] == [0, 3, JOBS]
     assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
     assert not service_runs(head)
     assert run.drivers() == []

@@ -6,6 +6,7 @@ import time
 import pytest
 from scripted_service import plain_not_found, unavailable
 
+from tandem.runs import patience
 from tandem.runs.errors import (
     ForeignVersionError,
     JobFailedError,
@@ -13,6 +14,11 @@ from tandem.runs.errors import (
     RolloutsFailedError,
     ServiceAwayError,
 )
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.05)
 
 
 def first(times, answer, path="", method=""):
