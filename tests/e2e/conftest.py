@@ -32,6 +32,8 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(ray_local, tmp_path_factory) -> Service:
+    from ray import serve
+
     from tandem.cluster.config import TINY, CoordinatorConfig, HttpConfig, LogprobsConfig, ProjectConfig, TandemConfig
     from tandem.cluster.held_ports import hold_port
     from tandem.serve.auth import create_key
@@ -51,6 +53,7 @@ def service(ray_local, tmp_path_factory) -> Service:
         resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
     )
     with _running:
+        _running.callback(serve.shutdown)
         _running.enter_context(running(config))
         key = create_key(Store(config.resolved_store_url), name="tests", entity="default")
         yield Service(f"http://127.0.0.1:{port}", key, home)
@@ -58,7 +61,8 @@ def service(ray_local, tmp_path_factory) -> Service:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem):
-    """The service ends with the tests of this folder: idle, it would take a quarter of a core from all that follow."""
+    """The service, and Ray Serve, end with the tests of this folder: idle, they would take a quarter of a core from all
+    that follow."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
         _running.close()
 
