@@ -1,7 +1,7 @@
 """What Ray Serve's controller says of Serve and its applications, as it says it.
 
 `serve.status` asks the same, but makes models of the answer, for which it pickles a request router for each
-deployment: 60 ms of a core, where the question takes 1. Who waits for a start asks often, and beside it.
+deployment: 60 ms of a core, where the question takes 2. Who waits for a start asks often, and beside it.
 """
 
 from __future__ import annotations

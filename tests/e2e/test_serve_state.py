@@ -1,4 +1,4 @@
-"""What is read of Ray Serve's state without `serve.status`, which says the same and takes sixty times as long."""
+"""What is read of Ray Serve's state without `serve.status`, which says the same and takes far longer."""
 
 from ray import serve
 from waiting import wait_until
