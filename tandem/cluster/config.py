@@ -179,7 +179,7 @@ class DeadlinesConfig(Settings):
         60, gt=0, description="Silence of an engine's core after which it is replaced; at least its longest step."
     )
     start_learners_s: float = Field(600, gt=0)
-    prepare_s: float = Field(600, gt=0, description="From a stored payload to packed sequences.")
+    prepare_s: float = Field(600, gt=0, description="From a stored payload to packed sequences; at a start, version 0.")
     load_s: float = Field(300, gt=0)
     score_s: float = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
     step_s: float = Field(900, gt=0, description="One gradient step.")

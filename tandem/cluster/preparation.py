@@ -37,10 +37,11 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.5
 MAX_AT_ONCE = 4  # so that small payloads needn't wait for a large one
 WHO = "the process that prepares jobs"
+_WORK = {"initial_version": "making the base model's version 0"}
 
 
 class TextModel(Protocol):
-    """What a base model makes of trajectories."""
+    """What a base model makes of trajectories, and its version 0."""
 
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
@@ -190,8 +191,8 @@ class Preparation:
             if time.monotonic() > deadline:
                 raise StageError(
                     "prepare",
-                    f"the work on the payload took longer than {self._deadline_s:g} s.",
-                    "Raise deadlines.prepare_s if the job is really this large; otherwise look at the machine's load.",
+                    f"{_WORK.get(method, 'the work on the payload')} took longer than {self._deadline_s:g} s.",
+                    "Raise deadlines.prepare_s if it is really this much work; otherwise look at the machine's load.",
                     retryable=True,
                 )
         return ray.get(ref)

@@ -17,7 +17,7 @@ from ray.serve._private.controller import SHUTDOWN_IN_PROGRESS_KEY
 from ray.serve._private.storage.kv_store import RayInternalKVStore
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus, ProxyStatus
+from ray.serve.schema import ApplicationStatus, HTTPOptionsSchema, ProxyStatus
 
 from tandem.cluster.config import HttpConfig
 from tandem.serve.app import COORDINATOR, STARTED_BY
@@ -77,7 +77,8 @@ def settled_service(on_progress: Callable[[str], None], own: Callable[[str], boo
 def service_url() -> str:
     """Where this process reaches the service of its cluster. Raises StartError."""
     details = _details()
-    address = HttpConfig(host=details["http_options"]["host"], port=details["http_options"]["port"])
+    listens = HTTPOptionsSchema(**details["http_options"])  # which leave out what is at its default
+    address = HttpConfig(host=listens.host, port=listens.port)
     prefix = (details["applications"][APPLICATION]["route_prefix"] or "").rstrip("/")
     if ray.get_runtime_context().get_node_id() in details["proxies"]:
         return url(address) + prefix

@@ -15,7 +15,8 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 
 def serve_details(timeout_s: float | None = None) -> dict[str, Any] | None:
-    """The fields of `ray.serve.schema.ServeInstanceDetails`; None where Serve doesn't run.
+    """The fields of `ray.serve.schema.ServeInstanceDetails`, without options that nobody has set; None where Serve
+    doesn't run.
 
     Raises RayError where Serve has died or doesn't answer in time. Without a time, it may wait for ever.
     """

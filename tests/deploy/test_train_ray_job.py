@@ -163,56 +163,62 @@ def service_runs(head) -> bool:
     return re.search(r"^  tandem:$", head.run("serve", "status").stdout, re.MULTILINE) is not None
 
 
-def test_a_submitted_run_is_killed_and_resumed_to_its_end(head, home, hold, submit):
+@pytest.fixture
+def held(hold, submit):
+    """Submits a run, of which the first jobs are trained and no more: held(id, run)."""
+
+    def held(id: str, run: Run) -> Submitted:
+        hold.touch()
+        submitted = submit(id, run)
+        submitted.wait_until(run.versions)
+        return submitted
+
+    return held
+
+
+@pytest.fixture
+def resumed(head, hold, submit):
+    """Submits a run again, which goes on to its end; nothing is missing, double, or left running. Its output."""
+
+    def resumed(id: str, run: Run) -> str:
+        num_before = len(run.versions())
+        assert num_before < JOBS
+        hold.unlink()
+        last = submit(id, run)
+        assert last.wait() == 0, last.output
+        assert last.ended_as("succeeded")
+        assert f"Going on after {num_before} of {JOBS} jobs" in last.output
+        assert f"{JOBS} of {JOBS} jobs are trained" in last.output
+        assert run.versions() == list(range(1, JOBS + 1))
+        assert [row["version"] for row in run.rows() if row["kind"] == "evaluation"] == [0, 3, JOBS]
+        assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
+        assert not service_runs(head)
+        assert run.drivers() == []
+        return last.output
+
+    return resumed
+
+
+def test_a_submitted_run_is_killed_and_resumed_to_its_end(head, home, held, resumed):
     run = Run(home, "killed")
-    hold.touch()
-    first = submit("first", run)
-    first.wait_until(run.versions)
+    killed = held("killed", run)
     for driver in run.drivers():
         driver.kill()
-    assert first.wait(300) != 0
-    assert first.ended_as("failed")
+    assert killed.wait(300) != 0
+    assert killed.ended_as("failed")
     assert service_runs(head)  # nobody was there to end it
-    num_before = len(run.versions())
-    assert num_before < JOBS
-
-    hold.unlink()
-    second = submit("second", run)
-    assert second.wait() == 0, second.output
-    assert f"Going on after {num_before} of {JOBS} jobs" in second.output
-    assert "using the service that this run has started before" in second.output
-    assert_whole(head, run, second)
+    assert "using the service that this run has started before" in resumed("killed-resumed", run)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_its_service_and_is_resumed_with_another(head, home, hold, submit):
+def test_a_stopped_run_ends_its_service_and_is_resumed_with_another(head, home, held, resumed):
     run = Run(home, "stopped")
-    hold.touch()
-    stopped = submit("stopped", run)
-    stopped.wait_until(run.versions)
+    stopped = held("stopped", run)
     head.run("ray", "job", "stop", "stopped")
     stopped.wait(300)
     assert stopped.ended_as("was stopped")
     wait_until(lambda: not service_runs(head), 300)
-    num_before = len(run.versions())
-    assert num_before < JOBS
-
-    hold.unlink()
-    last = submit("last", run)
-    assert last.wait() == 0, last.output
-    assert f"Going on after {num_before} of {JOBS} jobs" in last.output
-    assert_whole(head, run, last)
-
-
-def assert_whole(head, run, last):
-    """Nothing is missing, double, or left running."""
-    assert last.ended_as("succeeded")
-    assert f"{JOBS} of {JOBS} jobs are trained" in last.output
-    assert run.versions() == list(range(1, JOBS + 1))
-    assert [row["version"] for row in run.rows() if row["kind"] == "evaluation"] == [0, 3, JOBS]
-    assert re.search(rf"version {JOBS} \(job {JOBS}/{JOBS}\) · reward", last.output)
-    assert not service_runs(head)
-    assert run.drivers() == []
+    resumed("stopped-resumed", run)
 
 
 def test_a_mistake_in_the_task_ends_the_job_with_a_sentence(home, project, submit):
