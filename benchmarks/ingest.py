@@ -53,10 +53,10 @@ def serve(directory: Path) -> None:
     from tandem.cluster.artifacts import Artifacts
     from tandem.cluster.base_models import BaseModel
     from tandem.cluster.config import TandemConfig
-    from tandem.serve.api import create_app
-    from tandem.serve.auth import create_key
-    from tandem.serve.services import Services
-    from tandem.serve.store import Store
+    from tandem.serve.api.application import create_app
+    from tandem.serve.api.auth import create_key
+    from tandem.serve.api.services import Services
+    from tandem.serve.store.store import Store
 
     config = TandemConfig(home=directory, limits={"min_free_disk_bytes": 0})
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
@@ -76,7 +76,7 @@ class Checker:
     """What Preparation does in production, with a plain process instead of a Ray actor: the API can't tell."""
 
     def __init__(self, *arguments: Any):
-        from tandem.cluster.preparation import PreparationWorker
+        from tandem.cluster.jobs.preparation import PreparationWorker
 
         self._worker = PreparationWorker(*arguments)
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

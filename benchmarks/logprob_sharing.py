@@ -27,12 +27,12 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, EngineConfig, LearnersConfig, LogprobsConfig
-from tandem.cluster.engine import Engine, engine_environment
-from tandem.cluster.engine_scorer import engine_scorer
-from tandem.cluster.learner_group import LearnerGroup
-from tandem.cluster.logprob_pool import LogprobPool
+from tandem.cluster.engine.engine import Engine, engine_environment
+from tandem.cluster.learners.group import LearnerGroup
+from tandem.cluster.logprobs.engine_scorer import engine_scorer
+from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.packing import PackedSequence
-from tandem.rl.tiny_model import resolve_model
+from tandem.rl.tiny.model import resolve_model
 
 MODES = ("learner", "engine", "shared")
 DEADLINE_S = 600.0

@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of this test run's own, whatever else runs on the machine; ended with the session."""
-    from tandem.cluster.local_ray import local_ray
+    from tandem.cluster.processes.local_ray import local_ray
 
     # More CPUs than there may be: what the tests start asks for a few, and mostly waits.
     token_file = tmp_path_factory.mktemp("ray") / "token"
@@ -28,6 +28,6 @@ def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """The built-in tiny model, built on first use (about half a minute) and then cached."""
-    from tandem.rl.tiny_model import build_tiny_model
+    from tandem.rl.tiny.model import build_tiny_model
 
     return build_tiny_model()

@@ -1,18 +1,17 @@
 """What the README tells people to type exists."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 from typer.testing import CliRunner
 
+from tandem.cli.main import app
 from tandem.cluster.config import TandemConfig
-from tandem.serve.api import create_app
-from tandem.serve.auth import declared_role
-from tandem.serve.cli import app
+from tandem.serve.api.application import create_app
+from tandem.serve.api.auth import declared_role
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -41,5 +41,5 @@ def test_a_layer_imports_nothing_from_above(package):
 
 def test_what_every_process_of_a_service_imports_needs_no_torch():
     """Seven processes do at a start, and each would take seconds for it."""
-    loaded = modules_after(["tandem.serve.app", "tandem.serve.launch", "tandem.cluster.learner_worker"])
+    loaded = modules_after(["tandem.serve.app.deployments", "tandem.cli.launch", "tandem.cluster.learners.worker"])
     assert loaded & {"torch", "transformers", "peft", "vllm"} == set()

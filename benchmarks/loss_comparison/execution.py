@@ -122,7 +122,7 @@ def ray_connection(package: Path, token_file: Path) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    from tandem.cluster.local_ray import local_ray
+    from tandem.cluster.processes.local_ray import local_ray
 
     with local_ray(token_file, num_cpus=os.cpu_count(), object_store_memory=200 << 20, **options):
         yield

@@ -1,6 +1,6 @@
 """A training job without its service: what the learners of a job do to a policy version, step by step.
 
-The stages are those of tandem.cluster.job_stages for one learner: build the batch, score old and reference logprobs
+The stages are those of tandem.cluster.jobs.stages for one learner: build the batch, score old and reference logprobs
 where the options ask for them, then one gradient step per packed row.
 """
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tandem.rl.environments import toy
 from tandem.rl.environments.base import Split
-from tandem.rl.tiny_corpus import MAX_NUMBER
+from tandem.rl.tiny.corpus import MAX_NUMBER
 
 Numbers = tuple[int, int, int]
 NUM_EVAL_TASKS = 1024

@@ -17,10 +17,10 @@ from loss_comparison.job import Adapter
 from loss_comparison.sampling import Sampler
 from loss_comparison.settings import Settings
 from tandem.rl.environments.base import Environment
+from tandem.rl.environments.rollouts import TaskStream, roll_out_group
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy
-from tandem.rl.rollouts import TaskStream, roll_out_group
-from tandem.rl.tokenizing import ChatTokenizer, tokenize_history
+from tandem.rl.tokens.tokenizing import ChatTokenizer, tokenize_history
 from tandem.rl.trajectories import TrajectoryGroup
 
 ROW_TOKENS = 512

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tandem.rl.environments.base import Message, Tool, request_messages
 from tandem.rl.lora import LoraSettings, adapter_parameters, add_adapter
 from tandem.rl.policy import check_tensors, resolve_device, resolve_dtype
-from tandem.rl.tokenizing import ChatTokenizer
+from tandem.rl.tokens.tokenizing import ChatTokenizer
 
 QUIET_ROUNDS = 4
 """Turns of the event loop without a new request after which a batch is sampled."""

@@ -17,10 +17,10 @@ from loss_comparison.sampling import Sampler
 from loss_comparison.settings import RunRequest, Settings
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.loading import load_environment
+from tandem.rl.environments.rollouts import TaskStream
 from tandem.rl.lora import LoraSettings
 from tandem.rl.policy_lag import sampled_version
-from tandem.rl.rollouts import TaskStream
-from tandem.rl.tiny_model import resolve_model
+from tandem.rl.tiny.model import resolve_model
 from tandem.rl.trajectories import TrajectoryGroup
 
 Progress = Callable[[str], None]

@@ -24,7 +24,7 @@ from tandem.rl.environments.base import SingleTurnEnvironment
 from tandem.rl.learner import OptimizerSettings
 from tandem.rl.lora import LoraSettings, adapter_parameters
 from tandem.rl.policy import resolve_device, resolve_dtype
-from tandem.rl.tiny_model import resolve_model
+from tandem.rl.tiny.model import resolve_model
 
 
 def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[str, Any]:

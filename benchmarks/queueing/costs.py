@@ -10,9 +10,9 @@ from tandem.cluster.config import LearnersConfig
 CLAIM_POLL_S = 0.2
 """CoordinatorConfig.poll_s: an idle coordinator looks for a job so often."""
 VERSION_POLL_S = 0.2
-"""tandem.serve.models.VERSION_POLL_S: a waiting client's replica looks for a new version so often."""
+"""tandem.serve.api.models.VERSION_POLL_S: a waiting client's replica looks for a new version so often."""
 RENEW_S = 2.0
-"""tandem.cluster.lease.MAX_INTERVAL_S: a running job's lease is renewed so often."""
+"""tandem.cluster.jobs.lease.MAX_INTERVAL_S: a running job's lease is renewed so often."""
 
 
 @dataclass(frozen=True)

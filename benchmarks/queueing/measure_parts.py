@@ -21,20 +21,20 @@ from queueing.timing import machine, measure
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import TINY, TandemConfig
-from tandem.cluster.jobs import PolicyVersion
-from tandem.cluster.preparation import PreparationWorker
+from tandem.cluster.jobs.job import PolicyVersion
+from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.learner import Learner
 from tandem.rl.lora import LoraSettings, initial_adapter
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
-from tandem.rl.tiny_model import resolve_model
-from tandem.serve.api import create_app
-from tandem.serve.auth import create_key
-from tandem.serve.services import Services
-from tandem.serve.spool import Spool
-from tandem.serve.store import Store
+from tandem.rl.tiny.model import resolve_model
+from tandem.serve.api.application import create_app
+from tandem.serve.api.auth import create_key
+from tandem.serve.api.services import Services
+from tandem.serve.ingest.spool import Spool
+from tandem.serve.store.store import Store
 
 Record = dict[str, Any]
 MB = 1_000_000

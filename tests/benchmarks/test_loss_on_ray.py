@@ -2,12 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from ray_head import ray_head
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def test_a_submitted_comparison_gives_what_one_process_gives(small, tmp_path):

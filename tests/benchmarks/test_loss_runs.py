@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +15,12 @@ from loss_comparison.job import Trainer
 from loss_comparison.results import Results
 from loss_comparison.settings import RunRequest
 from loss_comparison.training_run import Bench, train, training_config
+from paths import ROOT
 
 from tandem.rl.batch import build_sequences
 from tandem.rl.packing import pack
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "compare_losses.py"
+PROGRAM = ROOT / "benchmarks" / "compare_losses.py"
 
 
 def request(settings, name="cispo", seed=0, lag=0):
@@ -56,7 +56,7 @@ def test_the_tokens_of_a_lag_have_the_logprobs_of_the_older_version(small):
 
 
 def _rows(bench, groups, config):
-    from tandem.rl.tokenizing import ChatTokenizer
+    from tandem.rl.tokens.tokenizing import ChatTokenizer
 
     sequences = build_sequences(groups, ChatTokenizer(bench.sampler.tokenizer), config)
     return pack([sequence for of_group in sequences for sequence in of_group], 512)

@@ -11,7 +11,7 @@ from loss_comparison.sampling import Sampler, _Drawing
 from tandem.rl.lora import LoraSettings
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy
-from tandem.rl.tokenizing import ChatTokenizer, tokenize_history
+from tandem.rl.tokens.tokenizing import ChatTokenizer, tokenize_history
 from tandem.rl.trajectories import History
 
 QUESTIONS = [

@@ -4,22 +4,22 @@ import json
 import time
 import uuid
 from dataclasses import replace
-from pathlib import Path
 
 import zstandard
+from paths import DATA
 
 from tandem.cluster.config import BaseModelConfig, CoordinatorConfig
-from tandem.cluster.coordinator import Coordinator
-from tandem.cluster.job_logprobs import JobLogprobs
-from tandem.cluster.job_stages import JobStages
-from tandem.cluster.jobs import ClaimedJob, PolicyVersion
-from tandem.cluster.logprob_pool import LogprobPool
-from tandem.cluster.preparation import PreparationWorker
-from tandem.cluster.preparing_ahead import PreparingAhead
+from tandem.cluster.jobs.coordinator import Coordinator
+from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion
+from tandem.cluster.jobs.preparation import PreparationWorker
+from tandem.cluster.jobs.preparing_ahead import PreparingAhead
+from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.logprobs.of_job import JobLogprobs
+from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
 
-TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
+TOKENIZER = DATA / "tokenizer"
 
 
 class Base:

@@ -10,10 +10,10 @@ from typing import Any
 
 import jsonschema
 import yaml
+from paths import ROOT
 from referencing import Registry, Resource
 
 Manifest = dict[str, Any]
-ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"
 FILES = sorted(KUBERNETES.rglob("*.yaml"))
 KUBERNETES_VERSION = "1.37"

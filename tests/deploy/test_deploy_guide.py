@@ -1,16 +1,15 @@
 """docs/deploy.md: the files it names exist, and its arithmetic is that of the model it takes as its example."""
 
 import re
-from pathlib import Path
 
 import torch
+from paths import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tandem.cluster.config import LORA_TARGETS, CoordinatorConfig, LimitsConfig
 from tandem.cluster.placement import OWN_MEMORY, SHARED_MEMORY
 
-ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/deploy.md").read_text()
 QWEN3_4B = Qwen3Config(
     vocab_size=151_936,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy/Dockerfile"
 TEXT = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", FILE.read_text(), flags=re.MULTILINE))
 STEPS = re.findall(r"^([A-Z]+)\s+(.*)$", TEXT, re.MULTILINE)

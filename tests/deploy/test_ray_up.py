@@ -1,16 +1,16 @@
 """deploy/ray-cluster.yaml: what Ray's cluster launcher makes of it."""
 
 import re
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
+from paths import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-FILE = Path(__file__).parents[2] / "deploy/ray-cluster.yaml"
+FILE = ROOT / "deploy/ray-cluster.yaml"
 CONFIG = yaml.safe_load(FILE.read_text())
 
 

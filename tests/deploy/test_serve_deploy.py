@@ -9,14 +9,15 @@ import httpx
 import pytest
 import yaml
 from openai import OpenAI, OpenAIError
+from paths import ROOT
 from ray_head import ray_head
 
-from tandem.cluster.held_ports import hold_port
-from tandem.serve.auth import generate_key
+from tandem.cluster.processes.held_ports import hold_port
+from tandem.serve.api.auth import generate_key
 
 pytestmark = pytest.mark.slow
 
-SERVE_YAML = Path(__file__).parents[2] / "deploy/serve.yaml"
+SERVE_YAML = ROOT / "deploy/serve.yaml"
 PROMPT = [{"role": "user", "content": "Which is the largest: 3, 17 or 8?"}]
 START_S, UPDATE_S = 900.0, 900.0  # 1 and 2 minutes, unless the machine has much else to do
 ROLLOUT_S = 300.0  # a fraction of a second, unless the machine stalls

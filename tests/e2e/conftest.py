@@ -34,11 +34,11 @@ class Service:
 def service(ray_local, tmp_path_factory) -> Service:
     from ray import serve
 
+    from tandem.cli.launch import running
     from tandem.cluster.config import TINY, CoordinatorConfig, HttpConfig, LogprobsConfig, ProjectConfig, TandemConfig
-    from tandem.cluster.held_ports import hold_port
-    from tandem.serve.auth import create_key
-    from tandem.serve.launch import running
-    from tandem.serve.store import Store
+    from tandem.cluster.processes.held_ports import hold_port
+    from tandem.serve.api.auth import create_key
+    from tandem.serve.store.store import Store
 
     home = tmp_path_factory.mktemp("tandem")
     held = hold_port("127.0.0.1")  # until the fixture ends

@@ -4,7 +4,7 @@ import pytest
 from helpers import inference_name, post_job, register, roll_out
 from typer.testing import CliRunner
 
-from tandem.serve.cli import app
+from tandem.cli.main import app
 
 
 @pytest.fixture

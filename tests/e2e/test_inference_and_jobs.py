@@ -4,7 +4,7 @@ import openai
 import pytest
 from helpers import PROMPT, events_until_end, inference_name, post_job, register, roll_out, train, wait_for_health
 
-from tandem.rl.tiny_corpus import ADD_TOOL
+from tandem.rl.tiny.corpus import ADD_TOOL
 
 MESSAGES = [{"role": "user", "content": PROMPT}]
 

@@ -4,9 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
+from paths import EXAMPLES
+
+EXAMPLE = EXAMPLES / "quickstart.py"
 
 
 def test_the_reward_rises(service, tmp_path):

@@ -3,9 +3,9 @@
 from ray import serve
 from waiting import wait_until
 
-from tandem.serve import on_cluster
-from tandem.serve.launch import APPLICATION
-from tandem.serve.serve_state import application_status
+from tandem.cli import on_cluster
+from tandem.cli.launch import APPLICATION
+from tandem.serve.app.serve_state import application_status
 
 
 def test_an_application_is_told_as_serve_tells_it(service):

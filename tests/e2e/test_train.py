@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import EXAMPLES
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train" / "largest.yaml"
+EXAMPLE = EXAMPLES / "train" / "largest.yaml"
 TANDEM = Path(sys.executable).with_name("tandem")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tandem.cluster.held_ports import hold_port
+from tandem.cluster.processes.held_ports import hold_port
 
 
 def started_with(home):

@@ -7,14 +7,14 @@ import shutil
 import signal
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import inference_name, processes, roll_out
+from paths import EXAMPLES
 from safetensors.torch import load_file
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "training_job_configs"
+EXAMPLE = EXAMPLES / "training_job_configs"
 FAMILY = "/default"
 END_S = 600  # half a minute, unless the machine has much else to do
 COMPLETED = 10

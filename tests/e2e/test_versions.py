@@ -53,7 +53,7 @@ def learner_logprobs(checkpoint, token_ids):
     from tandem.rl.checkpoints import read_checkpoint
     from tandem.rl.packing import PackedSequence
     from tandem.rl.policy import Policy
-    from tandem.rl.tiny_model import resolve_model
+    from tandem.rl.tiny.model import resolve_model
 
     policy = Policy.load(resolve_model("builtin:tiny"), device="cpu")
     policy.load_adapter_state(read_checkpoint(checkpoint).adapter)

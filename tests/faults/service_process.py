@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tandem.cluster.held_ports import hold_port
+from tandem.cluster.processes.held_ports import hold_port
 
 TANDEM = Path(sys.executable).with_name("tandem")
 START_DEADLINE_S = 900.0  # about one minute, unless the machine has much else to do

@@ -2,12 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 from fault_kinds import FAULTS
 from fault_report import BEGIN, END, Campaign, Round, as_json, section, write_report
+from paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "reliability.md"
 
 
 def a_round(what, jobs, silence, **counts):

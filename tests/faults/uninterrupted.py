@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import BaseModel
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.learner_worker import LearnerWorker
+from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, TrainingConfig
 from tandem.rl.trajectories import TrajectoryGroup
 

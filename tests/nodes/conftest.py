@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-for folder in ("cluster", "e2e", "faults"):
+for folder in ("cluster", "cluster/jobs", "e2e", "faults"):
     sys.path.append(str(Path(__file__).parents[1] / folder))

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from watched_run import Run
 
-from tandem.cluster.learner_group import LearnerGroup
+from tandem.cluster.learners.group import LearnerGroup
 
 STARTED = "started.json"  # the nodes of the ranks, written after the second gradient step of the first attempt
 HOLD = "hold"  # the job doesn't go on from there while this file is in its directory
@@ -39,7 +39,7 @@ def run_job(directory: Path, learners: dict[str, Any]) -> Outcome:
     """Runs the accepted job of a directory. `learners` are options of LearnersConfig."""
     nodes: list[str] = []
     causes = Causes()
-    logging.getLogger("tandem.cluster.coordinator").addHandler(causes)
+    logging.getLogger("tandem.cluster.jobs.coordinator").addHandler(causes)
 
     def at_step(run: Run) -> None:
         aside = directory / f"{STARTED}.aside"

@@ -18,7 +18,7 @@ from ray._raylet import AuthenticationTokenLoader, Config
 from ray.cluster_utils import Cluster
 from ray_head import free_ports
 
-from tandem.cluster.local_ray import AUTH_MODE, TOKEN_PATH, ensure_token
+from tandem.cluster.processes.local_ray import AUTH_MODE, TOKEN_PATH, ensure_token
 
 OBJECT_STORE_BYTES = 100 << 20
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")

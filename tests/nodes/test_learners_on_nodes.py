@@ -9,7 +9,7 @@ from learner_driver import HOLD, STARTED, join, run_job
 from ray_nodes import RayNodes, wait_for
 from watched_run import accept_job, store_url
 
-from tandem.serve.store import Store
+from tandem.serve.store.store import Store
 
 NUM_GROUPS = 80  # a job of some seconds
 JOB_S = 400.0  # less than a minute, unless the machine has much else to do

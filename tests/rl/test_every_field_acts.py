@@ -5,13 +5,13 @@ import torch
 from wire_data import choice, group, load_tokenizer, published_schemas, user
 
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.job_logprobs import JobLogprobs
-from tandem.cluster.job_stages import JobStages
-from tandem.cluster.jobs import ClaimedJob, PolicyVersion
-from tandem.cluster.logprob_pool import ScoreReport
+from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion
+from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.logprobs.of_job import JobLogprobs
+from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
-from tandem.serve.kl_reference import wanted_reference
+from tandem.serve.api.kl_reference import wanted_reference
 
 GROUPS = [
     group(

@@ -11,7 +11,7 @@ from wire_data import chat_tokenizer, packing_vectors
 from tandem.rl.batch import build_sequences, finalize
 from tandem.rl.config import TrainingConfig
 from tandem.rl.packing import PackedSequence, pack, unpack
-from tandem.rl.tokenizing import TokenizedSequence
+from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.trajectories import TrajectoryGroup
 
 PACKED = [case for case in packing_vectors() if not case["quirk"] and case["expected"].get("packed")]

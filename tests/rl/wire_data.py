@@ -5,15 +5,14 @@ The tokenizer is byte-level BPE with a ChatML template; `<|im_start|>` is 423, `
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
+from paths import DATA
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tandem.rl.tokenizing import ChatTokenizer
+from tandem.rl.tokens.tokenizing import ChatTokenizer
 from tandem.rl.trajectories import History, TrajectoryGroup
 
-DATA = Path(__file__).parent.parent / "data"
 EOS = 424
 
 

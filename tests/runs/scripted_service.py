@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from tandem.cluster.held_ports import hold_port
+from tandem.cluster.processes.held_ports import hold_port
 
 
 @dataclass

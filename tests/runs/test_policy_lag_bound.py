@@ -3,7 +3,7 @@
 import pytest
 from counting_environment import Numbered
 
-from tandem.rl.rollouts import TaskStream
+from tandem.rl.environments.rollouts import TaskStream
 from tandem.runs.errors import PolicyLagError
 
 

@@ -1,9 +1,9 @@
 """Task files: those that are shipped, and what is said of those that aren't right."""
 
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from pydantic import BaseModel
 
 from tandem.cluster.config import TandemConfig
@@ -11,7 +11,6 @@ from tandem.runs.config import RESERVED_SAMPLING, TaskConfig, load_task
 from tandem.runs.errors import TaskFileError
 from tandem.runs.run import plan
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
 DOCS = (ROOT / "docs" / "train.md").read_text()
 SMALLEST = "name: a\nenvironment: {class: tandem.rl.environments.toy:Largest}\ntraining: {jobs: 3}\n"

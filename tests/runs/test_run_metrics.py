@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tandem.rl.rollouts import RolledOutGroup, RolloutFailure
+from tandem.rl.environments.rollouts import RolledOutGroup, RolloutFailure
 from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 from tandem.runs.errors import PolicyLagError
 from tandem.runs.evaluating import versions_to_evaluate

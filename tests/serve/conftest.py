@@ -18,12 +18,12 @@ from waiting import wait_until
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.preparation import PreparationWorker
-from tandem.cluster.resource_specs import ResourceSpec
-from tandem.serve.api import create_app
-from tandem.serve.auth import create_key
-from tandem.serve.services import Services
-from tandem.serve.store import Store
+from tandem.cluster.jobs.preparation import PreparationWorker
+from tandem.serve.api.application import create_app
+from tandem.serve.api.auth import create_key
+from tandem.serve.api.services import Services
+from tandem.serve.modelarts.running.resource_specs import ResourceSpec
+from tandem.serve.store.store import Store
 
 BASE = "tandem/tiny"
 SPECS = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, select
 
-from tandem.serve.tables import Table
+from tandem.serve.store.tables import Table
 
 # Names of parts and types that mean nothing to whoever sent the request, and values as Python writes them.
 JARGON = re.compile(

@@ -4,11 +4,12 @@ import asyncio
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+
+from paths import DATA
 
 from tandem.rl.batch import build_batch
 
-TOKENIZER = Path(__file__).parents[1] / "data" / "tokenizer"
+TOKENIZER = DATA / "tokenizer"
 
 
 class TextModel:

@@ -1,21 +1,21 @@
 """What the service is built from under `serve deploy`, and where its first key comes from."""
 
 import hashlib
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
+from tandem.cli.main import app
 from tandem.cluster.config import TandemConfig
-from tandem.serve.auth import ensure_admin_key, generate_key
-from tandem.serve.cli import app
+from tandem.serve.api.auth import ensure_admin_key, generate_key
 from tandem.serve.deployment import configuration
-from tandem.serve.store import Store
+from tandem.serve.store.store import Store
 
 BASE = {"name": "a/b", "path": "x"}
-SERVE_YAML = Path(__file__).parents[2] / "deploy/serve.yaml"
+SERVE_YAML = ROOT / "deploy/serve.yaml"
 
 
 def test_arguments_are_what_a_configuration_file_holds(monkeypatch, tmp_path):

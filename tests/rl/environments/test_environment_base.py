@@ -76,7 +76,7 @@ def test_environments_need_neither_torch_nor_a_client_nor_the_datasets_library()
     """A machine that only rolls out may have none of them."""
     code = """
 import json, sys
-import tandem.rl.rollouts, tandem.rl.environments.toy, tandem.rl.environments.loading
+import tandem.rl.environments.rollouts, tandem.rl.environments.toy, tandem.rl.environments.loading
 import tandem.rl.environments.reasoning_gym
 print(json.dumps(sorted(sys.modules)))
 """

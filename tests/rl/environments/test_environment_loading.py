@@ -10,12 +10,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from paths import EXAMPLES
 from scripted_chat import ScriptedChat
 
 from tandem.rl.environments.loading import EnvironmentLoadingError, load_environment
 from tandem.rl.environments.toy import Calculator
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
 TOY = "tandem.rl.environments.toy"
 
 

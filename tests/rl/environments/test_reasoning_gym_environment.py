@@ -11,7 +11,7 @@ from scripted_chat import ScriptedChat
 
 from tandem.rl.environments.loading import EnvironmentLoadingError, load_environment
 from tandem.rl.environments.reasoning_gym import ReasoningGym
-from tandem.rl.rollouts import TaskStream
+from tandem.rl.environments.rollouts import TaskStream
 
 pytest.importorskip("reasoning_gym", reason="the extra `environments` isn't installed")
 DATASETS = ["chain_sum", "leg_counting", "countdown", "spell_backward", "knights_knaves"]

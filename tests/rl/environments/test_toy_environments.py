@@ -7,7 +7,7 @@ from scripted_chat import ScriptedChat, call, turn
 
 from tandem.rl.environments.procedural import DrawnTasks
 from tandem.rl.environments.toy import Calculator, Copy, Largest, YesNoMaybe
-from tandem.rl.tiny_corpus import ADD_TOOL
+from tandem.rl.tiny.corpus import ADD_TOOL
 
 ALL = [Largest, YesNoMaybe, Copy, Calculator]
 

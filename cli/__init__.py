@@ -1,0 +1,1 @@
+"""The `tandem` command, and the lifecycle of the service that it starts."""

@@ -1,0 +1,201 @@
+"""Starts the service on a Ray cluster, or on a Ray of its own, and ends it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from tandem.cli.startup import ServiceLostError, StartError
+from tandem.cluster.config import TandemConfig
+from tandem.cluster.processes.local_ray import local_ray
+from tandem.rl.tiny.model import resolve_model
+from tandem.serve.app.serve_state import application_status
+
+logger = logging.getLogger(__name__)
+APPLICATION = "tandem"
+RAY_TOKEN_FILE = "ray_token"  # in the home directory
+OBJECT_STORE_BYTES = 512 << 20
+START_DEADLINE_S = 900.0
+END_DEADLINE_S = 30.0  # beyond the grace that running jobs get
+
+
+def num_cpus_needed(config: TandemConfig) -> int:
+    """Ray CPUs that all actors of the configuration ask for, and some to spare: two where projects run programs."""
+    asked = sum(
+        base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
+        for base in config.base_models
+    )
+    return int(asked) + (2 if config.runs_code else 1)
+
+
+@contextmanager
+def running(
+    config: TandemConfig, verbose: bool = False, on_progress: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
+    """The service, from ready to ended.
+
+    Runs on the Ray this process is connected to, else on the cluster that RAY_ADDRESS names, else on a Ray of its own
+    on this machine, which ends with the service. `on_progress` is told each step of the start, and may raise to give
+    up. Raises StartError when a part doesn't become healthy.
+    """
+    build_models(config, on_progress)
+    with connected(config, verbose, on_progress), deployed(config, verbose, on_progress):
+        yield
+
+
+def build_models(config: TandemConfig, on_progress: Callable[[str], None]) -> None:
+    """Makes those of the configuration's models that Tandem builds itself, unless they are there."""
+    for base in config.base_models:
+        if base.path.startswith("builtin:"):
+            on_progress(f"building {base.path}, once")
+            resolve_model(base.path)
+
+
+@contextmanager
+def deployed(
+    config: TandemConfig,
+    verbose: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
+    started_by: str | None = None,
+    ends_serve: bool = False,
+) -> Iterator[None]:
+    """The service on the Ray that this process is connected to, from ready to ended.
+
+    Args:
+        started_by: is written on the application, for who finds it later.
+        ends_serve: Ray Serve ends with the service. For a Serve that this has started.
+    """
+    on_progress("starting Ray Serve")
+    log_level = "INFO" if verbose else "WARNING"
+    _start_serve(config, log_level)
+    try:
+        _deploy(config, log_level, on_progress, started_by)
+        yield
+    except ServiceLostError:  # there is nothing left to end
+        raise
+    except BaseException:
+        end(config, ends_serve)
+        raise
+    end(config, ends_serve)
+
+
+@contextmanager
+def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> Iterator[None]:
+    """This process on a Ray: the one it is connected to, that of RAY_ADDRESS, or one of its own. Raises StartError."""
+    if ray.is_initialized():
+        yield
+        return
+    on_progress("starting Ray")
+    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
+        token_file = config.home / RAY_TOKEN_FILE
+        options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        with local_ray(token_file, with_job_server=config.runs_code, **options):
+            yield
+        return
+    try:
+        ray.init(**options)
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise StartError(
+            f"The Ray cluster at RAY_ADDRESS={address} can't be joined: {error}\nIf it asks for a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) as on its head node."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_serve(config: TandemConfig, log_level: str) -> None:
+    logging.getLogger("ray.serve").setLevel(log_level)
+    serve.start(
+        http_options=HTTPOptions(host=config.http.host, port=config.http.port),
+        logging_config=LoggingConfig(log_level=log_level),
+    )
+
+
+def end(config: TandemConfig, ends_serve: bool = False) -> None:
+    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
+    target = _shut_down_serve if ends_serve else _delete_application
+    ending = threading.Thread(target=target, daemon=True)  # a Ray that has died may never answer
+    ending.start()
+    ending.join(config.coordinator.stop_grace_s + END_DEADLINE_S)
+
+
+def ask_to_end(ends_serve: bool) -> None:
+    """Asks Ray Serve to end the application, or itself too. What follows it does even when this process is killed.
+
+    May raise RayError, or take for ever, where Ray has died."""
+    if not ends_serve:
+        serve.delete(APPLICATION, _blocking=False)
+    elif client := _get_global_client(raise_if_no_controller_running=False):
+        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+
+
+def _delete_application() -> None:
+    try:
+        ask_to_end(ends_serve=False)
+        while application_status(APPLICATION) is not None:
+            time.sleep(0.2)
+    except ray.exceptions.RayError:
+        logger.warning("Ray Serve has died before it could end the service", exc_info=True)
+
+
+def _shut_down_serve() -> None:
+    """`serve.shutdown`, which also logs errors about a controller that has ended as it was asked to."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    client.shutdown_cached_handles()
+    with suppress(ray.exceptions.RayError, ValueError):  # there is no controller any more
+        ask_to_end(ends_serve=True)
+        while ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
+            time.sleep(0.2)
+
+
+def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None], started_by: str | None) -> None:
+    from tandem.serve.app.deployments import build_application
+
+    target = serve.RunTarget(
+        target=build_application(config, started_by),
+        name=APPLICATION,
+        route_prefix="/",
+        logging_config=LoggingConfig(log_level=log_level),
+    )
+    # Waiting is done here, where it has a deadline, shows progress and can be given up.
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    deadline = time.monotonic() + START_DEADLINE_S
+    while (state := application_status(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
+        deployments = state.deployments.items() if state else ()
+        waiting = {name: d.message for name, d in deployments if d.status != "HEALTHY"}
+        on_progress("waiting for " + ", ".join(sorted(waiting)) if waiting else "deploying")
+        failed = state is not None and state.status == ApplicationStatus.DEPLOY_FAILED
+        if failed or time.monotonic() > deadline:
+            faults = [f"{name}: {_cause(message)}" for name, message in waiting.items()]
+            if state is not None and not faults:
+                faults = [_cause(state.message)]
+            raise StartError(
+                "\n".join(
+                    ["The service didn't start.", *faults, "The full logs are under /tmp/ray/session_latest/logs."]
+                )
+            )
+        time.sleep(0.5)
+
+
+def _cause(message: str) -> str:
+    """The last line of a traceback, where the exception stands, or the whole of a shorter message."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given."

@@ -1,0 +1,303 @@
+"""`tandem`: start the service, look at its models and jobs, follow a job, manage keys."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tandem.cli.exposure import is_local, url
+from tandem.cli.startup import startup
+from tandem.cli.stopping import StopSignals
+from tandem.cluster.config import TandemConfig
+
+app = typer.Typer(
+    help="Reinforcement learning of language-model agents, on your own Ray cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they may be secret
+)
+keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="A tandem.yaml. Default: the built-in tiny model.")
+]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
+
+
+def _config(path: Path | None) -> TandemConfig:
+    try:
+        return TandemConfig.load(path)
+    except ValueError as error:
+        err.print(f"[red]{error}[/red]")
+        raise typer.Exit(2) from None
+
+
+def _store(config: TandemConfig) -> Any:
+    from tandem.serve.errors import NoAnswerError
+    from tandem.serve.store.migrations import NewerStoreError
+    from tandem.serve.store.store import Store
+
+    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return Store(config.resolved_store_url)
+    except (ValueError, NewerStoreError, NoAnswerError) as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def up(
+    config_path: ConfigOption = None,
+    verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
+) -> None:
+    """Start the service and keep it running until Ctrl-C."""
+    from tandem.cli.watching import ServiceWatch
+    from tandem.serve.api.auth import create_key, ensure_admin_key
+
+    config = _config(config_path)
+    store = _store(config)
+    ensure_admin_key(store, config)
+    _refuse_to_listen_without_keys(config, store, config_path)
+    with _service(config, verbose) as stop:
+        names = ", ".join(base.name for base in config.base_models)
+        out.print(f"\nTandem answers at [bold]{url(config.http)}/v1[/bold] (base models: {names}).")
+        if not store.has_keys():
+            key = create_key(store, name="first", entity="default", role="admin")
+            out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
+        out.print("Ctrl-C ends the service.")
+        watch = ServiceWatch()
+        while not stop.wait(watch.PERIOD_S):
+            watch.check()
+        out.print("Ending. Ctrl-C again ends it at once; running jobs then begin again at the next start.")
+
+
+def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path: Path | None) -> None:
+    """Others may connect before anybody has looked at the terminal, so the first key is made here only for loopback."""
+    if is_local(config.http.host) or any(key.revoked_at is None for key in store.list_keys()):
+        return
+    option = f" --config {config_path}" if config_path else ""
+    err.print(
+        f"[red]http.host {config.http.host} can be reached by other machines, and the service has no valid key yet."
+        f"[/red] Make one first:\n\n    tandem keys create --name me --role admin{option}\n"
+    )
+    raise typer.Exit(2)
+
+
+@app.command()
+def demo(
+    script: Annotated[Path, typer.Argument(help="User code to run against the service.")] = EXAMPLE,
+    config_path: ConfigOption = None,
+    verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
+) -> None:
+    """Start the service, run an example against it, and end the service."""
+    from tandem.serve.api.auth import create_key, revoke_key
+
+    config = _config(config_path)
+    store = _store(config)
+    if not script.is_file():
+        err.print(f"[red]There is no script at {script}.[/red] Name one: tandem demo examples/quickstart.py")
+        raise typer.Exit(2)
+    with _service(config, verbose) as stop:
+        key = create_key(store, name=f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}", entity="default", role="train")
+        environment = {**os.environ, "TANDEM_URL": url(config.http), "TANDEM_API_KEY": key}
+        process = subprocess.Popen([sys.executable, str(script)], env=environment)
+        try:
+            while process.poll() is None:
+                stop.check()
+                time.sleep(0.1)
+        finally:
+            process.terminate()
+            revoke_key(store, key)
+    raise typer.Exit(process.returncode)
+
+
+@contextmanager
+def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
+    """`launch.running`, shown while it starts."""
+    from tandem.cli.launch import running
+
+    with startup(err) as start, running(config, verbose, start.progress):
+        start.warn_of_open_ray()
+        start.ready()
+        yield start.stop
+
+
+@app.command()
+def train(
+    task: Annotated[Path, typer.Argument(help="A YAML file: environment, model, rollouts, training (docs/train.md).")],
+    verbose: Annotated[bool, typer.Option(help="Show the log of every process of a service that is started.")] = False,
+) -> None:
+    """Run a whole RL task: rollouts, training jobs, evaluation. The same command goes on where a run was ended."""
+    from tandem.cli.train_command import train as run
+    from tandem.runs.event_loop import exit_process
+
+    try:
+        status = run(task, verbose, out, err)
+    except typer.Exit as ended:
+        status = ended.exit_code
+    exit_process(status)
+
+
+# Commands that talk to a running service
+
+
+def _get(path: str, **params: Any) -> Any:
+    url, key = os.environ.get("TANDEM_URL", "http://127.0.0.1:8000"), os.environ.get("TANDEM_API_KEY")
+    if not key:
+        err.print("Set TANDEM_API_KEY to one of the service's keys (`tandem keys create` makes one).")
+        raise typer.Exit(2)
+    try:
+        response = httpx.get(f"{url}/v1{path}", params=params, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    except httpx.HTTPError as error:
+        err.print(
+            f"[red]No answer from {url}: {error}.[/red] Is the service running (`tandem up`)? TANDEM_URL names another."
+        )
+        raise typer.Exit(1) from None
+    if response.is_error:
+        err.print(f"[red]{url} answered {response.status_code}:[/red] {_message(response)}")
+        raise typer.Exit(1)
+    return response.json()
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        return error["message"] if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
+
+
+@app.command()
+def models(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
+    """List your models and their newest versions."""
+    table = Table("model", "base model", "newest version", "id")
+    for model in _get("/preview/models", limit=limit, order="desc")["data"]:
+        name = f"{model['entity']}/{model['project']}/{model['name']}"
+        table.add_row(name, model["base_model"], str(model["step"]), model["id"])
+    out.print(table)
+
+
+@app.command()
+def jobs(
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+) -> None:
+    """List your training jobs, newest first."""
+    table = Table("job", "state", "version", "attempt", "created", "error", title=None)
+    filters = {"model_id": model} if model else {}
+    for job in _get("/preview/training-jobs", limit=limit, order="desc", **filters)["data"]:
+        step = "" if job["step"] is None else str(job["step"])
+        table.add_row(job["id"], job["state"], step, str(job["attempt"]), job["created_at"], job["error"] or "")
+    out.print(table)
+
+
+@app.command()
+def watch(job: str) -> None:
+    """Follow a training job until it ends."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task("queued", total=None, note="")
+        after: str | None = None
+        while True:
+            page = _get(f"/preview/training-jobs/{job}/events", **({"after": after} if after else {}))
+            for event in page["data"]:
+                after, data = event["id"], event["data"]
+                match event["type"]:
+                    case "training_started":
+                        progress.update(task, description="training", total=data["num_gradient_steps"])
+                    case "gradient_step":
+                        note = "  ".join(f"{name.split('/')[-1]} {data[name]:.4g}" for name in _SHOWN if name in data)
+                        progress.update(task, advance=1, note=note)
+                    case "training_ended":
+                        progress.update(task, description="[green]succeeded[/green]")
+                        return
+                    case "training_failed":
+                        progress.update(task, description="[red]failed[/red]")
+                        progress.stop()
+                        err.print(data["error_message"])
+                        raise typer.Exit(1)
+            if not page["has_more"]:
+                time.sleep(0.5)
+
+
+_SHOWN = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
+
+
+# Keys live in the service's store, so these commands read the same configuration
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="Who or what uses it.")],
+    role: Annotated[
+        Literal["infer", "train", "admin"],
+        typer.Option(help="infer: completions. train: also jobs and models. admin: also the entity's keys."),
+    ] = "train",
+    entity: Annotated[str, typer.Option(help="Whose models it may use.")] = "default",
+    config_path: ConfigOption = None,
+) -> None:
+    """Create a key and print it; only its hash is kept."""
+    from tandem.serve.api.auth import create_key
+
+    try:
+        key = create_key(_store(_config(config_path)), name, entity, role)
+    except ValueError as error:
+        err.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(2) from None
+    out.print(key, markup=False)
+
+
+@keys.command("generate")
+def keys_generate() -> None:
+    """Print a new key and the line of the configuration that makes it the first admin key of a service."""
+    from tandem.serve.api.auth import generate_key
+
+    key, key_sha256 = generate_key()
+    err.print("The key, shown only now. Keep it; the service won't know it until its configuration has the next line:")
+    out.print(key, markup=False)
+    out.print(f"admin_key_sha256: {key_sha256}", markup=False, soft_wrap=True)
+
+
+@keys.command("list")
+def keys_list(config_path: ConfigOption = None) -> None:
+    """List keys; their secrets aren't known."""
+    table = Table("id", "name", "entity", "role", "created", "revoked")
+    for key in _store(_config(config_path)).list_keys():
+        revoked = str(key.revoked_at or "")
+        table.add_row(key.id, escape(key.name), key.entity, key.role, str(key.created_at), revoked)
+    out.print(table)
+
+
+@keys.command("revoke")
+def keys_revoke(
+    key: Annotated[str, typer.Argument(help="The key itself, or its id from `tandem keys list`.")],
+    config_path: ConfigOption = None,
+) -> None:
+    """Revoke a key; requests with it are refused from now on."""
+    from tandem.serve.api.auth import revoke_key
+
+    if not revoke_key(_store(_config(config_path)), key):
+        err.print("There is no such key.")
+        raise typer.Exit(1)
+    out.print("Revoked.")

@@ -1,0 +1,151 @@
+"""The service that a Ray cluster has already: whether it works, who started it, where it answers, a key for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve._private.controller import SHUTDOWN_IN_PROGRESS_KEY
+from ray.serve._private.storage.kv_store import RayInternalKVStore
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, HTTPOptionsSchema, ProxyStatus
+
+from tandem.cli.exposure import is_local, url
+from tandem.cli.launch import APPLICATION, START_DEADLINE_S, StartError
+from tandem.cluster.config import HttpConfig
+from tandem.serve.app.deployments import COORDINATOR, STARTED_BY
+from tandem.serve.app.serve_state import serve_details
+
+logger = logging.getLogger(__name__)
+CALL_S = 30.0
+POLL_S = 0.5
+REVOKE_S = 1.0  # when a command ends: it may have seconds until it is killed
+
+
+@dataclass(frozen=True)
+class FoundService:
+    """A service that works."""
+
+    started_by: str | None
+    """What `launch.deployed` was told; None of one that was started in another way."""
+
+
+def serve_is_running() -> bool:
+    return _details() is not None
+
+
+def settled_service(on_progress: Callable[[str], None], own: Callable[[str], bool]) -> FoundService | None:
+    """The service of the cluster that this process is connected to, once it is ready; None where there is none.
+
+    Waits for one that is being started, and for one that is being ended, until it is gone. One whose start failed is
+    as good as none when it is one's `own`, told by its `started_by`: it is deployed again. Raises StartError.
+    """
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        application = (details := _details()) and details["applications"].get(APPLICATION)
+        is_ending = details is not None and _is_shutting_down()
+        if not is_ending and application is None:
+            return None
+        started_by = _started_by(application) if application else None
+        state = ApplicationStatus.DELETING if is_ending else ApplicationStatus(application["status"])
+        if state == ApplicationStatus.RUNNING:
+            return FoundService(started_by)
+        if state == ApplicationStatus.DEPLOY_FAILED and started_by is not None and own(started_by):
+            return None
+        if state == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+            why = application["message"] if application else "Ray Serve doesn't end"
+            raise StartError(
+                f"This cluster has a service that isn't ready ({state.value}): {why}\n"
+                "Mend it, or take it away with `serve delete tandem`; then one is started by itself."
+            )
+        is_going = state == ApplicationStatus.DELETING
+        on_progress(
+            "waiting until a service of before has ended" if is_going else "waiting for the service of this cluster"
+        )
+        time.sleep(POLL_S)
+
+
+def service_url() -> str:
+    """Where this process reaches the service of its cluster. Raises StartError."""
+    details = _details()
+    listens = HTTPOptionsSchema(**details["http_options"])  # which leave out what is at its default
+    address = HttpConfig(host=listens.host, port=listens.port)
+    prefix = (details["applications"][APPLICATION]["route_prefix"] or "").rstrip("/")
+    if ray.get_runtime_context().get_node_id() in details["proxies"]:
+        return url(address) + prefix
+    others = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy["status"] == ProxyStatus.HEALTHY]
+    if not others or is_local(address.host):
+        raise StartError(
+            f"The service of this cluster listens on {address.host}:{address.port} of other nodes than this one. Run "
+            "this on the head node, or let Ray Serve listen on 0.0.0.0 (http.host; docs/security.md says who else can "
+            "reach it then)."
+        )
+    return url(HttpConfig(host=others[0], port=address.port)) + prefix
+
+
+class ClusterKey:
+    """A key of the service of this cluster, made by the service itself."""
+
+    def __init__(self, name: str, entity: str):
+        self._coordinator = _coordinator()
+        self.id, self.key = self._coordinator.make_key.remote(name, entity).result(timeout_s=CALL_S)
+        self._lock, self._is_revoked = threading.Lock(), False
+
+    def revoke(self) -> None:
+        """May be called again, and from several threads. Raises what Serve does when the service doesn't answer."""
+        with self._lock:
+            if not self._is_revoked:
+                self._coordinator.revoke_key.remote(self.id).result(timeout_s=REVOKE_S)
+                self._is_revoked = True
+
+
+@contextmanager
+def key_for(name: str, entity: str, remember: Callable[[str | None], None]) -> Iterator[ClusterKey]:
+    """A key that is revoked at the end. `remember` is told its id, and None once it is revoked."""
+    key = ClusterKey(name, entity)
+    remember(key.id)
+    try:
+        yield key
+    finally:
+        with suppress(Exception):  # the service may be gone; who comes next with the same memory revokes it
+            key.revoke()
+            remember(None)
+
+
+def revoke_key(key_id: str) -> None:
+    _coordinator().revoke_key.remote(key_id).result(timeout_s=CALL_S)
+
+
+def _coordinator() -> DeploymentHandle:
+    return serve.get_deployment_handle(COORDINATOR, APPLICATION)
+
+
+def _details() -> dict[str, Any] | None:
+    """What Serve says of itself; None where it doesn't run."""
+    try:
+        return serve_details(CALL_S)
+    except (RayServeException, ray.exceptions.RayActorError):  # it has just ended
+        return None
+
+
+def _is_shutting_down() -> bool:
+    """Serve ignores what it is asked from then on, without a word."""
+    return RayInternalKVStore(f"ray-serve-{SERVE_NAMESPACE}").get(SHUTDOWN_IN_PROGRESS_KEY) is not None
+
+
+def _started_by(application: Mapping[str, Any]) -> str | None:
+    for deployment in application["deployments"].values():
+        options = deployment["deployment_config"].get("ray_actor_options") or {}
+        variables = (options.get("runtime_env") or {}).get("env_vars") or {}
+        if STARTED_BY in variables:
+            return variables[STARTED_BY]
+    return None

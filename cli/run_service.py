@@ -1,0 +1,153 @@
+"""The service that a run talks to: one that is named, one that its Ray cluster has, or one of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from tandem.cli.startup import Startup
+from tandem.cluster.config import TandemConfig
+from tandem.cluster.processes.held_ports import hold_port
+from tandem.runs.directory import RunDirectory
+
+ASK_S = 5.0
+WITH_SERVE = "+serve"  # after the id of a run that has started Ray Serve too
+
+
+@dataclass(frozen=True)
+class RunService:
+    """Where the service answers a run."""
+
+    url: str
+    key: str
+    check: Callable[[], None]
+    """To be called every few seconds. Raises ServiceLostError when a service that the run has to end is gone."""
+    ask_to_end: Callable[[], None]
+    """Returns at once. What the end of the block waits for, the end of the key and of the service, is asked for now: a
+    process that was told to stop may be killed before it gets there."""
+
+
+class KeyMissingError(ValueError):
+    """A service was named, and no key for it."""
+
+
+@contextmanager
+def run_service(
+    named_url: str | None,
+    config: TandemConfig,
+    entity: str | None,
+    directory: RunDirectory,
+    start: Startup,
+    verbose: bool,
+) -> Iterator[RunService]:
+    """The service for the run in `directory`, ready.
+
+    1. The one at `named_url`, with TANDEM_API_KEY. 2. In a Ray cluster (RAY_ADDRESS), the application "tandem" that
+    runs there. 3. A new one, on that cluster or on a Ray of its own, which ends with the block. One that an earlier
+    process of the same run has started, and was killed before it ended it, is used and ended.
+
+    Raises KeyMissingError, StartError, and KeyboardInterrupt when the start is given up.
+    """
+    if named_url:
+        if not (key := os.environ.get("TANDEM_API_KEY")):
+            raise KeyMissingError(
+                f"The run talks to {named_url}, so set TANDEM_API_KEY to one of that service's keys "
+                "(`tandem keys create` makes one)."
+            )
+        start.ready()
+        yield RunService(named_url, key, check=lambda: None, ask_to_end=lambda: None)
+        return
+    from tandem.cli.launch import build_models, connected
+
+    with ExitStack() as exits:
+        if "RAY_ADDRESS" not in os.environ:
+            build_models(config, start.progress)
+        exits.enter_context(connected(config, verbose, start.progress))
+        check, ask_to_end = exits.enter_context(_on_this_ray(config, directory, start, verbose))
+        yield exits.enter_context(_with_key(entity, directory, start, check, ask_to_end))
+
+
+@contextmanager
+def _on_this_ray(
+    config: TandemConfig, directory: RunDirectory, start: Startup, verbose: bool
+) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Finds or starts the service, and ends it when that is the run's to do. Gives its check, and what asks it to
+    end."""
+    from tandem.cli import launch, on_cluster
+    from tandem.cli.watching import ServiceWatch
+
+    own = directory.state.run_id
+    found = on_cluster.settled_service(start.progress, lambda by: by.startswith(own))
+    if found is None:
+        has_serve = on_cluster.serve_is_running()
+        ends_serve = not has_serve and "RAY_ADDRESS" in os.environ  # with a Ray of its own, all ends
+        started_by = own + WITH_SERVE if ends_serve else own
+        with ExitStack() as exits:
+            config = config if has_serve else exits.enter_context(_on_free_port(config))
+            launch.build_models(config, start.progress)
+            exits.enter_context(launch.deployed(config, verbose, start.progress, started_by, ends_serve))
+            start.warn_of_open_ray()
+            yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
+    elif found.started_by is not None and found.started_by.startswith(own):
+        start.progress("using the service that this run has started before")
+        ends_serve = found.started_by.endswith(WITH_SERVE)
+        try:
+            yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
+        finally:
+            with suppress(launch.ServiceLostError):
+                launch.end(config, ends_serve)
+    else:
+        start.progress("using the service of this cluster")
+        yield lambda: None, lambda: None
+
+
+@contextmanager
+def _with_key(
+    entity: str | None,
+    directory: RunDirectory,
+    start: Startup,
+    check: Callable[[], None],
+    ask_service_to_end: Callable[[], None],
+) -> Iterator[RunService]:
+    from tandem.cli.on_cluster import key_for, revoke_key, service_url
+
+    def remember(key_id: str | None) -> None:
+        directory.update(key_id=key_id)
+
+    if directory.state.key_id:
+        with suppress(Exception):  # a key of another service, perhaps one that is gone
+            revoke_key(directory.state.key_id)
+    name = f"tandem train {directory.path.name}"[:128]
+    with key_for(name, entity or "default", remember) as key:
+
+        def ask_to_end() -> None:
+            for ask in (key.revoke, ask_service_to_end):
+                with suppress(Exception):  # the end of the block tries again
+                    ask()
+
+        # In a thread: a Ray that has died may never answer.
+        asking = threading.Thread(target=ask_to_end, name="ask-to-end", daemon=True)
+        start.ready()
+        try:
+            yield RunService(service_url(), key.key, check, asking.start)
+        finally:
+            if asking.ident is not None:
+                asking.join(ASK_S)
+
+
+@contextmanager
+def _on_free_port(config: TandemConfig) -> Iterator[TandemConfig]:
+    """The same, on another port where the configured one is taken: only the run itself has to know it.
+
+    Until the block ends, no connection is given the port, not even before Serve listens on it.
+    """
+    try:
+        held = hold_port(config.http.host, config.http.port)
+    except OSError:
+        held = hold_port(config.http.host)
+    with held:
+        yield config.model_copy(update={"http": config.http.model_copy(update={"port": held.getsockname()[1]})})

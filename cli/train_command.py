@@ -1,0 +1,119 @@
+"""`tandem train TASK.yaml`: a run with its service, its report and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from tandem.cli.run_service import KeyMissingError, RunService, run_service
+from tandem.cli.startup import startup
+from tandem.cli.stopping import StopSignals
+from tandem.cluster.config import TandemConfig
+from tandem.runs.config import TaskConfig
+from tandem.runs.directory import RunDirectory
+from tandem.runs.errors import RunError, TaskFileError
+from tandem.runs.event_loop import run_with_short_end
+from tandem.runs.plot import plot_rewards
+from tandem.runs.run import Plan, begin_or_go_on, is_finished, plan, run
+from tandem.runs.scalars import ScalarWriter
+from tandem.runs.terminal import TerminalReport
+
+LOOK_S = 0.2
+CHECK_PERIOD_S = 5.0
+
+
+def train(task_file: Path, verbose: bool, out: Console, err: Console) -> int:
+    """The whole command. Returns its exit status: 0, 1 for a run that failed, 2 for a file or setting to be changed,
+    128 + the signal that ended it."""
+    try:
+        planned = plan(task_file)
+        config = _config(planned.task, task_file)
+        with RunDirectory(_directory(planned.task, config)) as directory:
+            try:
+                return _train(planned, config, directory, verbose, out, err)
+            finally:
+                _plot(planned.task, directory)
+    except (TaskFileError, KeyMissingError) as error:
+        err.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+        return 2
+    except RunError as error:
+        err.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+        return 1
+
+
+def _train(
+    planned: Plan, config: TandemConfig, directory: RunDirectory, verbose: bool, out: Console, err: Console
+) -> int:
+    task = planned.task
+    for sentence in begin_or_go_on(directory, task):
+        out.print(escape(sentence), soft_wrap=True)
+    if is_finished(directory, task):
+        out.print(f"The run has trained all its {task.training.jobs} jobs. More of them go on: training.jobs.")
+        return 0
+    url = task.service.url or os.environ.get("TANDEM_URL")
+    signal_number: int | None = None
+    try:
+        with startup(err) as start:
+            with run_service(url, config, task.model.entity, directory, start, verbose) as service:
+                out.print(f"{escape(task.name)}: {service.url}, metrics in {directory.path}", soft_wrap=True)
+                writer = ScalarWriter(directory.path / "tensorboard", directory.ledger.rows)
+                with TerminalReport(out, directory.ledger, writer) as report:
+                    work = run(planned, directory, service.url, service.key, report)
+                    if not run_with_short_end(_until_stopped(work, start.stop, service)):
+                        signal_number = start.stop.signal or signal.SIGINT
+    finally:
+        _say_how_far(directory, task, out)
+    return 0 if signal_number is None else 128 + signal_number
+
+
+async def _until_stopped(work: Coroutine[None, None, None], stop: StopSignals, service: RunService) -> bool:
+    """Whether the work was done. When a signal comes, it and the service are told to end; what the service's check
+    raises ends it too."""
+    task = asyncio.ensure_future(work)
+    checked = time.monotonic()
+    while not task.done():
+        await asyncio.wait([task], timeout=LOOK_S)
+        if stop.wait(0) and not task.done():
+            task.cancel()
+            service.ask_to_end()  # who has sent the signal may not wait long
+            return False
+        if time.monotonic() - checked > CHECK_PERIOD_S:
+            checked = time.monotonic()
+            service.check()
+    task.result()
+    return True
+
+
+def _config(task: TaskConfig, task_file: Path) -> TandemConfig:
+    """Of the service that is started, or at least where its home is. Raises TaskFileError."""
+    source = task.service.config and task_file.parent / task.service.config.expanduser()
+    try:
+        return TandemConfig.load(source)
+    except ValueError as error:
+        raise TaskFileError(f"service.config of {task_file}: {error}" if source else str(error)) from None
+
+
+def _directory(task: TaskConfig, config: TandemConfig) -> Path:
+    """Never relative to the working directory: a Ray job's is a temporary one."""
+    return config.home / (task.output.directory or Path("runs", task.name)).expanduser()
+
+
+def _say_how_far(directory: RunDirectory, task: TaskConfig, out: Console) -> None:
+    if directory.state.model is None:  # it hasn't begun
+        return
+    num_trained, jobs = directory.ledger.num_trained, task.training.jobs
+    done = is_finished(directory, task)
+    rest = "" if done else " The same command goes on from there."
+    out.print(f"{num_trained} of {jobs} jobs are trained ({directory.path}).{rest}", soft_wrap=True)
+
+
+def _plot(task: TaskConfig, directory: RunDirectory) -> None:
+    if directory.ledger.num_trained:
+        plot_rewards(directory.ledger, task.name, directory.path / "reward.png")

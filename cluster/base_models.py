@@ -1,0 +1,81 @@
+"""What a configured base model resolves to: its files, its tokenizer, its longest sequence, its version 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import BaseModelConfig
+from tandem.rl.tiny.model import resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from tandem.rl.batch import TrainingBatch
+    from tandem.rl.config import TrainingConfig
+    from tandem.rl.trajectories import TrajectoryGroup
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on this node. Cheap to make; the tokenizer and the model's own configuration load on first use."""
+
+    config: BaseModelConfig
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def path(self) -> str:
+        """A Hugging Face id or a local directory."""
+        return resolve_model(self.config.path)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path)
+
+    @cached_property
+    def max_model_len(self) -> int:
+        """Longest sequence in tokens: as configured, else the model's own limit, which may not be exceeded."""
+        limit = self._text_config.max_position_embeddings
+        if self.config.max_model_len is None:
+            return limit
+        if self.config.max_model_len > limit:
+            raise ValueError(
+                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit, {limit} tokens."
+            )
+        return self.config.max_model_len
+
+    @cached_property
+    def _text_config(self) -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.path).get_text_config()
+
+    def build_batch(
+        self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
+    ) -> TrainingBatch:
+        """What a job of these groups trains on; see `rl.batch.build_batch` for what it raises."""
+        from tandem.rl.batch import build_batch
+
+        vocab_size = self._text_config.vocab_size
+        return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
+
+    def write_initial_version(self, artifacts: Artifacts) -> str:
+        """Makes version 0 (a real adapter that changes nothing) durable and returns its digest. Idempotent."""
+        from tandem.rl.checkpoints import LearnerState, write_checkpoint
+        from tandem.rl.lora import LoraSettings, adapter_config, initial_adapter
+
+        lora = LoraSettings(**self.config.lora.model_dump())
+        state = LearnerState(adapter=initial_adapter(self.path, lora), optimizer={})
+        checkpoint = write_checkpoint(
+            artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}
+        )
+        artifacts.push_checkpoint(checkpoint.digest)
+        return checkpoint.digest

@@ -1,0 +1,84 @@
+"""How an engine's process is set up: its environment, and vLLM's arguments. Importing this imports no vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tandem.cluster.config import EngineConfig, LoraConfig
+
+EngineDevice = Literal["cpu", "cuda"]
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+CPU_KV_CACHE_BYTES = 1 << 30  # when the configuration names no size; vLLM's own default is most of the memory
+WORKER_EXTENSION = "tandem.cluster.engine.cpu_lora.WorkerExtension"
+CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
+
+
+def engine_environment(device: EngineDevice, model_path: str, num_threads: int = 1) -> dict[str, str]:
+    """The environment variables that an engine's process must be started with."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_API_KEY": "",  # requests are authenticated before they come here
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(model_path).is_dir():
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if device == "cpu":
+        env |= {
+            # On a CPU this gives the worker no process apart from the engine core's: one import of vLLM less.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # Two OpenMP threads beside a learner's on the same cores make vLLM up to 30 times slower.
+            "OMP_NUM_THREADS": str(num_threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TORCH_COMPILE_DISABLE": "1",  # compiling would hold up the first request for many seconds
+            "VLLM_LOGGING_LEVEL": "WARNING",
+        }
+    return env
+
+
+def engine_arguments(
+    config: EngineConfig,
+    model_path: str,
+    served_name: str,
+    max_model_len: int | None,
+    lora: LoraConfig,
+    device: EngineDevice,
+) -> list[str]:
+    """The arguments of `vllm serve` that this engine runs with. `config.extra_args` come last, so they win.
+
+    Raises ValueError for what vLLM would compute wrongly.
+    """
+    if "lm_head" in lora.target_modules:
+        # vLLM takes each row's adapter from the sampled tokens, of which prompt logprobs have more or fewer rows.
+        raise ValueError("vLLM can't score prompts under a LoRA on lm_head: remove it from lora.target_modules.")
+    dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
+    kv_cache_bytes = config.kv_cache_memory_bytes
+    if device == "cpu" and kv_cache_bytes is None and config.gpu_memory_utilization is None:
+        kv_cache_bytes = CPU_KV_CACHE_BYTES
+    options = {
+        "model": model_path,
+        "served-model-name": served_name,
+        "dtype": dtype,
+        "max-model-len": max_model_len,
+        "max-num-seqs": config.max_num_seqs,
+        "max-loras": config.max_loras,
+        "max-cpu-loras": config.max_cpu_loras,
+        "max-lora-rank": next(rank for rank in VLLM_LORA_RANKS if rank >= lora.r),
+        "kv-cache-memory-bytes": kv_cache_bytes,
+        "gpu-memory-utilization": config.gpu_memory_utilization,
+        "tool-call-parser": config.tool_call_parser,
+        "generation-config": "vllm",  # a request's sampling settings are its own, not the model directory's
+        "logprobs-mode": "raw_logprobs",  # of the policy itself, before temperature and top-p
+        "scheduling-policy": "priority",
+    }
+    flags = ["enable-lora", "enable-prefix-caching", "enable-auto-tool-choice", "return-tokens-as-token-ids"]
+    flags += ["disable-log-stats"]
+    if device == "cpu":
+        options |= {
+            "block-size": CPU_BLOCK_SIZE,
+            "worker-extension-cls": WORKER_EXTENSION,
+        }
+        flags += ["enforce-eager"]
+    named = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    targets = ["--lora-target-modules", *lora.target_modules]
+    return [*named, *targets, *(f"--{flag}" for flag in flags), *config.extra_args]

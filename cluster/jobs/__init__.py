@@ -1,0 +1,1 @@
+"""Training jobs: claimed, prepared, trained, committed."""

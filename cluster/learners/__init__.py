@@ -1,0 +1,1 @@
+"""N learner processes that act as one learner."""

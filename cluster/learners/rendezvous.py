@@ -1,0 +1,81 @@
+"""Where the processes of a torch.distributed group meet, and over which network they talk."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tandem.cluster.processes.held_ports import hold_port
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def hold_meeting_place() -> socket.socket:
+    """A held port on this node, on the address by which the cluster's other nodes reach it. For a Ray actor."""
+    import ray
+
+    return hold_port(ray.util.get_node_ip_address())
+
+
+def init_method(held: socket.socket) -> str:
+    """The address of a socket as torch.distributed takes it: `tcp://HOST:PORT`."""
+    host, port = held.getsockname()[:2]
+    return f"tcp://[{host}]:{port}" if held.family == socket.AF_INET6 else f"tcp://{host}:{port}"
+
+
+def meet(address: str, world_size: int, timeout: timedelta, held: socket.socket | None) -> TCPStore:
+    """The store through which the ranks of a group find each other, as `init_process_group(store=...)` takes it.
+
+    `address` is the `init_method` of the socket that rank 0 holds, and only rank 0 passes: the store listens on that
+    very socket, so on that address only, where torch.distributed by itself would listen on all interfaces.
+    """
+    from torch.distributed import TCPStore
+
+    place = urlsplit(address)
+    listening = None
+    if held is not None:
+        held.listen()
+        listening = held.detach()  # the store closes it
+    return TCPStore(
+        place.hostname, place.port, world_size, held is not None, timeout=timeout, master_listen_fd=listening
+    )
+
+
+def talk_over_rays_network() -> None:
+    """Has torch.distributed, in this process, use the interface that Ray uses, unless the environment names one.
+
+    By itself, gloo listens where the machine's name leads. On Debian and its kin that is a loopback address, so no
+    process of another node would reach it.
+    """
+    import ray
+
+    interface = interface_of(ray.util.get_node_ip_address())
+    for variable in SOCKET_INTERFACES:
+        if interface is not None:
+            os.environ.setdefault(variable, interface)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of this machine's network interface that has the address, or whose network it is in; else None."""
+    import psutil
+
+    wanted, nearby = ipaddress.ip_address(address), None
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            if entry.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            own = entry.address.partition("%")[0]  # a link-local one has its interface behind it
+            if ipaddress.ip_address(own) == wanted:
+                return name
+            if entry.family == socket.AF_INET and entry.netmask:
+                if wanted in ipaddress.ip_network(f"{own}/{entry.netmask}", strict=False):
+                    nearby = name
+    return nearby

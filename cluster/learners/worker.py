@@ -1,0 +1,165 @@
+"""One learner process: a `rl.Learner`, its place in the process group, and its way to the checkpoints."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import BaseModelConfig
+from tandem.cluster.errors import PeerLostError
+from tandem.cluster.learners.kept_states import KeptStates
+from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
+from tandem.cluster.processes.heap import freeze_heap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tandem.rl.config import LossConfig
+    from tandem.rl.packing import PackedSequence
+
+
+class LearnerWorker:
+    """Rank `rank` of a learner group. A Ray actor in production, a plain object in tests.
+
+    `start` and `step` raise PeerLostError when the connection to another rank breaks off.
+
+    Every rank holds the same adapter and optimizer state; a gradient step keeps them the same, because gradients are
+    all-reduced before the update. So any one rank's checkpoint is the group's.
+    """
+
+    def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
+        self._rank, self._world_size, self._base = rank, world_size, base
+        self._artifacts = Artifacts(artifacts_root)
+        self._digest: str | None = None  # of the state held, while it is a checkpoint's
+        self._kept = KeptStates(base.learners.kept_state_bytes)
+        self._meeting: socket.socket | None = None  # where the ranks meet, held from when rank 0 was asked
+        self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
+
+    def rendezvous(self) -> str:
+        """Where the group meets, if this is rank 0."""
+        self._meeting = hold_meeting_place()
+        return init_method(self._meeting)
+
+    def start(self, meeting: str | None, timeout_s: float) -> str:
+        """Joins the process group and loads the base model. Returns the device, for the log.
+
+        `meeting` is what rank 0's `rendezvous` returned; None if there is one rank.
+        """
+        import torch
+        import torch.distributed as dist
+
+        from tandem.rl.learner import Learner, OptimizerSettings
+        from tandem.rl.lora import LoraSettings
+        from tandem.rl.policy import Policy, resolve_device
+
+        learners, lora, optimizer = self._base.learners, self._base.lora, self._base.optimizer
+        torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
+        device = resolve_device(learners.device)
+        if self._world_size > 1:
+            talk_over_rays_network()
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            with _connected():
+                timeout = timedelta(seconds=timeout_s)
+                store = meet(meeting, self._world_size, timeout, self._meeting)
+                dist.init_process_group(
+                    backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
+                )
+        policy = Policy.load(
+            BaseModel(self._base).path,
+            device=learners.device,
+            dtype=learners.dtype,
+            attention=learners.attention,
+            lora=LoraSettings(r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules, seed=lora.seed),
+            gradient_checkpointing=learners.gradient_checkpointing,
+        )
+        self._learner = Learner(
+            policy,
+            OptimizerSettings(
+                betas=optimizer.betas,
+                eps=optimizer.eps,
+                weight_decay=optimizer.weight_decay,
+                max_grad_norm=optimizer.max_grad_norm,
+            ),
+        )
+        freeze_heap()
+        return str(device)
+
+    def load(self, digest: str) -> None:
+        """Takes adapter and optimizer state from memory, or from a checkpoint, after verifying its digests."""
+        from tandem.rl.checkpoints import read_checkpoint
+
+        if digest == self._digest:
+            return
+        if self._digest is not None and self._base.learners.kept_state_bytes:
+            self._kept.put(self._digest, self._learner.state())
+        self._digest = None
+        self._learner.load_state(self._kept.take(digest) or read_checkpoint(self._artifacts.pull_checkpoint(digest)))
+        self._digest = digest
+
+    def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
+        """Token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` gives them.
+
+        The state in training isn't disturbed, and the other ranks aren't needed.
+        """
+        if digest == self._digest:
+            return self._learner.score(rows, chunk_size)
+        adapter, policy = self._adapter(digest), self._learner.policy
+        aside = policy.adapter_state()
+        try:
+            policy.load_adapter_state(adapter)
+            return self._learner.score(rows, chunk_size)
+        finally:
+            policy.load_adapter_state(aside)
+
+    def _adapter(self, digest: str) -> dict[str, Tensor]:
+        from tandem.rl.checkpoints import read_adapter
+
+        if self._scored_adapter is None or self._scored_adapter[0] != digest:
+            self._scored_adapter = digest, read_adapter(self._artifacts.pull_adapter(digest))
+        return self._scored_adapter[1]
+
+    def step(
+        self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
+    ) -> dict[str, float]:
+        """One gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
+        self._digest = None
+        self._learner.forward_backward(sequences, loss, logprob_chunk_size)
+        with _connected():
+            return self._learner.optim_step(learning_rate)
+
+    def save(self, metadata: dict[str, str | int]) -> str:
+        """Writes the current state as a durable checkpoint and returns its digest."""
+        from tandem.rl.checkpoints import write_checkpoint
+
+        policy = self._learner.policy
+        checkpoint = write_checkpoint(
+            self._artifacts.checkpoints_dir, self._learner.state(), policy.adapter_config(), metadata
+        )
+        self._artifacts.push_checkpoint(checkpoint.digest)
+        self.hold(checkpoint.digest)
+        return checkpoint.digest
+
+    def hold(self, digest: str) -> None:
+        """Notes that the state held is that of a checkpoint, which another rank has written."""
+        self._digest = digest
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Raises PeerLostError for what torch.distributed raises when a rank is lost."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a type of their own, gloo's only the place in its source where they come from.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            sentence = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition(". ")[0]
+            raise PeerLostError(f"the connection to another learner broke off: {sentence}") from error
+        raise

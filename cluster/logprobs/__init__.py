@@ -1,0 +1,1 @@
+"""Logprob computation, shared between learners and engines."""

@@ -1,0 +1,46 @@
+"""An engine as a scorer of packed rows: it scores the unpacked sequences, and their logprobs are packed again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tandem.cluster.logprobs.pool import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tandem.rl.packing import PackedSequence
+
+EngineScore = Callable[[list[list[int]], str, float], list[list[float]]]
+"""Token ids of N sequences, the digest of a policy version, and a timeout in seconds, to the logprob of each token
+given those before it (`Engine.score`)."""
+
+
+def engine_scorer(engine: EngineScore, digest: str) -> Score:
+    """What makes an engine look like a learner to the pool."""
+
+    def score(rows: Sequence[PackedSequence], timeout_s: float) -> list[Tensor]:
+        from tandem.rl.packing import unpack
+
+        indices = [unpack(row) for row in rows]
+        sequences = [row.token_ids[own].tolist() for row, of_row in zip(rows, indices, strict=True) for own in of_row]
+        logprobs = iter(engine(sequences, digest, timeout_s))
+        return [
+            _packed(row, of_row, [next(logprobs) for _ in of_row]) for row, of_row in zip(rows, indices, strict=True)
+        ]
+
+    return score
+
+
+def _packed(row: PackedSequence, indices: Sequence[Tensor], logprobs: Sequence[Sequence[float]]) -> Tensor:
+    """Token-aligned logprobs [T] of a row, with NaN where a learner has none: at the first token of each segment."""
+    import torch
+
+    packed = torch.full((row.num_tokens,), math.nan)
+    for own, values in zip(indices, logprobs, strict=True):
+        packed[own] = torch.tensor(values, dtype=torch.float32)
+    begins = torch.ones_like(row.loss_mask)
+    begins[1:] = row.segment_ids[1:] != row.segment_ids[:-1]
+    return packed.masked_fill(begins, math.nan)

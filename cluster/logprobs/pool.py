@@ -1,0 +1,251 @@
+"""Logprob work shared between learners and engines: one queue of chunks, pulled by whoever is free."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tandem.cluster.config import LogprobsConfig
+from tandem.cluster.errors import StageError
+from tandem.cluster.logprobs.chunks import ChunkQueue, Kind, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tandem.rl.packing import PackedSequence
+
+Score = Callable[[Sequence["PackedSequence"], float], list["Tensor"]]
+"""Packed rows and a timeout in seconds to the token-aligned float32 logprobs [T] of each, NaN at the first token of
+each segment. May block, and may raise anything; a scorer that has raised isn't asked again."""
+
+logger = logging.getLogger(__name__)
+TICK_S = 0.5
+MAX_ENGINE_WORK = 2.0
+"""Measured on 2 cores, one learner and one engine (benchmarks/logprob_sharing.py): sharing is 1.6 times as fast as the
+learner alone where an engine computes as many tokens as it, and 0.7 times where it computes 4.5 times as many."""
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Who scored what, and how well learners and engine agreed. Reports of several scorings add up."""
+
+    learner_tokens: int = 0
+    engine_tokens: int = 0
+    seconds: float = 0.0
+    num_compared: int = 0
+    """Trained tokens that both scored."""
+    abs_diff_sum: float = 0.0
+    abs_diff_max: float = 0.0
+    num_discarded: int = 0
+    """Tokens scored by the engine whose results were not used, because the two disagreed."""
+
+    def __add__(self, other: ScoreReport) -> ScoreReport:
+        return ScoreReport(
+            learner_tokens=self.learner_tokens + other.learner_tokens,
+            engine_tokens=self.engine_tokens + other.engine_tokens,
+            seconds=self.seconds + other.seconds,
+            num_compared=self.num_compared + other.num_compared,
+            abs_diff_sum=self.abs_diff_sum + other.abs_diff_sum,
+            abs_diff_max=max(self.abs_diff_max, other.abs_diff_max),
+            num_discarded=self.num_discarded + other.num_discarded,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """The report in numbers, under the names of the wire. Shares are of the tokens scored, the sample twice."""
+        num_tokens = self.learner_tokens + self.engine_tokens
+        metrics = {"logprobs/seconds": self.seconds}
+        if num_tokens:
+            metrics["logprobs/learner_share"] = self.learner_tokens / num_tokens
+            metrics["logprobs/engine_share"] = self.engine_tokens / num_tokens
+        if self.num_compared:
+            metrics["logprobs/engine_learner_abs_diff_mean"] = self.abs_diff_sum / self.num_compared
+            metrics["logprobs/engine_learner_abs_diff_max"] = self.abs_diff_max
+        return metrics
+
+
+@dataclass(frozen=True)
+class LogprobPool:
+    """Scores packed rows with learners and engines together.
+
+        pool = LogprobPool(config.logprobs, config.logprob_tolerance, deadlines.score_s)
+        logprobs, report = pool.score(rows, learners, engines)
+
+    Every scorer has a thread, which pulls a chunk when it is free. What a slow or failed scorer has is taken over. A
+    sample is scored by both kinds; where a trained token's logprobs differ by more than `tolerance`, the engines'
+    part is discarded and scored again by learners.
+    """
+
+    settings: LogprobsConfig
+    tolerance: float
+    deadline_s: float
+
+    def score(
+        self,
+        rows: Sequence[PackedSequence],
+        learners: Sequence[Score],
+        engines: Sequence[Score],
+        tick: Callable[[], None] = lambda: None,
+    ) -> tuple[list[Tensor], ScoreReport]:
+        """Logprobs of every row, in order. `tick` is called about twice a second; what it raises ends the scoring.
+
+        Raises StageError when no scorer is left that works, or at the deadline.
+        """
+        mode = self.settings.mode
+        if mode == "learner" or (mode == "auto" and engine_work(rows) > MAX_ENGINE_WORK):
+            engines = ()
+        run = _Run(self, rows, learners, engines)
+        return run.to_its_end(tick)
+
+
+@dataclass
+class _Run:
+    """One scoring. Its state is guarded by `changed`; threads that outlive it find it over and end."""
+
+    pool: LogprobPool
+    rows: Sequence[PackedSequence]
+    learners: Sequence[Score]
+    engines: Sequence[Score]
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    is_over: bool = False
+    report: ScoreReport = ScoreReport()
+    errors: list[tuple[str, Exception]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self.working: dict[str, Kind] = {}
+        scorers: dict[str, Score] = {}
+        for kind, scores in ((Kind.LEARNER, self.learners), (Kind.ENGINE, self.engines)):
+            for number, score in enumerate(scores):
+                scorers[f"{kind.value} {number}"] = score
+                self.working[f"{kind.value} {number}"] = kind
+        assert scorers, "there is nothing to score with"
+        self.queue = ChunkQueue(self.rows, list(self.working.values()), self.pool.settings)
+        self.threads = [
+            threading.Thread(
+                target=self._pull, args=(name, self.working[name], score), name=f"score-{name}", daemon=True
+            )
+            for name, score in scorers.items()
+        ]
+
+    def to_its_end(self, tick: Callable[[], None]) -> tuple[list[Tensor], ScoreReport]:
+        for thread in self.threads:
+            thread.start()
+        try:
+            while True:
+                with self.changed:
+                    if self.queue.is_done:
+                        return self._results(), self._final_report()
+                    self._check()
+                    self.changed.wait(TICK_S)
+                tick()
+        finally:
+            with self.changed:
+                self.is_over = True
+                self.changed.notify_all()
+
+    def _pull(self, name: str, kind: Kind, score: Score) -> None:
+        """The life of one scorer's thread."""
+        while (task := self._next(name, kind)) is not None:
+            rows = [self.rows[index] for index in task.rows]
+            try:
+                results = score(rows, max(0.0, self.began + self.pool.deadline_s - time.monotonic()))
+                _check_results(rows, results)
+            except Exception as error:
+                self._retire(name, kind, task, error)
+                return
+            with self.changed:
+                if self.queue.finish(task, name, kind, results, time.monotonic()):
+                    self._compare(task)
+                self.changed.notify_all()
+
+    def _next(self, name: str, kind: Kind) -> Task | None:
+        """Waits for a task; None when there will be none any more."""
+        with self.changed:
+            while not self.is_over:
+                if task := self.queue.take(name, kind, time.monotonic()):
+                    return task
+                self.changed.wait(TICK_S)
+            return None
+
+    def _retire(self, name: str, kind: Kind, task: Task, error: Exception) -> None:
+        with self.changed:
+            if not self.is_over:
+                logger.warning("Scorer %s of logprobs failed; others take over", name, exc_info=error)
+            self.errors.append((name, error))
+            del self.working[name]
+            self.queue.give_back(task, name)
+            # Engines that were found to disagree don't get the work of learners that died.
+            if self.working and kind not in self.working.values() and not self.report.num_discarded:
+                self.queue.end_kind(kind)
+            self.changed.notify_all()
+
+    def _compare(self, task: Task) -> None:
+        """Once both have scored a chunk of the sample: how far are they apart, and is that too far?"""
+        if task.results is None or task.twin is None or task.twin.results is None:
+            return
+        trained = [self.rows[index].loss_mask for index in task.rows]
+        for mask, mine, twins in zip(trained, task.results, task.twin.results, strict=True):
+            if mask.any():
+                diff = (mine[mask].double() - twins[mask].double()).abs()
+                self.report += ScoreReport(
+                    num_compared=diff.numel(), abs_diff_sum=float(diff.sum()), abs_diff_max=float(diff.max())
+                )
+        if self.report.abs_diff_max > self.pool.tolerance and not self.report.num_discarded:
+            self.report += ScoreReport(num_discarded=self.queue.end_kind(Kind.ENGINE, discard=True))
+
+    def _check(self) -> None:
+        """Raises StageError when this can't go on."""
+        possible = set().union(*(task.kinds for task in self.queue.tasks if not task.done_by))
+        if not possible & set(self.working.values()):
+            name, error = self.errors[0]
+            retryable = getattr(error, "retryable", not isinstance(error, ValueError))
+            raise StageError(
+                "score",
+                f"no scorer of logprobs works any more; the first to fail was {name}: {type(error).__name__}: {error}",
+                "The logs of the learners and the engine say more.",
+                retryable=retryable,
+            ) from error
+        if time.monotonic() - self.began > self.pool.deadline_s:
+            num_open = sum(not task.done_by for task in self.queue.tasks)
+            raise StageError(
+                "score",
+                f"{num_open} of {len(self.queue.tasks)} chunks had no logprobs after {self.pool.deadline_s:g} s.",
+                "Raise deadlines.score_s if the work is really this long; otherwise look at the learners' logs "
+                "(`ray logs`) and the machine's load.",
+                retryable=True,
+            )
+
+    def _results(self) -> list[Tensor]:
+        """One tensor per row; where both kinds scored it, the learner's."""
+        found: dict[int, Tensor] = {}
+        for task in sorted(self.queue.tasks, key=lambda task: task.done_by is Kind.LEARNER):
+            found.update(zip(task.rows, task.results or (), strict=True))
+        return [found[index] for index in range(len(self.rows))]
+
+    def _final_report(self) -> ScoreReport:
+        return self.report + ScoreReport(
+            learner_tokens=self.queue.tokens_by(Kind.LEARNER),
+            engine_tokens=self.queue.tokens_by(Kind.ENGINE),
+            seconds=time.monotonic() - self.began,
+        )
+
+
+def engine_work(rows: Sequence[PackedSequence]) -> float:
+    """Tokens that an engine computes for each token of a learner: a prompt once per completion, not once per group."""
+    from tandem.rl.packing import unpack
+
+    unpacked = sum(own.numel() for row in rows for own in unpack(row))
+    return unpacked / max(1, sum(row.num_tokens for row in rows))
+
+
+def _check_results(rows: Sequence[PackedSequence], results: Sequence[Tensor]) -> None:
+    """Raises ValueError for what can't be logprobs of these rows."""
+    shapes = [(tuple(row.token_ids.shape), tuple(result.shape)) for row, result in zip(rows, results, strict=True)]
+    if any(wanted != found for wanted, found in shapes):
+        raise ValueError(f"Logprobs of the wrong length: (wanted, found) is {shapes}.")
+    if not all(result[row.loss_mask].isfinite().all() for row, result in zip(rows, results, strict=True)):
+        raise ValueError("A trained token's logprob isn't finite.")

@@ -1,0 +1,85 @@
+"""Reading stored request bodies: trajectory groups, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import zstandard
+from pydantic import TypeAdapter, ValidationError
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.errors import ArtifactError
+from tandem.cluster.payloads.json_splitting import CHUNK_BYTES, JsonSplitter
+from tandem.cluster.payloads.strict_json import not_finite_place
+from tandem.rl.errors import RLError
+from tandem.rl.trajectories import TrajectoryGroup
+
+MANY_FAULTS = 1000
+_GROUP = TypeAdapter(TrajectoryGroup)
+
+
+class FaultDetails(TypedDict):
+    """One fault as pydantic describes it, at `loc` of the payload; of type not_finite for a number that JSON hasn't."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+
+
+class PayloadError(RLError, ValueError):
+    """Trajectory groups that aren't what the API takes, and every place where that is so."""
+
+    def __init__(self, faults: Sequence[FaultDetails]):
+        super().__init__(faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        first = self.faults[0]
+        more = f" (and {len(self.faults) - 1} more faults)" if len(self.faults) > 1 else ""
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
+
+
+def read_groups(artifacts: Artifacts, key: str) -> Iterator[TrajectoryGroup]:
+    """The trajectory groups of a stored body (JSON, zstd); one of them is in memory at a time.
+
+    Raises PayloadError in place of the first group that has faults, with those of all groups (not of the last ones when
+    they are many), and ArtifactError when the body is missing or damaged.
+    """
+    faults: list[FaultDetails] = []
+    for index, element in enumerate(_elements(artifacts, key)):
+        group = _parse(element, index, faults)
+        if group is not None and not faults:
+            yield group
+        elif len(faults) > MANY_FAULTS:
+            break
+    if faults:
+        raise PayloadError(faults)
+
+
+def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:
+    splitter = JsonSplitter()
+    try:
+        with artifacts.open_blob(key) as file, zstandard.ZstdDecompressor().stream_reader(file) as body:
+            while chunk := body.read(CHUNK_BYTES):
+                yield from splitter.feed(chunk)
+    except zstandard.ZstdError as error:
+        raise ArtifactError(f"Blob {key} is damaged: {error}.") from error
+    if not splitter.is_complete:
+        raise ArtifactError(f"Blob {key} is damaged: it ends too early.")
+
+
+def _parse(element: bytes, index: int, faults: list[FaultDetails]) -> TrajectoryGroup | None:
+    """The group, or None and its faults added to `faults`."""
+    place = ("trajectory_groups", index)
+    try:
+        group = _GROUP.validate_json(element)
+    except ValidationError as error:
+        for e in error.errors(include_url=False, include_context=False, include_input=False):
+            in_text = " of this group" if e["type"] == "json_invalid" else ""
+            faults.append({"loc": (*place, *e["loc"]), "msg": e["msg"] + in_text, "type": e["type"]})
+        return None
+    if (inside := not_finite_place(element)) is not None:
+        faults.append({"loc": (*place, *inside), "msg": "JSON has neither NaN nor infinities", "type": "not_finite"})
+        return None
+    return group

@@ -1,0 +1,1 @@
+"""Processes, ports and the local Ray: what Tandem starts and how it ends."""

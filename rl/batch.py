@@ -1,0 +1,211 @@
+"""From a job's trajectory groups to the packed sequences that the learners train on.
+
+The API calls this to refuse a job with a reason, the coordinator to train it, so both see the same.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING
+
+import torch
+
+from tandem.rl.advantages import balance_and_normalize, group_advantages, trajectory_weight
+from tandem.rl.config import TrainingConfig
+from tandem.rl.errors import ConfigError
+from tandem.rl.packing import PackedSequence, pack
+from tandem.rl.policy_lag import sampled_version
+from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
+from tandem.rl.trajectories import Trajectory, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PACKED_LENGTH_STEP = 2048
+"""Tokens to which the default packed_sequence_length is rounded up."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What a job trains on; `sequences` is empty when there is nothing to learn from it."""
+
+    sequences: tuple[PackedSequence, ...]
+    num_groups: int
+    num_trainable_groups: int
+    """Groups whose rewards differ."""
+    num_trajectories: int
+    num_dropped_too_long: int
+    """Token sequences that were longer than packed_sequence_length."""
+    num_trained_tokens: int
+    sampled_versions: tuple[int | None, ...]
+    """Of each trajectory, the step of the policy version that it began with; None where nothing tells it."""
+    reward_mean: float
+    """Over all trajectories; 0 without any."""
+    reward_std_dev: float
+    """Population standard deviation of the rewards of a group, averaged over the groups; 0 without any."""
+
+    def metrics(self) -> dict[str, float]:
+        """The batch in numbers, under the names of the wire."""
+        return {
+            "reward": self.reward_mean,
+            "reward_std_dev": self.reward_std_dev,
+            "data/step_num_groups_submitted": float(self.num_groups),
+            "data/step_num_groups_trainable": float(self.num_trainable_groups),
+            "data/step_num_trajectories": float(self.num_trajectories),
+            "data/step_num_sequences_dropped_too_long": float(self.num_dropped_too_long),
+        }
+
+
+def build_batch(
+    groups: Iterable[TrajectoryGroup],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainingConfig,
+    max_model_len: int,
+    shuffle_seed: int | None = None,
+    vocab_size: int | None = None,
+) -> TrainingBatch:
+    """Tokenise, compare rewards, weigh, pack. The same arguments give the same batch.
+
+    Args:
+        groups: the job's trajectory groups; taken one by one, so that they needn't be in memory together.
+        tokenizer: the base model's.
+        config: the job's options.
+        max_model_len: longest sequence that the model takes, in tokens.
+        shuffle_seed: shuffles the sequences within their group and the packed sequences; None keeps their order.
+        vocab_size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+
+    Raises:
+        TrajectoryError: a trajectory can't be tokenised exactly.
+        ConfigError: packed_sequence_length is above the model's limit.
+    """
+    if config.packed_sequence_length is not None and config.packed_sequence_length > max_model_len:
+        raise ConfigError(
+            "packed_sequence_length",
+            f"{config.packed_sequence_length} is above the model's limit of {max_model_len} tokens; lower it or leave "
+            "it out",
+        )
+    shuffle = None if shuffle_seed is None else random.Random(shuffle_seed).shuffle
+    tokenized: list[TokenizedSequence] = []
+    notes = _Notes([], [])
+    for of_group in build_sequences(notes.of(groups), ChatTokenizer(tokenizer, vocab_size), config):
+        if shuffle:
+            shuffle(of_group)
+        tokenized += of_group
+    length = _packed_length(tokenized, config.packed_sequence_length, max_model_len)
+    kept = [sequence for sequence in tokenized if sequence.num_tokens <= length]
+    packed = pack(finalize(kept, config.advantage_balance or 0.0), length)
+    if shuffle:
+        shuffle(packed)
+    return _describe(notes, packed, num_dropped_too_long=len(tokenized) - len(kept))
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """What is kept of trajectory groups that pass by."""
+
+    rewards: list[list[float]]
+    """Of each group."""
+    sampled_versions: list[int | None]
+
+    def of(self, groups: Iterable[TrajectoryGroup]) -> Iterator[TrajectoryGroup]:
+        for group in groups:
+            self.rewards.append([trajectory.reward for trajectory in group.trajectories])
+            self.sampled_versions.extend(map(sampled_version, group.trajectories))
+            yield group
+
+
+def build_sequences(
+    groups: Iterable[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig
+) -> Iterator[list[TokenizedSequence]]:
+    """The sequences of each group, with advantage, weight and shared prompt; raises TrajectoryError.
+
+    Trajectories with an advantage of 0 say nothing and aren't tokenised, but their rewards count in the group's mean.
+    """
+    scale_rewards = config.scale_rewards is not False and config.normalize_advantages is not False
+    for index, group in enumerate(groups):
+        yield _group_sequences(index, group, chat, scale_rewards, bool(config.allow_training_without_logprobs))
+
+
+def _group_sequences(
+    index: int, group: TrajectoryGroup, chat: ChatTokenizer, scale_rewards: bool, allow_without_logprobs: bool
+) -> list[TokenizedSequence]:
+    advantages = group_advantages([trajectory.reward for trajectory in group.trajectories], scale_rewards)
+    sequences: list[TokenizedSequence] = []
+    for number, (trajectory, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
+        if advantage != 0:
+            own = _trajectory_sequences((index, number), trajectory, chat, allow_without_logprobs)
+            weight = trajectory_weight(sum(sequence.num_trained_tokens for sequence in own))
+            version = sampled_version(trajectory)
+            sequences += [
+                replace(sequence, advantage=advantage, weight=weight, policy_version=version) for sequence in own
+            ]
+    prompt_length = _shared_prompt_length(sequences)
+    return [replace(sequence, prompt_length=prompt_length) for sequence in sequences]
+
+
+def _trajectory_sequences(
+    place: tuple[int, int], trajectory: Trajectory, chat: ChatTokenizer, allow_without_logprobs: bool
+) -> list[TokenizedSequence]:
+    return [
+        sequence
+        for number, history in enumerate(trajectory.histories)
+        for sequence in tokenize_history(history, chat, allow_without_logprobs, (*place, number))
+    ]
+
+
+def _shared_prompt_length(sequences: Sequence[TokenizedSequence]) -> int:
+    """Tokens that all sequences begin with and none trains, less one: the last predicts each sequence's own first."""
+    if not sequences:
+        return 0
+    first, shared = sequences[0].token_ids, min(_first_trained(sequence) for sequence in sequences)
+    for sequence in sequences[1:]:
+        differs = (sequence.token_ids[:shared] != first[:shared]).nonzero()
+        shared = int(differs[0]) if len(differs) else shared
+    return max(shared - 1, 0)
+
+
+def _first_trained(sequence: TokenizedSequence) -> int:
+    return int(sequence.loss_mask.to(torch.int8).argmax())
+
+
+def _packed_length(sequences: Sequence[TokenizedSequence], configured: int | None, max_model_len: int) -> int:
+    if configured is not None:
+        return configured
+    longest = max((sequence.num_tokens for sequence in sequences), default=0)
+    return min(math.ceil(longest / PACKED_LENGTH_STEP) * PACKED_LENGTH_STEP, max_model_len)
+
+
+def finalize(sequences: Sequence[TokenizedSequence], advantage_balance: float) -> list[TokenizedSequence]:
+    """The sequences with balanced and normalised advantages and weights; none when nothing is left to learn from."""
+    balanced = balance_and_normalize(
+        [sequence.advantage for sequence in sequences],
+        [sequence.weight for sequence in sequences],
+        [sequence.num_trained_tokens for sequence in sequences],
+        advantage_balance,
+    )
+    if balanced is None:
+        return []
+    return [
+        replace(sequence, advantage=advantage, weight=weight)
+        for sequence, advantage, weight in zip(sequences, *balanced, strict=True)
+    ]
+
+
+def _describe(notes: _Notes, packed: Sequence[PackedSequence], num_dropped_too_long: int) -> TrainingBatch:
+    rewards = [of_group for of_group in notes.rewards if of_group]
+    flat = [reward for of_group in rewards for reward in of_group]
+    return TrainingBatch(
+        sequences=tuple(packed),
+        num_groups=len(notes.rewards),
+        num_trainable_groups=sum(max(of_group) != min(of_group) for of_group in rewards),
+        num_trajectories=len(flat),
+        num_dropped_too_long=num_dropped_too_long,
+        num_trained_tokens=sum(sequence.num_trained_tokens for sequence in packed),
+        sampled_versions=tuple(notes.sampled_versions),
+        reward_mean=fmean(flat) if flat else 0.0,
+        reward_std_dev=fmean(pstdev(of_group) for of_group in rewards) if rewards else 0.0,
+    )

@@ -1,0 +1,147 @@
+"""How the built-in tiny model is made: its tokenizer, its architecture and its training."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from tandem.rl.tiny.corpus import Conversation, conversations
+from tandem.rl.tiny.model import Recipe
+from tandem.rl.tiny.tokenizer import render, train_tokenizer
+
+IGNORED = -100
+
+
+def train_tiny_model(recipe: Recipe, seed: int, directory: Path) -> None:
+    """Leaves model and tokenizer in `directory`, in Hugging Face format."""
+    with _torch_settings(recipe.num_threads, seed):
+        tokenizer = _tokenizer(recipe, seed)
+        model = Qwen3ForCausalLM(_config(recipe, tokenizer))
+        _train(model, tokenizer, recipe, seed)
+    model.generation_config = GenerationConfig(
+        do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def _torch_settings(num_threads: int, seed: int) -> Iterator[None]:
+    """The same threads and random numbers for every build, and the caller's own afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tokenizer(recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:
+    sample = itertools.islice(conversations(seed), recipe.tokenizer_conversations)
+    texts = (render(conversation.messages, conversation.tools) for conversation in sample)
+    return train_tokenizer(texts, recipe.vocab_size, recipe.max_position_embeddings)
+
+
+def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_kv_heads,
+        head_dim=recipe.head_dim,
+        max_position_embeddings=recipe.max_position_embeddings,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def _train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> None:
+    optimizers = _optimizers(model, recipe)
+    schedulers = [LambdaLR(optimizer, lambda step: _schedule(step, recipe)) for optimizer in optimizers]
+    batches = _batches(tokenizer, recipe, seed)
+    for step in range(recipe.steps):
+        input_ids, labels = next(batches)
+        loss = _loss(model, input_ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        if step % 20 == 0 or step == recipe.steps - 1:
+            _report(step + 1, recipe.steps, loss.item())
+
+
+def _optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, which needs half the steps of AdamW here; AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=recipe.other_learning_rate, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+
+
+def _schedule(step: int, recipe: Recipe) -> float:
+    """A linear warm-up, then a linear way down to zero, as a factor of the learning rate."""
+    return min((step + 1) / recipe.warmup_steps, (recipe.steps - step) / (recipe.steps - recipe.warmup_steps), 1.0)
+
+
+def _loss(model: Qwen3ForCausalLM, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the trained tokens. Right padding needs no mask: attention only looks back."""
+    hidden = model.model(input_ids=input_ids[:, :-1]).last_hidden_state
+    targets = labels[:, 1:]
+    trained = targets != IGNORED
+    return cross_entropy(model.lm_head(hidden[trained]), targets[trained])
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of (input_ids, labels), both [batch, T]; chats of similar length share a batch to save padding."""
+    stream = (_example(tokenizer, conversation) for conversation in conversations(seed + 1))
+    order = torch.Generator().manual_seed(seed)
+    per_pool = 16
+    while True:
+        pool = sorted(itertools.islice(stream, per_pool * recipe.batch_size), key=lambda example: len(example[0]))
+        for k in torch.randperm(per_pool, generator=order).tolist():
+            examples = pool[k * recipe.batch_size : (k + 1) * recipe.batch_size]
+            yield tuple(
+                torch.nn.utils.rnn.pad_sequence([e[part] for e in examples], batch_first=True, padding_value=padding)
+                for part, padding in ((0, tokenizer.pad_token_id), (1, IGNORED))
+            )
+
+
+def _example(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [T] and labels [T] of a chat: labels are the ids where the assistant speaks, else IGNORED."""
+    text = render(conversation.messages, conversation.tools)
+    ids, labels = [], []
+    header, end = "<|im_start|>assistant\n", "<|im_end|>"
+    for k, part in enumerate(text.split(header)):
+        answer, stop, rest = part.partition(end) if k else ("", "", part)
+        for piece, trained in ((header if k else "", False), (answer + stop, True), (rest, False)):
+            tokens = tokenizer.backend_tokenizer.encode(piece).ids
+            ids += tokens
+            labels += tokens if trained else [IGNORED] * len(tokens)
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def _report(step: int, steps: int, loss: float) -> None:
+    """One line on stderr, rewritten in place on a terminal; elsewhere only its first and last states."""
+    if sys.stderr.isatty() or step in (1, steps):
+        end = "\n" if step == steps or not sys.stderr.isatty() else ""
+        print(f"\rBuilding the tiny model: step {step}/{steps}, loss {loss:.3f}", end=end, file=sys.stderr, flush=True)

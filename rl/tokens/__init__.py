@@ -1,0 +1,1 @@
+"""From chat messages and choices to exact token sequences."""

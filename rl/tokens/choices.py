@@ -1,0 +1,139 @@
+"""The sampled token ids and logprobs out of a choice: exact, or refused."""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from tandem.rl.tokens.messages import Choice, TokenLogprob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKEN_ID = re.compile(r"token_id:([0-9]{1,18})")
+LOWEST_LOGPROB = -1000.0
+"""Engines write values below this for an impossible token; they say nothing about the ratio."""
+HIGHEST_LOGPROB = 0.01
+"""A probability of 1, with room for rounding in half precision."""
+REPLACEMENT = "\ufffd"
+"""What part of a character decodes to."""
+
+
+class NotExactError(Exception):
+    """Tokens can't be known exactly. Its text gives the reason and the remedy; the caller knows the turn.
+
+    `field` is the part of the turn that is wrong, like ("token_ids", 3); () when it is all of it.
+    """
+
+    def __init__(self, reason: str, *field: str | int) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+class Vocabulary:
+    """Ids of the tokens that an engine reports.
+
+    Args:
+        tokenizer: the base model's.
+        size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._size = size or len(tokenizer)
+
+    def sampled_ids(self, choice: Choice) -> list[int]:
+        """The ids of a choice, in the order of its logprobs.
+
+        They come from `token_ids`, else from tokens written `token_id:N`, else from tokens that name one entry of the
+        vocabulary by its string or its bytes. Text is never tokenised again, since that can give other tokens than
+        those sampled. Raises NotExactError.
+        """
+        tokens = choice.token_logprobs
+        if choice.token_ids is None:
+            ids = [self._id(token, choice, index) for index, token in enumerate(tokens)]
+            return self.checked(ids, partial(_in_logprobs, choice, "token"))
+        if tokens and len(tokens) != len(choice.token_ids):
+            raise NotExactError(
+                f"it has {len(choice.token_ids)} token_ids but {len(tokens)} logprobs; send the choice as the engine "
+                "returned it",
+                "token_ids",
+            )
+        return self.checked(choice.token_ids, lambda index: ("token_ids", index))
+
+    def checked(self, ids: Sequence[int], field: Callable[[int], tuple[str | int, ...]]) -> list[int]:
+        """The same ids, all of which the model knows; `field` says where one of them stands. Raises NotExactError."""
+        for index, id_ in enumerate(ids):
+            if not 0 <= id_ < self._size:
+                raise NotExactError(
+                    f"token id {reprlib.repr(id_)} is outside the vocabulary of {self._size}; send tokens that this "
+                    "model sampled",
+                    *field(index),
+                )
+        return list(ids)
+
+    def _id(self, token: TokenLogprob, choice: Choice, index: int) -> int:
+        text = token["token"]
+        if written := TOKEN_ID.fullmatch(text):
+            return int(written[1])
+        spelling = _spelling(token, choice, index)
+        id_ = self._tokenizer.convert_tokens_to_ids(text)
+        known = id_ is not None and self._tokenizer.convert_ids_to_tokens(id_) == text
+        if known and spelling in (None, self._text(id_)):
+            return id_
+        if spelling is not None and REPLACEMENT not in spelling:
+            candidates = self._ids_by_text.get(spelling, ())
+            if len(candidates) == 1:
+                return candidates[0]
+        raise NotExactError(
+            f"{reprlib.repr(text)} doesn't name exactly one entry of the vocabulary; sample with return_token_ids=true "
+            "(or return_tokens_as_token_ids=true) and send the choice as the engine returned it",
+            *_in_logprobs(choice, "token", index),
+        )
+
+    def _text(self, id_: int) -> str:
+        return self._tokenizer.decode([id_], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def _ids_by_text(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = defaultdict(list)
+        for id_ in range(len(self._tokenizer)):
+            ids[self._text(id_)].append(id_)
+        return ids
+
+
+def _in_logprobs(choice: Choice, part: str, index: int) -> tuple[str | int, ...]:
+    """Where a part of a choice's token stands."""
+    kind = "content" if (choice.logprobs or {}).get("content") else "refusal"
+    return ("logprobs", kind, index, part)
+
+
+def _spelling(token: TokenLogprob, choice: Choice, index: int) -> str | None:
+    """The text of a token's bytes, None when it comes without."""
+    raw = token.get("bytes")
+    if raw is None:
+        return None
+    try:
+        return bytes(raw).decode(errors="replace")
+    except ValueError as error:
+        raise NotExactError(
+            "bytes lie between 0 and 255; send the choice as the engine returned it",
+            *_in_logprobs(choice, "bytes", index),
+        ) from error
+
+
+def sampling_logprobs(choice: Choice) -> list[float]:
+    """The sampler's logprob of each token, NaN where it is unknown. Raises NotExactError for what is no logprob."""
+    logprobs = [token["logprob"] for token in choice.token_logprobs]
+    for index, logprob in enumerate(logprobs):
+        if logprob > HIGHEST_LOGPROB:
+            raise NotExactError(
+                f"logprob {logprob} is above 0; send natural logarithms of probabilities",
+                *_in_logprobs(choice, "logprob", index),
+            )
+    return [logprob if logprob >= LOWEST_LOGPROB else math.nan for logprob in logprobs]

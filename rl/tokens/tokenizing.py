@@ -1,0 +1,257 @@
+"""Trajectories to exact token sequences.
+
+The tokens trained are the tokens sampled, after the tokens they were conditioned on. For each trained turn the context
+is, in this order of preference,
+
+1. the choice's own `prompt_token_ids`: what the engine was really given;
+2. the chat template's rendering of the messages before the turn.
+
+When the context begins with the sequence so far (as tokens in case 1, as text in case 2), the turn extends it, and the
+earlier turns stay in it as they were sampled. Otherwise the template renders an earlier turn differently than it was
+sampled (it drops thinking, or formats a tool call its own way), and the turn begins a sequence of its own. So a
+history becomes one or several sequences, and each of them is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tandem.rl.errors import TrajectoryError
+from tandem.rl.tokens.chat_template import ChatTemplate, text_parts
+from tandem.rl.tokens.choices import NotExactError, Vocabulary, sampling_logprobs
+from tandem.rl.tokens.messages import Choice
+from tandem.rl.trajectories import History, MessageOrChoice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedSequence:
+    """One exact token sequence out of a history. Tensors are [T] and describe token t."""
+
+    group: int
+    """Index of the trajectory group in the job."""
+    trajectory: int
+    """Index of the trajectory in its group."""
+    history: int
+    """0 for the trajectory's own messages, k for additional_histories[k - 1]."""
+    token_ids: Tensor
+    """int64."""
+    loss_mask: Tensor
+    """bool. True where the token was sampled and is trained."""
+    sampling_logprobs: Tensor
+    """float64. The sampler's logprob of the token, NaN where unknown."""
+    choice_offsets: tuple[int, ...]
+    """Where each trained choice begins."""
+    advantage: float = 0.0
+    """Relative to the group, before balancing and normalisation."""
+    weight: float = 0.0
+    """1 / trained tokens of the trajectory, before normalisation."""
+    prompt_length: int = 0
+    """Tokens shared with every other sequence of the group, less the last, which predicts the first own token."""
+    policy_version: int | None = None
+    """The step of the policy version that its trajectory began with, where that is known."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.numel()
+
+    @property
+    def num_trained_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+
+class ChatTokenizer:
+    """What tokenising needs to know of a base model: its vocabulary, its chat template, its encoding of text.
+
+    Args:
+        tokenizer: the base model's.
+        vocab_size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None) -> None:
+        self.vocabulary = Vocabulary(tokenizer, vocab_size)
+        self.template = ChatTemplate(tokenizer)
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A turn to train: its place in the history, its sampled tokens, what they were conditioned on if that is known."""
+
+    index: int
+    token_ids: list[int]
+    logprobs: list[float]
+    is_choice: bool
+    prompt_token_ids: list[int] | None = None
+
+
+@dataclass
+class _Draft:
+    """A sequence in the making. `text` is what its first `num_in_text` tokens stand for; the rest is decoded later."""
+
+    token_ids: list[int] = field(default_factory=list)
+    loss_mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    choice_offsets: list[int] = field(default_factory=list)
+    text: str = ""
+    num_in_text: int = 0
+
+    def decoded(self, chat: ChatTokenizer) -> str:
+        if self.num_in_text < len(self.token_ids):
+            self.text += chat.decode(self.token_ids[self.num_in_text :])
+            self.num_in_text = len(self.token_ids)
+        return self.text
+
+    def add_context(self, ids: list[int]) -> None:
+        self._add(ids, [math.nan] * len(ids), trained=False)
+
+    def add_rendered(self, rendered: str, chat: ChatTokenizer) -> None:
+        """Context up to the end of `rendered`, which begins with the decoded text."""
+        self.add_context(chat.encode(rendered[len(self.text) :]))
+        self.text, self.num_in_text = rendered, len(self.token_ids)
+
+    def add_turn(self, turn: _Turn) -> None:
+        if turn.is_choice:
+            self.choice_offsets.append(len(self.token_ids))
+        self._add(turn.token_ids, turn.logprobs, trained=True)
+
+    def _add(self, ids: list[int], logprobs: list[float], trained: bool) -> None:
+        self.token_ids += ids
+        self.logprobs += logprobs
+        self.loss_mask += [trained] * len(ids)
+
+
+def tokenize_history(
+    history: History,
+    chat: ChatTokenizer,
+    allow_training_without_logprobs: bool = False,
+    place: tuple[int, int, int] = (0, 0, 0),
+) -> list[TokenizedSequence]:
+    """The exact sequences of one history; none when it has nothing to train.
+
+    Trained are the choices that carry logprobs and, with `allow_training_without_logprobs`, also choices and assistant
+    messages that carry none. What follows the last of them is left out.
+
+    Args:
+        history: messages and choices in order.
+        chat: the base model's tokens.
+        allow_training_without_logprobs: as in TrainingConfig.
+        place: (group, trajectory, history), for the sequences and for error messages.
+
+    Raises:
+        TrajectoryError: a turn can't be tokenised exactly. It names the turn and field, the reason and the remedy.
+    """
+    if reserved := chat.template.reserved(history.chat_template_kwargs or ()):
+        reason = f"{reserved} can't be set here; leave it out."
+        raise TrajectoryError(*place, turn=None, reason=reason, field=("chat_template_kwargs", reserved))
+    drafts: list[_Draft] = []
+    context = _Context(history, chat, place)
+    for index, item in enumerate(history.messages_and_choices):
+        try:
+            turn = _trained_turn(index, item, chat, allow_training_without_logprobs)
+            if turn is not None:
+                _add_turn(drafts, turn, context, chat)
+        except NotExactError as error:
+            raise TrajectoryError(*place, turn=index, reason=f"{error}.", field=error.field) from error
+    return [_finish(draft, place) for draft in drafts]
+
+
+def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_without_logprobs: bool) -> _Turn | None:
+    """The turn if it is to be trained and has tokens, else None."""
+    if isinstance(item, Choice):
+        if not item.token_logprobs and not allow_without_logprobs:
+            return None
+        if item.token_logprobs or item.token_ids is not None:
+            ids = chat.vocabulary.sampled_ids(item)
+            logprobs = sampling_logprobs(item) or [math.nan] * len(ids)
+        else:
+            ids = _written_ids(item.message, chat)
+            logprobs = [math.nan] * len(ids)
+        prompt = item.prompt_token_ids
+        if prompt is not None:
+            chat.vocabulary.checked(prompt, lambda index: ("prompt_token_ids", index))
+        return _Turn(index, ids, logprobs, True, prompt) if ids else None
+    if item["role"] == "assistant" and allow_without_logprobs:
+        ids = _written_ids(item, chat)
+        return _Turn(index, ids, [math.nan] * len(ids), False) if ids else None
+    return None
+
+
+def _written_ids(message: Mapping[str, Any], chat: ChatTokenizer) -> list[int]:
+    """Ids of an assistant message that was written rather than sampled, so that its text is all there is."""
+    if message.get("tool_calls"):
+        raise NotExactError(
+            "a tool call without token ids can't be trained, since its text isn't known exactly; send the sampled "
+            "choice, or leave allow_training_without_logprobs out"
+        )
+    content = message.get("content") or ""
+    return chat.encode(content if isinstance(content, str) else "".join(text_parts(content)))
+
+
+def _add_turn(drafts: list[_Draft], turn: _Turn, context: _Context, chat: ChatTokenizer) -> None:
+    """Extend the last draft with the turn's context and the turn, or begin a new draft where the context departs."""
+    current = drafts[-1] if drafts else _Draft()
+    if turn.prompt_token_ids is not None:
+        if turn.prompt_token_ids[: len(current.token_ids)] != current.token_ids:
+            current = _Draft()
+        current.add_context(turn.prompt_token_ids[len(current.token_ids) :])
+    else:
+        rendered = context.before(turn.index)
+        if not rendered.startswith(current.decoded(chat)):
+            current = _Draft()
+        current.add_rendered(rendered, chat)
+    if not current.token_ids:
+        raise NotExactError("nothing stands before its first token, so that token has no probability; send its prompt")
+    current.add_turn(turn)
+    if not drafts or current is not drafts[-1]:
+        drafts.append(current)
+
+
+class _Context:
+    """The chat template's rendering of the messages before a turn."""
+
+    def __init__(self, history: History, chat: ChatTokenizer, place: tuple[int, int, int]) -> None:
+        self._history, self._template, self._place = history, chat.template, place
+        self._prepared: list[dict[str, Any]] = []
+
+    def before(self, turn: int) -> str:
+        items = self._history.messages_and_choices
+        for index in range(len(self._prepared), turn):
+            try:
+                self._prepared.append(self._prepare(items[index], turn))
+            except NotExactError as error:
+                raise TrajectoryError(*self._place, turn=index, reason=f"{error}.", field=error.field) from error
+        return self._template.render(self._prepared[:turn], self._history.tools, self._history.chat_template_kwargs)
+
+    def _prepare(self, item: MessageOrChoice, turn: int) -> dict[str, Any]:
+        # Whether the client sent the reasoning back with its next request isn't recorded anywhere.
+        if isinstance(item, Choice) and (item.message.get("reasoning") or item.message.get("reasoning_content")):
+            raise NotExactError(
+                f"its reasoning stands apart from its content, and how it was sent back to the model for turn {turn} "
+                "isn't known; sample with return_token_ids=true and keep prompt_token_ids on each choice"
+            )
+        return self._template.prepare(item)
+
+
+def _finish(draft: _Draft, place: tuple[int, int, int]) -> TokenizedSequence:
+    return TokenizedSequence(
+        *place,
+        token_ids=torch.tensor(draft.token_ids, dtype=torch.long),
+        loss_mask=torch.tensor(draft.loss_mask, dtype=torch.bool),
+        sampling_logprobs=torch.tensor(draft.logprobs, dtype=torch.float64),
+        choice_offsets=tuple(draft.choice_offsets),
+    )

@@ -1,0 +1,73 @@
+"""The wire types of training data: groups of trajectories, each with a reward and one or more histories of messages.
+
+Unknown keys are kept everywhere (clients attach exceptions, metadata, metrics and logs to a group).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tandem.rl.tokens.messages import Choice, Hidden, MessageOrChoice, OrNull, PolicyStep, Tool, publish_plain
+
+__all__ = ["Choice", "History", "MessageOrChoice", "Tool", "Trajectory", "TrajectoryGroup"]
+
+MAX_REWARD = 1e30
+"""Larger magnitudes overflow float32 on the way to an advantage."""
+
+
+def _bounded_reward(reward: float) -> float:
+    if abs(reward) > MAX_REWARD:
+        raise ValueError(f"must lie between -{MAX_REWARD:g} and {MAX_REWARD:g}")
+    return reward
+
+
+Reward = Annotated[float, Field(strict=True, allow_inf_nan=False), AfterValidator(_bounded_reward)]
+
+
+class _WireModel(BaseModel):
+    model_config = ConfigDict(extra="allow", json_schema_extra=publish_plain)
+
+
+class History(_WireModel):
+    """One conversation of a trajectory: messages in order, sampled turns as the choices that the engine returned."""
+
+    messages_and_choices: list[MessageOrChoice]
+    tools: list[Tool] | None = None
+    """The tools that were offered to the model."""
+    chat_template_kwargs: Hidden[dict[str, Any]] = None
+    """What the chat template was given besides messages and tools; an addition to the published schema."""
+
+
+class Trajectory(_WireModel):
+    """One rollout with its reward. `additional_histories` are further conversations that share the reward."""
+
+    messages_and_choices: list[MessageOrChoice] = []
+    tools: list[Tool] | None = None
+    chat_template_kwargs: Hidden[dict[str, Any]] = None
+    additional_histories: list[History] = []
+    reward: Reward = 0
+    initial_policy_version: PolicyStep | None = None
+    final_policy_version: PolicyStep | None = None
+    metrics: dict[str, float | int | bool] = {}
+    metadata: dict[str, float | int | str | bool | None] = {}
+    logs: list[str] = []
+    start_time: OrNull[datetime] = None
+
+    @property
+    def histories(self) -> list[History]:
+        """All histories to train on; the first is the trajectory's own."""
+        own = History.model_construct(
+            messages_and_choices=self.messages_and_choices,
+            tools=self.tools,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+        return [own, *self.additional_histories]
+
+
+class TrajectoryGroup(_WireModel):
+    """Rollouts of one task: their rewards are compared with each other."""
+
+    trajectories: list[Trajectory]

@@ -1,0 +1,159 @@
+"""Rollouts for training: groups in the order of the task stream, started as early as the bound on policy lag allows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import httpx
+import openai
+
+from tandem.rl.environments.base import Chat, Environment
+from tandem.rl.environments.rollouts import RolledOutGroup, RolloutFailure, TaskStream, roll_out_group
+from tandem.runs.config import TaskConfig
+from tandem.runs.directory import RunDirectory
+from tandem.runs.errors import RolloutsFailedError
+from tandem.runs.metrics import causes, oldest_versions, rollout_metrics
+from tandem.runs.patience import Patience
+from tandem.runs.report import Report
+from tandem.runs.stopwatch import Stopwatch
+from tandem.runs.versions import VersionWatch
+
+GROUP_ATTEMPTS = 3
+ATTEMPT_PAUSE_S = 1.0
+
+
+class GroupRoller:
+    """Rolls out one group, and again when too little of it is left to be trained on."""
+
+    def __init__(self, environment: Environment, patience: Patience, report: Report):
+        self._environment, self._patience, self._report = environment, patience, report
+
+    async def __call__(self, chat: Chat, task: object, size: int, timeout_s: float, what: str) -> RolledOutGroup:
+        """`what` names the group for whoever watches. Raises ServiceAwayError when that is why its rollouts failed."""
+        needed, attempt = min(size, 2), 1
+        while True:
+            troubles_before = self._patience.num_troubles
+            group = await roll_out_group(chat, self._environment, task, size, timeout_s)
+            if self._patience.given_up:
+                raise self._patience.given_up
+            if len(group.group.trajectories) >= needed:
+                return group
+            # Trouble of the service isn't the group's fault, and has a patience of its own.
+            had_trouble = self._patience.num_troubles > troubles_before
+            if not (had_trouble and all(map(_is_of_service, group.failures))):
+                attempt += 1
+            if attempt > GROUP_ATTEMPTS:
+                return group
+            self._report.say(f"{what} is rolled out again, because too few of its rollouts are left: {causes([group])}")
+            await asyncio.sleep(ATTEMPT_PAUSE_S)
+
+
+@dataclass
+class _Batch:
+    """One that is being rolled out."""
+
+    index: int
+    num_groups: int
+    waited_s: float
+    """For the version that it may begin with."""
+    began: float = field(default_factory=time.monotonic)
+    groups: dict[int, RolledOutGroup] = field(default_factory=dict)
+
+
+class BatchRoller:
+    """Makes the batches of a run, in order, and leaves each in the run's directory.
+
+    Batch b, tasks [b * G, (b + 1) * G) of the stream, is trained on version start + b. A group of it starts once there
+    is version start + b - max_policy_lag. A name is answered by the newest version at the time of the request, so no
+    turn is sampled by an older one. So at most max_policy_lag + 1 batches are under way.
+    """
+
+    def __init__(
+        self,
+        task: TaskConfig,
+        directory: RunDirectory,
+        versions: VersionWatch,
+        roller: GroupRoller,
+        chat: Chat,
+        stream: TaskStream,
+        training: Stopwatch,
+        report: Report,
+    ):
+        self._task, self._directory, self._versions, self._report = task, directory, versions, report
+        self._roll_out, self._chat, self._stream, self._training = roller, chat, stream, training
+        rollouts = task.rollouts
+        self._room = asyncio.Semaphore(max(1, rollouts.concurrency // rollouts.group_size))
+        self._stored: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def stored(self, index: int) -> None:
+        """Returns once the batch lies in the run's directory."""
+        await self._stored[index].wait()
+
+    async def run(self, first_batch: int) -> None:
+        """Rolls out all batches from this one on; those that a former process has left are kept."""
+        start, num_groups = self._directory.state.model.start_version, self._task.rollouts.groups_per_job
+        async with asyncio.TaskGroup() as groups:
+            for index in range(first_batch, self._task.training.jobs):
+                if self._directory.has_batch(index):
+                    self._stored[index].set()
+                    continue
+                asked = time.monotonic()
+                await self._versions.at_least(start + index - self._task.training.max_policy_lag)
+                batch = _Batch(index, num_groups, waited_s=time.monotonic() - asked)
+                progress = self._report.progress
+                progress.rolling_batch, progress.num_groups, progress.num_groups_done = index, num_groups, 0
+                for place in range(num_groups):
+                    await self._room.acquire()
+                    groups.create_task(self._group(batch, place))
+
+    async def _group(self, batch: _Batch, place: int) -> None:
+        settings = self._task.rollouts
+        try:
+            task = self._stream[batch.index * batch.num_groups + place]
+            what = f"Group {place} of batch {batch.index}"
+            group = await self._roll_out(self._chat, task, settings.group_size, settings.timeout_s, what)
+        finally:
+            self._room.release()
+        batch.groups[place] = group
+        if self._report.progress.rolling_batch == batch.index:
+            self._report.progress.num_groups_done = len(batch.groups)
+        if len(batch.groups) == batch.num_groups:
+            await self._store(batch)
+
+    async def _store(self, batch: _Batch) -> None:
+        ended = time.monotonic()
+        groups = [batch.groups[place] for place in range(batch.num_groups)]
+        settings = self._task.rollouts
+        check_failures(groups, settings.group_size, settings.max_failed_fraction, f"batch {batch.index}")
+        trained_on = self._directory.state.model.start_version + batch.index
+        versions = oldest_versions(groups)
+        metrics = rollout_metrics(groups) | {
+            "policy_lag/mean": trained_on - fmean(versions),
+            "policy_lag/max": trained_on - min(versions),
+            "seconds/rollouts": ended - batch.began,
+            "seconds/rollouts_beside_training": self._training.overlap(batch.began, ended),
+            "seconds/waiting_for_version": batch.waited_s,
+        }
+        trajectories = [group.group for group in groups if group.group.trajectories]
+        await asyncio.to_thread(self._directory.store_batch, batch.index, trajectories, metrics, min(versions))
+        self._stored[batch.index].set()
+
+
+def check_failures(groups: Sequence[RolledOutGroup], group_size: int, max_fraction: float, what: str) -> None:
+    """Raises RolloutsFailedError when a larger fraction of the rollouts has failed, or all."""
+    wanted = group_size * len(groups)
+    there = sum(len(group.group.trajectories) for group in groups)
+    if there == 0 or (wanted - there) / wanted > max_fraction:
+        raise RolloutsFailedError(
+            f"{wanted - there} of the {wanted} rollouts of {what} failed, and max_failed_fraction is {max_fraction:g}: "
+            f"{causes(groups)}. Mend the cause and run the same command again; nothing that was trained is lost."
+        )
+
+
+def _is_of_service(failure: RolloutFailure) -> bool:
+    return isinstance(failure.error, TimeoutError | openai.APIConnectionError | httpx.TransportError)

@@ -1,0 +1,64 @@
+"""The ASGI application: all routes over the services that it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from tandem import __version__
+from tandem.serve.api import error_responses, health, inference, keys, models, training_jobs
+from tandem.serve.api.auth import authenticate
+from tandem.serve.api.schemas import REQUEST_BODIES, ErrorBody, HTTPValidationError
+from tandem.serve.api.services import Services
+from tandem.serve.modelarts.api import catalog, configs, envelope, jobs
+from tandem.serve.modelarts.api import schemas as modelarts_schemas
+
+PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
+ERROR_RESPONSE = {
+    "description": "Error",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+}
+
+
+def create_app(services: Services) -> FastAPI:
+    """The application. Every route under /v1 needs a key; /health and the documentation don't."""
+    app = FastAPI(
+        title="Tandem",
+        version=__version__,
+        description="Reinforcement learning of language-model agents: completions, training jobs, models.",
+        redirect_slashes=False,  # a redirected POST loses its body
+    )
+    app.state.services = services
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
+    for router in (models.router, training_jobs.router, inference.router, keys.router):
+        v1.include_router(router)
+    for router in (configs.router, jobs.router, catalog.router):  # last: their first segment is any project
+        v1.include_router(router)
+    app.include_router(v1)
+    app.include_router(health.router)
+    error_responses.install(app)
+    envelope.install(app)
+    app.openapi = lambda: _openapi(app)
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the bodies that routes read themselves and the one shape of errors, which echo nothing.
+
+    Posting a job stays as published, which has no word of errors but 422.
+    """
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        bodies = (*REQUEST_BODIES, *modelarts_schemas.REQUEST_BODIES, HTTPValidationError, ErrorBody)
+        own = [(model, "validation") for model in bodies]
+        _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= schemas["$defs"]
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if (path, method) != PUBLISHED_OPERATION:
+                    operation["responses"].setdefault("default", ERROR_RESPONSE)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,76 @@
+"""GET /health: whether all parts of the service work, and if not, which."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from tandem.serve.api.schemas import Health
+from tandem.serve.api.services import Services, ServicesDep
+from tandem.serve.errors import UnavailableError
+from tandem.serve.jobs.payloads import disk_fault
+
+logger = logging.getLogger(__name__)
+STATUS_DEADLINE_S = 5.0
+T = TypeVar("T")
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "The store is down"}})
+async def health(services: ServicesDep) -> JSONResponse:
+    """Whether all parts work. 200 while requests are answered, though some part may be `degraded`; else 503."""
+    try:
+        own = await run_in_threadpool(_own_faults, services)
+    except UnavailableError:
+        return JSONResponse({"status": "degraded", "reasons": ["The store doesn't answer."]}, 503)
+    others = await asyncio.gather(_coordinator_faults(services), _engine_faults(services))
+    reasons = sum(others, own)
+    return JSONResponse({"status": "degraded" if reasons else "ok", "reasons": reasons})
+
+
+# Reasons have no details: anybody may ask.
+
+
+def _own_faults(services: Services) -> list[str]:
+    recorded = services.store.initial_versions()
+    late = [f"{base}: its coordinator hasn't started yet." for base in services.base_models if base not in recorded]
+    full = disk_fault(services)
+    return [*late, full] if full else late
+
+
+async def _coordinator_faults(services: Services) -> list[str]:
+    coordinators = await _answer(services.coordinator_status)
+    if coordinators is None:
+        return ["The coordinator doesn't answer; jobs wait until it is back."]
+    reasons = []
+    for base, status in coordinators.items():
+        if status["last_error"]:
+            reasons.append(f"{base}: the coordinator failed outside a job and tries again; its log has the cause.")
+        if not status["learners_running"]:
+            why = status["waiting_for"] or "the next job waits for them"
+            reasons.append(f"{base}: its learners aren't running; {why}.")
+    return reasons
+
+
+async def _engine_faults(services: Services) -> list[str]:
+    faults = await _answer(services.engine_faults)
+    if faults is None:
+        return ["Ray Serve doesn't say whether the engines are running."]
+    return [f"{base}: {fault}" for base, fault in faults.items()]
+
+
+async def _answer(ask: Callable[[], Awaitable[T]]) -> T | None:
+    """None when there is none in time."""
+    try:
+        async with asyncio.timeout(STATUS_DEADLINE_S):
+            return await ask()
+    except Exception:
+        logger.warning("A part of the service doesn't answer", exc_info=True)
+        return None

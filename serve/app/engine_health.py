@@ -1,0 +1,95 @@
+"""Which engines can't answer at present, and why, as far as Ray Serve knows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Mapping
+
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
+
+from tandem.serve.app.serve_state import application_status
+
+MAX_AGE_S = 2.0
+ANSWER_S = 3.0
+# In these, a replica takes requests; the second is what Serve's controller calls one that it has found after a restart.
+TAKES_REQUESTS = (
+    ReplicaState.RUNNING,
+    ReplicaState.RECOVERING,
+    ReplicaState.UPDATING,
+    ReplicaState.PENDING_MIGRATION,
+)
+_NO_ROOM = re.compile(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})\.")
+
+
+class EngineHealth:
+    """Asks for the engines of all base models: `await engine_health.faults()`.
+
+    Asked often, it asks them once in MAX_AGE_S, and only once at a time: Serve's own answer may take for ever.
+    """
+
+    def __init__(self, application: str, handles: Mapping[str, DeploymentHandle], num_replicas: Mapping[str, int]):
+        """The handles and numbers of replicas by base model."""
+        self._application, self._handles, self._num_replicas = application, handles, num_replicas
+        self._asking: asyncio.Task[dict[str, str]] | None = None
+        self._asked_at = 0.0
+
+    async def faults(self) -> dict[str, str]:
+        """A sentence for each base model whose completions wait, or have fewer engines than they should."""
+        if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_at > MAX_AGE_S):
+            self._asked_at = time.monotonic()
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> dict[str, str]:
+        application = await asyncio.to_thread(application_status, self._application)
+        deployments = application.deployments if application else {}
+        faults = await asyncio.gather(
+            *(self._fault(base, deployments.get(handle.deployment_name)) for base, handle in self._handles.items())
+        )
+        return {base: fault for base, fault in zip(self._handles, faults, strict=True) if fault}
+
+    async def _fault(self, base: str, deployment: DeploymentStatusOverview | None) -> str | None:
+        if fault := deployment_fault(deployment, self._num_replicas[base]):
+            return fault
+        # Serve takes a replica for healthy until its checks have failed a few times.
+        answer = self._handles[base].check_health.remote()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await answer
+        except TimeoutError:
+            answer.cancel()
+            return "its engine doesn't answer; completions wait for it."
+        except Exception:
+            return "its engine has died and is being replaced; completions wait for it."
+        return None
+
+
+def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: int) -> str | None:
+    """What keeps a deployment of engines from running all its replicas."""
+    states = deployment.replica_states if deployment else {}
+    num_running = sum(states.get(state, 0) for state in TAKES_REQUESTS)
+    if num_running >= num_replicas:
+        return None
+    running = "its engine isn't running" if num_replicas == 1 else f"{num_running} of {num_replicas} engines run"
+    waiting = "completions wait for it" if num_replicas == 1 else "completions wait for one"
+    return f"{running}; " + (f"{waiting}; " if num_running == 0 else "") + f"{_why(deployment)}."
+
+
+def _why(deployment: DeploymentStatusOverview | None) -> str:
+    """Without details that may be private, like a traceback."""
+    if deployment is None:
+        return "Ray Serve hasn't begun to start it"
+    if room := _NO_ROOM.search(deployment.message):
+        needed, free = (_resources(json.loads(part)) for part in room.groups())
+        return f"one needs {needed}, and the cluster has {free} free: add nodes, or lower what it asks for"
+    if deployment.status in (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED):
+        return "it failed and is started again; its log has the cause"
+    return "it is starting"
+
+
+def _resources(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items()) or "none of it"

@@ -1,0 +1,1 @@
+"""Request bodies: received, unpacked, spooled to disk. Knows no store."""

@@ -1,0 +1,1 @@
+"""The service layer of training jobs: accept, pin references, sweep."""

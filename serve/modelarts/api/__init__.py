@@ -1,0 +1,1 @@
+"""Routes of saved training configurations and their jobs."""

@@ -1,0 +1,1 @@
+"""Saved training configurations and user jobs in the database."""

@@ -1,0 +1,1 @@
+"""All durable state of the service except blobs and checkpoint files."""

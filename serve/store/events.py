@@ -1,0 +1,31 @@
+"""How a job changes: by events. Every change goes through `record` and `end`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from tandem.serve.store.tables import EventRow, JobRow
+
+CANCELLED_MESSAGE = "The job was cancelled at the user's request."
+
+
+def record(session: Session, job: JobRow, type: str, data: Mapping[str, Any], now: datetime) -> None:
+    """Appends an event to a job whose row this transaction has locked."""
+    job.num_events += 1
+    if type == "gradient_step":
+        job.num_gradient_steps += 1
+    session.add(EventRow(job_id=job.id, seq=job.num_events, type=type, data=dict(data), created_at=now))
+
+
+def end(session: Session, job: JobRow, state: str, now: datetime, error: str | None = None) -> None:
+    """Ends a job whose row this transaction has locked, and says so in its last event."""
+    if error is None:
+        record(session, job, "training_ended", {}, now)
+    else:
+        record(session, job, "training_failed", {"error_message": error}, now)
+    job.state, job.error, job.ended_at = state, error, now
+    job.owner = job.waiting_for = None

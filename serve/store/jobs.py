@@ -1,0 +1,181 @@
+"""Jobs as the API sees them: accepted, listed, cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from tandem.cluster.config import LimitsConfig
+from tandem.serve.api.kl_reference import KlReference
+from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
+from tandem.serve.store.database import Database, Lock, position
+from tandem.serve.store.events import CANCELLED_MESSAGE, end
+from tandem.serve.store.references import pin_reference
+from tandem.serve.store.tables import EventRow, JobRow, LogRow, ModelRow, is_open
+
+
+class JobTable(Database):
+    """Queries and changes that the API asks for. Those with `entity` see only jobs on models of that entity."""
+
+    def add_job(
+        self,
+        job_id: str,
+        model_id: str,
+        payload_key: str,
+        config: Mapping[str, Any],
+        body_sha256: str,
+        idempotency_key: str | None = None,
+        reference: KlReference | None = None,
+        limits: LimitsConfig = LimitsConfig(),
+    ) -> JobRow:
+        """Accepts a job. A second call with the same idempotency key returns the first call's job.
+
+        Raises NotFoundError when the model is gone, ConflictError when the key was used with another body,
+        QueueFullError when too many jobs are open, InvalidRequestError when the KL reference doesn't exist.
+        """
+        with self._write() as session:
+            # The lock makes a deletion of the model wait for this job, or this job see the deletion; of several calls
+            # with one idempotency key, all but the first find the first one's job.
+            model = session.scalar(
+                select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
+            )
+            if model is None:
+                raise NotFoundError(f"There is no model {model_id}; it was deleted.", "model_not_found", "model_id")
+            if idempotency_key and (first := _find_repeat(session, model_id, idempotency_key, body_sha256)):
+                return first
+            reference_digest = reference and pin_reference(session, model, reference)
+            self._lock(session, Lock.ACCEPT_JOBS)  # until the transaction ends, no other one counts, or adds, jobs
+            _check_room(session, limits, model)
+            job = JobRow(
+                id=job_id,
+                model_id=model_id,
+                state="queued",
+                payload_key=payload_key,
+                config=dict(config),
+                body_sha256=body_sha256,
+                idempotency_key=idempotency_key,
+                reference_digest=reference_digest,
+                reference_lag=reference and reference.lag,
+                created_at=self._clock(),
+            )
+            session.add(job)
+        return job
+
+    def find_repeat(self, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
+        """The job that this idempotency key made before, if any. Raises ConflictError when its body was another."""
+        with self._read() as session:
+            return _find_repeat(session, model_id, idempotency_key, body_sha256)
+
+    def check_room(self, limits: LimitsConfig, model: ModelRow | None = None) -> None:
+        """Raises QueueFullError when no job, or none on this model, would be accepted now."""
+        with self._read() as session:
+            _check_room(session, limits, model)
+
+    def knows_idempotency_key(self, idempotency_key: str, entity: str) -> bool:
+        """Whether the entity has sent a job with this key."""
+        query = select(JobRow.id).join(JobRow.model).where(JobRow.idempotency_key == idempotency_key)
+        with self._read() as session:
+            return session.scalar(query.where(ModelRow.entity == entity).limit(1)) is not None
+
+    def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that neither a job nor a log refers to as its payload."""
+        known: set[str] = set()
+        with self._read() as session:
+            for start in range(0, len(keys), 500):  # databases limit the parameters of a query
+                asked = keys[start : start + 500]
+                for row in (JobRow, LogRow):
+                    known.update(session.scalars(select(row.payload_key).where(row.payload_key.in_(asked))))
+        return [key for key in keys if key not in known]
+
+    def job(self, job_id: str, entity: str) -> JobRow:
+        """Raises NotFoundError."""
+        with self._read() as session:
+            return _find_job(session, job_id, entity)
+
+    def jobs(
+        self,
+        entity: str,
+        limit: int,
+        after: str | None = None,
+        newest_first: bool = True,
+        model_id: str | None = None,
+        state: str | None = None,
+    ) -> Sequence[JobRow]:
+        """The entity's jobs in order of acceptance, newest first, those past the job `after`."""
+        query = select(JobRow).join(JobRow.model).where(ModelRow.entity == entity)
+        if model_id:
+            query = query.where(JobRow.model_id == model_id)
+        if state:
+            query = query.where(JobRow.state == state)
+        query = query.order_by(JobRow.number.desc() if newest_first else JobRow.number).limit(limit)
+        with self._read() as session:
+            if after:
+                number = position(session, JobRow, after)
+                query = query.where(JobRow.number < number if newest_first else JobRow.number > number)
+            return session.scalars(query).all()
+
+    def events(self, job_id: str, entity: str, limit: int, after: int = 0) -> Sequence[EventRow]:
+        """The job's events in order, those with seq > `after`. Raises NotFoundError."""
+        with self._read() as session:
+            _find_job(session, job_id, entity)
+            query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
+            return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
+
+    def request_cancel(self, job_id: str, entity: str) -> JobRow:
+        """Cancels a queued job at once and asks the coordinator to cancel a running one; an ended job stays as it is.
+
+        Raises NotFoundError.
+        """
+        with self._write() as session:
+            job = _find_job(session, job_id, entity, lock=True)
+            if job.state == "queued":
+                end(session, job, "cancelled", self._clock(), CANCELLED_MESSAGE)
+            elif job.state == "running":
+                job.cancel_requested = True
+            return job
+
+
+def _check_room(session: Session, limits: LimitsConfig, model: ModelRow | None) -> None:
+    num_open = select(func.count()).select_from(JobRow).where(is_open())
+    queues = [("", num_open, limits.max_open_jobs)]
+    if model is not None:
+        of_project = num_open.join(JobRow.model).where(
+            ModelRow.entity == model.entity, ModelRow.project == model.project
+        )
+        whose = f"of project {model.entity}/{model.project} "
+        queues.insert(0, (whose, of_project, limits.max_open_jobs_per_project))
+    for whose, query, most in queues:
+        if (count := session.scalar(query)) >= most:
+            raise QueueFullError(
+                f"{count} training jobs {whose}wait or run already, and {most} may. "
+                "Send this one again when some have ended, or cancel some."
+            )
+
+
+def _find_repeat(session: Session, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
+    job = session.scalar(select(JobRow).where(JobRow.model_id == model_id, JobRow.idempotency_key == idempotency_key))
+    if job and job.body_sha256 != body_sha256:
+        raise ConflictError(
+            f"Idempotency-Key {idempotency_key!r} was used for job {job.id} with another body. "
+            "Send the same body to get that job again, or a new key for a new job.",
+            "idempotency_key_reused",
+            "Idempotency-Key",
+        )
+    return job
+
+
+def _find_job(session: Session, job_id: str, entity: str, lock: bool = False) -> JobRow:
+    query = select(JobRow).join(JobRow.model).where(JobRow.id == job_id, ModelRow.entity == entity)
+    if lock:
+        query = query.with_for_update(of=JobRow)
+    job = session.scalar(query)
+    if job is None:
+        raise NotFoundError(
+            f"There is no training job {job_id}. The id may be wrong, or the job belongs to another entity.",
+            "training_job_not_found",
+            "training_job_id",
+        )
+    return job

@@ -1,7 +1,0 @@
-"""Run by alembic: migrates the connection that `tandem.serve.migrations.upgrade` passes on."""
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"])
-with context.begin_transaction():
-    context.run_migrations()

@@ -1,0 +1,356 @@
+"""The engine on real vLLM, in a Ray actor as in the service, against transformers and PEFT.
+
+One engine serves all tests of this file; the last one ends it. Its KV cache holds 512 tokens, two of the longest
+sequences, so that requests wait, are prefilled in chunks, preempt one another and share prefixes all the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from policy_reference import PolicyReference, sampled_tokens, write_adapter
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.engine.engine import Engine, adapter_name, engine_environment
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+
+MAX_MODEL_LEN = 256
+CONFIG = EngineConfig(max_num_seqs=32, max_loras=3, max_cpu_loras=4, kv_cache_memory_bytes=1 << 20)
+VERSIONS = [f"{k:064x}" for k in range(7)]  # the first is the zero adapter
+TOLERANCE = 1e-4
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+JSON = [("content-type", "application/json")]
+# Longer than two blocks of the prefix cache, and the same under every version.
+MESSAGES = [{"role": "user", "content": "Which of these numbers is the largest: 3, 17, 8, 41, 5, 22 or 39? " * 2}]
+MANY = 384
+LONG = {"messages": MESSAGES, "n": MANY, "ignore_eos": True}  # a minute of work
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """The engine actor, for tests that aren't asynchronous."""
+
+    def __init__(self, actor: Any):
+        self.actor = actor
+
+    def start(self, digest: str, body: Any, path: str = CHAT) -> Any:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.actor.http.options(num_returns="streaming").remote("POST", path, JSON, raw, digest)
+
+    def finish(self, stream: Any) -> Answer:
+        items = [ray.get(reference) for reference in stream]
+        return Answer(items[0][0], dict(items[0][1]), b"".join(items[1:]))
+
+    def ask(self, digest: str, body: Any, path: str = CHAT) -> Answer:
+        return self.finish(self.start(digest, body, path))
+
+    def chat(self, digest: str, **options: Any) -> dict[str, Any]:
+        answer = self.ask(digest, {"messages": MESSAGES, "logprobs": True, "return_token_ids": True} | options)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
+        return ray.get(self.actor.score.remote(sequences, digest))
+
+    def load(self) -> dict[str, Any]:
+        return ray.get(self.actor.load.remote())
+
+    def wait_until_busy(self, num_unfinished: int) -> None:
+        """Ask for fewer than there are: the first may have ended before this looks."""
+        deadline = time.monotonic() + 60
+        while self.load()["num_unfinished"] < num_unfinished:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def wait_until_idle(self, but_for: int = 0) -> None:
+        """For work that was ended early, and would have taken longer than this by itself."""
+        deadline = time.monotonic() + 20
+        while (num_unfinished := self.load()["num_unfinished"]) > but_for:
+            assert time.monotonic() < deadline, f"{num_unfinished} requests are unfinished"
+            time.sleep(0.01)
+
+    def core_process(self) -> psutil.Process:
+        pid = ray.get(self.actor.__ray_call__.remote(lambda engine: os.getpid()))
+        return next(p for p in psutil.Process(pid).children(recursive=True) if "EngineCore" in p.name())
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny_model, tmp_path_factory) -> Artifacts:
+    artifacts = Artifacts(str(tmp_path_factory.mktemp("artifacts")))
+    for seed, digest in enumerate(VERSIONS):
+        write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed, scale=0.05 if seed else 0.0)
+    return artifacts
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, artifacts) -> PolicyReference:
+    return PolicyReference(tiny_model, {digest: artifacts.checkpoints_dir / digest for digest in VERSIONS})
+
+
+@pytest.fixture(scope="module")
+def client(ray_local, tiny_model, artifacts) -> Iterator[Client]:
+    environment = {"env_vars": engine_environment("cpu", str(tiny_model))}
+    actor = ray.remote(num_cpus=1, max_concurrency=512, runtime_env=environment)(Engine).remote(
+        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, MAX_MODEL_LEN, LoraConfig()
+    )
+    ray.get(actor.start.remote())
+    yield Client(actor)
+    ray.get(actor.stop.remote())
+    ray.kill(actor)
+
+
+def assert_choices_follow_policy(completion: dict[str, Any], reference: PolicyReference, digest: str) -> None:
+    """Every sampled token's logprob is the policy's own, and the logprobs cover exactly the sampled tokens."""
+    prompt = completion["prompt_token_ids"]
+    for choice in completion["choices"]:
+        ids, logprobs = sampled_tokens(choice)
+        assert ids == choice["token_ids"]
+        expected = reference.logprobs(digest, prompt + ids)[len(prompt) - 1 :]
+        torch.testing.assert_close(logprobs, expected, rtol=0, atol=TOLERANCE)
+
+
+def greedy(client: Client, digest: str) -> dict[str, Any]:
+    return client.chat(digest, temperature=0, max_tokens=24, ignore_eos=True)
+
+
+def assert_same_answer(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """The same tokens and logprobs, up to rounding: one may have found more of its prompt in the prefix cache."""
+    (first_ids, first_logprobs), (second_ids, second_logprobs) = (
+        sampled_tokens(c["choices"][0]) for c in (first, second)
+    )
+    assert first_ids == second_ids
+    torch.testing.assert_close(first_logprobs, second_logprobs, rtol=0, atol=1e-5)
+
+
+def random_sequences(num: int, seed: int) -> list[list[int]]:
+    """Sequences of 1, 2, the most, and otherwise 200 tokens."""
+    lengths = ([1, 2, MAX_MODEL_LEN] + [200] * num)[:num]
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(8, 500, (length,), generator=generator).tolist() for length in lengths]
+
+
+def test_versions_mixed_in_a_batch_sample_and_score_like_transformers_and_peft(client, reference):
+    options = {"messages": MESSAGES, "logprobs": True, "return_token_ids": True, "n": 2, "max_tokens": 128}
+    options |= {"ignore_eos": True}
+    sequences = random_sequences(6, seed=1)
+    chats = [(digest, client.start(digest, options | {"seed": k})) for digest in VERSIONS[:5] for k in range(3)]
+    scores = [(digest, client.actor.score.remote(sequences, digest)) for digest in VERSIONS[:4]]
+    for digest, stream in chats:
+        completion = client.finish(stream).json()
+        assert completion["model"] == adapter_name(digest)
+        assert len(completion["choices"]) == 2
+        assert_choices_follow_policy(completion, reference, digest)
+    for digest, scored in scores:
+        for tokens, logprobs in zip(sequences, ray.get(scored), strict=True):
+            assert len(logprobs) == len(tokens)
+            assert logprobs[0] != logprobs[0]  # NaN: nothing comes before the first token
+            expected = reference.logprobs(digest, tokens)
+            torch.testing.assert_close(torch.tensor(logprobs[1:]), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_an_old_version_stays_the_same_while_new_ones_load(client, reference):
+    options = {"ignore_eos": True, "logprobs": True, "return_token_ids": True}
+    stream = client.start(VERSIONS[1], {"messages": MESSAGES, "n": 16, **options})
+    answers = {digest: client.chat(digest, max_tokens=2) for digest in VERSIONS[4:]}
+    assert client.load()["num_unfinished"] > 0  # the old version was still answering
+    for digest, answer in answers.items():
+        assert_choices_follow_policy(answer, reference, digest)
+    assert_choices_follow_policy(client.finish(stream).json(), reference, VERSIONS[1])
+
+
+def test_the_stop_token_has_its_raw_logprob_in_the_content(client, reference, tiny_model):
+    eos = json.loads((tiny_model / "generation_config.json").read_text())["eos_token_id"]
+    completion = client.chat(
+        VERSIONS[1], max_tokens=5, logit_bias={str(eos): 100}
+    )  # stops at once, whatever the policy
+    (choice,) = completion["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert sampled_tokens(choice)[0] == [eos]
+    assert_choices_follow_policy(completion, reference, VERSIONS[1])
+
+
+def test_streaming_gives_the_same_tokens_in_pieces(client):
+    options = {"temperature": 0, "max_tokens": 64, "ignore_eos": True, "logprobs": True}
+    whole = client.chat(VERSIONS[2], **options)["choices"][0]
+    answer = client.ask(VERSIONS[2], {"messages": MESSAGES, "stream": True, **options})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, done = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
+    assert done == "[DONE]"
+    pieces = [choice for event in events for choice in json.loads(event)["choices"]]
+    assert len(pieces) > 3  # vLLM puts tokens together that come faster than they are sent on
+    entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
+    assert [entry["token"] for entry in entries] == [entry["token"] for entry in whole["logprobs"]["content"]]
+    assert "".join(piece["delta"].get("content") or "" for piece in pieces) == whole["message"]["content"]
+
+
+@pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "pick"}}])
+def test_a_forced_tool_call_is_one(client, reference, tool_choice):
+    parameters = {
+        "type": "object",
+        "properties": {"colour": {"type": "string", "enum": ["red", "blue"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": "pick", "strict": True, "parameters": parameters}}]
+    completion = client.chat(VERSIONS[1], tools=tools, tool_choice=tool_choice, max_tokens=150)
+    (call,) = completion["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "pick"
+    assert json.loads(call["function"]["arguments"])["colour"] in ("red", "blue")
+    # vLLM masks what the grammar forbids before it takes any logprob, so these are the constrained policy's.
+    prompt, (ids, logprobs) = completion["prompt_token_ids"], sampled_tokens(completion["choices"][0])
+    assert ids == completion["choices"][0]["token_ids"]
+    assert (logprobs >= reference.logprobs(VERSIONS[1], prompt + ids)[len(prompt) - 1 :] - TOLERANCE).all()
+
+
+def test_a_dropped_version_loads_again_and_answers_as_before(client):
+    before = greedy(client, VERSIONS[1])
+    for digest in VERSIONS[2:]:
+        greedy(client, digest)
+    adapters = client.load()["adapters"]
+    assert len(adapters) == CONFIG.max_cpu_loras
+    assert VERSIONS[1] not in adapters
+    assert_same_answer(greedy(client, VERSIONS[1]), before)
+
+
+def test_a_loaded_version_outlives_the_deletion_of_its_checkpoint(client, artifacts, tiny_model):
+    digest = "d" * 64
+    write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed=9, scale=0.05)
+    before = greedy(client, digest)
+    artifacts.delete_checkpoint(digest)
+    assert_same_answer(greedy(client, digest), before)
+    for other in VERSIONS[1:6]:
+        greedy(client, other)
+    assert client.ask(digest, {"messages": MESSAGES}).status == 404  # dropped, and now really gone
+
+
+def test_a_version_that_is_not_there_is_404(client):
+    answer = client.ask("e" * 64, {"messages": MESSAGES})
+    assert (answer.status, answer.json()["error"]["type"]) == (404, "NotFoundError")
+    with pytest.raises(AdapterUnavailableError, match="e" * 64):
+        client.score([[5, 6]], "e" * 64)
+
+
+def test_an_adapter_that_would_disturb_others_is_refused(client, artifacts, tiny_model):
+    before = greedy(client, VERSIONS[1])
+    directories = {name: artifacts.checkpoints_dir / (name * 64) for name in "abc"}
+    write_adapter(tiny_model, directories["a"], seed=1, scale=float("nan"))
+    write_adapter(tiny_model, directories["b"], seed=1, scale=0.1, lora=LoraConfig(r=64))
+    shutil.copytree(artifacts.checkpoints_dir / VERSIONS[1], directories["c"])
+    (directories["c"] / "adapter_model.safetensors").write_bytes(b"not safetensors")
+    for name, reason in (("a", "isn't finite"), ("b", "rank 64"), ("c", "header")):
+        answer = client.ask(name * 64, {"messages": MESSAGES})
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        with pytest.raises(AdapterUnavailableError, match=reason):
+            client.score([[5, 6]], name * 64)
+    assert_same_answer(greedy(client, VERSIONS[1]), before)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'{"messages": ' + b"[" * 100_000,
+        {"messages": []},
+        {"messages": MESSAGES, "temperature": -1},
+        {"messages": MESSAGES, "temperature": float("nan")},
+        {"messages": MESSAGES, "max_tokens": 0},
+        {"messages": MESSAGES, "max_tokens": MAX_MODEL_LEN + 1},
+        {"messages": MESSAGES * 30},
+        {"messages": MESSAGES, "n": 100_000},
+        {"messages": MESSAGES, "top_k": 2**70},
+        {"messages": MESSAGES, "logit_bias": {"99999": 1}},
+        {"messages": MESSAGES, "stop": ["\ud800"]},
+        {"messages": MESSAGES, "structured_outputs": {"regex": "(("}},
+        {"messages": MESSAGES, "tools": [{}]},
+    ],
+    ids=lambda body: str(body)[-40:],
+)
+def test_a_bad_request_is_answered_and_harms_nothing(client, body):
+    answer = client.ask(VERSIONS[1], body)
+    assert answer.status in (400, 422), answer.body
+    assert answer.json()["error"]["message"]
+    assert client.load()["num_unfinished"] == 0
+
+
+@pytest.mark.parametrize("prompt", [[99_999], [-1], []])
+def test_token_ids_outside_the_vocabulary_are_refused(client, prompt):
+    assert client.ask(VERSIONS[1], {"prompt": prompt, "max_tokens": 1}, COMPLETIONS).status == 400
+
+
+def test_only_completions_can_be_asked_for(client):
+    assert client.ask(VERSIONS[1], {}, "/scale_elastic_ep").status == 404
+
+
+@pytest.mark.parametrize("tokens", [[], [5] * (MAX_MODEL_LEN + 1), [99_999], [-1]])
+def test_sequences_that_cannot_be_scored_are_refused(client, tokens):
+    with pytest.raises(ValueError, match="Sequence 1"):
+        client.score([[5, 6], tokens], VERSIONS[1])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_who_leaves_ends_the_generation(client, stream):
+    answer = client.start(VERSIONS[1], LONG | {"stream": stream})
+    client.wait_until_busy(MANY // 2)
+    if stream:
+        assert ray.get(next(answer))[0] == 200
+        ray.get(next(answer))
+    ray.cancel(answer)
+    client.wait_until_idle()
+
+
+def test_scoring_that_is_abandoned_ends(client):
+    answering = client.start(VERSIONS[1], LONG)  # this goes first, so nothing is scored for a minute
+    scored = client.actor.score.remote(random_sequences(400, seed=2), VERSIONS[1])
+    client.wait_until_busy(MANY + 300)
+    ray.cancel(scored)
+    client.wait_until_idle(but_for=MANY)
+    ray.cancel(answering)
+    client.wait_until_idle()
+
+
+def test_chat_goes_before_scoring(client):
+    scored = client.actor.score.remote(random_sequences(2000, seed=3), VERSIONS[1])
+    client.wait_until_busy(1500)
+    client.chat(VERSIONS[1], max_tokens=4)
+    assert client.load()["num_unfinished"] > 100  # it didn't wait for them
+    ray.cancel(scored)
+    client.wait_until_idle()
+
+
+def test_the_death_of_the_core_is_told_to_all(client):
+    """The last test: the engine doesn't come back."""
+    ray.get(client.actor.check_health.remote())
+    answering = client.start(VERSIONS[1], LONG)
+    scored = client.actor.score.remote(random_sequences(100, seed=4), VERSIONS[1])
+    client.wait_until_busy(MANY + 20)
+    client.core_process().send_signal(signal.SIGKILL)
+    assert client.finish(answering).status == 503
+    with pytest.raises(EngineDeadError):
+        ray.get(scored)
+    with pytest.raises(EngineDeadError):
+        ray.get(client.actor.check_health.remote())
+    assert client.ask(VERSIONS[1], {"messages": MESSAGES}).status == 503
+    with pytest.raises(EngineDeadError):
+        client.score([[5, 6]], VERSIONS[1])

@@ -1,0 +1,85 @@
+"""Engines that hang or are killed, on real vLLM: who waits is told, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import psutil
+import pytest
+import ray
+from policy_reference import write_adapter
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.engine.engine import Engine, engine_environment
+from tandem.cluster.errors import EngineDeadError
+
+CONFIG = EngineConfig(max_num_seqs=8, kv_cache_memory_bytes=1 << 20)
+WAIT_S = 180  # longer than a core may be silent by default
+LOADED, OTHER = DIGESTS = [f"{k:064x}" for k in range(2)]
+
+
+@pytest.fixture
+def engine(ray_local, tiny_model, tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    for digest in DIGESTS:
+        write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed=0, scale=0.0)
+    environment = {"env_vars": engine_environment("cpu", str(tiny_model))}
+    actor = ray.remote(num_cpus=1, max_concurrency=64, runtime_env=environment)(Engine).remote(
+        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, 256, LoraConfig()
+    )
+    ray.get(actor.start.remote())
+    yield actor
+    ray.kill(actor)
+
+
+def processes(engine) -> tuple[psutil.Process, psutil.Process]:
+    """The replica's and its core's."""
+    replica = psutil.Process(ray.get(engine.__ray_call__.remote(lambda _: os.getpid())))
+    return replica, next(p for p in replica.children(recursive=True) if "EngineCore" in p.name())
+
+
+def wait_until_gone(process: psutil.Process) -> None:
+    deadline = time.monotonic() + 60
+    with suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, f"{process} lives on"
+            time.sleep(0.1)
+
+
+def answers(engine, digest: str) -> Future:
+    """The status of a long completion."""
+    body = {"messages": [{"role": "user", "content": "3, 17 or 8?"}], "n": 8, "ignore_eos": True}
+    stream = engine.http.options(num_returns="streaming").remote(
+        "POST", "/v1/chat/completions", [("content-type", "application/json")], json.dumps(body).encode(), digest
+    )
+    return ThreadPoolExecutor(1).submit(lambda: ray.get(next(stream))[0])
+
+
+def test_a_stopped_core_is_ended_and_told_to_who_waits_for_it(engine):
+    _, core = processes(engine)
+    ray.get(engine.score.remote([[5, 6, 7]], LOADED), timeout=WAIT_S)
+    core.send_signal(signal.SIGSTOP)
+    ray.get(engine.__ray_call__.remote(lambda engine: setattr(engine._core, "_answer_s", 2.0)), timeout=WAIT_S)
+    completions = [answers(engine, digest) for digest in DIGESTS]
+    scores = [engine.score.remote([[5, 6, 7]], digest) for digest in DIGESTS]
+    assert [completion.result(timeout=WAIT_S) for completion in completions] == [503, 503]
+    for scored in scores:
+        with pytest.raises(EngineDeadError):
+            ray.get(scored, timeout=WAIT_S)
+    with pytest.raises(EngineDeadError):
+        ray.get(engine.check_health.remote(), timeout=WAIT_S)
+    wait_until_gone(core)
+
+
+@pytest.mark.slow
+def test_a_killed_replica_leaves_no_core_behind_not_even_a_stopped_one(engine):
+    replica, core = processes(engine)
+    core.send_signal(signal.SIGSTOP)
+    replica.send_signal(signal.SIGKILL)
+    wait_until_gone(core)

@@ -1,0 +1,58 @@
+"""How the engine's process is set up: environment, vLLM's arguments, and what is refused before vLLM sees it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.engine.settings import engine_arguments, engine_environment
+
+
+def arguments(device: str = "cpu", lora: LoraConfig | None = None, **settings) -> list[str]:
+    return engine_arguments(EngineConfig(**settings), "/models/x", "x", 512, lora or LoraConfig(), device)
+
+
+def test_importing_the_engine_imports_neither_vllm_nor_torch():
+    """vLLM reads its environment when it is imported; and whoever starts an engine elsewhere needs none of it."""
+    code = "import sys, tandem.cluster.engine.engine; print({'vllm', 'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_only_a_local_model_keeps_the_engine_off_the_hub(tmp_path):
+    assert engine_environment("cpu", str(tmp_path))["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in engine_environment("cpu", "Qwen/Qwen3-0.6B")
+
+
+def test_workarounds_for_a_cpu_stay_on_a_cpu(tmp_path):
+    cpu, cuda = (engine_environment(device, str(tmp_path), num_threads=3) for device in ("cpu", "cuda"))
+    assert (cpu["OMP_NUM_THREADS"], cpu["TORCH_COMPILE_DISABLE"]) == ("3", "1")
+    assert not {"OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(cuda)
+    assert "--enforce-eager" in arguments("cpu")
+    assert not [a for a in arguments("cuda") if "eager" in a or "extension" in a or "block-size" in a]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16")])
+def test_the_dtype_follows_the_device_unless_it_is_configured(device, dtype):
+    assert f"--dtype={dtype}" in arguments(device)
+    assert "--dtype=float32" in arguments(device, dtype="float32")
+
+
+@pytest.mark.parametrize(("rank", "max_rank"), [(1, 1), (2, 8), (8, 8), (48, 64), (512, 512)])
+def test_the_rank_is_the_next_one_that_vllm_has(rank, max_rank):
+    assert f"--max-lora-rank={max_rank}" in arguments(lora=LoraConfig(r=rank))
+
+
+def test_memory_is_bounded_on_a_cpu_even_when_nothing_says_so():
+    assert "--kv-cache-memory-bytes=1073741824" in arguments("cpu")
+    assert not [a for a in arguments("cuda") if "kv-cache-memory" in a]
+    assert not [a for a in arguments("cpu", gpu_memory_utilization=0.3) if "kv-cache-memory" in a]
+
+
+def test_further_arguments_come_last_and_win():
+    assert arguments(extra_args=("--max-num-seqs=7",))[-1] == "--max-num-seqs=7"
+
+
+def test_a_lora_on_the_output_layer_is_refused():
+    with pytest.raises(ValueError, match="lm_head"):
+        arguments(lora=LoraConfig(target_modules=("q_proj", "lm_head")))

@@ -1,0 +1,185 @@
+"""The preparation of jobs in a real actor: its results are usable, faults keep their place, and nothing hangs."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import coordinator_fakes
+import pytest
+import ray
+from coordinator_fakes import TOKENIZER, Base, make_job, trajectory
+from transformers import AutoTokenizer
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import TINY
+from tandem.cluster.errors import ArtifactError, StageError
+from tandem.cluster.jobs.preparation import Preparation, PreparationWorker
+from tandem.rl.config import TrainingConfig
+from tandem.rl.errors import ConfigError, TrajectoryError
+
+for module in (coordinator_fakes, sys.modules[__name__]):  # Ray's workers don't have the tests' folder
+    ray.cloudpickle.register_pickle_by_value(module)
+
+
+class Faulty(Base):
+    """A base model with a bug: it stumbles over some jobs, and takes for ever over others."""
+
+    def build_batch(self, groups, config, shuffle_seed):
+        if config.learning_rate == 0.5:
+            raise ZeroDivisionError("no such tokens")
+        if config.learning_rate == 0.25:
+            time.sleep(1000)
+        return super().build_batch(groups, config, shuffle_seed)
+
+
+BROKEN, ENDLESS = TrainingConfig(learning_rate=0.5), TrainingConfig(learning_rate=0.25)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    return Artifacts(str(tmp_path_factory.mktemp("artifacts")))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Faulty(AutoTokenizer.from_pretrained(TOKENIZER))
+
+
+@pytest.fixture(scope="module")
+def preparation(ray_local, artifacts, base):
+    preparation = Preparation({"base": base, "tiny": BaseModel(TINY)}, artifacts, deadline_s=300)
+    yield preparation
+    preparation.stop()
+
+
+def pid_of(preparation):
+    return ray.get(preparation._running().handle.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def in_background(call):
+    """Starts a call that is expected to raise; the list receives what it raised."""
+    errors = []
+
+    def run():
+        try:
+            call()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, errors
+
+
+def test_version_0_is_the_one_made_here(preparation, artifacts, tmp_path):
+    digest = preparation.initial_version("tiny")
+    assert artifacts.pull_checkpoint(digest).is_dir()
+    assert digest == BaseModel(TINY).write_initial_version(Artifacts(str(tmp_path)))
+
+
+def test_a_batch_from_the_actor_equals_one_made_here_and_its_tensors_can_be_changed(preparation, artifacts, base):
+    job = make_job(artifacts)
+    batch = preparation.batch("base", job)
+    worker = PreparationWorker({"base": base}, artifacts)
+    local = worker.batch("base", job.payload_key, job.config, job.shuffle_seed)
+    assert batch.metrics() == local.metrics() and batch.sampled_versions == local.sampled_versions
+    for row, expected in zip(batch.sequences, local.sequences, strict=True):
+        assert row.token_ids.tolist() == expected.token_ids.tolist()
+        row.advantages.mul_(0)
+
+
+def test_what_is_wrong_with_a_payload_keeps_its_type_and_place(preparation, artifacts):
+    groups = [{"trajectories": [trajectory(1.0, 10), trajectory(0.0, 999_999)]}]
+    with pytest.raises(TrajectoryError) as error:
+        preparation.check("base", make_job(artifacts, groups).payload_key, TrainingConfig())
+    place = ("trajectory_groups", 0, "trajectories", 1, "messages_and_choices", 1)
+    assert error.value.location[: len(place)] == place
+    with pytest.raises(ConfigError) as error:
+        preparation.check("base", make_job(artifacts).payload_key, TrainingConfig(packed_sequence_length=4096))
+    assert error.value.field == "packed_sequence_length"
+    with pytest.raises(ArtifactError, match="payloads/none"):
+        preparation.check("base", "payloads/none", TrainingConfig())
+
+
+def test_a_bug_is_told_with_its_place(preparation, artifacts):
+    with pytest.raises(StageError, match=r"ZeroDivisionError: no such tokens \(test_preparation\.py:\d+") as error:
+        preparation.check("base", make_job(artifacts).payload_key, BROKEN)
+    assert error.value.stage == "prepare" and not error.value.retryable
+
+
+def test_a_killed_worker_is_told_and_replaced(preparation, artifacts):
+    key = make_job(artifacts).payload_key
+    pid = pid_of(preparation)
+    begun = threading.Event()
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, tick=begun.set))
+    assert begun.wait(60)
+    os.kill(pid, signal.SIGKILL)
+    thread.join(timeout=120)
+    [error] = errors
+    assert isinstance(error, StageError) and error.retryable and "signal 9" in str(error)
+    preparation.check("base", key, TrainingConfig())
+    assert pid_of(preparation) != pid
+
+
+def test_a_stopped_worker_misses_the_deadline_is_ended_and_replaced(preparation, artifacts, monkeypatch):
+    key = make_job(artifacts).payload_key
+    pid = pid_of(preparation)
+    os.kill(pid, signal.SIGSTOP)
+    with monkeypatch.context() as context, pytest.raises(StageError, match=r"deadlines\.prepare_s") as error:
+        context.setattr(preparation, "_deadline_s", 1.0)
+        preparation.check("base", key, TrainingConfig())
+    assert error.value.retryable
+    deadline = time.monotonic() + 120
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() < deadline, "the stopped process lives on"
+        time.sleep(0.1)
+    preparation.check("base", key, TrainingConfig())
+
+
+def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
+    key = make_job(artifacts).payload_key
+    pid_of(preparation)
+    first, begun, other_begun = preparation._actor, threading.Event(), threading.Event()
+
+    def tick():
+        begun.set()
+        if other_begun.is_set():
+            raise KeyError("abandoned")
+
+    def other_tick():
+        if begun.is_set():
+            other_begun.set()
+        if preparation._actor not in (None, first):
+            raise TimeoutError("enough: it runs again")
+
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, tick))
+    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, other_tick))
+    thread.join(timeout=120)
+    other.join(timeout=120)
+    assert [type(error) for error in errors + other_errors] == [KeyError, TimeoutError]
+
+
+def test_a_warm_up_is_not_waited_for_and_one_that_fails_harms_nobody(preparation, artifacts):
+    pid = pid_of(preparation)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for model in ("base", "there is no such model"):
+            thread, errors = in_background(lambda model=model: preparation.warm_up(model))
+            thread.join(timeout=60)
+            assert not thread.is_alive() and errors == []
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert preparation.batch("base", make_job(artifacts)).sequences
+
+
+def test_a_model_is_warmed_up_once(artifacts, base, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Faulty, "build_batch", lambda self, groups, config, seed: seen.append(list(groups)))
+    worker = PreparationWorker({"base": base}, artifacts)
+    for _ in range(2):
+        worker.warm_up("base")
+        worker.check("base", make_job(artifacts).payload_key, TrainingConfig())
+    assert [len(groups) for groups in seen] == [0, 1, 1]

@@ -1,0 +1,83 @@
+"""A job on real learners and a real store, led by a coordinator of the test's own, to be watched and disturbed."""
+
+import uuid
+
+from coordinator_fakes import LocalPreparation, make_coordinator, make_job, trajectory
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
+from tandem.cluster.jobs.patient_store import PatientStore
+from tandem.cluster.learners.group import LearnerGroup
+from tandem.rl.config import TrainingConfig
+from tandem.serve.store.store import Store
+
+CONFIG = TrainingConfig(packed_sequence_length=24, learning_rate=1e-3)
+
+
+class Run:
+    """A coordinator over its own copy of one accepted job; `at_step` is called after the second gradient step."""
+
+    def __init__(self, directory, learners, at_step=lambda run: None, **settings):
+        """`directory` holds what `accept_job` made; `learners` are options of LearnersConfig."""
+        self.base = BaseModel(base_config(**learners))
+        self.root, self.settings = str(directory / "artifacts"), settings
+        self.at_step, self.count = at_step, 0
+        self.store = Store(store_url(directory))
+        self.begin()
+
+    def begin(self):
+        """A new coordinator, as after a restart of the service."""
+        run, artifacts = self, Artifacts(self.root)
+
+        class Watched(PatientStore):
+            def record_event(self, job, type, *arguments):
+                super().record_event(job, type, *arguments)
+                run.count += type == "gradient_step"
+                if type == "gradient_step" and run.count == 2:
+                    run.at_step(run)
+
+        self.learners = LearnerGroup(self.base.config, self.root, DeadlinesConfig())
+        preparation = LocalPreparation(self.base, artifacts)
+        self.coordinator = make_coordinator(
+            self.base, Watched(self.store, 30), artifacts, self.learners, preparation=preparation, **self.settings
+        )
+
+    def to_the_end(self):
+        """Runs the job until it has ended. Returns its row and the digest of its version."""
+        while (job := self.store.jobs("default", 1)[0]).state in ("queued", "running"):
+            assert self.coordinator.run_next(), job.error
+        self.learners.stop()
+        assert job.state == "succeeded", job.error
+        started, *steps, ended = self.store.events(job.id, "default", 1000)
+        assert (started.type, ended.type) == ("training_started", "training_ended")
+        assert [step.type for step in steps] == ["gradient_step"] * started.data["num_gradient_steps"]
+        return job, self.store.resolve("default", "tests", "m", 1).digest
+
+
+def store_url(directory):
+    return f"sqlite:///{directory / 'tandem.db'}"
+
+
+def base_config(**learners):
+    return BaseModelConfig(
+        name="tandem/tiny", path="builtin:tiny", learners=LearnersConfig(num_cpus=0.5, num_gpus=0, **learners)
+    )
+
+
+def accept_job(directory, num_groups):
+    """Makes a store with one accepted job, and its artifacts: to be copied, as digests depend on the job's id.
+
+    Each group makes one packed sequence.
+    """
+    artifacts = Artifacts(str(directory / "artifacts"))
+    store = Store(store_url(directory))
+    store.put_initial_version("tandem/tiny", BaseModel(base_config()).write_initial_version(artifacts))
+    model = store.add_model("default", "tests", "m", "tandem/tiny", return_existing=False)
+    groups = [
+        {"trajectories": [trajectory(1.0, 70 + k % 20, 11), trajectory(0.0, 90 + k % 20, 13)]}
+        for k in range(num_groups)
+    ]
+    key = make_job(artifacts, groups).payload_key
+    store.add_job(str(uuid.uuid4()), model.id, key, CONFIG.model_dump(mode="json", exclude_none=True), "0" * 64)
+    store.close()

@@ -1,0 +1,34 @@
+import torch
+
+from tandem.cluster.learners.kept_states import KeptStates
+from tandem.rl.checkpoints import LearnerState
+
+
+def a_state(value: float) -> LearnerState:
+    """1,000 bytes."""
+    return LearnerState({"w": torch.full((100,), float(value))}, {"w.exp_avg": torch.zeros(150)})
+
+
+def test_those_kept_last_stay_and_one_that_is_taken_goes():
+    kept = KeptStates(max_bytes=2500)
+    states = {name: a_state(index) for index, name in enumerate("abc")}
+    for name, state in states.items():
+        kept.put(name, state)
+    assert kept.take("a") is None
+    assert kept.take("c") is states["c"] and kept.take("c") is None
+    kept.put("d", a_state(3))
+    assert kept.take("b") is states["b"]
+
+
+def test_keeping_again_makes_it_the_newest():
+    kept = KeptStates(max_bytes=2000)
+    for name in "aba":
+        kept.put(name, a_state(0))
+    kept.put("c", a_state(0))
+    assert kept.take("b") is None and kept.take("a") is not None
+
+
+def test_one_that_is_too_large_is_not_kept():
+    kept = KeptStates(max_bytes=999)
+    kept.put("a", a_state(0))
+    assert kept.take("a") is None

@@ -1,0 +1,216 @@
+"""A learner scores under any version while another one is in training, and whoever scores, the update is the same."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from coordinator_fakes import RecordingStore, make_coordinator, make_job, trajectory
+from policy_reference import PolicyReference
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import BaseModelConfig, LearnersConfig, LogprobsConfig
+from tandem.cluster.jobs.job import PolicyVersion
+from tandem.cluster.learners.worker import LearnerWorker
+from tandem.rl.checkpoints import read_checkpoint
+from tandem.rl.config import LossConfig, TrainingConfig
+from tandem.rl.packing import pack, unpack
+from tandem.rl.tokens.tokenizing import TokenizedSequence
+
+SAME = 1e-4  # float32 logprobs of the same policy, computed packed and unpacked
+CONFIG = BaseModelConfig(
+    name="tandem/tiny", path="builtin:tiny", max_model_len=256, learners=LearnersConfig(device="cpu")
+)
+
+
+def rows(seed: int):
+    """Two packed rows: a group of three completions with a shared prompt, and a sequence alone."""
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randint(8, 400, (12,), generator=generator)
+    sequences = []
+    for index, length in enumerate((7, 11, 5, 9)):
+        ids = torch.cat([prompt, torch.randint(8, 400, (length,), generator=generator)])
+        mask = torch.arange(len(ids)) >= 12
+        sequences.append(
+            TokenizedSequence(
+                *(index // 3, index, 0, ids, mask, torch.where(mask, -3.0, torch.nan), (12,)),
+                advantage=(-1.0) ** index,
+                weight=1.0,
+                prompt_length=11 if index < 3 else 0,
+            )
+        )
+    return pack(sequences, 40)
+
+
+class OneLearner:
+    """A learner group of one, in this process."""
+
+    sequences_per_step = 2
+    waiting_for = None
+
+    def __init__(self, worker):
+        self.worker = worker
+
+    def start(self, tick):
+        pass
+
+    def load(self, digest, tick):
+        self.worker.load(digest)
+
+    def scorers(self, digest, chunk_size):
+        return [lambda rows, timeout_s: self.worker.score(digest, rows, chunk_size)]
+
+    def step(self, sequences, loss, rate, chunk_size, tick):
+        return self.worker.step(sequences, loss, rate, chunk_size)
+
+    def save(self, metadata, tick):
+        return self.worker.save(metadata)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    return Artifacts(str(tmp_path_factory.mktemp("artifacts")))
+
+
+@pytest.fixture(scope="module")
+def worker(tiny_model, artifacts):
+    worker = LearnerWorker(0, 1, CONFIG, str(artifacts.checkpoints_dir.parent))
+    worker.start(None, 60)
+    return worker
+
+
+@pytest.fixture(scope="module")
+def versions(worker, artifacts) -> list[str]:
+    """The zero adapter and two that training has made of it."""
+    digests = [BaseModel(CONFIG).write_initial_version(artifacts)]
+    worker.load(digests[0])
+    for step in (1, 2):
+        for _ in range(3):
+            worker.step(rows(seed=step), LossConfig(), 0.01, 64)
+        digests.append(worker.save({"step": step}))
+    return digests
+
+
+def test_a_state_that_was_here_before_comes_back_from_memory(worker, versions, artifacts):
+    worker.load(versions[1])
+    for step in range(2):
+        worker.step(rows(seed=7 + step), LossConfig(), 0.01, 64)
+    digest = worker.save({"step": 9})
+    expected = read_checkpoint(artifacts.checkpoints_dir / digest)
+    worker.load(versions[2])
+    worker.step(rows(seed=9), LossConfig(), 0.01, 64)
+    shutil.rmtree(artifacts.checkpoints_dir / digest)
+    worker.load(digest)
+    state = worker._learner.state()
+    for ours, theirs in ((state.adapter, expected.adapter), (state.optimizer, expected.optimizer)):
+        assert ours.keys() == theirs.keys() and theirs
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert worker.save({"step": 9}) == digest
+
+
+def test_a_state_that_was_trained_on_isnt_kept_as_what_it_was(worker, versions):
+    worker.load(versions[1])
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64)
+    worker.load(versions[2])
+    assert worker._kept.take(versions[1]) is None
+    worker.load(versions[1])
+    assert worker.save({"step": 1}) == versions[1]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, versions, artifacts):
+    return PolicyReference(tiny_model, {digest: Path(artifacts.checkpoints_dir / digest) for digest in versions})
+
+
+def assert_scores(found, batch, reference, digest):
+    for logprobs, row in zip(found, batch, strict=True):
+        assert logprobs.dtype == torch.float32 and logprobs.device.type == "cpu"
+        begins = [int(i) for i in range(row.num_tokens) if i == 0 or row.segment_ids[i] != row.segment_ids[i - 1]]
+        assert logprobs.isnan().nonzero().squeeze(1).tolist() == begins
+        for own in unpack(row):
+            expected = reference.logprobs(digest, row.token_ids[own].tolist())
+            known = ~logprobs[own[1:]].isnan()
+            torch.testing.assert_close(logprobs[own[1:]][known], expected[known], atol=SAME, rtol=0)
+
+
+def test_any_version_is_scored_while_another_is_in_training(worker, versions, reference):
+    worker.load(versions[1])
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64)  # a state that no checkpoint has
+    before, batch = worker._learner.state(), rows(seed=4)
+    for digest in (*versions, versions[0]):
+        assert_scores(worker.score(digest, batch, 5), batch, reference, digest)
+    after = worker._learner.state()
+    for mine, theirs in ((before.adapter, after.adapter), (before.optimizer, after.optimizer)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_step_after_scoring_is_the_one_without_it(worker, versions):
+    adapters = []
+    for scored in (False, True):
+        worker.load(versions[1])
+        if scored:
+            worker.score(versions[0], rows(seed=4), 64)
+        worker.step(rows(seed=3), LossConfig(), 0.01, 64)
+        adapters.append(worker._learner.state().adapter)
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_the_state_held_is_scored_as_it_is_until_a_step_changes_it(worker, versions, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        worker, "_adapter", lambda digest: read.append(digest) or worker._learner.policy.adapter_state()
+    )
+    worker.load(versions[1])
+    worker.score(versions[1], rows(seed=4), 64)
+    assert read == []
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64)
+    worker.score(versions[1], rows(seed=4), 64)
+    assert read == [versions[1]]
+
+
+def test_the_state_survives_a_scoring_that_fails(worker, versions):
+    worker.load(versions[2])
+    before = worker._learner.state().adapter
+    [row, _] = rows(seed=4)
+    with pytest.raises(IndexError):
+        worker.score(versions[0], [replace(row, token_ids=row.token_ids + 10**6)], 64)
+    with pytest.raises(OSError, match="isn't in the artifact store"):
+        worker.score("f" * 64, [row], 64)
+    after = worker._learner.state().adapter
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_update_is_the_same_whoever_scored(worker, versions, reference, artifacts):
+    """Old and reference logprobs by the learner alone, by an engine alone, and by both: atol 1e-6 of the adapter,
+    whose update moves it by more than 1e-3."""
+
+    def engine(sequences, digest, timeout_s):
+        return [[float("nan"), *reference.logprobs(digest, tokens).tolist()] for tokens in sequences]
+
+    groups = [{"trajectories": [trajectory(1.0, 100 + i, 11, 50), trajectory(0.0, 12, 13 + i, 14)]} for i in range(4)]
+    config = TrainingConfig(
+        precalculate_logprobs=True, kl_penalty_coef=0.5, learning_rate=0.01, packed_sequence_length=48,
+        kl_penalty_source="current_learner", truncated_importance_sampling=2.0,
+    )  # fmt: skip
+    job = make_job(artifacts, groups, config=config, reference_digest=versions[0])
+    job = replace(job, version=PolicyVersion("model", 2, versions[2]))
+    adapters, metrics = {}, {}
+    for mode in ("learner", "engine", "shared"):
+        settings = LogprobsConfig(mode=mode, chunk_tokens=48, sample_fraction=0 if mode == "engine" else 0.05)
+        base = BaseModel(CONFIG.model_copy(update={"logprobs": settings}))
+        store = RecordingStore(job)
+        make_coordinator(base, store, artifacts, OneLearner(worker), [engine]).run_next()
+        assert store.log[-1][0] == "complete", store.log
+        metrics[mode] = store.log[1][1]
+        adapters[mode] = read_checkpoint(artifacts.checkpoints_dir / store.log[-1][2]).adapter
+    start = read_checkpoint(artifacts.checkpoints_dir / versions[2]).adapter
+    assert max(float((start[name] - adapters["learner"][name]).abs().max()) for name in start) > 1e-3
+    for mode in ("engine", "shared"):
+        for name, tensor in adapters["learner"].items():
+            torch.testing.assert_close(adapters[mode][name], tensor, atol=1e-6, rtol=0)
+    assert metrics["learner"]["loss/kl_policy_ref"] == pytest.approx(metrics["engine"]["loss/kl_policy_ref"], abs=1e-5)
+    assert [metrics[mode]["logprobs/engine_share"] for mode in ("learner", "engine")] == [0, 1]
+    assert 0 < metrics["shared"]["logprobs/engine_learner_abs_diff_max"] < SAME

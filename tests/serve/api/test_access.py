@@ -1,0 +1,171 @@
+"""Who may call what: all routes of the application, those of tomorrow too."""
+
+import re
+import uuid
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from serve_fakes import groups
+
+from tandem.cluster.artifacts import job_artifact_key
+from tandem.serve.api.auth import ROLES, create_key, declared_role
+
+OPEN = {"/health", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+FILE = "sequence_000.png"
+CODES = {
+    "ModelArts.0201": "invalid_api_key",
+    "ModelArts.0203": "invalid_api_key",
+    "ModelArts.0108": "insufficient_role",
+    "ModelArts.0210": "wrong_project",
+}
+OF_A_PROJECT = "/v1/{project_id}/"
+
+
+def operations(app):
+    """(method, path, role) of every operation that isn't open to all."""
+    return [
+        (method, route.path, declared_role([dependency.call for dependency in route.dependant.dependencies]))
+        for route in app.routes
+        if route.path not in OPEN
+        for method in sorted(route.methods)
+    ]
+
+
+def filled(path, ids=None):
+    """A path with ids for its parameters: those of `ids`, else ones that nothing has, in the project of "team"."""
+    known = {"project_id": "team", **(ids or {})}
+    return re.sub(r"{(\w+)}", lambda match: known.get(match[1]) or str(uuid.uuid4()), path)
+
+
+def refusal(response):
+    """Code and message of an error, of which the training-job-configs API has a shape and codes of its own."""
+    body = response.json()
+    if "error" in body:
+        return body["error"]["code"], body["error"]["message"]
+    assert body["is_success"] is False
+    return CODES[body["error_code"]], body["error_message"]
+
+
+@pytest.fixture
+def send(http, store):
+    """Sends a request as a role of an entity; without a role, with no key at all."""
+    http.headers.pop("Authorization")
+    keys = {}
+
+    def send(method, path, role=None, entity="team", **request):
+        if role is not None:
+            if (role, entity) not in keys:
+                keys[role, entity] = create_key(store, "k", entity, role)
+            request["headers"] = {"Authorization": f"Bearer {keys[role, entity]}"}
+        return http.request(method, path, **request)
+
+    return send
+
+
+def test_every_operation_declares_a_role(app):
+    found = operations(app)
+    assert len(found) >= 20
+    for method, path, role in found:
+        assert path.startswith("/v1/"), "routes outside /v1 aren't asked for keys"
+        assert role in ROLES, f"{method} {path} has no `caller: InferCaller`, `TrainCaller` or `AdminCaller`"
+
+
+def test_an_operation_without_a_role_would_be_noticed():
+    app, router = FastAPI(openapi_url=None), APIRouter(prefix="/v1")
+    router.add_api_route("/new", lambda: None)
+    app.include_router(router)
+    assert operations(app) == [("GET", "/v1/new", None)]
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer tdm_wrong", "Basic dGRtOg==", "Bearer tdm_"])
+def test_without_a_valid_key_nothing_is_read(app, send, authorization):
+    headers = {} if authorization is None else {"Authorization": authorization}
+    for method, path, _ in operations(app):
+        response = send(method, filled(path), headers=headers, content=b"{" if method == "POST" else None)
+        assert response.status_code == 401, (method, path, response.text)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        code, message = refusal(response)
+        assert code == "invalid_api_key"
+        assert "key" in message
+
+
+def test_a_lower_role_is_told_which_it_needs_and_how_to_get_it(app, send):
+    for method, path, needed in operations(app):
+        for role in ROLES[: ROLES.index(needed)]:
+            response = send(method, filled(path), role, content=b"{" if method == "POST" else None)
+            assert response.status_code == 403, (method, path, role, response.text)
+            code, message = refusal(response)
+            assert code == "insufficient_role"
+            assert f"needs a key with role {needed}" in message
+            assert f"tandem keys create --role {needed} --entity team" in message
+
+
+def test_a_sufficient_role_gets_past_the_door(app, send):
+    for method, path, needed in operations(app):
+        for role in ROLES[ROLES.index(needed) :]:
+            response = send(method, filled(path), role, content=b"{" if method == "POST" else None)
+            assert response.status_code not in (401, 403), (method, path, role, response.text)
+
+
+def test_other_methods_tell_nothing(app, model, send):
+    ids = {"model_id": model["id"], "project_id": "a-project"}
+    there = {(method, path) for method, path, _ in operations(app)}
+    for path in {path for _, path in there}:
+        for method in {"HEAD", "OPTIONS", "PUT", "PATCH", "TRACE"} - {m for m, p in there if p == path}:
+            for role, entity in ((None, None), ("infer", "others")):
+                response = send(method, filled(path, ids), role, entity)
+                assert response.status_code == 405, (method, path, response.text)
+                assert "agent" not in response.text and "team" not in response.text
+                assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.fixture
+def team(send, services, store):
+    """One thing of each kind that entity "team" owns: a value for every path parameter and every body."""
+    body = {"project": "project", "name": "agent", "base_model": "tandem/tiny"}
+    model = send("POST", "/v1/preview/models", "train", json=body).json()["id"]
+    trained = {"model_id": model, "trajectory_groups": groups()}
+    job = send("POST", "/v1/preview/training-jobs", "train", json=trained).json()["id"]
+    services.artifacts.write_blob(job_artifact_key(job, FILE), b"png")
+    create_key(store, "spare", "team", "infer")
+    [key] = [row.id for row in store.list_keys("team") if row.name == "spare"]
+    ids = {"model_id": model, "training_job_id": job, "key_id": key, "name": FILE}
+    bodies = {
+        ("POST", "/v1/preview/training-jobs"): trained,
+        ("POST", "/v1/preview/models/{model_id}/log"): {**trained, "split": "val"},
+        ("DELETE", "/v1/preview/models/{model_id}/checkpoints"): {"steps": [1]},
+    }
+    return ids, bodies
+
+
+def test_what_other_entities_own_is_not_found(app, send, team):
+    ids, bodies = team
+    theirs = [
+        (method, path)
+        for method, path, _ in operations(app)
+        if (re.search(r"{\w+}", path) or (method, path) in bodies) and not path.startswith(OF_A_PROJECT)
+    ]
+    assert {name for _, path in theirs for name in re.findall(r"{(\w+)}", path)} == set(ids)
+    # The owner's requests succeed, so that it isn't for another reason that a stranger's don't; deletions come last.
+    for entity in ("others", "team"):
+        for method, path in sorted(theirs, key=lambda item: (item[0] == "DELETE", -len(item[1]))):
+            response = send(method, filled(path, ids), "admin", entity, json=bodies.get((method, path)))
+            assert response.status_code == (200 if entity == "team" else 404), (entity, method, path, response.text)
+
+
+def test_another_project_is_closed(app, send):
+    closed = [(method, path) for method, path, _ in operations(app) if path.startswith(OF_A_PROJECT)]
+    assert len(closed) >= 19
+    for method, path in closed:
+        response = send(method, filled(path), "admin", "others", content=b"{" if method in ("POST", "PUT") else None)
+        assert (response.status_code, refusal(response)[0]) == (403, "wrong_project"), (method, path, response.text)
+
+
+def test_lists_hold_only_what_the_entity_owns(app, send, team):
+    ids, _ = team
+    lists = [path for method, path, _ in operations(app) if method == "GET" and "{" not in path]
+    assert len(lists) >= 4
+    for path in lists:
+        assert any(id in send("GET", path, "admin").text for id in (*ids.values(), "team/project/agent")), path
+        stranger = send("GET", path, "admin", "others").text
+        assert not any(id in stranger for id in (*ids.values(), "team")), path

@@ -1,0 +1,142 @@
+"""Every error of every route has one shape (routes of projects have the envelope, which has tests of its own)."""
+
+import json
+import re
+
+import pytest
+
+from tandem.serve.api import error_responses
+from tandem.serve.api.auth import create_key
+from tandem.serve.errors import ServeError, UnavailableError
+from tandem.serve.modelarts.api.envelope import Refused
+from tandem.serve.modelarts.store.jobs import TooManyJobsError
+
+ERROR = {"message", "type", "code", "param"}
+TYPES = {kind for _, kind, _ in error_responses._STATUS.values()} | {"server_error"}
+
+
+def routes(app):
+    """Method and path of every route, ids filled in with one that nothing has."""
+    for route in app.routes:
+        if route.path.startswith("/v1/{project_id}/"):
+            continue
+        for method in sorted(getattr(route, "methods", None) or ()):
+            if method != "HEAD":
+                yield method, re.sub(r"\{\w+\}", "6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", route.path)
+
+
+def check_shape(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert "x-request-id" in response.headers
+    body = response.json()
+    assert set(body["error"]) == ERROR
+    assert body["error"]["type"] in TYPES
+    assert re.fullmatch(r"[a-z_]+", body["error"]["code"])
+    assert len(body["error"]["message"].split()) > 3
+    assert set(body) <= {"error", "detail"}
+    assert all(set(fault) == {"loc", "msg", "type"} for fault in body.get("detail", ()))
+
+
+@pytest.fixture
+def v1(app):
+    found = [(method, path) for method, path in routes(app) if path.startswith("/v1/")]
+    assert len(found) >= 20
+    return found
+
+
+def with_body(v1):
+    return [
+        (method, path) for method, path in v1 if method == "POST" and not path.endswith(("cancel", "sft-training-jobs"))
+    ]
+
+
+def test_without_a_key(http, v1):
+    del http.headers["Authorization"]
+    for method, path in v1:
+        response = http.request(method, path)
+        check_shape(response, 401)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_with_a_key_that_may_not(http, v1, store):
+    http.headers["Authorization"] = f"Bearer {create_key(store, 'rollouts', 'team', 'infer')}"
+    refused = [path for method, path in v1 if http.request(method, path).status_code == 403]
+    assert {"/v1/preview/keys", "/v1/preview/training-jobs"} <= set(refused)
+    for method, path in v1:
+        if path in refused and (response := http.request(method, path)).status_code == 403:
+            check_shape(response, 403)
+
+
+def test_of_things_that_are_not_there(http, v1, store):
+    http.headers["Authorization"] = f"Bearer {create_key(store, 'all', 'team', 'admin')}"
+    for method, path in v1:
+        if "6f0a4b06" in path and (method, path) not in with_body(v1) and not path.endswith("/checkpoints"):
+            check_shape(http.request(method, path), 404)
+
+
+def test_of_paths_and_methods_that_are_not_there(http, app):
+    for method, path in routes(app):
+        check_shape(http.request("PATCH", path), 405)
+        check_shape(http.request(method, f"{path}/more/of/it/nothing"), 404)
+
+
+def test_of_bodies(http, v1, configure, store):
+    http.headers["Authorization"] = f"Bearer {create_key(store, 'all', 'team', 'admin')}"
+    assert len(with_body(v1)) >= 6
+    for method, path in with_body(v1):
+        check_shape(http.request(method, path, content=b"{"), 422)
+        check_shape(http.request(method, path, content=b"{}"), 422)
+        check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "br"}), 415)
+        check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "gzip"}), 422)
+    configure("limits", max_payload_bytes=1, max_request_bytes=1)
+    for method, path in with_body(v1):
+        check_shape(http.request(method, path, content=b"{}"), 413)
+
+
+def test_of_a_store_that_does_not_answer(http, v1, services, monkeypatch):
+    def fail(*_):
+        raise UnavailableError("The store doesn't answer. Try again in a moment.", "store_unavailable")
+
+    monkeypatch.setattr(services.store, "find_key", fail)
+    for method, path in v1:
+        check_shape(http.request(method, path), 503)
+
+
+def test_of_a_bug(http, v1, services, monkeypatch):
+    def fail(*_):
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(services.store, "find_key", fail)
+    for method, path in v1:
+        response = http.request(method, path)
+        check_shape(response, 500)
+        assert "secret" not in response.text
+
+
+def test_each_kind_of_error_has_a_status():
+    def kinds(root):
+        return {kind for child in root.__subclasses__() for kind in (child, *kinds(child))}
+
+    # Those two are turned into the envelope of the training-job-configs API, by its own routes.
+    assert kinds(ServeError) - {Refused, TooManyJobsError} == set(error_responses._STATUS)
+
+
+def test_the_document_shows_the_shape(http):
+    document = http.get("/openapi.json").json()
+    shape = document["components"]["schemas"]["ErrorBody"]
+    assert set(shape["required"]) == {"error"}
+    assert set(document["components"]["schemas"]["ErrorDescription"]["required"]) == {
+        "message",
+        "type",
+        "code",
+        "param",
+    }
+    without = [
+        (path, method)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if "ErrorBody" not in json.dumps(operation["responses"].get("default", {}))
+        and not path.startswith("/v1/{project_id}/")
+    ]
+    assert without == [("/v1/preview/training-jobs", "post")]

@@ -1,0 +1,184 @@
+"""Which checkpoint a job's KL penalty compares with, and that it is there until the job ends."""
+
+import uuid
+
+import pytest
+
+from tandem.cluster.jobs.job import PolicyVersion
+from tandem.rl.config import TrainingConfig
+from tandem.serve.api.kl_reference import wanted_reference
+from tandem.serve.errors import InvalidRequestError, UnavailableError
+
+ZERO = "0" * 64
+ROOT = "/srv/artifacts"
+
+
+@pytest.fixture
+def train(store, add_job, claim, clock):
+    """Makes the next versions of a model, with a reward spread for each."""
+
+    def train(model, *digests, spread=0.25):
+        for digest in digests:
+            add_job(model)
+            claimed = claim()
+            store.complete(claimed, PolicyVersion(model.id, claimed.next_step, digest), {"reward_std_dev": spread})
+            clock.advance(1)
+
+    return train
+
+
+@pytest.fixture
+def post(store, clock):
+    """Accepts a job with a KL penalty."""
+
+    def post(model, **options):
+        config = TrainingConfig(kl_penalty_coef=0.1, **options)
+        job_id, reference = str(uuid.uuid4()), wanted_reference(config, ROOT)
+        clock.advance(1)
+        return store.add_job(
+            job_id, model.id, f"payloads/{job_id}", config.model_dump(exclude_none=True), "0" * 64, reference=reference
+        )
+
+    return post
+
+
+def test_no_penalty_no_reference(add_model, add_job, claim):
+    add_job(add_model(), config={"kl_penalty_coef": 0.0})
+    assert claim().reference_digest is None
+
+
+def test_the_reference_is_the_one_that_the_options_name(store, add_model, train, post, claim):
+    model, other = add_model(), add_model("other")
+    train(model, "a", "b" * 64)
+    train(other, "c")
+    for options, digest in (
+        ({}, ZERO),
+        ({"kl_penalty_reference_step": 0}, ZERO),
+        ({"kl_penalty_reference_step": 1}, "a"),
+        ({"kl_ref_adapter_path": "team/project/other:step1"}, "c"),
+        ({"kl_ref_adapter_path": "wandb-artifact:///team/project/other:step0"}, ZERO),
+        ({"kl_ref_adapter_path": f"checkpoints/{'b' * 64}"}, "b" * 64),
+        ({"kl_ref_adapter_path": f"{ROOT}/checkpoints/{ZERO}"}, ZERO),
+        ({"kl_ref_adapter_path": "team/project/other:step1", "kl_penalty_reference_step": 9}, "c"),
+    ):
+        post(model, **options)
+        claimed = claim()
+        assert claimed.reference_digest == digest, options
+        store.fail(claimed, "enough")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kl_penalty_reference_step": 1}, "team/project/agent:step1; it was deleted"),
+        ({"kl_penalty_reference_step": 3}, "step3; that step hasn't been trained yet"),
+        ({"kl_penalty_step_lag": 1}, "version 1 of team/project/agent, 1 before the current one, was deleted"),
+        ({"kl_ref_adapter_path": "team/project/none:step1"}, "no model team/project/none"),
+        ({"kl_ref_adapter_path": "others/project/agent:step1"}, "entity 'team' has no model others/project/agent"),
+        ({"kl_ref_adapter_path": "team/project/elsewhere:step0"}, "on base model another/base"),
+        ({"kl_ref_adapter_path": "team/project/agent"}, "is neither"),
+        ({"kl_ref_adapter_path": "/etc/passwd"}, "is neither"),
+        ({"kl_ref_adapter_path": f"/elsewhere/checkpoints/{ZERO}"}, "is neither"),
+        ({"kl_ref_adapter_path": "checkpoints/../../etc"}, "is neither"),
+        ({"kl_ref_adapter_path": f"checkpoints/{'d' * 64}"}, "no version of entity 'team'"),  # another entity's
+        ({"kl_ref_adapter_path": f"checkpoints/{'a' * 64}"}, "no version of entity 'team'"),  # deleted
+    ],
+)
+def test_a_reference_that_can_not_be_is_refused_at_its_option(store, add_model, train, post, options, reason):
+    model = add_model()
+    train(model, "a" * 64, "b")
+    store.delete_versions(model.id, "team", [1])
+    train(add_model(entity="others"), "d" * 64)
+    add_model("elsewhere", base_model="another/base")
+    with pytest.raises(InvalidRequestError, match=reason) as caught:
+        post(model, **options)
+    [option] = options
+    assert caught.value.faults[0].loc == ("body", "experimental_config", option)
+    assert store.jobs("team", 10, state="queued") == []
+
+
+def test_a_base_model_without_version_0_is_starting(add_model, post):
+    with pytest.raises(UnavailableError):
+        post(add_model("early", base_model="another/base"))
+
+
+@pytest.mark.parametrize(("lag", "digest"), [(1, "b"), (2, "a"), (3, ZERO), (9, ZERO)])
+def test_a_lag_counts_from_the_version_before_the_job(store, add_model, train, post, claim, lag, digest):
+    model = add_model()
+    train(model, "a", "b", "c")
+    post(model, kl_penalty_step_lag=lag)
+    assert claim().reference_digest == digest
+
+
+def test_a_lag_counts_from_what_the_jobs_ahead_made(store, add_model, train, add_job, post, claim):
+    model = add_model()
+    train(model, "a")
+    add_job(model)
+    post(model, kl_penalty_step_lag=1)
+    store.complete(claim(), PolicyVersion(model.id, 2, "b"), {})
+    assert claim().reference_digest == "a"
+
+
+def test_files_of_a_pinned_reference_stay_until_the_job_ends(store, add_model, train, post, claim):
+    model, other = add_model(), add_model("other")
+    train(other, "reference")
+    job = post(model, kl_ref_adapter_path="team/project/other:step1")
+    store.delete_model(other.id, "team")
+    assert store.unused_digests() == []
+    claimed = claim()
+    assert (claimed.id, claimed.reference_digest) == (job.id, "reference")
+    assert store.unused_digests() == []
+    store.fail(claimed, "enough")
+    assert store.unused_digests() == ["reference"]
+
+
+def test_files_that_a_lag_may_need_stay_until_the_job_ends(store, clock, add_model, train, add_job, post, claim):
+    model, twin = add_model(), add_model("twin")
+    train(model, "early", "a", "b")
+    train(twin, "a")
+    store.delete_versions(model.id, "team", [1])
+    add_job(model)
+    post(model, kl_penalty_step_lag=2)
+    clock.advance(1)
+    store.delete_versions(model.id, "team", [2])
+    store.delete_versions(twin.id, "team", [1])
+    assert store.unused_digests() == ["early"], "version 1 was deleted before the job came"
+    ahead = claim()
+    store.complete(ahead, PolicyVersion(model.id, 4, "c"), {})
+    claimed = claim()
+    assert (claimed.version.step, claimed.reference_digest) == (4, "a")
+    store.requeue(claimed, "A learner died.")
+    again = claim()
+    assert again.reference_digest == "a", "every attempt has the same reference"
+    assert store.unused_digests() == ["early"]
+    store.fail(again, "enough")
+    assert sorted(store.unused_digests()) == ["a", "early"]
+
+
+def test_a_lag_to_a_version_deleted_before_fails_the_job_with_the_reason(
+    store, clock, add_model, train, add_job, post, claim
+):
+    model = add_model()
+    train(model, "a", "b")
+    store.delete_versions(model.id, "team", [2])
+    add_job(model)
+    job, following = post(model, kl_penalty_step_lag=1), add_job(model)
+    store.complete(claim(), PolicyVersion(model.id, 3, "c"), {})
+    assert claim() is None
+    assert store.job(job.id, "team").state == "failed"
+    [event] = store.events(job.id, "team", 10)
+    assert "kl_penalty_step_lag: version 2 of team/project/agent" in event.data["error_message"]
+    assert claim().id == following.id
+
+
+def test_a_claim_knows_the_reward_spread_of_earlier_jobs(store, add_model, train, add_job, claim):
+    model, other = add_model(), add_model("other")
+    train(model, "a", spread=0.5)
+    train(other, "x", spread=0.9)
+    add_job(model)
+    store.fail(claim(), "enough")
+    train(model, "b", spread=0.25)
+    store.delete_versions(model.id, "team", [1])
+    store.forget_digest("a")
+    add_job(model)
+    assert claim().reward_std_devs == (0.5, 0.25), "also of versions that are gone"

@@ -1,0 +1,100 @@
+"""Waiting for a newer policy version."""
+
+import asyncio
+import threading
+import time
+
+import httpx
+import pytest
+from waiting import wait_until
+
+from tandem.cluster.jobs.job import PolicyVersion
+from tandem.serve.api.auth import create_key
+from tandem.serve.api.models import VERSION_POLL_S
+
+
+@pytest.fixture
+def url(model):
+    return f"/v1/preview/models/{model['id']}/versions"
+
+
+@pytest.fixture
+def train(store, add_job, claim, model):
+    def train(*digests):
+        for digest in digests:
+            add_job(store.model(model["id"], "team"))
+            claimed = claim()
+            store.complete(claimed, PolicyVersion(model["id"], claimed.next_step, digest), {})
+
+    return train
+
+
+def test_versions_that_are_there_come_at_once(http, url, train, model):
+    train("a", "b", "c")
+    began = time.monotonic()
+    page = http.get(url, params={"after": 1, "wait": 30}).json()
+    assert time.monotonic() - began < 10
+    assert page["data"] == [
+        {"id": f"{model['id']}:{step}", "step": step, "digest": digest, "created_at": "2026-01-01T00:00:00Z"}
+        for step, digest in ((2, "b"), (3, "c"))
+    ]
+    page = http.get(url, params={"limit": 1}).json()
+    assert ([v["step"] for v in page["data"]], page["has_more"]) == ([1], True)
+
+
+def test_without_newer_versions_it_answers_when_the_wait_is_over(http, url, train):
+    train("a")
+    assert http.get(url, params={"after": 1}).json()["data"] == []
+    began = time.monotonic()
+    assert http.get(url, params={"after": 1, "wait": 0.3}).json()["data"] == []
+    assert time.monotonic() - began >= 0.3
+
+
+def test_a_version_made_meanwhile_ends_the_wait(http, url, train):
+    train("a")
+    later = threading.Timer(0.5, train, ["b"])
+    later.start()
+    began = time.monotonic()
+    page = http.get(url, params={"after": 1, "wait": 50}).json()
+    later.join()
+    assert [v["step"] for v in page["data"]] == [2]
+    assert time.monotonic() - began < 25
+
+
+def test_many_may_wait_without_blocking_the_others(base_url, key, url):
+    """More waiting requests than the server has threads; another one is answered all the same."""
+
+    async def ask():
+        headers = {"Authorization": f"Bearer {key}"}
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(headers=headers, timeout=30, limits=limits) as client:
+            address = base_url.removesuffix("/v1") + url
+            waiting = [asyncio.create_task(client.get(address, params={"wait": 20})) for _ in range(60)]
+            await asyncio.sleep(1)
+            assert (await client.get(address)).json()["data"] == []
+            assert not any(task.done() for task in waiting)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_hangs_up_ends_the_polling(connect, hang_up, url, store, monkeypatch):
+    polls = []
+    versions = store.versions
+    monkeypatch.setattr(store, "versions", lambda *args: polls.append(time.monotonic()) or versions(*args))
+    connection = connect(f"{url}?wait=60", method="GET")
+    wait_until(lambda: len(polls) > 1)
+    hang_up(connection)
+    wait_until(lambda: time.monotonic() - polls[-1] > 5 * VERSION_POLL_S, deadline_s=30)
+
+
+@pytest.mark.parametrize("query", [{"wait": 61}, {"wait": -1}, {"wait": "nan"}, {"after": -1}, {"after": "new"}])
+def test_what_can_not_be_waited_for_is_refused(http, url, query):
+    assert http.get(url, params=query).status_code == 422
+
+
+def test_only_the_entity_sees_them(http, url, store):
+    others = {"Authorization": f"Bearer {create_key(store, 'k', 'others')}"}
+    assert http.get(url, headers=others).status_code == 404

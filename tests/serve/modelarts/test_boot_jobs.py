@@ -1,0 +1,289 @@
+"""Boot files as real Ray jobs: one worker and two, their logs, ends of every kind, and a runner that is replaced."""
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import ray
+from waiting import wait_until
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import ProjectConfig, TandemConfig
+from tandem.serve.modelarts.running import supervision
+from tandem.serve.modelarts.running.projects import resource_specs
+from tandem.serve.modelarts.running.runner import JobRunner
+from tandem.serve.modelarts.running.supervision import Supervision
+from tandem.serve.modelarts.store.jobs import UserJobStatus
+from tandem.serve.store.store import Store
+
+END_S = 300  # a few seconds, unless the machine has much else to do
+SETTINGS = {
+    "worker_server_num": 1,
+    "spec_id": 500,
+    "app_url": "/bucket/code/",
+    "boot_file_url": "/bucket/code/boot.py",
+    "data_url": "/bucket/data/",
+    "train_url": "/bucket/out/",
+    "log_url": "/bucket/logs/",
+}
+
+
+class Project:
+    """A project with a bucket, jobs, and runners that look after them."""
+
+    def __init__(self, home):
+        self.config = TandemConfig(
+            home=home,
+            projects={"team": ProjectConfig(run_code=True)},
+            resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
+        )
+        self.store = Store(self.config.resolved_store_url)
+        self.bucket = home / "projects" / "team" / "bucket"
+        (self.bucket / "data").mkdir(parents=True)
+        self.code("print('hello')")
+
+    def code(self, text):
+        (self.bucket / "code").mkdir(exist_ok=True)
+        (self.bucket / "code" / "boot.py").write_text(text)
+
+    @contextmanager
+    def runner(self):
+        stop = threading.Event()
+        artifacts = Artifacts(self.config.artifacts_root)
+        runner = JobRunner(self.config, self.store, artifacts, lambda: resource_specs(self.config))
+        thread = threading.Thread(target=runner.run, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
+
+    def start(self, name="job", **settings):
+        return self.store.add_user_job("team", name, "", {**SETTINGS, **settings}, 100)
+
+    def version(self, version):
+        return self.store.user_job_version("team", version.job_id, version.id)
+
+    def wait(self, version, until=lambda v: UserJobStatus(v.status).has_ended):
+        deadline = time.monotonic() + END_S
+        while time.monotonic() < deadline:
+            if until(found := self.version(version)):
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"{UserJobStatus(found.status).name}: {found.error}; log {self.log(version)}")
+
+    def log(self, version, rank=0):
+        return self.store.user_job_log(version.id, f"worker-{rank}.log", 1, 1000)
+
+    def pid(self, version, rank=0):
+        """Which a program has told in a line of its log; None before it has. Ray writes lines of its own there."""
+        return next((int(line.split()[1]) for line in self.log(version, rank) if line.startswith("pid")), None)
+
+
+@pytest.fixture
+def project(ray_local, tmp_path):
+    project = Project(tmp_path)
+    yield project
+    project.store.close()
+
+
+def test_a_boot_file_gets_its_arguments_and_leaves_its_results(project):
+    project.code(
+        "import sys, json, os, helper\n"
+        "args = dict(a.lstrip('-').split('=', 1) for a in sys.argv[1:])\n"
+        "print(helper.WORD)\n"
+        "json.dump([sys.argv[1:], os.getcwd()], open(args['train_url'] + '/args.json', 'w'))\n"
+        "print('to stderr', file=sys.stderr)\n"
+    )
+    (project.bucket / "code" / "helper.py").write_text("WORD = 'from another file'")
+    parameters = [
+        {"label": "learning_rate", "value": "0.01"},
+        {"label": "text", "value": "a b; $(touch hacked) 'c' \"d\""},
+        {"label": "num_gpus", "value": "8"},
+        {"label": "data_url", "value": "/etc"},
+    ]
+    with project.runner():
+        version = project.wait(project.start(parameter=parameters))
+    assert (version.status, version.error) == (UserJobStatus.COMPLETED, None)
+    arguments, directory = json.loads((project.bucket / "out" / "args.json").read_text())
+    assert arguments == [
+        f"--data_url={project.bucket}/data",
+        f"--train_url={project.bucket}/out",
+        "--num_gpus=0",
+        "--learning_rate=0.01",
+        "--text=a b; $(touch hacked) 'c' \"d\"",
+    ]
+    assert "working_dir" in directory, "it runs in a copy of its code"
+    log = project.log(version)
+    assert "from another file" in log
+    assert "to stderr" in log
+    assert (project.bucket / "logs" / "worker-0.log").read_text().splitlines() == log
+    assert version.started_at <= version.ended_at
+
+
+def test_a_program_that_fails_ends_as_failed_with_its_traceback_in_the_log(project):
+    project.code("raise ValueError('the user must see this')")
+    with project.runner():
+        version = project.wait(project.start())
+    assert version.status == UserJobStatus.FAILED
+    assert "exit" in version.error.lower() or "code 1" in version.error
+    assert "ValueError: the user must see this" in project.log(version)
+
+
+def test_a_killed_worker_ends_the_job_as_failed_with_its_log(project):
+    project.code(
+        "import os, sys, time\n"
+        "rank = [a for a in sys.argv if a.startswith('--rank=')][0]\n"
+        "print('pid', os.getpid(), rank)\n"
+        "time.sleep(600)\n"
+    )
+    with project.runner():
+        job = project.start(worker_server_num=2)
+        project.wait(job, lambda _: project.pid(job) and project.pid(job, 1))
+        pids = [project.pid(job, rank) for rank in range(2)]
+        os.kill(pids[1], signal.SIGKILL)
+        version = project.wait(job)
+    assert version.status == UserJobStatus.FAILED
+    assert "tandem: worker 1 was ended by signal 9; the other workers are ended too" in project.log(job, 1)
+    assert f"pid {pids[0]} --rank=0" in project.log(job)
+    wait_until_gone(pids[0])
+
+
+def wait_until_gone(pid):
+    def is_gone():
+        try:
+            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # the second if it goes while this is read
+            return True
+
+    wait_until(is_gone)
+
+
+def test_a_stop_ends_the_program(project):
+    project.code("import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(600)")
+    with project.runner():
+        job = project.start()
+        project.wait(job, lambda _: project.pid(job))
+        pid = project.pid(job)
+        assert project.store.stop_user_job("team", job.job_id, job.id)
+        version = project.wait(job)
+    assert (version.status, version.error) == (UserJobStatus.KILLED, "It was stopped at the user's request.")
+    wait_until_gone(pid)
+
+
+def test_a_job_goes_on_while_its_runner_is_replaced(project):
+    """No line of its log is lost or there twice, and it isn't started again."""
+    go_on = project.bucket / "go_on"
+    project.code(
+        "import os, time\n"
+        "open('/dev/stdout', 'w')\n"
+        "for n in range(40):\n"
+        "    print('line', n, os.getpid(), flush=True)\n"
+        "    time.sleep(0.1)\n"
+        f"    while n == 9 and not os.path.exists({str(go_on)!r}):\n"  # so that it hasn't ended by itself
+        "        time.sleep(0.1)\n"
+    )
+    job = project.start()
+    with project.runner():
+        project.wait(job, lambda _: any(line.startswith("line 3 ") for line in project.log(job)))
+    assert UserJobStatus(project.version(job).status) is UserJobStatus.RUNNING
+    go_on.touch()
+    with project.runner():
+        version = project.wait(job)
+    assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 1)
+    lines = [line.split() for line in project.log(job) if line.startswith("line")]
+    assert [int(n) for _, n, _ in lines] == list(range(40))
+    assert len({pid for *_, pid in lines}) == 1
+
+
+def test_a_job_whose_ray_job_has_gone_is_started_again(project):
+    project.code("print('ran')")
+    job = project.start()
+    claimed = project.store.claim_user_job("a runner that died", 3)
+    project.store.count_submission(claimed)  # it died before, or the cluster after, the job was submitted
+    with project.runner():
+        version = project.wait(job)
+    assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 2)
+    log = project.log(job)
+    assert log[0] == "tandem: the Ray cluster that ran this job has gone; it is started again (submission 2)"
+    assert "ran" in log  # Ray's own first line may come after it: it is written when its buffer is
+
+
+def test_a_job_that_is_to_end_before_it_was_handed_to_ray_never_is(project):
+    project.code("print('ran')")
+    job = project.start()
+    project.store.claim_user_job("a runner that died", 0.1)
+    assert project.store.stop_user_job("team", job.job_id, job.id)
+    assert UserJobStatus(project.version(job).status) is UserJobStatus.KILLING
+    with project.runner():
+        version = project.wait(job)
+    assert (version.status, version.num_submissions) == (UserJobStatus.KILLED, 0)
+    assert project.log(job) == []
+
+
+def test_a_log_is_cut_at_the_same_line_when_its_runner_is_replaced(project, monkeypatch):
+    monkeypatch.setattr(supervision, "MAX_LOG_LINES", 5)
+    job = project.start()
+    stop = threading.Event()
+    for lines in (["1", "2", "3"], ["4", "5", "6"], ["7"]):
+        claimed = project.store.claim_user_job("runner", 30)
+        with Supervision(project.store, claimed, 30, stop) as care:
+            care.log("worker-0.log", lines)
+            care.flush()
+        project.store.release_user_job(claimed)
+    assert project.log(job) == ["1", "2", "3", "4", "5", "tandem: the log ends here, after 5 lines."]
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "said"),
+    [
+        ({"app_url": "/bucket/none/", "boot_file_url": "/bucket/none/b.py"}, UserJobStatus.SUBMIT_FAILED, "app_url"),
+        ({"boot_file_url": "/bucket/code/none.py"}, UserJobStatus.SUBMIT_FAILED, "boot_file_url"),
+        ({"data_url": "/bucket/nothing/"}, UserJobStatus.SUBMIT_FAILED, "data_url"),
+        ({"data_url": None, "dataset_id": "d", "dataset_version_id": "9"}, UserJobStatus.SUBMIT_FAILED, "no version 9"),
+        ({"spec_id": 77}, UserJobStatus.SUBMIT_FAILED, "spec_id"),
+    ],
+)
+def test_what_is_missing_is_named(project, settings, status, said):
+    with project.runner():
+        version = project.wait(project.start(**settings))
+    assert version.status == status
+    assert said in version.error
+
+
+def test_a_dataset_version_that_was_changed_is_refused(project):
+    directory = project.bucket.parent / "datasets" / "d" / "1"
+    directory.mkdir(parents=True)
+    (directory / "a.txt").write_text("1")
+    data = {"data_url": None, "dataset_id": "d", "dataset_version_id": "1"}
+    project.code("import sys; print(sys.argv[1])")
+    with project.runner():
+        first = project.wait(project.start("first", **data))
+        assert first.status == UserJobStatus.COMPLETED, first.error
+        assert f"--data_url={directory}" in project.log(first)
+        (directory / "b.txt").write_text("2")
+        second = project.wait(project.start("second", **data))
+    assert second.status == UserJobStatus.SUBMIT_FAILED
+    assert "was changed" in second.error
+
+
+def test_a_job_that_waits_for_room_says_so(project):
+    project.config = project.config.model_copy(
+        update={
+            "resource_specs": (
+                project.config.resource_specs[0].model_copy(update={"num_cpus": ray.cluster_resources()["CPU"] + 1}),
+            )
+        }
+    )
+    with project.runner():
+        job = project.start()
+        version = project.wait(job, lambda v: v.status == UserJobStatus.WAITING and v.error)
+        assert "resources" in version.error
+        project.store.stop_user_job("team", job.job_id, job.id)
+        assert project.wait(job).status == UserJobStatus.KILLED

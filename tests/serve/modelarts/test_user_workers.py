@@ -1,0 +1,78 @@
+"""Several workers of one program: their output, their ends."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+
+from tandem.serve.modelarts.running import workers as user_workers
+from tandem.serve.modelarts.running.ray_jobs import UserProgram
+from tandem.serve.modelarts.running.resource_specs import ResourceSpec
+from tandem.serve.modelarts.running.workers import MARK, UserWorker, demultiplex
+
+SPEC = ResourceSpec(1, "tandem.cpu.1", 1, 0, "", 2)
+
+
+def read_all(worker):
+    lines, status = [], None
+    for _ in range(60):
+        more, status = worker.read()
+        lines += more
+        if status is not None:
+            return lines, status
+    raise AssertionError(f"The worker hasn't ended; it wrote {lines}.")
+
+
+def test_output_and_exit_status_of_a_worker():
+    worker = UserWorker()
+    worker.start([sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"])
+    lines, status = read_all(worker)
+    assert sorted(lines) == ["err", "out"]
+    assert status == 3
+
+
+def test_arguments_reach_the_program_as_they_are(tmp_path):
+    """The shell that Ray runs the entrypoint with has nothing to interpret."""
+    (tmp_path / "boot.py").write_text("import sys; print(sys.argv[1:])")
+    arguments = ["--a=$(touch hacked)", "--b='; touch hacked; '", "--c=`id`", '--d="x y"', "--e=*", "--f=\n"]
+    for num_workers in (1, 2):
+        entrypoint = UserProgram(tmp_path, "boot.py", arguments, SPEC, num_workers).entrypoint("127.0.0.1:1")
+        if num_workers == 2:  # what leads the workers is another program; here it prints its arguments
+            entrypoint = entrypoint.replace("-m tandem.serve.modelarts.running.workers", "boot.py", 1)
+        ran = subprocess.run(entrypoint, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert eval(ran.stdout)[-len(arguments) :] == arguments
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_output_is_sorted_by_worker():
+    lines = [f"{MARK}0{MARK}a", f"{MARK}1{MARK}b", "unmarked", f"{MARK}9{MARK}of no worker", f"{MARK}1{MARK}"]
+    assert demultiplex(lines, 2) == {0: ["a", "unmarked", f"{MARK}9{MARK}of no worker"], 1: ["b", ""]}
+
+
+@pytest.mark.parametrize(
+    ("start_s", "deadline_s", "cause"),
+    [
+        (600, 2, r"worker 0 hasn't started within 2 s.*load and the memory"),
+        (0, 300, "worker 0 can't run its program: .*boot"),
+    ],
+)
+def test_a_worker_that_does_not_start_is_named_with_its_cause(ray_local, monkeypatch, start_s, deadline_s, cause):
+    class Unavailable:
+        def rendezvous(self):
+            return "tcp://127.0.0.1:1"
+
+        def start(self, command):
+            time.sleep(start_s)
+            raise FileNotFoundError(f"no such file: {command[0]}")
+
+    monkeypatch.setattr(user_workers, "START_S", deadline_s)
+    workers = [ray.remote(Unavailable).options(num_cpus=0).remote() for _ in range(2)]
+    ray.get([worker.rendezvous.remote() for worker in workers])  # their processes run
+    with pytest.raises(user_workers._StartError, match=cause) as error:
+        user_workers._start(workers, ["boot"])
+    assert error.value.rank == 0
+    for worker in workers:
+        ray.kill(worker)

@@ -1,0 +1,143 @@
+"""Which databases a store can be on, and that no failure of a connection outlasts its cause."""
+
+import sys
+import time
+import uuid
+
+import pytest
+from sqlalchemy import create_engine, make_url
+from typer.testing import CliRunner
+
+from tandem.cli.main import app
+from tandem.serve.errors import UnavailableError
+from tandem.serve.store.connections import open_engine
+from tandem.serve.store.store import Store
+
+on_both = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+on_postgres = pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("tandem.db", "isn't a URL"),
+        ("mysql://user:secret@host/db", "names mysql"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///tandem.db", "the whole path"),
+        ("sqlite:////proc/self/nothing/tandem.db", "in /proc/self/nothing, which can't be made"),
+    ],
+)
+def test_a_url_that_cannot_be_a_store_is_refused(url, reason):
+    with pytest.raises(ValueError, match=reason) as refused:
+        open_engine(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_without_its_driver_postgresql_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ValueError, match=r"pip install '\.\[postgres\]'"):
+        open_engine("postgresql://host/db")
+
+
+@pytest.mark.parametrize("name", ["postgres", "postgresql", "postgresql+psycopg"])
+@on_postgres
+def test_postgresql_goes_by_any_of_its_names(store_url, name):
+    url = make_url(store_url).set(drivername=name).render_as_string(hide_password=False)
+    store = Store(url)
+    assert not store.has_keys()
+    store.close()
+
+
+def test_a_file_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Store("sqlite:///~/stores/tandem.db").close()
+    assert (tmp_path / "stores" / "tandem.db").is_file()
+
+
+@pytest.mark.parametrize(
+    "url, said",
+    [
+        ("mysql://user:secret@host/db", "store_url names mysql"),
+        ("postgresql://user:secret@127.0.0.1:1/db", "The store doesn't answer"),
+    ],
+)
+def test_the_command_line_says_in_a_sentence_what_is_wrong_with_the_store(url, said, tmp_path):
+    environment = {"TANDEM_HOME": str(tmp_path), "TANDEM_STORE_URL": url, "COLUMNS": "200"}
+    told = CliRunner().invoke(app, ["keys", "list"], env=environment)
+    assert told.exit_code == 2
+    assert told.output.startswith(said) and "secret" not in told.output
+
+
+@on_postgres
+def test_connections_that_the_server_closed_are_replaced(store_url, store, add_model, postgres):
+    """As after a restart of the server."""
+    add_model("before")
+    with pytest.raises(UnavailableError, match="doesn't answer"), store._write() as session:
+        session.connection()
+        disconnect_all(postgres, store_url)
+        store.add_model("team", "project", "between", "tandem/tiny", False)  # on another connection
+        session.connection().exec_driver_sql("SELECT 1")
+    disconnect_all(postgres, store_url)
+    assert [model.name for model in store.models("team")] == ["before", "between"]
+
+
+@on_postgres
+def test_a_process_that_stops_in_a_transaction_does_not_stop_the_others(store_url, store, add_model):
+    model = add_model()
+    stopped = Store(with_query(store_url, options="-c idle_in_transaction_session_timeout=200ms"))
+    with pytest.raises(UnavailableError), stopped._write() as session:
+        stopped_row = session.get(type(model), model.number, with_for_update=True)
+        stopped_row.name = "changed"
+        session.flush()
+        started = time.monotonic()
+        add_job_with(store, model)
+        assert time.monotonic() - started < 20, "it waited for the lock of a process that had stopped"
+    stopped.close()
+    assert store.model(model.id, "team").name == "agent"
+
+
+@on_both
+def test_waiting_for_a_lock_has_an_end(store_url, store, add_model):
+    model = add_model()
+    query = {"timeout": "0.2"} if "sqlite" in store_url else {"options": "-c lock_timeout=200ms"}
+    hurried = Store(with_query(store_url, **query))
+    with store._write() as session:
+        session.get(type(model), model.number, with_for_update=True)
+        with pytest.raises(UnavailableError, match="doesn't answer"):
+            add_job_with(hurried, model)
+    assert add_job_with(hurried, model).state == "queued"
+    hurried.close()
+
+
+def test_what_protects_postgresql_users_is_set(postgres):
+    engine = open_engine(postgres)
+    with engine.connect() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"SHOW {name}").scalar()
+            for name in ("transaction_isolation", "lock_timeout", "idle_in_transaction_session_timeout")
+        }
+    engine.dispose()
+    assert settings == {
+        "transaction_isolation": "read committed",
+        "lock_timeout": "30s",
+        "idle_in_transaction_session_timeout": "1min",
+    }
+
+
+def add_job_with(store, model):
+    return store.add_job(str(uuid.uuid4()), model.id, "payloads/1", {}, "0" * 64)
+
+
+def with_query(url, **query):
+    return make_url(url).update_query_dict(query).render_as_string(hide_password=False)
+
+
+def disconnect_all(admin_url, url):
+    engine = create_engine(admin_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %(name)s",
+            {"name": make_url(url).database},
+        )
+    engine.dispose()
