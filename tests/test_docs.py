@@ -1,6 +1,9 @@
-"""What the README tells people to type exists."""
+"""Commands, files and options that the documentation names exist."""
 
 import re
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,12 +16,36 @@ from tandem.serve.api.application import create_app
 from tandem.serve.api.auth import declared_role
 
 README = (ROOT / "README.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def made(text):
+    """The targets of make that a text names, in a block of commands or in a line."""
+    return set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", text, re.MULTILINE))
 
 
 def test_every_make_target_exists():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))  # in a block of commands, or in a line
-    assert {"demo", "up", "test"} <= named <= targets
+    assert {"demo", "up", "test"} <= made(README)
+    for page in PAGES:
+        assert made(page.read_text()) <= TARGETS, page.name
+
+
+def test_the_workflow_runs_targets_of_make_on_each_supported_python():
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert {"install", "lint"} < made(workflow) <= TARGETS
+    assert made((ROOT / ".ci/run").read_text()) <= made(workflow)
+    runs = [step["run"] for job in yaml.safe_load(workflow)["jobs"].values() for step in job["steps"] if "run" in step]
+    assert all(re.match(r"make [a-z-]+", run) for run in runs)
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert requires == ">=3.11,<3.13" and 'python: ["3.11", "3.12"]' in workflow
+
+
+def test_the_programs_of_the_commit_hooks_are_installed():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    programs = {hook["entry"].split()[0] for hook in hooks if hook["language"] == "system"}
+    assert programs == {".venv/bin/ruff", ".venv/bin/mypy"}
+    assert all(Path(sys.executable).with_name(Path(program).name).is_file() for program in programs)
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`tandem ([a-z]+)", README))))
@@ -43,7 +70,7 @@ def test_the_example_configuration_is_valid(tmp_path):
 
 
 def test_linked_files_exist():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
 
