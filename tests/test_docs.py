@@ -4,6 +4,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -73,6 +74,25 @@ def test_linked_files_exist():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_each_invariant_names_tests_that_exist():
+    rows = re.findall(r"^\| \*\*.*\|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for row in rows:
+        shown_by = row.split("|")[2]
+        named, files = re.findall(r"`(test_\w+)`", shown_by), re.findall(r"\]\((tests/[\w/.]+)\)", shown_by)
+        text = "".join((ROOT / file).read_text() for file in files)
+        assert named and all(f"def {name}(" in text for name in named), row
+
+
+def test_pictures_are_well_formed_and_opaque():
+    """A background of their own keeps them legible on light and dark pages."""
+    pictures = [*(ROOT / "docs/images").glob("*.svg")]
+    assert pictures
+    for picture in pictures:
+        _, background, *_ = [child for child in ElementTree.parse(picture).getroot() if not child.tag.endswith("defs")]
+        assert background.tag.endswith("rect") and background.get("fill", "none") != "none", picture.name
 
 
 def test_the_role_of_every_route_is_documented():
