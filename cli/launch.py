@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from tandem.cli.startup import ServiceLostError, StartError
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.processes.deadlines import within
 from tandem.cluster.processes.local_ray import local_ray
 from tandem.rl.tiny.model import resolve_model
 from tandem.serve.app.serve_state import application_status
@@ -130,9 +130,10 @@ def _start_serve(config: TandemConfig, log_level: str) -> None:
 def end(config: TandemConfig, ends_serve: bool = False) -> None:
     """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
     target = _shut_down_serve if ends_serve else _delete_application
-    ending = threading.Thread(target=target, daemon=True)  # a Ray that has died may never answer
-    ending.start()
-    ending.join(config.coordinator.stop_grace_s + END_DEADLINE_S)
+    try:  # a Ray that has died may never answer
+        within(config.coordinator.stop_grace_s + END_DEADLINE_S, target, "end-service")
+    except Exception:
+        logger.warning("Ray Serve didn't end the service", exc_info=True)
 
 
 def ask_to_end(ends_serve: bool) -> None:

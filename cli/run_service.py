@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from tandem.cli.startup import Startup
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.held_ports import hold_port
 from tandem.runs.directory import RunDirectory
 
@@ -129,14 +130,13 @@ def _with_key(
                 with suppress(Exception):  # the end of the block tries again
                     ask()
 
-        # In a thread: a Ray that has died may never answer.
-        asking = threading.Thread(target=ask_to_end, name="ask-to-end", daemon=True)
+        asked: list[Future[None]] = []
         start.ready()
         try:
-            yield RunService(service_url(), key.key, check, asking.start)
+            # In a thread: a Ray that has died may never answer.
+            yield RunService(service_url(), key.key, check, lambda: asked.append(in_thread(ask_to_end, "ask-to-end")))
         finally:
-            if asking.ident is not None:
-                asking.join(ASK_S)
+            wait(asked, ASK_S)
 
 
 @contextmanager

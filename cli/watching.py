@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from tandem.cli.launch import APPLICATION, ServiceLostError
+from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.local_ray import dead_processes
 from tandem.serve.app.serve_state import application_status
 
@@ -34,27 +35,25 @@ class ServiceWatch:
 
     def __init__(self, answers: Callable[[], bool] = answers):
         self._answers = answers
-        self._has_answered = threading.Event()
         self._num_silences = 0
-        self._thread: threading.Thread | None = None
+        self._asked: Future[bool] | None = None
 
     def check(self) -> None:
         """Raises ServiceLostError when a part of this machine's own Ray has ended, or when Serve hasn't answered since
         MAX_SILENCES calls."""
         if dead := dead_processes():
             raise ServiceLostError(f"The service has ended, because its Ray has: {' and '.join(dead)} died.")
-        self._num_silences = 0 if self._has_answered.is_set() else self._num_silences + 1
+        has_answered = self._asked is not None and self._asked.done() and self._asked.result()
+        self._num_silences = 0 if has_answered else self._num_silences + 1
         if self._num_silences > MAX_SILENCES:
             silent_s = MAX_SILENCES * self.PERIOD_S
             raise ServiceLostError(f"The service has ended: Ray Serve hasn't answered for {silent_s:g} s.")
-        if self._thread is None or not self._thread.is_alive():
-            self._has_answered.clear()
-            self._thread = threading.Thread(target=self._ask, name="service-watch", daemon=True)
-            self._thread.start()
+        if self._asked is None or self._asked.done():
+            self._asked = in_thread(self._ask, "service-watch")
 
-    def _ask(self) -> None:
+    def _ask(self) -> bool:
         try:
-            if self._answers():
-                self._has_answered.set()
+            return self._answers()
         except Exception:
             logger.debug("Ray Serve doesn't answer", exc_info=True)
+            return False

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StoreUnavailableError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
+from tandem.cluster.processes.deadlines import within
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+CALL = "store-call"
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
 
 
@@ -31,20 +31,20 @@ class PatientStore(JobStore):
 
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
         """Asks once: the coordinator asks again anyway."""
-        return within(self._publish_s, lambda: self._store.claim_next(base_model, owner, lease_s))
+        return within(self._publish_s, lambda: self._store.claim_next(base_model, owner, lease_s), CALL)
 
     def next_queued(self, base_model: str) -> QueuedJob | None:
         """Asks once: it is only to save time."""
-        return within(self._publish_s, lambda: self._store.next_queued(base_model))
+        return within(self._publish_s, lambda: self._store.next_queued(base_model), CALL)
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Asks once: the lease's keeper asks again anyway."""
-        within(min(lease_s, self._publish_s), lambda: self._store.renew(job, lease_s))
+        within(min(lease_s, self._publish_s), lambda: self._store.renew(job, lease_s), CALL)
 
     def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
         """Asks once, and work goes on if that fails: it is only there to be looked at."""
         try:
-            within(self._publish_s, lambda: self._store.report_waiting(job, reason))
+            within(self._publish_s, lambda: self._store.report_waiting(job, reason), CALL)
         except (LeaseLostError, JobCancelledError):
             raise
         except Exception:
@@ -72,7 +72,7 @@ class PatientStore(JobStore):
         deadline, pause = time.monotonic() + self._publish_s, FIRST_PAUSE_S
         while True:
             try:
-                return within(max(0.0, deadline - time.monotonic()), write)
+                return within(max(0.0, deadline - time.monotonic()), write, CALL)
             except (LeaseLostError, JobCancelledError):
                 raise
             except Exception as error:
@@ -83,24 +83,3 @@ class PatientStore(JobStore):
                 logger.warning("The job store failed; trying again in %.1f s", pause, exc_info=True)
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_S)
-
-
-def within(deadline_s: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises; TimeoutError when it takes longer, and then it goes on in its thread."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="store-call")
-    thread.start()
-    thread.join(deadline_s)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {deadline_s:g} s")
-    return results[0]

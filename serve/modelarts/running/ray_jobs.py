@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.errors import ClusterError
+from tandem.cluster.processes.deadlines import within
 from tandem.serve.modelarts.running.resource_specs import ResourceSpec
 
 if TYPE_CHECKING:
@@ -163,17 +162,8 @@ class RayJobs:
         return self._client
 
     def _call(self, name: str, *args: Any, timeout_s: float = CALL_S, **kwargs: Any) -> Any:
-        answer: Future[Any] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(getattr(self._connected(), name)(*args, **kwargs))
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=ask, name=f"ray-{name}", daemon=True).start()
         try:
-            return answer.result(timeout_s)
+            return within(timeout_s, lambda: getattr(self._connected(), name)(*args, **kwargs), f"ray-{name}")
         except TimeoutError as error:
             raise RayJobsError(f"Ray's job server hasn't answered {name} within {timeout_s:g} s.") from error
         except Exception as error:
