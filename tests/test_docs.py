@@ -95,6 +95,19 @@ def test_pictures_are_well_formed_and_opaque():
         assert background.tag.endswith("rect") and background.get("fill", "none") != "none", picture.name
 
 
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_linked_headings_exist():
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            text = ((page.parent / target) if target else page).read_text()
+            assert anchor in anchors(text), (page.name, target, anchor)
+
+
 def test_the_role_of_every_route_is_documented():
     table = re.findall(r"^\| (infer|train|admin) \| (\w+) \| (\S+) \|$", (ROOT / "docs/security.md").read_text(), re.M)
     declared = [
