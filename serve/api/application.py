@@ -13,8 +13,7 @@ from tandem.serve.api import error_responses, health, inference, keys, models, t
 from tandem.serve.api.auth import authenticate
 from tandem.serve.api.schemas import REQUEST_BODIES, ErrorBody, HTTPValidationError
 from tandem.serve.api.services import Services
-from tandem.serve.modelarts.api import catalog, configs, envelope, jobs
-from tandem.serve.modelarts.api import schemas as modelarts_schemas
+from tandem.serve.modelarts import routes as modelarts
 
 PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
 ERROR_RESPONSE = {
@@ -35,12 +34,10 @@ def create_app(services: Services) -> FastAPI:
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for router in (models.router, training_jobs.router, inference.router, keys.router):
         v1.include_router(router)
-    for router in (configs.router, jobs.router, catalog.router):  # last: their first segment is any project
-        v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)
     error_responses.install(app)
-    envelope.install(app)
+    modelarts.add_routes(app)
     app.openapi = lambda: _openapi(app)
     return app
 
@@ -52,7 +49,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        bodies = (*REQUEST_BODIES, *modelarts_schemas.REQUEST_BODIES, HTTPValidationError, ErrorBody)
+        bodies = (*REQUEST_BODIES, *modelarts.REQUEST_BODIES, HTTPValidationError, ErrorBody)
         own = [(model, "validation") for model in bodies]
         _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schemas["$defs"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
-from tandem.serve.modelarts.running.resource_specs import ResourceSpec
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
@@ -63,8 +62,6 @@ class Services:
     """For each base model."""
     engine_faults: Callable[[], Awaitable[Mapping[str, str]]]
     """What keeps engines from answering, for each base model where something does."""
-    resource_specs: Callable[[], Sequence[ResourceSpec]]
-    """What jobs of saved configurations can run on, from the live cluster and the configuration."""
 
 
 async def _services(request: Request) -> Services:

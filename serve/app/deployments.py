@@ -36,8 +36,7 @@ from tandem.serve.api.inference import REPLICA_HEADER
 from tandem.serve.api.services import CoordinatorStatus, Services
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.jobs.sweeping import start_sweeping
-from tandem.serve.modelarts.running.projects import resource_specs
-from tandem.serve.modelarts.running.runner import JobRunner
+from tandem.serve.modelarts.deployment import job_runner
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -161,30 +160,6 @@ class CoordinatorReplica:
         self._preparation.stop()
 
 
-class JobRunnerReplica:
-    """Looks after the jobs of saved configurations."""
-
-    def __init__(self, config: TandemConfig):
-        self._stop = threading.Event()
-        runner = JobRunner(
-            config,
-            Store(config.resolved_store_url),
-            Artifacts(config.artifacts_root),
-            lambda: resource_specs(config),
-        )
-        self._thread = threading.Thread(target=runner.run, args=(self._stop,), name="job-runner", daemon=True)
-        self._thread.start()
-
-    def check_health(self) -> None:
-        if not self._thread.is_alive():
-            raise RuntimeError("The job runner has ended.")
-
-    async def __del__(self) -> None:
-        """Serve waits for this at a stop: jobs are released, and go on where their Ray cluster does."""
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join)
-
-
 class Engines:
     """The API's way to the engine replicas of each base model."""
 
@@ -251,7 +226,6 @@ class ApiReplica:
                 engines,
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
-            resource_specs=lambda: resource_specs(config),
         )
         start_sweeping(self._services)
 
@@ -296,14 +270,7 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
         **HEALTH_CHECKS,
         graceful_shutdown_timeout_s=config.coordinator.stop_grace_s + STOP_MARGIN_S,
     ).bind(config, engines)
-    runner = serve.deployment(
-        JobRunnerReplica,
-        name="job-runner",
-        num_replicas=1,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
-        **HEALTH_CHECKS,
-        graceful_shutdown_timeout_s=STOP_MARGIN_S,
-    ).bind(config)
+    runner = job_runner(config, **HEALTH_CHECKS, graceful_shutdown_timeout_s=STOP_MARGIN_S)
     mark = {STARTED_BY: started_by} if started_by else {}
     api = serve.deployment(
         serve.ingress()(ApiReplica),

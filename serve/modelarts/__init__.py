@@ -1,1 +1,1 @@
-"""The training-job-configs API: saved training configurations, and jobs that run them on the Ray cluster."""
+"""The training-job-configs API: saved configurations, and jobs that run them on the Ray cluster."""

@@ -53,17 +53,26 @@ class Database:
         """Closes the pooled connections."""
         self._engine.dispose()
 
-    def _read(self) -> AbstractContextManager[Session]:
+    def now(self) -> datetime:
+        """Return the time of the store's clock."""
+        return self._clock()
+
+    def read(self) -> AbstractContextManager[Session]:
+        """Open a transaction that only reads."""
         return _transaction(self._engine)
 
-    def _write(self) -> AbstractContextManager[Session]:
+    def write(self) -> AbstractContextManager[Session]:
+        """Open a transaction that may write. It is committed at the end of the block."""
         return _transaction(self._writer)
 
     @staticmethod
-    def _lock(session: Session, lock: Lock) -> None:
-        """Waits until no other transaction holds the lock, and holds it until this one ends."""
+    def lock(session: Session, lock: Lock) -> None:
+        """Wait until no other transaction holds the lock, and hold it until this transaction ends."""
         if session.get_bind().dialect.name == "postgresql":  # in SQLite, a write transaction is alone anyway
             session.execute(select(func.pg_advisory_xact_lock(lock.value)))
+
+    # The names by which the tables that inherit from this class call them.
+    _read, _write, _lock = read, write, lock
 
     def _migrate(self) -> None:
         with self._read() as session:

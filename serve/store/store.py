@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from tandem.serve.modelarts.store.claims import UserJobClaimTable
-from tandem.serve.modelarts.store.configs import ConfigTable
-from tandem.serve.modelarts.store.jobs import UserJobTable
 from tandem.serve.store.claims import ClaimTable
 from tandem.serve.store.database import Database
 from tandem.serve.store.jobs import JobTable
@@ -69,7 +66,7 @@ class KeyTable(Database):
             return True
 
 
-class Store(KeyTable, ModelTable, VersionTable, JobTable, ClaimTable, ConfigTable, UserJobTable, UserJobClaimTable):
+class Store(KeyTable, ModelTable, VersionTable, JobTable, ClaimTable):
     """Store(url): SQLite (`sqlite:////path/to/file.db`) or PostgreSQL (`postgresql+psycopg://...`).
 
     Implements the coordinator's JobStore. Safe to share between threads; every process opens its own.

@@ -22,6 +22,7 @@ from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.serve.api.application import create_app
 from tandem.serve.api.auth import create_key
 from tandem.serve.api.services import Services
+from tandem.serve.modelarts.api.requests import cluster_specs
 from tandem.serve.modelarts.running.resource_specs import ResourceSpec
 from tandem.serve.store.store import Store
 
@@ -203,7 +204,6 @@ def services(tmp_path, store, engine, text_model, coordinator, engine_faults):
         preparation=PreparationWorker({BASE: text_model}, artifacts),
         coordinator_status=status,
         engine_faults=faults,
-        resource_specs=lambda: SPECS,
     )
 
 
@@ -214,7 +214,9 @@ def key(store):
 
 @pytest.fixture(scope="session")
 def session_app():
-    return create_app(services=None)
+    app = create_app(services=None)
+    app.dependency_overrides[cluster_specs] = lambda: lambda: SPECS
+    return app
 
 
 @pytest.fixture

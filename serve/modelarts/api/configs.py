@@ -23,7 +23,7 @@ def create_training_job_config(
 ) -> Success:
     """Saves the settings of a training job under a name."""
     wanted = body.value
-    project.store.add_training_config(
+    project.store.configs.add(
         project.id, wanted.config_name, wanted.config_desc or "", project.check(_settings(wanted))
     )
     return Success()
@@ -42,7 +42,7 @@ def list_training_job_configs(
     """The project's saved configurations. There are no sample ones, so asking for those lists nothing."""
     if config_type == "sample":
         return {"is_success": True, "config_total_count": 0, "configs": []}
-    rows, total = project.store.training_configs(
+    rows, total = project.store.configs.page(
         project.id, per_page, (page - 1) * per_page, sort_by, order == "desc", search_content
     )
     return {"is_success": True, "config_total_count": total, "configs": [listed_config(row) for row in rows]}
@@ -55,7 +55,7 @@ def get_training_job_config(
     """A saved configuration with all its settings."""
     if config_type == "sample":
         raise Refused(NOT_FOUND, f"There is no sample configuration {config_name!r}: this service has none.")
-    row = project.store.training_config(project.id, config_name)
+    row = project.store.configs.get(project.id, config_name)
     return whole_config(row, project.spec(row.settings.get("spec_id")))
 
 
@@ -65,14 +65,14 @@ def update_training_job_config(
 ) -> Success:
     """Replaces a saved configuration as a whole."""
     settings = project.check(_settings(body.value))
-    project.store.replace_training_config(project.id, config_name, body.value.config_desc or "", settings)
+    project.store.configs.replace(project.id, config_name, body.value.config_desc or "", settings)
     return Success()
 
 
 @router.delete("/training-job-configs/{config_name}")
 def delete_training_job_config(project: ProjectDep, config_name: str) -> Success:
     """Deletes a saved configuration; jobs that were made from it keep their settings."""
-    project.store.delete_training_config(project.id, config_name)
+    project.store.configs.delete(project.id, config_name)
     return Success()
 
 

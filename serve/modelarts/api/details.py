@@ -9,8 +9,8 @@ from tandem.serve.modelarts.api.rules import DEFAULT_ENGINE_ID
 from tandem.serve.modelarts.api.schemas import RunSettings
 from tandem.serve.modelarts.running.engines import ENGINES
 from tandem.serve.modelarts.running.resource_specs import ResourceSpec
-from tandem.serve.modelarts.store.jobs import UserJobStatus
-from tandem.serve.modelarts.store.tables import TrainingConfigRow, UserJobVersionRow
+from tandem.serve.modelarts.store.status import UserJobStatus
+from tandem.serve.modelarts.store.tables import SavedConfigRow, UserJobVersionRow
 
 
 def millis(time: datetime | None) -> int | None:
@@ -54,7 +54,7 @@ def spec_fields(spec: ResourceSpec | None) -> dict[str, Any]:
     }
 
 
-def listed_config(row: TrainingConfigRow) -> dict[str, Any]:
+def listed_config(row: SavedConfigRow) -> dict[str, Any]:
     return {
         "config_name": row.name,
         "config_desc": row.description,
@@ -65,7 +65,7 @@ def listed_config(row: TrainingConfigRow) -> dict[str, Any]:
     }
 
 
-def whole_config(row: TrainingConfigRow, spec: ResourceSpec | None) -> dict[str, Any]:
+def whole_config(row: SavedConfigRow, spec: ResourceSpec | None) -> dict[str, Any]:
     return {
         "is_success": True,
         "config_name": row.name,

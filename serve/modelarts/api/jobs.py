@@ -19,7 +19,8 @@ from tandem.serve.modelarts.api.envelope import (
 )
 from tandem.serve.modelarts.api.requests import Project, ProjectDep
 from tandem.serve.modelarts.api.schemas import MAX_LONG, CreateJob, CreateVersion, UpdateJob
-from tandem.serve.modelarts.store.jobs import JobOrder, TooManyJobsError, UserJobStatus
+from tandem.serve.modelarts.store.jobs import JobOrder, TooManyJobsError
+from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.tables import UserJobVersionRow
 
 router = envelope_router()
@@ -41,7 +42,7 @@ def create_training_job(
         raise Refused(INVALID_REQUEST, "config.create_version: a job is created with its first version; leave it out")
     settings = project.check_runnable(wanted.config)
     try:
-        version = project.store.add_user_job(
+        version = project.store.jobs.add(
             project.id, wanted.job_name, wanted.job_desc or "", settings, _max_open(project)
         )
     except TooManyJobsError as error:
@@ -59,7 +60,7 @@ def create_training_job_version(
         raise Refused(INVALID_REQUEST, "config.create_version: this call always creates a version; leave it out")
     settings = project.check_runnable(wanted.config)
     try:
-        version = project.store.add_user_job_version(
+        version = project.store.jobs.add_version(
             project.id, job_id, wanted.job_desc, settings, wanted.config.pre_version_id, _max_open(project)
         )
     except TooManyJobsError as error:
@@ -79,14 +80,14 @@ def list_training_jobs(
     workspace_id: Literal["0"] = "0",
 ) -> dict[str, Any]:
     """The project's jobs, each with its newest version."""
-    rows, total = project.store.user_jobs(
+    rows, total = project.store.jobs.page(
         project.id, per_page, (page - 1) * per_page, sort_by, order == "desc", status, search_content
     )
     now = datetime.now(UTC)
     return {
         "is_success": True,
         "job_total_count": total,
-        "job_count_limit": max(0, _max_open(project) - project.store.num_open_user_jobs(project.id)),
+        "job_count_limit": max(0, _max_open(project) - project.store.jobs.num_open(project.id)),
         "jobs": [listed_job(version, count, now) for version, count in rows],
     }
 
@@ -96,14 +97,14 @@ def update_training_job(
     project: ProjectDep, job_id: JobId, body: Annotated[Received[UpdateJob], Depends(json_body(UpdateJob))]
 ) -> Success:
     """Changes a job's description."""
-    project.store.describe_user_job(project.id, job_id, body.value.job_desc)
+    project.store.jobs.describe(project.id, job_id, body.value.job_desc)
     return Success()
 
 
 @router.delete("/training-jobs/{job_id}")
 def delete_training_job(project: ProjectDep, job_id: JobId) -> Success:
     """Deletes a job with its versions; those that run are stopped."""
-    project.store.delete_user_job(project.id, job_id)
+    project.store.jobs.delete(project.id, job_id)
     return Success()
 
 
@@ -115,7 +116,7 @@ def list_training_job_versions(
     page: Annotated[int, Query(ge=1, le=65535)] = 1,
 ) -> dict[str, Any]:
     """The versions of a job, newest first."""
-    rows = project.store.user_job_versions(project.id, job_id)
+    rows = project.store.jobs.versions(project.id, job_id)
     now, job = datetime.now(UTC), rows[0].job
     specs = {spec.spec_id: spec for spec in project.specs()}
     shown = list(reversed(rows))[(page - 1) * per_page : page * per_page]
@@ -131,15 +132,15 @@ def list_training_job_versions(
 
 @router.get(VERSION)
 def get_training_job_version(project: ProjectDep, job_id: JobId, version_id: VersionId) -> dict[str, Any]:
-    row = project.store.user_job_version(project.id, job_id, version_id)
+    row = project.store.jobs.version(project.id, job_id, version_id)
     return whole_version(row, project.spec(row.settings.get("spec_id")), datetime.now(UTC))
 
 
 @router.post(f"{VERSION}/stop")
 def stop_training_job_version(project: ProjectDep, job_id: JobId, version_id: VersionId) -> Success:
     """Asks a version to end. One that has ended can't be stopped."""
-    if not project.store.stop_user_job(project.id, job_id, version_id):
-        status = UserJobStatus(project.store.user_job_version(project.id, job_id, version_id).status)
+    if not project.store.jobs.stop(project.id, job_id, version_id):
+        status = UserJobStatus(project.store.jobs.version(project.id, job_id, version_id).status)
         raise Refused(FORBIDDEN, f"Version {version_id} has ended already ({status.name}) and can't be stopped.")
     return Success()
 
@@ -147,14 +148,14 @@ def stop_training_job_version(project: ProjectDep, job_id: JobId, version_id: Ve
 @router.delete(VERSION)
 def delete_training_job_version(project: ProjectDep, job_id: JobId, version_id: VersionId) -> Success:
     """Deletes a version, which is stopped if it runs. The job goes with its last version."""
-    project.store.delete_user_job_version(project.id, job_id, version_id)
+    project.store.jobs.delete_version(project.id, job_id, version_id)
     return Success()
 
 
 @router.get(f"{VERSION}/log/file-names")
 def list_log_files(project: ProjectDep, job_id: JobId, version_id: VersionId) -> dict[str, Any]:
     """The log files of a version, one per worker, once they have written anything."""
-    files = project.store.user_job_log_files(project.id, job_id, version_id)
+    files = project.store.logs.files(project.id, job_id, version_id)
     return {"is_success": True, "log_file_list": list(files)}
 
 
@@ -173,14 +174,14 @@ def get_log(
     Without `base_line`, `desc` starts at the end and `asc` at the beginning. The next page is asked for with the
     `end_line` (asc) or the `start_line` (desc) of this one.
     """
-    size = project.store.user_job_log_size(project.id, job_id, version_id, log_file)
+    size = project.store.logs.size(project.id, job_id, version_id, log_file)
     if order == "asc":
         first = (base_line or 0) + 1
         last = min(size, first + lines - 1)
     else:
         last = size if base_line is None else min(size, base_line - 1)
         first = max(1, last - lines + 1)
-    content = project.store.user_job_log(version_id, log_file, first, last - first + 1) if last >= first else []
+    content = project.store.logs.read(version_id, log_file, first, last - first + 1) if last >= first else []
     return {
         "is_success": True,
         "content": "".join(f"{line}\n" for line in content),
@@ -191,7 +192,7 @@ def get_log(
 
 
 def _max_open(project: Project) -> int:
-    return project.services.config.limits.max_open_jobs_per_project
+    return project.config.limits.max_open_jobs_per_project
 
 
 def _resource_id(project: Project, version: UserJobVersionRow) -> str:

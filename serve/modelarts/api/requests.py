@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends
 
+from tandem.cluster.config import TandemConfig
 from tandem.serve.api.auth import TrainCaller
-from tandem.serve.api.services import Services, ServicesDep
+from tandem.serve.api.services import ServicesDep
 from tandem.serve.errors import NotFoundError
 from tandem.serve.modelarts.api.envelope import FORBIDDEN, INVALID_REQUEST, INVALID_VALUE, WRONG_PROJECT, Refused
 from tandem.serve.modelarts.api.rules import Rules
 from tandem.serve.modelarts.api.schemas import JobRunSettings, RunSettings
-from tandem.serve.modelarts.running.projects import project_config, project_storage
+from tandem.serve.modelarts.running.projects import project_config, project_storage, resource_specs
 from tandem.serve.modelarts.running.resource_specs import ResourceSpec, find_spec
-from tandem.serve.store.store import Store
+from tandem.serve.modelarts.store.store import ModelArtsStore
+
+SpecLister = Callable[[], Sequence[ResourceSpec]]
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,10 @@ class Project:
     """The project of a request, which its key may use. A project is what an entity of keys is elsewhere."""
 
     id: str
-    services: Services
-
-    @property
-    def store(self) -> Store:
-        return self.services.store
-
-    def specs(self) -> Sequence[ResourceSpec]:
-        return self.services.resource_specs()
+    store: ModelArtsStore
+    config: TandemConfig
+    base_models: Collection[str]
+    specs: SpecLister
 
     def spec(self, spec_id: int | None) -> ResourceSpec | None:
         """None when the cluster doesn't have it (any more)."""
@@ -39,15 +39,15 @@ class Project:
 
     def check(self, settings: RunSettings) -> dict[str, Any]:
         """The settings as they are stored. Raises Refused."""
-        storage = project_storage(self.services.config, self.id)
-        Rules(self.specs(), storage, self.services.base_models).check(settings)
+        storage = project_storage(self.config, self.id)
+        Rules(self.specs(), storage, self.base_models).check(settings)
         return settings.model_dump(mode="json", exclude_none=True)
 
     def check_runnable(self, wanted: JobRunSettings) -> dict[str, Any]:
         """The settings of a job, completed from the saved configuration and the flavor it names. Raises Refused."""
         settings = self._complete(wanted)
         stored = self.check(settings)
-        if settings.model_id is None and not project_config(self.services.config, self.id).run_code:
+        if settings.model_id is None and not project_config(self.config, self.id).run_code:
             raise Refused(
                 FORBIDDEN,
                 f"Project {self.id} may not run code of its own on this cluster: the code would run as the service's "
@@ -65,7 +65,7 @@ class Project:
         saved: dict[str, Any] = {}
         if wanted.config_name is not None:
             try:
-                saved = self.store.training_config(self.id, wanted.config_name).settings
+                saved = self.store.configs.get(self.id, wanted.config_name).settings
             except NotFoundError as error:
                 raise Refused(INVALID_VALUE, f"config_name: {error}", "config_name") from None
         for groups in _EXCLUSIVE:  # another source of code or data takes the place of the saved one as a whole
@@ -91,15 +91,23 @@ _EXCLUSIVE: tuple[tuple[tuple[str, ...], ...], ...] = (
 """Settings of which one group excludes the others: where the code comes from, where the data does."""
 
 
-def _project(project_id: str, caller: TrainCaller, services: ServicesDep) -> Project:
-    """Raises Refused when the key belongs to another project."""
+def cluster_specs(services: ServicesDep) -> SpecLister:
+    """How to list the resource specifications of the live cluster. Tests without a cluster override it."""
+    return partial(resource_specs, services.config)
+
+
+def _project(
+    project_id: str, caller: TrainCaller, services: ServicesDep, specs: Annotated[SpecLister, Depends(cluster_specs)]
+) -> Project:
+    """Return the project in the URL. Raises Refused if the key belongs to another project."""
     if project_id != caller.entity:
         raise Refused(
             WRONG_PROJECT,
             f"This key belongs to project {caller.entity!r}, not to the one in the URL. Use a key of that project.",
             "project_id",
         )
-    return Project(project_id, services)
+    store = ModelArtsStore(services.store)
+    return Project(project_id, store, services.config, services.base_models, specs)
 
 
 ProjectDep = Annotated[Project, Depends(_project)]

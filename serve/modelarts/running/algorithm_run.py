@@ -25,7 +25,8 @@ from tandem.serve.modelarts.running.boot_job import log_file
 from tandem.serve.modelarts.running.data import data_locations
 from tandem.serve.modelarts.running.project_storage import Location, ProjectStorage
 from tandem.serve.modelarts.running.supervision import JobFailedError, RunnerStoppedError, Supervision
-from tandem.serve.modelarts.store.jobs import UserJobStatus
+from tandem.serve.modelarts.store.datasets import DatasetVersions
+from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.store.store import Store
 from tandem.serve.store.tables import JobRow, ModelRow
 
@@ -53,12 +54,14 @@ class AlgorithmRun:
     def __init__(
         self,
         supervision: Supervision,
+        datasets: DatasetVersions,
         store: Store,
         storage: ProjectStorage,
         artifacts: Artifacts,
         config: TandemConfig,
     ):
-        self._supervision, self._store, self._storage, self._artifacts = supervision, store, storage, artifacts
+        self._supervision, self._datasets, self._store = supervision, datasets, store
+        self._storage, self._artifacts = storage, artifacts
         self._settings = RunSettings.model_validate(supervision.job.settings)
         self._run = parse_parameters(ALGORITHMS[self._settings.model_id or 0], self._settings.parameter or ())
         self._base_models = [base.name for base in config.base_models]
@@ -70,7 +73,7 @@ class AlgorithmRun:
         """Raises JobFailedError, and what `Supervision.wait` raises."""
         self._supervision.status(UserJobStatus.RUNNING)
         try:
-            data = data_locations(self._settings, self._storage, self._store, self._supervision.job.project)
+            data = data_locations(self._settings, self._storage, self._datasets, self._supervision.job.project)
             options = self._run.options
             if self._base_model not in self._base_models:
                 raise JobFailedError(f"base_model: this service has no base model {self._base_model!r} any more.")

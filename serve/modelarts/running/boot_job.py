@@ -18,8 +18,8 @@ from tandem.serve.modelarts.running.ray_jobs import RayJob, RayJobs, RayJobsErro
 from tandem.serve.modelarts.running.resource_specs import ResourceSpec
 from tandem.serve.modelarts.running.supervision import JobFailedError, Supervision
 from tandem.serve.modelarts.running.workers import demultiplex
-from tandem.serve.modelarts.store.jobs import UserJobStatus
-from tandem.serve.store.store import Store
+from tandem.serve.modelarts.store.status import UserJobStatus
+from tandem.serve.modelarts.store.store import ModelArtsStore
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -39,7 +39,12 @@ class BootJob:
     """One claimed version with a boot file. `run` returns when it has succeeded and raises otherwise."""
 
     def __init__(
-        self, supervision: Supervision, store: Store, storage: ProjectStorage, ray_jobs: RayJobs, spec: ResourceSpec
+        self,
+        supervision: Supervision,
+        store: ModelArtsStore,
+        storage: ProjectStorage,
+        ray_jobs: RayJobs,
+        spec: ResourceSpec,
     ):
         self._supervision, self._store, self._storage = supervision, store, storage
         self._ray, self._spec = ray_jobs, spec
@@ -84,7 +89,7 @@ class BootJob:
             _fetch_code(code, Path(directory), boot)
             # Counted before it is submitted: a runner that dies in between finds no such job and takes the next id.
             self._supervision.flush()
-            id = self._id(self._store.count_submission(self._supervision.job))
+            id = self._id(self._store.claims.count_submission(self._supervision.job))
             self._hand_over(id, UserProgram(Path(directory), boot, arguments, self._spec, self._num_workers))
         return id
 
@@ -109,7 +114,7 @@ class BootJob:
 
     def _arguments(self) -> list[tuple[str, str]]:
         """The program's arguments: where data lies and results go, its GPUs, then the user's own parameters."""
-        data = data_locations(self._settings, self._storage, self._store, self._supervision.job.project)
+        data = data_locations(self._settings, self._storage, self._store.datasets, self._supervision.job.project)
         arguments = [("data_url", location.url) for location in data]
         if self._settings.train_url:
             train = self._storage.resolve(self._settings.train_url)
@@ -173,7 +178,7 @@ class BootJob:
 
     def _stored_lines(self) -> Mapping[str, int]:
         """How many lines of this submission an earlier runner has stored: Ray gives the output from its beginning."""
-        return self._store.log_lines_since_submission(self._supervision.job)
+        return self._store.logs.sizes_since_submission(self._supervision.job)
 
     def _say(self, line: str) -> None:
         for rank in range(self._num_workers):

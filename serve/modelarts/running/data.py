@@ -5,11 +5,13 @@ from __future__ import annotations
 from tandem.serve.modelarts.api.schemas import RunSettings
 from tandem.serve.modelarts.running.project_storage import Location, ProjectStorage
 from tandem.serve.modelarts.running.supervision import JobFailedError
-from tandem.serve.modelarts.store.jobs import UserJobStatus
-from tandem.serve.store.store import Store
+from tandem.serve.modelarts.store.datasets import DatasetVersions
+from tandem.serve.modelarts.store.status import UserJobStatus
 
 
-def data_locations(settings: RunSettings, storage: ProjectStorage, store: Store, project: str) -> list[Location]:
+def data_locations(
+    settings: RunSettings, storage: ProjectStorage, datasets: DatasetVersions, project: str
+) -> list[Location]:
     """At least one place, each of which exists. Raises JobFailedError, also for a dataset version that has changed."""
     versions = [(settings.dataset_id, settings.dataset_version_id)]
     versions += [(source.dataset_id, source.dataset_version) for source in settings.data_source or ()]
@@ -27,7 +29,7 @@ def data_locations(settings: RunSettings, storage: ProjectStorage, store: Store,
                 f"dataset_id: dataset {dataset_id} has no version {version}; it would be the directory {place.url}.",
                 UserJobStatus.SUBMIT_FAILED,
             )
-        if not store.check_dataset_version(project, dataset_id, version, place.fingerprint()):
+        if not datasets.check(project, dataset_id, version, place.fingerprint()):
             raise JobFailedError(
                 f"dataset_version_id: version {version} of dataset {dataset_id} was changed since a job first used it. "
                 "Put what it held back, or give the new contents a version of their own.",

@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Sequence
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
@@ -16,12 +15,13 @@ from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.modelarts.running.algorithm_run import AlgorithmRun
 from tandem.serve.modelarts.running.boot_job import BootJob
 from tandem.serve.modelarts.running.project_storage import StorageError
-from tandem.serve.modelarts.running.projects import project_storage
+from tandem.serve.modelarts.running.projects import project_storage, resource_specs
 from tandem.serve.modelarts.running.ray_jobs import RayJobs
-from tandem.serve.modelarts.running.resource_specs import ResourceSpec, find_spec
+from tandem.serve.modelarts.running.resource_specs import find_spec
 from tandem.serve.modelarts.running.supervision import JobFailedError, RunnerStoppedError, Supervision
 from tandem.serve.modelarts.store.claims import ClaimedUserJob
-from tandem.serve.modelarts.store.jobs import UserJobStatus
+from tandem.serve.modelarts.store.status import UserJobStatus
+from tandem.serve.modelarts.store.store import ModelArtsStore
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -31,14 +31,8 @@ POLL_S = 0.5
 class JobRunner:
     """Runs until `stop` is set. Jobs that run then go on without it: the next runner finds them by their claims."""
 
-    def __init__(
-        self,
-        config: TandemConfig,
-        store: Store,
-        artifacts: Artifacts,
-        specs: Callable[[], Sequence[ResourceSpec]],
-    ):
-        self._config, self._store, self._artifacts, self._specs = config, store, artifacts, specs
+    def __init__(self, config: TandemConfig, store: ModelArtsStore, service_store: Store, artifacts: Artifacts):
+        self._config, self._store, self._service_store, self._artifacts = config, store, service_store, artifacts
         self._ray = RayJobs()
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._threads: list[threading.Thread] = []
@@ -46,7 +40,7 @@ class JobRunner:
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
-                job = self._store.claim_user_job(self._owner, self._config.coordinator.lease_s)
+                job = self._store.claims.claim(self._owner, self._config.coordinator.lease_s)
             except Exception:
                 logger.exception("No job can be claimed; trying again")
                 job = None
@@ -67,10 +61,10 @@ class JobRunner:
                     status, error = self._run(job, supervision)
                 except RunnerStoppedError:
                     supervision.flush()
-                    self._store.release_user_job(job)
+                    self._store.claims.release(job)
                     return
                 supervision.flush()
-                self._store.end_user_job(job, status, error)
+                self._store.claims.end(job, status, error)
         except LeaseLostError as error:
             logger.warning("%s", error)
         except Exception:  # the store, most likely: the claim runs out and the job is looked after again
@@ -95,9 +89,11 @@ class JobRunner:
     def _start(self, job: ClaimedUserJob, supervision: Supervision) -> BootJob | AlgorithmRun:
         storage = project_storage(self._config, job.project)
         if job.settings.get("model_id") is not None:
-            return AlgorithmRun(supervision, self._store, storage, self._artifacts, self._config)
+            return AlgorithmRun(
+                supervision, self._store.datasets, self._service_store, storage, self._artifacts, self._config
+            )
         spec_id = job.settings["spec_id"]
-        spec = find_spec(self._specs(), spec_id)
+        spec = find_spec(resource_specs(self._config), spec_id)
         if spec is None:
             raise JobFailedError(
                 f"spec_id: the cluster has no resource specification {spec_id} any more.", UserJobStatus.SUBMIT_FAILED

@@ -10,8 +10,8 @@ from tandem.cluster.errors import JobCancelledError
 from tandem.cluster.jobs.lease import LeaseKeeper
 from tandem.serve.modelarts.running.project_storage import Location
 from tandem.serve.modelarts.store.claims import ClaimedUserJob
-from tandem.serve.modelarts.store.jobs import UserJobStatus
-from tandem.serve.store.store import Store
+from tandem.serve.modelarts.store.status import UserJobStatus
+from tandem.serve.modelarts.store.store import ModelArtsStore
 
 MAX_LOG_LINES = 1_000_000
 """Of one worker; a program that writes more has its log cut here, and a line that says so."""
@@ -41,13 +41,13 @@ class Supervision:
     slow to answer) can let it run out.
     """
 
-    def __init__(self, store: Store, job: ClaimedUserJob, lease_s: float, stop: threading.Event):
+    def __init__(self, store: ModelArtsStore, job: ClaimedUserJob, lease_s: float, stop: threading.Event):
         self.job, self._store, self._stop = job, store, stop
         self._lines: dict[str, list[str]] = {}
-        self._counts = store.user_job_log_sizes(job)
+        self._counts = store.logs.sizes(job)
         self._lock = threading.Lock()
         self._lease = LeaseKeeper(
-            lambda: store.renew_user_job(job, lease_s), lease_s, f"version {job.version_id} of user job {job.name}"
+            lambda: store.claims.renew(job, lease_s), lease_s, f"version {job.version_id} of user job {job.name}"
         )
 
     def __enter__(self) -> Supervision:
@@ -83,17 +83,17 @@ class Supervision:
         with self._lock:
             waiting, self._lines = self._lines, {}
         for file, lines in waiting.items():
-            self._store.append_user_job_log(self.job, file, lines)
+            self._store.logs.append(self.job, file, lines)
 
     def copy_logs(self, target: Location, files: Sequence[str]) -> None:
         """Writes the job's log files to a place of the user's. What can't be written is told in the log."""
         self.flush()
         for file in files:
-            lines = self._store.user_job_log(self.job.version_id, file, 1, 2**31)
+            lines = self._store.logs.read(self.job.version_id, file, 1, 2**31)
             try:
                 target.write(file, "".join(f"{line}\n" for line in lines).encode())
             except OSError as error:
                 self.log(file, [f"tandem: this log can't be copied to {target.url}: {error}"])
 
     def status(self, status: UserJobStatus, reason: str | None = None) -> None:
-        self._store.set_user_job_status(self.job, status, reason)
+        self._store.claims.set_status(self.job, status, reason)

@@ -1,1 +1,1 @@
-"""Saved training configurations and user jobs in the database."""
+"""Saved configurations and jobs in the database."""

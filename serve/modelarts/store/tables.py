@@ -1,4 +1,4 @@
-"""The tables of saved training configurations and of the jobs that run user code or built-in algorithms."""
+"""The tables of saved configurations and of the jobs that run user code or built-in algorithms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NAME = String(128)
 _LIVE = text("deleted_at IS NULL")
 
 
-class TrainingConfigRow(Table):
-    """A saved training configuration: a name in a project for the settings of a job."""
+class SavedConfigRow(Table):
+    """The settings of a job, saved under a name in a project."""
 
     __tablename__ = "training_configs"
     __table_args__ = (UniqueConstraint("project", "name", name="training_configs_name"),)
@@ -29,7 +29,7 @@ class TrainingConfigRow(Table):
 
 
 class UserJobRow(Table):
-    """A job of a project; what runs are its versions."""
+    """A job of a project. Each of its versions is one run."""
 
     __tablename__ = "user_jobs"
     __table_args__ = (
@@ -41,7 +41,7 @@ class UserJobRow(Table):
     name: Mapped[str] = mapped_column(String(64))
     description: Mapped[str] = mapped_column(String(256))
     num_versions: Mapped[int] = mapped_column(default=0)
-    """How many there ever were; version numbers aren't used again."""
+    """Deleted versions included: a number is never reused."""
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
 
@@ -61,18 +61,18 @@ class UserJobVersionRow(Table):
     settings: Mapped[dict[str, Any]]
     pre_version_id: Mapped[int | None]
     status: Mapped[int]
-    """As the API family numbers them; see `UserJobStatus`."""
+    """A `UserJobStatus`."""
     error: Mapped[str | None] = mapped_column(Text)
-    """Why it failed, or what it waits for."""
+    """Why the version failed, or what it waits for."""
     stop_requested: Mapped[bool] = mapped_column(default=False)
     submission_prefix: Mapped[str] = mapped_column(String(64))
-    """Of the names under which Ray knows this run: random, because Ray may have jobs of other stores too."""
+    """Of this run's submission ids in Ray. Random, because Ray may also run jobs of other stores."""
     num_submissions: Mapped[int] = mapped_column(default=0)
-    """How often it was handed to Ray: more than once when the cluster that ran it has gone."""
+    """More than 1 if the Ray cluster that ran it was lost."""
     log_offsets: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """How many lines each log file had when it was last handed to Ray."""
+    """Lines of each log file at the last submission to Ray."""
     attempt: Mapped[int] = mapped_column(default=0)
-    """How often it was claimed; fences the writes of earlier claims."""
+    """Number of claims; fences the writes of earlier ones."""
     owner: Mapped[str | None] = mapped_column(String(255))
     lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
     created_at: Mapped[datetime]
@@ -84,7 +84,7 @@ class UserJobVersionRow(Table):
 
 
 class UserJobLogRow(Table):
-    """A stretch of lines that one worker wrote."""
+    """Consecutive lines of one log file."""
 
     __tablename__ = "user_job_logs"
 
@@ -97,7 +97,7 @@ class UserJobLogRow(Table):
 
 
 class DatasetVersionRow(Table):
-    """What a dataset's version held when a job first used it: versions don't change."""
+    """The fingerprint of a dataset version at its first use by a job: versions must not change."""
 
     __tablename__ = "dataset_versions"
 

@@ -15,10 +15,10 @@ from waiting import wait_until
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import ProjectConfig, TandemConfig
 from tandem.serve.modelarts.running import supervision
-from tandem.serve.modelarts.running.projects import resource_specs
 from tandem.serve.modelarts.running.runner import JobRunner
 from tandem.serve.modelarts.running.supervision import Supervision
-from tandem.serve.modelarts.store.jobs import UserJobStatus
+from tandem.serve.modelarts.store.status import UserJobStatus
+from tandem.serve.modelarts.store.store import ModelArtsStore
 from tandem.serve.store.store import Store
 
 END_S = 300  # a few seconds, unless the machine has much else to do
@@ -42,7 +42,8 @@ class Project:
             projects={"team": ProjectConfig(run_code=True)},
             resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
         )
-        self.store = Store(self.config.resolved_store_url)
+        self.service_store = Store(self.config.resolved_store_url)
+        self.store = ModelArtsStore(self.service_store)
         self.bucket = home / "projects" / "team" / "bucket"
         (self.bucket / "data").mkdir(parents=True)
         self.code("print('hello')")
@@ -55,7 +56,7 @@ class Project:
     def runner(self):
         stop = threading.Event()
         artifacts = Artifacts(self.config.artifacts_root)
-        runner = JobRunner(self.config, self.store, artifacts, lambda: resource_specs(self.config))
+        runner = JobRunner(self.config, self.store, self.service_store, artifacts)
         thread = threading.Thread(target=runner.run, args=(stop,))
         thread.start()
         try:
@@ -65,10 +66,10 @@ class Project:
             thread.join(30)
 
     def start(self, name="job", **settings):
-        return self.store.add_user_job("team", name, "", {**SETTINGS, **settings}, 100)
+        return self.store.jobs.add("team", name, "", {**SETTINGS, **settings}, 100)
 
     def version(self, version):
-        return self.store.user_job_version("team", version.job_id, version.id)
+        return self.store.jobs.version("team", version.job_id, version.id)
 
     def wait(self, version, until=lambda v: UserJobStatus(v.status).has_ended):
         deadline = time.monotonic() + END_S
@@ -79,7 +80,7 @@ class Project:
         raise AssertionError(f"{UserJobStatus(found.status).name}: {found.error}; log {self.log(version)}")
 
     def log(self, version, rank=0):
-        return self.store.user_job_log(version.id, f"worker-{rank}.log", 1, 1000)
+        return self.store.logs.read(version.id, f"worker-{rank}.log", 1, 1000)
 
     def pid(self, version, rank=0):
         """Which a program has told in a line of its log; None before it has. Ray writes lines of its own there."""
@@ -90,7 +91,7 @@ class Project:
 def project(ray_local, tmp_path):
     project = Project(tmp_path)
     yield project
-    project.store.close()
+    project.service_store.close()
 
 
 def test_a_boot_file_gets_its_arguments_and_leaves_its_results(project):
@@ -171,7 +172,7 @@ def test_a_stop_ends_the_program(project):
         job = project.start()
         project.wait(job, lambda _: project.pid(job))
         pid = project.pid(job)
-        assert project.store.stop_user_job("team", job.job_id, job.id)
+        assert project.store.jobs.stop("team", job.job_id, job.id)
         version = project.wait(job)
     assert (version.status, version.error) == (UserJobStatus.KILLED, "It was stopped at the user's request.")
     wait_until_gone(pid)
@@ -205,8 +206,8 @@ def test_a_job_goes_on_while_its_runner_is_replaced(project):
 def test_a_job_whose_ray_job_has_gone_is_started_again(project):
     project.code("print('ran')")
     job = project.start()
-    claimed = project.store.claim_user_job("a runner that died", 3)
-    project.store.count_submission(claimed)  # it died before, or the cluster after, the job was submitted
+    claimed = project.store.claims.claim("a runner that died", 3)
+    project.store.claims.count_submission(claimed)  # it died before, or the cluster after, the job was submitted
     with project.runner():
         version = project.wait(job)
     assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 2)
@@ -218,8 +219,8 @@ def test_a_job_whose_ray_job_has_gone_is_started_again(project):
 def test_a_job_that_is_to_end_before_it_was_handed_to_ray_never_is(project):
     project.code("print('ran')")
     job = project.start()
-    project.store.claim_user_job("a runner that died", 0.1)
-    assert project.store.stop_user_job("team", job.job_id, job.id)
+    project.store.claims.claim("a runner that died", 0.1)
+    assert project.store.jobs.stop("team", job.job_id, job.id)
     assert UserJobStatus(project.version(job).status) is UserJobStatus.KILLING
     with project.runner():
         version = project.wait(job)
@@ -232,11 +233,11 @@ def test_a_log_is_cut_at_the_same_line_when_its_runner_is_replaced(project, monk
     job = project.start()
     stop = threading.Event()
     for lines in (["1", "2", "3"], ["4", "5", "6"], ["7"]):
-        claimed = project.store.claim_user_job("runner", 30)
+        claimed = project.store.claims.claim("runner", 30)
         with Supervision(project.store, claimed, 30, stop) as care:
             care.log("worker-0.log", lines)
             care.flush()
-        project.store.release_user_job(claimed)
+        project.store.claims.release(claimed)
     assert project.log(job) == ["1", "2", "3", "4", "5", "tandem: the log ends here, after 5 lines."]
 
 
@@ -285,5 +286,5 @@ def test_a_job_that_waits_for_room_says_so(project):
         job = project.start()
         version = project.wait(job, lambda v: v.status == UserJobStatus.WAITING and v.error)
         assert "resources" in version.error
-        project.store.stop_user_job("team", job.job_id, job.id)
+        project.store.jobs.stop("team", job.job_id, job.id)
         assert project.wait(job).status == UserJobStatus.KILLED

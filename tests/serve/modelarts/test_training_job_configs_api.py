@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tandem.serve.api.auth import create_key
+from tandem.serve.modelarts.store.configs import SavedConfigs
 
 CONFIGS = "/v1/team/training-job-configs"
 EXAMPLE = {
@@ -262,11 +263,11 @@ def test_bodies_that_are_no_json_are_refused_in_the_envelope(http):
         assert refused(http.post(CONFIGS, content=content), "ModelArts.0104", 400)
 
 
-def test_an_unexpected_failure_is_told_in_the_envelope(http, services, monkeypatch):
+def test_an_unexpected_failure_is_told_in_the_envelope(http, monkeypatch):
     def fail(*_, **__):
         raise KeyError("a secret")
 
-    monkeypatch.setattr(services.store, "training_configs", fail)
+    monkeypatch.setattr(SavedConfigs, "page", fail)
     message = refused(http.get(CONFIGS), "ModelArts.0010", 500)
     assert "secret" not in message
     assert "log" in message

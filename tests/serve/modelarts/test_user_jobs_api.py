@@ -5,9 +5,8 @@ from fastapi.testclient import TestClient
 from test_training_job_configs_api import ALGORITHM, CONFIGS, EXAMPLE, changed, refused
 
 from tandem.cluster.config import ProjectConfig
-from tandem.serve.api.application import create_app
 from tandem.serve.api.auth import create_key
-from tandem.serve.modelarts.store.jobs import UserJobStatus
+from tandem.serve.modelarts.store.status import UserJobStatus
 
 JOBS = "/v1/team/training-jobs"
 SETTINGS = changed(EXAMPLE, config_name=None, config_desc=None)
@@ -144,23 +143,23 @@ def test_jobs_are_listed_filtered_and_described(http):
         refused(http.get(JOBS, params=params), "ModelArts.0104", 400)
 
 
-def test_a_stop_and_what_it_is_refused_for(http, store):
+def test_a_stop_and_what_it_is_refused_for(http, modelarts):
     job = create(http)
     assert http.post(f"{of(job)}/stop").json() == {"is_success": True}
     assert http.get(of(job)).json()["status"] == UserJobStatus.CANCELED
     assert "CANCELED" in refused(http.post(f"{of(job)}/stop"), "ModelArts.0105", 403)
     running = create(http, "running")
-    claimed = store.claim_user_job("runner", 30)
-    store.set_user_job_status(claimed, UserJobStatus.RUNNING)
+    claimed = modelarts.claims.claim("runner", 30)
+    modelarts.claims.set_status(claimed, UserJobStatus.RUNNING)
     http.post(f"{of(running)}/stop")
     assert http.get(of(running)).json()["status"] == UserJobStatus.KILLING
 
 
-def test_a_log_is_paged_from_either_end(http, store):
+def test_a_log_is_paged_from_either_end(http, modelarts):
     job = create(http)
-    claimed = store.claim_user_job("runner", 30)
-    store.append_user_job_log(claimed, "worker-0.log", [f"line {n}" for n in range(1, 8)])
-    store.append_user_job_log(claimed, "worker-0.log", [f"line {n}" for n in range(8, 11)])
+    claimed = modelarts.claims.claim("runner", 30)
+    modelarts.logs.append(claimed, "worker-0.log", [f"line {n}" for n in range(1, 8)])
+    modelarts.logs.append(claimed, "worker-0.log", [f"line {n}" for n in range(8, 11)])
     assert http.get(f"{of(job)}/log/file-names").json()["log_file_list"] == ["worker-0.log"]
 
     def page(**params):
@@ -184,13 +183,13 @@ def test_no_more_jobs_than_the_project_may_have(http, services):
     object.__setattr__(services, "config", services.config.model_copy(update={"limits": limits}))
     create(http)
     message = refused(http.post(JOBS, json={"job_name": "b", "config": SETTINGS}), "ModelArts.0106", 400)
-    assert "may have 1" in message
+    assert "limit is 1" in message
 
 
-def test_other_projects_jobs_are_not_there(http, store, services):
+def test_other_projects_jobs_are_not_there(app, http, store):
     job = create(http)
     key = create_key(store, "stranger", "others")
-    with TestClient(create_app(services), headers={"X-Auth-Token": key}) as stranger:
+    with TestClient(app, headers={"X-Auth-Token": key}) as stranger:
         path = of(job).replace("/team/", "/others/")
         for method, url in (
             ("GET", path),

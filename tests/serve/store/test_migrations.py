@@ -10,6 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
+from tandem.serve.modelarts.store import tables as modelarts_tables  # noqa: F401 - registers them
 from tandem.serve.store import migrations
 from tandem.serve.store.migrations import NewerStoreError
 from tandem.serve.store.store import Store

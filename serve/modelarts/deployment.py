@@ -1,0 +1,46 @@
+"""Runs the jobs of this API in a Serve deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from ray import serve
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.config import TandemConfig
+from tandem.serve.modelarts.running.runner import JobRunner
+from tandem.serve.modelarts.store.store import ModelArtsStore
+from tandem.serve.store.store import Store
+
+
+class JobRunnerReplica:
+    """Runs a JobRunner in a thread."""
+
+    def __init__(self, config: TandemConfig):
+        self._stop = threading.Event()
+        store = Store(config.resolved_store_url)
+        runner = JobRunner(config, ModelArtsStore(store), store, Artifacts(config.artifacts_root))
+        self._thread = threading.Thread(target=runner.run, args=(self._stop,), name="job-runner", daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("The job runner's thread has ended.")
+
+    async def __del__(self) -> None:
+        """Release the jobs. Serve waits for this when it shuts down; the jobs continue on the Ray cluster."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join)
+
+
+def job_runner(config: TandemConfig, **options: Any) -> serve.Application:
+    """Return the deployment, with these Serve options, bound to the configuration."""
+    return serve.deployment(
+        JobRunnerReplica,
+        name="job-runner",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        **options,
+    ).bind(config)
