@@ -19,7 +19,6 @@ from tandem.cli.startup import ServiceLostError, StartError
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.processes.deadlines import within
 from tandem.cluster.processes.local_ray import local_ray
-from tandem.rl.tiny.model import resolve_model
 from tandem.serve.app.serve_state import application_status
 
 logger = logging.getLogger(__name__)
@@ -49,17 +48,8 @@ def running(
     on this machine, which ends with the service. `on_progress` is told each step of the start, and may raise to give
     up. Raises StartError when a part doesn't become healthy.
     """
-    build_models(config, on_progress)
     with connected(config, verbose, on_progress), deployed(config, verbose, on_progress):
         yield
-
-
-def build_models(config: TandemConfig, on_progress: Callable[[str], None]) -> None:
-    """Makes those of the configuration's models that Tandem builds itself, unless they are there."""
-    for base in config.base_models:
-        if base.path.startswith("builtin:"):
-            on_progress(f"building {base.path}, once")
-            resolve_model(base.path)
 
 
 @contextmanager

@@ -62,11 +62,9 @@ def run_service(
         start.ready()
         yield RunService(named_url, key, check=lambda: None, ask_to_end=lambda: None)
         return
-    from tandem.cli.launch import build_models, connected
+    from tandem.cli.launch import connected
 
     with ExitStack() as exits:
-        if "RAY_ADDRESS" not in os.environ:
-            build_models(config, start.progress)
         exits.enter_context(connected(config, verbose, start.progress))
         check, ask_to_end = exits.enter_context(_on_this_ray(config, directory, start, verbose))
         yield exits.enter_context(_with_key(entity, directory, start, check, ask_to_end))
@@ -89,7 +87,6 @@ def _on_this_ray(
         started_by = own + WITH_SERVE if ends_serve else own
         with ExitStack() as exits:
             config = config if has_serve else exits.enter_context(_on_free_port(config))
-            launch.build_models(config, start.progress)
             exits.enter_context(launch.deployed(config, verbose, start.progress, started_by, ends_serve))
             start.warn_of_open_ray()
             yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)

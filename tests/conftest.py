@@ -27,7 +27,7 @@ def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """The built-in tiny model, built on first use (about half a minute) and then cached."""
-    from tandem.rl.tiny.model import build_tiny_model
+    """The directory of the built-in tiny model."""
+    from tandem.rl.tiny.model import TINY_MODEL_DIR
 
-    return build_tiny_model()
+    return TINY_MODEL_DIR

@@ -1,14 +1,18 @@
 """The built-in tiny model: speaks in sentences, calls a tool, and leaves something to learn."""
 
+import json
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tandem.rl.tiny.corpus import ADD_TOOL, conversations, largest
-from tandem.rl.tiny.model import build_tiny_model, resolve_model
+from tandem.rl.tiny.corpus import ADD_TOOL, biggest, call_tool, conversations, greet, largest, smallest
+from tandem.rl.tiny.model import resolve_model
+from tandem.rl.tiny.tokenizer import render
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +72,15 @@ def test_a_rendered_turn_is_the_sampled_text(tokenizer):
     assert whole.startswith(f"{prompt} two  spaces \n<|im_end|>")
 
 
-def test_the_cache_is_used_and_other_built_ins_are_refused(path):
-    assert resolve_model("builtin:tiny") == str(path) == str(build_tiny_model())
+def test_a_built_in_name_resolves_to_the_shipped_files(path):
+    assert resolve_model("builtin:tiny") == str(path)
     assert resolve_model("org/model") == "org/model"
     with pytest.raises(ValueError, match="builtin:small"):
         resolve_model("builtin:small")
+
+
+def test_the_shipped_weights_load_in_float32(path):
+    assert AutoModelForCausalLM.from_pretrained(path, dtype="auto").dtype == torch.float32
 
 
 def test_the_corpus_follows_from_its_seed():
@@ -81,3 +89,32 @@ def test_the_corpus_follows_from_its_seed():
         return [next(stream) for _ in range(50)]
 
     assert first(3) == first(3) != first(4)
+
+
+def loss_of(model, tokenizer, task, num=50):
+    """The mean negative logprob of the last answers of `num` conversations, per answer."""
+    rng, total = random.Random(5), 0.0
+    for _ in range(num):
+        conversation = task(rng)
+        text = render(conversation.messages, conversation.tools)
+        start = text.rindex("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")
+        prompt, answer = (tokenizer(part)["input_ids"] for part in (text[:start], text[start:].rstrip("\n")))
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        total -= logprobs.gather(1, torch.tensor(answer)[:, None]).sum().item()
+    return total / num
+
+
+@pytest.mark.slow
+def test_the_recipe_still_makes_such_a_model(path, model, tokenizer, tmp_path):
+    """The same tokenizer and architecture, and answers learned about as well; weights differ between machines."""
+    subprocess.run([sys.executable, "-m", "tandem.rl.tiny.training", str(tmp_path)], check=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (path / name).read_bytes(), name
+    for name in ("config.json", "generation_config.json"):
+        made, shipped = (json.loads((folder / name).read_text()) for folder in (tmp_path, path))
+        assert made | {"transformers_version": ""} == shipped | {"transformers_version": ""}
+    rebuilt = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for task, most in ((biggest, 0.3), (smallest, 0.3), (greet, 0.3), (call_tool, 6.0), (largest, 2.5)):
+        for of in (model, rebuilt):
+            assert loss_of(of, tokenizer, task) < most, task.__name__
