@@ -21,8 +21,9 @@ def test_a_wheel_holds_every_file_once(tmp_path):
     [wheel] = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
     held = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     code = [path.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
-    assert len(code) > 150
-    assert {f"tandem/{path}" for path in code} | {"tandem/__init__.py"} <= set(held)
+    weights = [path.relative_to(ROOT) for path in (ROOT / "rl" / "tiny" / "weights").iterdir()]
+    assert len(code) > 150 and len(weights) == 6
+    assert {f"tandem/{path}" for path in (*code, *weights)} | {"tandem/__init__.py"} <= set(held)
     assert len(held) == len(set(held)) and {name.split("/")[0] for name in held} == {"tandem"}
 
 
