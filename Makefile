@@ -9,12 +9,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null && echo $$p && break; done)
 CONSTRAINTS := requirements/constraints-$(EXTRA).txt
 STAMP := .venv/installed-$(EXTRA)
+SELECTED = -m "not slow"
+PYTEST = .venv/bin/python -m pytest $(SELECTED) --durations=25 --numprocesses
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-all lint format lock clean
+.PHONY: help install demo up test test-unit test-ray test-e2e test-all lint format lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(STAMP)  ## Install Tandem and its tests into .venv
 
@@ -28,14 +30,22 @@ demo: install  ## Train the built-in tiny model, live, in a few minutes
 up: install  ## Start the service with the built-in tiny model and keep it running
 	.venv/bin/tandem up
 
-test: install  ## Run the tests, but for the slow ones
-	.venv/bin/python -m pytest -m "not slow"
+test: test-unit test-ray test-e2e  ## Run all tests except the slow ones, in three lanes
 
-test-all: install  ## Run all tests: also updates in place, lost nodes, kills at random
-	.venv/bin/python -m pytest
+test-unit: install  ## Run the lane that needs no Ray
+	$(PYTEST) logical --maxprocesses 4 --dist loadfile --lane unit
 
-lint: install  ## Check style
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+test-ray: install  ## Run the lane of actors, engines and learners on a local Ray
+	$(PYTEST) 2 --dist loadfile --lane ray
+
+test-e2e: install  ## Run the lane of whole services, clusters and jobs
+	$(PYTEST) 2 --dist loadgroup --lane e2e
+
+test-all: SELECTED =
+test-all: test  ## Run all tests, including updates in place, lost nodes and random kills
+
+lint: install  ## Check style and types
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 format: install  ## Apply style
 	.venv/bin/ruff check --fix . && .venv/bin/ruff format .

@@ -7,10 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lanes import LANES, check_lane, group_of, is_left_out
 
 # Each test process and each of its children: several threads per process on few cores only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lane", choices=LANES, help="run the tests of one lane only (see tests/lanes.py)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if is_left_out(collection_path, config.getoption("--lane")) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        check_lane(item.nodeid, item.path, fixtures)
+        item.add_marker(pytest.mark.xdist_group(group_of(item.path, fixtures)))
 
 
 @pytest.fixture(scope="session")

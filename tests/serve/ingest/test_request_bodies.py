@@ -46,7 +46,7 @@ def test_a_packed_repeat_is_the_same_body(http, model):
     [
         ("br", b"x", 415, "gzip, zstd, deflate"),
         ("gzip", b"not packed", 422, "isn't whole, valid gzip"),
-        ("gzip", gzip.compress(b'{"project": "p"}')[:-4], 422, "ends too early"),
+        ("gzip", gzip.compress(b'{"project": "p"}', mtime=0)[:-4], 422, "ends too early"),
         ("zstd", zstandard.compress(b"{" * 100)[:-4], 422, "ends too early"),
     ],
 )
