@@ -1,4 +1,4 @@
-"""Imports point one way: serve -> cluster -> rl, and serve -> runs -> rl."""
+"""Imports point one way: serve -> cluster -> rl, runs -> client and rl; client imports nothing of Tandem."""
 
 import json
 import pkgutil
@@ -7,12 +7,15 @@ import sys
 
 import pytest
 
+import tandem.client
 import tandem.cluster
 import tandem.rl
 import tandem.runs
 
 FORBIDDEN = {
     "tandem.rl": {"ray", "vllm", "fastapi", "httpx", "sqlalchemy", "tandem.cluster", "tandem.serve"},
+    "tandem.client": {"ray", "vllm", "torch", "fastapi", "pydantic", "openai", "sqlalchemy"}
+    | {f"tandem.{layer}" for layer in ("rl", "cluster", "serve", "runs", "cli")},
     "tandem.runs": {"ray", "vllm", "torch", "fastapi", "sqlalchemy", "tandem.cluster", "tandem.serve"},
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
@@ -31,7 +34,9 @@ def modules_after(names):
     return set(json.loads(output.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("package", [tandem.rl, tandem.runs, tandem.cluster], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [tandem.rl, tandem.client, tandem.runs, tandem.cluster], ids=lambda package: package.__name__
+)
 def test_a_layer_imports_nothing_from_above(package):
     names = [name for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     loaded = modules_after(names)

@@ -17,7 +17,7 @@ from tandem.rl.checkpoint_files import ADAPTER
 from tandem.rl.checkpoints import LearnerState, read_adapter, read_checkpoint, write_checkpoint
 from tandem.rl.errors import CheckpointError
 
-PACKAGES = ("rl", "cluster", "serve", "runs", "cli")  # not tandem/: rglob follows no links
+PACKAGES = ("rl", "cluster", "serve", "client", "runs", "cli")  # not tandem/: rglob follows no links
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pickle5"}
 CALLS = {

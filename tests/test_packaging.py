@@ -12,7 +12,7 @@ FOLDERS = [path.name for path in (ROOT / "tandem").iterdir() if path.is_symlink(
 
 
 def test_every_link_is_relative_and_leads_to_the_folder_of_its_name():
-    assert {"rl", "cluster", "serve", "runs", "cli"} <= set(FOLDERS)
+    assert {"rl", "cluster", "serve", "client", "runs", "cli"} <= set(FOLDERS)
     for name in FOLDERS:
         assert str((ROOT / "tandem" / name).readlink()) == f"../{name}"
 

@@ -1,0 +1,66 @@
+"""A Python client of Tandem's HTTP API, for rollout and training code on any machine.
+
+    from tandem.client import Client
+
+    client = Client("http://127.0.0.1:8000", "tdm_...")      # default: TANDEM_URL and TANDEM_API_KEY
+    model = client.register_model("agent", project="demo", base_model="tandem/tiny")
+    openai = client.openai()                                 # sample with model.name
+    job = client.train(model, groups, learning_rate=1e-3)
+    for event in client.events(job):
+        print(event.type, event.data)
+    version = client.wait(job).step                          # raises JobFailedError with the service's sentence
+
+`AsyncClient` has the same methods, to be awaited.
+"""
+
+from tandem.client.async_client import AsyncClient
+from tandem.client.errors import (
+    AuthenticationError,
+    ConflictError,
+    ForbiddenError,
+    InvalidRequestError,
+    JobCancelledError,
+    JobFailedError,
+    MissingKeyError,
+    NoAnswerError,
+    NotFoundError,
+    QueueFullError,
+    ServiceError,
+    StatusError,
+    TandemError,
+    UnexpectedAnswerError,
+    WaitTimeoutError,
+)
+from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Fault, Health, Job, Model, Version
+from tandem.client.retries import Retries
+from tandem.client.sync_client import Client
+
+__all__ = [
+    "ApiKey",
+    "Artifact",
+    "AsyncClient",
+    "AuthenticationError",
+    "Checkpoint",
+    "Client",
+    "ConflictError",
+    "Event",
+    "Fault",
+    "ForbiddenError",
+    "Health",
+    "InvalidRequestError",
+    "Job",
+    "JobCancelledError",
+    "JobFailedError",
+    "MissingKeyError",
+    "Model",
+    "NoAnswerError",
+    "NotFoundError",
+    "QueueFullError",
+    "Retries",
+    "ServiceError",
+    "StatusError",
+    "TandemError",
+    "UnexpectedAnswerError",
+    "Version",
+    "WaitTimeoutError",
+]

@@ -1,0 +1,306 @@
+"""The operations of the API, written once for both clients: each function makes a request and knows its answer."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from tandem.client.errors import JobCancelledError, JobFailedError, WaitTimeoutError
+from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Health, Job, Model, Page, Version
+
+T = TypeVar("T")
+LONGEST_WAIT_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request, and the function that makes its result from the answer's JSON or bytes."""
+
+    method: str
+    path: str
+    parse: Callable[[Any], T]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    json: Any = None
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_safe: bool = False
+    """It can be repeated without a second effect. Every GET can."""
+    is_json: bool = True
+    accepts: tuple[int, ...] = ()
+    """Statuses besides 2xx whose answer is a result."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Item(Generic[T]):
+    """Something that a flow gives to its caller."""
+
+    value: T
+
+
+Flow: TypeAlias = Generator[Call[Any] | Pause | Item[T], Any, None]
+"""Several requests, one after another: yields calls, gets their results, and yields the items in between."""
+
+
+# Models
+
+
+def register_model(
+    name: str, *, project: str, base_model: str, entity: str | None = None, return_existing: bool = True
+) -> Call[Model]:
+    """Register a model, or return the existing one of this name.
+
+    Args:
+        entity: default: the entity of the key.
+        return_existing: if False, raise ConflictError when the name is taken. Such a request is never retried.
+    """
+    body = {
+        "entity": entity,
+        "project": project,
+        "name": name,
+        "base_model": base_model,
+        "return_existing": return_existing,
+    }
+    return Call("POST", "/v1/preview/models", Model.parse, json=body, is_safe=return_existing)
+
+
+def get_model(model: Model | str) -> Call[Model]:
+    """Return a model, with its newest version, by its id."""
+    return Call("GET", f"/v1/preview/models/{_id(model)}", Model.parse)
+
+
+def models(*, project: str | None = None, name: str | None = None, newest_first: bool = False) -> Flow[Model]:
+    """Iterate over the models of the key's entity, by time of registration."""
+    return _pages("/v1/preview/models", Model.parse, project=project, name=name, order=_order(newest_first))
+
+
+def delete_model(model: Model | str) -> Call[None]:
+    """Delete a model with all its versions. Its open jobs fail."""
+    return Call("DELETE", f"/v1/preview/models/{_id(model)}", _nothing)
+
+
+def versions(model: Model | str, after: int = 0, wait_s: float = 0.0) -> Call[list[Version]]:
+    """Return up to 100 versions newer than step `after`, oldest first.
+
+    If there is none, wait up to `wait_s` (at most 60) for one; an empty list means that none came.
+    """
+    params = {"after": after, "wait": wait_s, "limit": 100}
+    page = Page.parser(Version.parse)
+    return Call("GET", f"/v1/preview/models/{_id(model)}/versions", lambda data: page(data).data, params)
+
+
+def wait_for_version(model: Model | str, step: int, timeout_s: float | None = None) -> Flow[Version]:
+    """Wait until the model has version `step` or a newer one, and return the oldest such version.
+
+    Raise WaitTimeoutError after `timeout_s`. A job that fails makes no version: see `wait`.
+    """
+    deadline = _Deadline(timeout_s, f"version {step} of model {_id(model)}")
+    while True:
+        found: list[Version] = yield versions(model, max(step - 1, 0), min(LONGEST_WAIT_S, deadline.remaining_s()))
+        if found:
+            yield Item(found[0])
+            return
+        deadline.check()
+
+
+def checkpoints(model: Model | str, *, newest_first: bool = False) -> Flow[Checkpoint]:
+    """Iterate over the model's versions with their metrics, by step."""
+    return _pages(f"/v1/preview/models/{_id(model)}/checkpoints", Checkpoint.parse, order=_order(newest_first))
+
+
+def delete_checkpoints(model: Model | str, steps: Sequence[int]) -> Call[list[int]]:
+    """Delete versions permanently. Return the steps that didn't exist."""
+    path, body = f"/v1/preview/models/{_id(model)}/checkpoints", {"steps": list(steps)}
+    return Call("DELETE", path, lambda data: list(data["not_found_steps"]), json=body)
+
+
+# Training jobs
+
+
+def train(model: Model | str, groups: Sequence[Any], *, idempotency_key: str | None = None, **config: Any) -> Call[str]:
+    """Post trajectory groups as a training job and return the job's id.
+
+    The request carries an idempotency key, so a retry after a lost answer never makes a second job.
+
+    Args:
+        groups: trajectory groups as dictionaries or pydantic objects; turns may be the OpenAI client's Choice objects.
+        idempotency_key: default: a new one. Pass your own to post the same job again after a crash of your program.
+        config: options of the job, like learning_rate=1e-3 (`experimental_config`).
+    """
+    body = {"model_id": _id(model), "trajectory_groups": groups, "experimental_config": config}
+    return post_job(json.dumps(body, default=_plain).encode(), idempotency_key=idempotency_key)
+
+
+def post_job(body: bytes, *, content_encoding: str | None = None, idempotency_key: str | None = None) -> Call[str]:
+    """Post a training job whose JSON is encoded already, perhaps compressed (gzip or zstd). Return the job's id."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    if content_encoding:
+        headers["Content-Encoding"] = content_encoding
+    path = "/v1/preview/training-jobs"
+    return Call("POST", path, lambda data: str(data["id"]), content=body, headers=headers, is_safe=True)
+
+
+def get_job(job: Job | str) -> Call[Job]:
+    """Return a job by its id."""
+    return Call("GET", f"/v1/preview/training-jobs/{_id(job)}", Job.parse)
+
+
+def jobs(*, model: Model | str | None = None, state: str | None = None, newest_first: bool = True) -> Flow[Job]:
+    """Iterate over the entity's training jobs in order of acceptance, newest first by default."""
+    model_id = None if model is None else _id(model)
+    return _pages("/v1/preview/training-jobs", Job.parse, model_id=model_id, state=state, order=_order(newest_first))
+
+
+def cancel_job(job: Job | str) -> Call[Job]:
+    """Cancel a queued job now, a running one before its next gradient step. An ended job stays as it is."""
+    return Call("POST", f"/v1/preview/training-jobs/{_id(job)}/cancel", Job.parse, is_safe=True)
+
+
+def wait(job: Job | str, timeout_s: float | None = None) -> Flow[Job]:
+    """Wait until a job has succeeded and return it; its `step` is the new version.
+
+    Raise JobFailedError or JobCancelledError with the service's sentence, or WaitTimeoutError after `timeout_s`.
+    """
+    deadline = _Deadline(timeout_s, f"the end of training job {_id(job)}")
+    pauses = _pauses()
+    while True:
+        found: Job = yield get_job(job)
+        match found.state:
+            case "succeeded":
+                yield Item(found)
+                return
+            case "failed":
+                raise JobFailedError(found)
+            case "cancelled":
+                raise JobCancelledError(found)
+        deadline.check()
+        yield Pause(min(next(pauses), deadline.remaining_s()))
+
+
+def events(job: Job | str, after: str | None = None) -> Flow[Event]:
+    """Iterate over a job's events as they come, until the job ends (training_ended or training_failed).
+
+    `after`: an event's id, to continue after it.
+    """
+    pauses = _pauses()
+    while True:
+        found: list[Event] = yield new_events(job, after)
+        for event in found:
+            after = event.id
+            yield Item(event)
+            if event.ends_job:
+                return
+        if found:
+            pauses = _pauses()
+        else:
+            yield Pause(next(pauses))
+
+
+def new_events(job: Job | str, after: str | None = None) -> Call[list[Event]]:
+    """Return up to 1000 events of a job after the event with id `after`, without waiting for more."""
+    page = Page.parser(Event.parse)
+    path, params = f"/v1/preview/training-jobs/{_id(job)}/events", _given(after=after, limit=1000)
+    return Call("GET", path, lambda data: page(data).data, params)
+
+
+def artifacts(job: Job | str) -> Flow[Artifact]:
+    """Iterate over the files that a job left, by name: with `plot_tensors=True`, pictures of its packed sequences."""
+    return _pages(f"/v1/preview/training-jobs/{_id(job)}/artifacts", Artifact.parse)
+
+
+def download_artifact(job: Job | str, artifact: Artifact | str) -> Call[bytes]:
+    """Return the contents of a file that a job left."""
+    path = f"/v1/preview/training-jobs/{_id(job)}/artifacts/{_id(artifact)}"
+    return Call("GET", path, bytes, is_json=False)
+
+
+# Keys and health
+
+
+def keys() -> Flow[ApiKey]:
+    """Iterate over the entity's API keys, without their secrets. Needs an admin key."""
+    return _pages("/v1/preview/keys", ApiKey.parse)
+
+
+def create_key(name: str, role: str = "train") -> Call[ApiKey]:
+    """Create an API key for the entity; only this answer has its secret (`key`). Needs an admin key."""
+    return Call("POST", "/v1/preview/keys", ApiKey.parse, json={"name": name, "role": role})
+
+
+def revoke_key(key: ApiKey | str) -> Call[None]:
+    """Revoke a key by its id. Needs an admin key."""
+    return Call("DELETE", f"/v1/preview/keys/{_id(key)}", _nothing)
+
+
+def health() -> Call[Health]:
+    """Return the health of the service, with the reasons if a part of it doesn't work."""
+    return Call("GET", "/health", Health.parse, accepts=(503,))
+
+
+# Helpers
+
+
+def _pages(path: str, parse: Callable[[Mapping[str, Any]], T], **params: Any) -> Flow[T]:
+    after: str | None = None
+    while True:
+        page: Page[T] = yield Call("GET", path, Page.parser(parse), _given(after=after, limit=100, **params))
+        for item in page.data:
+            yield Item(item)
+        if not page.has_more:
+            return
+        after = page.last_id
+
+
+def _pauses() -> Generator[float]:
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
+
+
+class _Deadline:
+    def __init__(self, timeout_s: float | None, awaited: str):
+        self._at, self._message = None, ""
+        if timeout_s is not None:
+            self._at = time.monotonic() + timeout_s
+            self._message = f"Waited {timeout_s:g} s in vain for {awaited}."
+
+    def remaining_s(self) -> float:
+        return float("inf") if self._at is None else max(0.0, self._at - time.monotonic())
+
+    def check(self) -> None:
+        """Raise WaitTimeoutError if the time is up."""
+        if not self.remaining_s():
+            raise WaitTimeoutError(self._message)
+
+
+def _id(named: Any) -> str:
+    return named if isinstance(named, str) else str(named.id)
+
+
+def _order(newest_first: bool) -> str:
+    return "desc" if newest_first else "asc"
+
+
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """Return a pydantic object, like the OpenAI client's Choice, as JSON has it."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", exclude_unset=True)
+    raise TypeError(f"trajectory groups hold a {type(value).__name__}, which JSON can't express")

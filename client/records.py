@@ -1,0 +1,169 @@
+"""The objects that the API returns, as frozen dataclasses.
+
+Fields that a newer service adds are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Record:
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """Raise TypeError if `data` lacks a field."""
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        times = {name: datetime.fromisoformat(value) for name, value in known.items() if name.endswith("_at") and value}
+        return cls(**{**known, **times})
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Part of a list."""
+
+    data: list[T]
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def parser(cls, parse_item: Callable[[Mapping[str, Any]], T]) -> Callable[[Mapping[str, Any]], Page[T]]:
+        def parse(data: Mapping[str, Any]) -> Page[T]:
+            return Page([parse_item(item) for item in data["data"]], data["last_id"], data["has_more"])
+
+        return parse
+
+
+@dataclass(frozen=True)
+class Model(Record):
+    """A LoRA policy on a base model."""
+
+    id: str
+    entity: str
+    project: str
+    short_name: str
+    base_model: str
+    step: int
+    """The newest version when the service answered; 0 before any training."""
+    created_at: datetime
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        return super().parse({**data, "short_name": data["name"]})
+
+    @property
+    def name(self) -> str:
+        """The name for completions: the newest version answers."""
+        return f"{self.entity}/{self.project}/{self.short_name}"
+
+    def version_name(self, step: int) -> str:
+        """Return the name for completions of one version."""
+        return f"{self.name}:step{step}"
+
+
+@dataclass(frozen=True)
+class Version(Record):
+    """A version of a model that can be sampled."""
+
+    step: int
+    digest: str
+    """SHA-256 of the checkpoint's manifest; completions carry it in x-policy-digest."""
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Checkpoint(Record):
+    """A version with the metrics of the job that made it."""
+
+    step: int
+    metrics: dict[str, float]
+    digest: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Job(Record):
+    """A training job."""
+
+    id: str
+    model_id: str
+    state: str
+    """queued, running, succeeded, failed or cancelled."""
+    attempt: int
+    """How often the job was started."""
+    error: str | None
+    """Why it failed, or why it is retried."""
+    waiting_for: str | None
+    """The resources that a running job lacks to start training."""
+    step: int | None
+    """The version that it made."""
+    cancel_requested: bool
+    num_events: int
+    num_gradient_steps: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Event(Record):
+    """An event of a job."""
+
+    id: str
+    """A cursor: `events(job, after=event.id)` continues after this event."""
+    type: str
+    """training_started, logprobs_rescored, gradient_step, training_ended, training_failed, or a newer one."""
+    data: dict[str, Any]
+    created_at: datetime
+
+    @property
+    def ends_job(self) -> bool:
+        return self.type in ("training_ended", "training_failed")
+
+
+@dataclass(frozen=True)
+class Artifact(Record):
+    """A file that a job left."""
+
+    id: str
+    """Its name."""
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ApiKey(Record):
+    id: str
+    name: str
+    entity: str
+    role: str
+    """infer, train or admin."""
+    created_at: datetime
+    revoked_at: datetime | None
+    key: str | None = None
+    """The secret; only `create_key` returns it."""
+
+
+@dataclass(frozen=True)
+class Health(Record):
+    status: str
+    """ok or degraded."""
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a request."""
+
+    loc: tuple[str | int, ...]
+    """The place, like `("body", "trajectory_groups", 0, "trajectories", 1, "reward")`."""
+    msg: str
+    type: str
