@@ -1,4 +1,4 @@
-"""Who can reach the address that the service listens on."""
+"""The address that the service listens on: its URL, and whether other machines reach it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches `host`, an address or a name. A name that can't be resolved isn't local."""
+    """True if only this machine reaches `host`, an address or a name. A name that can't be resolved isn't local."""
     return all(_is_loopback(address) for address in _addresses(host))
 
 
 def url(http: HttpConfig) -> str:
-    """Where this machine reaches the service. One that listens on all interfaces also listens on the loopback one."""
+    """Return the URL for this machine. A service that listens on all interfaces also listens on the loopback one."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)
     return f"http://[{host}]:{http.port}" if ":" in host else f"http://{host}:{http.port}"
 

@@ -1,4 +1,4 @@
-"""Starts the service on a Ray cluster, or on a Ray of its own, and ends it again."""
+"""Start and shut down the service, on a Ray cluster or on a Ray of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import ray
 from ray import serve
@@ -26,11 +27,11 @@ APPLICATION = "tandem"
 RAY_TOKEN_FILE = "ray_token"  # in the home directory
 OBJECT_STORE_BYTES = 512 << 20
 START_DEADLINE_S = 900.0
-END_DEADLINE_S = 30.0  # beyond the grace that running jobs get
+END_DEADLINE_S = 30.0  # beyond the grace of running jobs
 
 
 def num_cpus_needed(config: TandemConfig) -> int:
-    """Ray CPUs that all actors of the configuration ask for, and some to spare: two where projects run programs."""
+    """Return the Ray CPUs that all actors of the configuration ask for, plus one, or two where projects run code."""
     asked = sum(
         base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
         for base in config.base_models
@@ -42,11 +43,11 @@ def num_cpus_needed(config: TandemConfig) -> int:
 def running(
     config: TandemConfig, verbose: bool = False, on_progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
-    """The service, from ready to ended.
+    """Run the service while the block runs.
 
-    Runs on the Ray this process is connected to, else on the cluster that RAY_ADDRESS names, else on a Ray of its own
-    on this machine, which ends with the service. `on_progress` is told each step of the start, and may raise to give
-    up. Raises StartError when a part doesn't become healthy.
+    It runs on the Ray that this process is connected to, else on the cluster of RAY_ADDRESS, else on a new Ray on this
+    machine, which ends with the service. `on_progress` receives each step of the start, and may raise to cancel it.
+    Raises StartError when a part doesn't become healthy.
     """
     with connected(config, verbose, on_progress), deployed(config, verbose, on_progress):
         yield
@@ -60,11 +61,11 @@ def deployed(
     started_by: str | None = None,
     ends_serve: bool = False,
 ) -> Iterator[None]:
-    """The service on the Ray that this process is connected to, from ready to ended.
+    """Run the service on the Ray that this process is connected to, while the block runs.
 
     Args:
-        started_by: is written on the application, for who finds it later.
-        ends_serve: Ray Serve ends with the service. For a Serve that this has started.
+        started_by: written on the application, so that a later command can tell whose it is.
+        ends_serve: shut down Ray Serve too, for one that this process has started.
     """
     on_progress("starting Ray Serve")
     log_level = "INFO" if verbose else "WARNING"
@@ -72,7 +73,7 @@ def deployed(
     try:
         _deploy(config, log_level, on_progress, started_by)
         yield
-    except ServiceLostError:  # there is nothing left to end
+    except ServiceLostError:  # nothing is left to shut down
         raise
     except BaseException:
         end(config, ends_serve)
@@ -82,12 +83,16 @@ def deployed(
 
 @contextmanager
 def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> Iterator[None]:
-    """This process on a Ray: the one it is connected to, that of RAY_ADDRESS, or one of its own. Raises StartError."""
+    """Connect to Ray: the one already connected, that of RAY_ADDRESS, or a new one. Raises StartError."""
     if ray.is_initialized():
         yield
         return
     on_progress("starting Ray")
-    options = {"namespace": APPLICATION, "log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+    options: dict[str, Any] = {
+        "namespace": APPLICATION,
+        "log_to_driver": verbose,
+        "logging_level": "INFO" if verbose else "ERROR",
+    }
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
@@ -100,7 +105,7 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
         ray.init(**options)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         raise StartError(
-            f"The Ray cluster at RAY_ADDRESS={address} can't be joined: {error}\nIf it asks for a token, set "
+            f"Can't connect to the Ray cluster at RAY_ADDRESS={address}: {error}\nIf it asks for a token, set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) as on its head node."
         ) from error
     try:
@@ -118,7 +123,7 @@ def _start_serve(config: TandemConfig, log_level: str) -> None:
 
 
 def end(config: TandemConfig, ends_serve: bool = False) -> None:
-    """Ends the application, giving running jobs their grace. What hasn't ended by the deadline is left to Ray."""
+    """Shut down the application after the grace of running jobs. Beyond the deadline, the rest is left to Ray."""
     target = _shut_down_serve if ends_serve else _delete_application
     try:  # a Ray that has died may never answer
         within(config.coordinator.stop_grace_s + END_DEADLINE_S, target, "end-service")
@@ -127,9 +132,9 @@ def end(config: TandemConfig, ends_serve: bool = False) -> None:
 
 
 def ask_to_end(ends_serve: bool) -> None:
-    """Asks Ray Serve to end the application, or itself too. What follows it does even when this process is killed.
+    """Ask Ray Serve to shut down the application, or itself too. It does so even if this process is killed then.
 
-    May raise RayError, or take for ever, where Ray has died."""
+    May raise RayError, or never return, if Ray has died."""
     if not ends_serve:
         serve.delete(APPLICATION, _blocking=False)
     elif client := _get_global_client(raise_if_no_controller_running=False):
@@ -146,19 +151,19 @@ def _delete_application() -> None:
 
 
 def _shut_down_serve() -> None:
-    """`serve.shutdown`, which also logs errors about a controller that has ended as it was asked to."""
+    """Do as `serve.shutdown`, without its errors in the log about a controller that has ended as requested."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
     client.shutdown_cached_handles()
-    with suppress(ray.exceptions.RayError, ValueError):  # there is no controller any more
+    with suppress(ray.exceptions.RayError, ValueError):  # the controller has ended
         ask_to_end(ends_serve=True)
         while ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
             time.sleep(0.2)
 
 
 def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None], started_by: str | None) -> None:
-    from tandem.serve.app.deployments import build_application
+    from tandem.serve.app.graph import build_application
 
     target = serve.RunTarget(
         target=build_application(config, started_by),
@@ -166,7 +171,7 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
         route_prefix="/",
         logging_config=LoggingConfig(log_level=log_level),
     )
-    # Waiting is done here, where it has a deadline, shows progress and can be given up.
+    # Wait here rather than in Serve: with a deadline, with progress, and with a way to cancel.
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     deadline = time.monotonic() + START_DEADLINE_S
     while (state := application_status(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
@@ -187,6 +192,6 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
 
 
 def _cause(message: str) -> str:
-    """The last line of a traceback, where the exception stands, or the whole of a shorter message."""
+    """Return the last line, where a traceback has its exception."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given."

@@ -1,4 +1,4 @@
-"""`tandem`: start the service, look at its models and jobs, follow a job, manage keys."""
+"""The `tandem` command: start the service, list models and jobs, follow a job, train, manage API keys."""
 
 from __future__ import annotations
 
@@ -78,22 +78,22 @@ def up(
         out.print(f"\nTandem answers at [bold]{url(config.http)}/v1[/bold] (base models: {names}).")
         if not store.has_keys():
             key = create_key(store, name="first", entity="default", role="admin")
-            out.print(f"This is the first start. Your API key, shown only now:\n\n    export TANDEM_API_KEY={key}\n")
-        out.print("Ctrl-C ends the service.")
+            out.print(f"This is the first start. Your API key, shown only once:\n\n    export TANDEM_API_KEY={key}\n")
+        out.print("Press Ctrl-C to stop the service.")
         watch = ServiceWatch()
         while not stop.wait(watch.PERIOD_S):
             watch.check()
-        out.print("Ending. Ctrl-C again ends it at once; running jobs then begin again at the next start.")
+        out.print("Stopping. Press Ctrl-C again to stop at once; running jobs then start again at the next start.")
 
 
 def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path: Path | None) -> None:
-    """Others may connect before anybody has looked at the terminal, so the first key is made here only for loopback."""
+    """Exit unless the service has a valid key or listens only for this machine: `up` prints a first key just there."""
     if is_local(config.http.host) or any(key.revoked_at is None for key in store.list_keys()):
         return
     option = f" --config {config_path}" if config_path else ""
     err.print(
-        f"[red]http.host {config.http.host} can be reached by other machines, and the service has no valid key yet."
-        f"[/red] Make one first:\n\n    tandem keys create --name me --role admin{option}\n"
+        f"[red]Other machines can reach http.host {config.http.host}, and the service has no valid key yet.[/red] "
+        f"Create one first:\n\n    tandem keys create --name me --role admin{option}\n"
     )
     raise typer.Exit(2)
 
@@ -104,7 +104,7 @@ def demo(
     config_path: ConfigOption = None,
     verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
 ) -> None:
-    """Start the service, run an example against it, and end the service."""
+    """Start the service, run an example against it, and stop the service."""
     from tandem.serve.api.auth import create_key, revoke_key
 
     config = _config(config_path)
@@ -128,7 +128,7 @@ def demo(
 
 @contextmanager
 def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
-    """`launch.running`, shown while it starts."""
+    """Run the service while the block runs, and show the progress of its start."""
     from tandem.cli.launch import running
 
     with startup(err) as start, running(config, verbose, start.progress):
@@ -142,7 +142,7 @@ def train(
     task: Annotated[Path, typer.Argument(help="A YAML file: environment, model, rollouts, training (docs/train.md).")],
     verbose: Annotated[bool, typer.Option(help="Show the log of every process of a service that is started.")] = False,
 ) -> None:
-    """Run a whole RL task: rollouts, training jobs, evaluation. The same command goes on where a run was ended."""
+    """Run a whole RL task: rollouts, training jobs, evaluation. The same command resumes an interrupted run."""
     from tandem.cli.train_command import train as run
     from tandem.runs.event_loop import exit_process
 
@@ -244,20 +244,20 @@ def watch(job: str) -> None:
 _SHOWN = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
 
 
-# Keys live in the service's store, so these commands read the same configuration
+# Keys are in the service's store, so these commands read its configuration.
 
 
 @keys.command("create")
 def keys_create(
-    name: Annotated[str, typer.Option(help="Who or what uses it.")],
+    name: Annotated[str, typer.Option(help="A name for the list of keys.")],
     role: Annotated[
         Literal["infer", "train", "admin"],
         typer.Option(help="infer: completions. train: also jobs and models. admin: also the entity's keys."),
     ] = "train",
-    entity: Annotated[str, typer.Option(help="Whose models it may use.")] = "default",
+    entity: Annotated[str, typer.Option(help="The entity whose models it may use.")] = "default",
     config_path: ConfigOption = None,
 ) -> None:
-    """Create a key and print it; only its hash is kept."""
+    """Create a key and print it. Only its hash is stored."""
     from tandem.serve.api.auth import create_key
 
     try:
@@ -270,18 +270,18 @@ def keys_create(
 
 @keys.command("generate")
 def keys_generate() -> None:
-    """Print a new key and the line of the configuration that makes it the first admin key of a service."""
+    """Print a new key, and the configuration line that makes it the first admin key of a service."""
     from tandem.serve.api.auth import generate_key
 
     key, key_sha256 = generate_key()
-    err.print("The key, shown only now. Keep it; the service won't know it until its configuration has the next line:")
+    err.print("The key, shown only once. It becomes valid when the service's configuration has the next line:")
     out.print(key, markup=False)
     out.print(f"admin_key_sha256: {key_sha256}", markup=False, soft_wrap=True)
 
 
 @keys.command("list")
 def keys_list(config_path: ConfigOption = None) -> None:
-    """List keys; their secrets aren't known."""
+    """List keys, without their secrets."""
     table = Table("id", "name", "entity", "role", "created", "revoked")
     for key in _store(_config(config_path)).list_keys():
         revoked = str(key.revoked_at or "")
@@ -294,7 +294,7 @@ def keys_revoke(
     key: Annotated[str, typer.Argument(help="The key itself, or its id from `tandem keys list`.")],
     config_path: ConfigOption = None,
 ) -> None:
-    """Revoke a key; requests with it are refused from now on."""
+    """Revoke a key: requests with it are rejected from now on."""
     from tandem.serve.api.auth import revoke_key
 
     if not revoke_key(_store(_config(config_path)), key):

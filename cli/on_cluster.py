@@ -1,4 +1,4 @@
-"""The service that a Ray cluster has already: whether it works, who started it, where it answers, a key for it."""
+"""A service that already runs on a Ray cluster: its state, who started it, its URL, and a key for it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, HTTPOptionsSchema, ProxyStatus
 
 from tandem.cli.exposure import is_local, url
-from tandem.cli.launch import APPLICATION, START_DEADLINE_S, StartError
+from tandem.cli.launch import APPLICATION, START_DEADLINE_S
+from tandem.cli.startup import StartError
 from tandem.cluster.config import HttpConfig
-from tandem.serve.app.deployments import COORDINATOR, STARTED_BY
+from tandem.serve.app.api_replica import STARTED_BY
+from tandem.serve.app.coordinator_replica import COORDINATOR
 from tandem.serve.app.serve_state import serve_details
 
 logger = logging.getLogger(__name__)
 CALL_S = 30.0
 POLL_S = 0.5
-REVOKE_S = 1.0  # when a command ends: it may have seconds until it is killed
+REVOKE_S = 1.0  # at the end of a command, which may soon be killed
 
 
 @dataclass(frozen=True)
 class FoundService:
-    """A service that works."""
+    """A service that is running."""
 
     started_by: str | None
-    """What `launch.deployed` was told; None of one that was started in another way."""
+    """The argument of `launch.deployed`; None for a service that was started in another way."""
 
 
 def serve_is_running() -> bool:
@@ -44,40 +46,45 @@ def serve_is_running() -> bool:
 
 
 def settled_service(on_progress: Callable[[str], None], own: Callable[[str], bool]) -> FoundService | None:
-    """The service of the cluster that this process is connected to, once it is ready; None where there is none.
+    """Return the service of the connected cluster once it is ready, or None if there is none.
 
-    Waits for one that is being started, and for one that is being ended, until it is gone. One whose start failed is
-    as good as none when it is one's `own`, told by its `started_by`: it is deployed again. Raises StartError.
+    Waits while a service is starting or shutting down. Returns None for a failed one whose `started_by` is the
+    caller's `own`: it is deployed again. Raises StartError for any other failed one.
     """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
-        application = (details := _details()) and details["applications"].get(APPLICATION)
+        details = _details()
+        application = details["applications"].get(APPLICATION) if details else None
         is_ending = details is not None and _is_shutting_down()
         if not is_ending and application is None:
             return None
         started_by = _started_by(application) if application else None
-        state = ApplicationStatus.DELETING if is_ending else ApplicationStatus(application["status"])
+        state = (
+            ApplicationStatus(application["status"]) if application and not is_ending else ApplicationStatus.DELETING
+        )
         if state == ApplicationStatus.RUNNING:
             return FoundService(started_by)
         if state == ApplicationStatus.DEPLOY_FAILED and started_by is not None and own(started_by):
             return None
         if state == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            why = application["message"] if application else "Ray Serve doesn't end"
+            why = application["message"] if application else "Ray Serve doesn't shut down"
             raise StartError(
-                f"This cluster has a service that isn't ready ({state.value}): {why}\n"
-                "Mend it, or take it away with `serve delete tandem`; then one is started by itself."
+                f"The service of this cluster isn't ready ({state.value}): {why}\n"
+                "Repair it, or delete it with `serve delete tandem` to have a new one started."
             )
         is_going = state == ApplicationStatus.DELETING
         on_progress(
-            "waiting until a service of before has ended" if is_going else "waiting for the service of this cluster"
+            "waiting for the previous service to shut down" if is_going else "waiting for the service of this cluster"
         )
         time.sleep(POLL_S)
 
 
 def service_url() -> str:
-    """Where this process reaches the service of its cluster. Raises StartError."""
+    """Return the URL at which this process reaches the service of its cluster. Raises StartError."""
     details = _details()
-    listens = HTTPOptionsSchema(**details["http_options"])  # which leave out what is at its default
+    if details is None:
+        raise StartError("Ray Serve has just been shut down.")
+    listens = HTTPOptionsSchema(**details["http_options"])  # they leave out defaults
     address = HttpConfig(host=listens.host, port=listens.port)
     prefix = (details["applications"][APPLICATION]["route_prefix"] or "").rstrip("/")
     if ray.get_runtime_context().get_node_id() in details["proxies"]:
@@ -85,9 +92,8 @@ def service_url() -> str:
     others = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy["status"] == ProxyStatus.HEALTHY]
     if not others or is_local(address.host):
         raise StartError(
-            f"The service of this cluster listens on {address.host}:{address.port} of other nodes than this one. Run "
-            "this on the head node, or let Ray Serve listen on 0.0.0.0 (http.host; docs/security.md says who else can "
-            "reach it then)."
+            f"The service of this cluster listens on {address.host}:{address.port} of other nodes. Run this on the "
+            "head node, or let Ray Serve listen on 0.0.0.0 (http.host; docs/security.md says who can reach it then)."
         )
     return url(HttpConfig(host=others[0], port=address.port)) + prefix
 
@@ -101,7 +107,7 @@ class ClusterKey:
         self._lock, self._is_revoked = threading.Lock(), False
 
     def revoke(self) -> None:
-        """May be called again, and from several threads. Raises what Serve does when the service doesn't answer."""
+        """Revoke the key. Safe to repeat, also from threads. Raises Serve's error if the service doesn't answer."""
         with self._lock:
             if not self._is_revoked:
                 self._coordinator.revoke_key.remote(self.id).result(timeout_s=REVOKE_S)
@@ -110,13 +116,13 @@ class ClusterKey:
 
 @contextmanager
 def key_for(name: str, entity: str, remember: Callable[[str | None], None]) -> Iterator[ClusterKey]:
-    """A key that is revoked at the end. `remember` is told its id, and None once it is revoked."""
+    """Yield a key that is revoked at the end. `remember` receives its id, and None once it is revoked."""
     key = ClusterKey(name, entity)
     remember(key.id)
     try:
         yield key
     finally:
-        with suppress(Exception):  # the service may be gone; who comes next with the same memory revokes it
+        with suppress(Exception):  # the service may be gone; the next command with the same memory revokes it
             key.revoke()
             remember(None)
 
@@ -125,12 +131,12 @@ def revoke_key(key_id: str) -> None:
     _coordinator().revoke_key.remote(key_id).result(timeout_s=CALL_S)
 
 
-def _coordinator() -> DeploymentHandle:
+def _coordinator() -> DeploymentHandle[Any]:
     return serve.get_deployment_handle(COORDINATOR, APPLICATION)
 
 
 def _details() -> dict[str, Any] | None:
-    """What Serve says of itself; None where it doesn't run."""
+    """Return Serve's own details, or None if it doesn't run."""
     try:
         return serve_details(CALL_S)
     except (RayServeException, ray.exceptions.RayActorError):  # it has just ended
@@ -138,7 +144,7 @@ def _details() -> dict[str, Any] | None:
 
 
 def _is_shutting_down() -> bool:
-    """Serve ignores what it is asked from then on, without a word."""
+    """True if Serve is shutting down: it then ignores requests silently."""
     return RayInternalKVStore(f"ray-serve-{SERVE_NAMESPACE}").get(SHUTDOWN_IN_PROGRESS_KEY) is not None
 
 
@@ -147,5 +153,5 @@ def _started_by(application: Mapping[str, Any]) -> str | None:
         options = deployment["deployment_config"].get("ray_actor_options") or {}
         variables = (options.get("runtime_env") or {}).get("env_vars") or {}
         if STARTED_BY in variables:
-            return variables[STARTED_BY]
+            return str(variables[STARTED_BY])
     return None

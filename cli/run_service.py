@@ -1,4 +1,4 @@
-"""The service that a run talks to: one that is named, one that its Ray cluster has, or one of its own."""
+"""The service for a run: one that is named, the one of its Ray cluster, or a new one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tandem.cluster.processes.held_ports import hold_port
 from tandem.runs.directory import RunDirectory
 
 ASK_S = 5.0
-WITH_SERVE = "+serve"  # after the id of a run that has started Ray Serve too
+WITH_SERVE = "+serve"  # suffix of the id of a run that has started Ray Serve too
 
 
 @dataclass(frozen=True)
 class RunService:
-    """Where the service answers a run."""
+    """URL and key of the service, and its lifecycle for the run."""
 
     url: str
     key: str
     check: Callable[[], None]
-    """To be called every few seconds. Raises ServiceLostError when a service that the run has to end is gone."""
+    """Call this every few seconds. Raises ServiceLostError if a service that the run has started is gone."""
     ask_to_end: Callable[[], None]
-    """Returns at once. What the end of the block waits for, the end of the key and of the service, is asked for now: a
-    process that was told to stop may be killed before it gets there."""
+    """Start to revoke the key and to shut down the service, and return at once. The end of the block waits for both,
+    but a process that was told to stop may be killed before it gets there."""
 
 
 class KeyMissingError(ValueError):
-    """A service was named, and no key for it."""
+    """A service was named without a key for it."""
 
 
 @contextmanager
@@ -45,19 +45,19 @@ def run_service(
     start: Startup,
     verbose: bool,
 ) -> Iterator[RunService]:
-    """The service for the run in `directory`, ready.
+    """Yield a service, ready, for the run in `directory`:
 
-    1. The one at `named_url`, with TANDEM_API_KEY. 2. In a Ray cluster (RAY_ADDRESS), the application "tandem" that
-    runs there. 3. A new one, on that cluster or on a Ray of its own, which ends with the block. One that an earlier
-    process of the same run has started, and was killed before it ended it, is used and ended.
+    1. the one at `named_url`, with TANDEM_API_KEY;
+    2. in a Ray cluster (RAY_ADDRESS), its application "tandem";
+    3. a new one, on that cluster or on a Ray of its own, which ends with the block.
 
-    Raises KeyMissingError, StartError, and KeyboardInterrupt when the start is given up.
+    A service that a killed process of the same run left behind is used, and shut down at the end.
+    Raises KeyMissingError, StartError, and KeyboardInterrupt when the start is cancelled.
     """
     if named_url:
         if not (key := os.environ.get("TANDEM_API_KEY")):
             raise KeyMissingError(
-                f"The run talks to {named_url}, so set TANDEM_API_KEY to one of that service's keys "
-                "(`tandem keys create` makes one)."
+                f"Set TANDEM_API_KEY to a key of the service at {named_url} (`tandem keys create` makes one)."
             )
         start.ready()
         yield RunService(named_url, key, check=lambda: None, ask_to_end=lambda: None)
@@ -74,9 +74,9 @@ def run_service(
 def _on_this_ray(
     config: TandemConfig, directory: RunDirectory, start: Startup, verbose: bool
 ) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-    """Finds or starts the service, and ends it when that is the run's to do. Gives its check, and what asks it to
-    end."""
+    """Find or start the service, and shut it down if this run started it. Yields `check` and `ask_to_end`."""
     from tandem.cli import launch, on_cluster
+    from tandem.cli.startup import ServiceLostError
     from tandem.cli.watching import ServiceWatch
 
     own = directory.state.run_id
@@ -91,12 +91,12 @@ def _on_this_ray(
             start.warn_of_open_ray()
             yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
     elif found.started_by is not None and found.started_by.startswith(own):
-        start.progress("using the service that this run has started before")
+        start.progress("using the service that this run started earlier")
         ends_serve = found.started_by.endswith(WITH_SERVE)
         try:
             yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
         finally:
-            with suppress(launch.ServiceLostError):
+            with suppress(ServiceLostError):
                 launch.end(config, ends_serve)
     else:
         start.progress("using the service of this cluster")
@@ -130,7 +130,7 @@ def _with_key(
         asked: list[Future[None]] = []
         start.ready()
         try:
-            # In a thread: a Ray that has died may never answer.
+            # In a thread: a dead Ray may never answer.
             yield RunService(service_url(), key.key, check, lambda: asked.append(in_thread(ask_to_end, "ask-to-end")))
         finally:
             wait(asked, ASK_S)
@@ -138,9 +138,9 @@ def _with_key(
 
 @contextmanager
 def _on_free_port(config: TandemConfig) -> Iterator[TandemConfig]:
-    """The same, on another port where the configured one is taken: only the run itself has to know it.
+    """Yield the configuration with a free port, the configured one if possible: only the run itself needs to know it.
 
-    Until the block ends, no connection is given the port, not even before Serve listens on it.
+    The port is held until the block ends, so that nothing else gets it before Serve listens on it.
     """
     try:
         held = hold_port(config.http.host, config.http.port)

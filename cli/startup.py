@@ -1,4 +1,4 @@
-"""What a command shows while the service starts, and how it ends when that fails or is given up."""
+"""Progress, signals and exit status of a command while it starts the service."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tandem.cli.stopping import StopSignals
 
 
 class StartError(RuntimeError):
-    """The service didn't come up. The message says which part, and where its log is."""
+    """The service didn't start. The message names the part that failed and its log."""
 
 
 class ServiceLostError(RuntimeError):
-    """The Ray or the Serve under a running service is gone, and the service with it."""
+    """The service has ended because its Ray or its Ray Serve has."""
 
 
 class Startup:
-    """A spinner in a terminal, elsewhere a line for each step. Listens to the signals that end the command."""
+    """Shows a spinner in a terminal and a line for each step elsewhere. Handles the signals that end the command."""
 
     def __init__(self, err: Console):
         self.stop = StopSignals()
@@ -37,7 +37,7 @@ class Startup:
             self._status.start()
 
     def progress(self, what: str) -> None:
-        """Raises KeyboardInterrupt once a signal has come."""
+        """Show a step. Raises KeyboardInterrupt after a signal."""
         self.stop.listen()
         self.stop.check()
         if self._status:
@@ -47,17 +47,17 @@ class Startup:
             self._err.print(f"Starting Tandem: {what}")
 
     def warn_of_open_ray(self) -> None:
-        """For a service that this command has started. To be called once Ray is connected."""
+        """Warn that a Ray without authentication runs anybody's code. Call this once Ray is connected."""
         from tandem.cluster.processes.local_ray import token_authentication_is_on
 
         if not token_authentication_is_on():
             self._err.print(
-                "[yellow]This Ray has no token authentication, so whoever reaches its ports can run any code:[/yellow] "
-                "set RAY_AUTH_MODE=token for all its nodes and for this command, or close its ports (docs/security.md)."
+                "[yellow]This Ray has no token authentication: anyone who reaches its ports can run any code.[/yellow] "
+                "Set RAY_AUTH_MODE=token for all its nodes and for this command, or close its ports (docs/security.md)."
             )
 
     def ready(self) -> None:
-        """The service answers: what comes now isn't the start any more."""
+        """End the display of the start: the service answers."""
         self.stop.listen()
         self.end()
 
@@ -68,7 +68,7 @@ class Startup:
 
 @contextmanager
 def startup(err: Console) -> Iterator[Startup]:
-    """Ends the command with a sentence when the service doesn't start or is lost, and when a signal ends it."""
+    """Handle the signals in the block, and turn a failed start, a lost service or a signal into an exit status."""
     start = Startup(err)
     start.begin()
     try:
@@ -77,7 +77,7 @@ def startup(err: Console) -> Iterator[Startup]:
         err.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        err.print("Ended.")
+        err.print("Stopped.")
         raise typer.Exit(128 + (start.stop.signal or signal.SIGINT)) from None
     finally:
         start.end()

@@ -1,4 +1,4 @@
-"""What SIGINT (Ctrl-C) and SIGTERM do to a process that runs the service."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM in a process that runs the service."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ LOOK_S = 0.1
 
 
 class StopSignals:
-    """The first signal asks the service to end in order, the second to end at once; further ones are ignored.
+    """The first signal shuts the service down in order, the second at once; further ones are ignored.
 
         stop = StopSignals()
         stop.listen()
         ... stop.check() ...        # between the steps of the start
         stop.wait()
 
-    The first one raises nothing where it arrives: a start that is torn in the middle would leave processes behind.
+    The first one raises nothing where it arrives: interrupting a start in the middle would leave processes behind.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """The first one that came."""
+        """The first one received."""
 
     def listen(self) -> None:
-        """Takes the signals over; again after Ray has started, which sets a handler of its own."""
+        """Install the handlers. Call this again after Ray has started, which installs its own."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt once a signal has come."""
+        """Raise KeyboardInterrupt after a signal."""
         if self.signal is not None:
             raise KeyboardInterrupt
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether a signal has come, or comes by then."""
-        # Not an Event: a wait doesn't end when the signal comes just before it begins, and the handler, which runs in
-        # this same thread, would wait for ever for the Event's lock if it came while that is held here.
+        """Wait for a signal. Return True if one was received."""
+        # Not an Event: a signal just before `wait` begins wouldn't end it, and the handler, which runs in this same
+        # thread, would deadlock if it ran while `wait` holds the Event's lock.
         end = time.monotonic() + timeout_s if timeout_s is not None else math.inf
         while self.signal is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(LOOK_S, left))

@@ -1,4 +1,4 @@
-"""`tandem train TASK.yaml`: a run with its service, its report and its end."""
+"""`tandem train TASK.yaml`: a run with its service, its progress report and its exit status."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CHECK_PERIOD_S = 5.0
 
 
 def train(task_file: Path, verbose: bool, out: Console, err: Console) -> int:
-    """The whole command. Returns its exit status: 0, 1 for a run that failed, 2 for a file or setting to be changed,
-    128 + the signal that ended it."""
+    """Run the command and return its exit status: 0; 1 if the run failed; 2 for a wrong file or setting; 128 + a signal
+    that ended it."""
     try:
         planned = plan(task_file)
         config = _config(planned.task, task_file)
@@ -55,7 +55,7 @@ def _train(
     for sentence in begin_or_go_on(directory, task):
         out.print(escape(sentence), soft_wrap=True)
     if is_finished(directory, task):
-        out.print(f"The run has trained all its {task.training.jobs} jobs. More of them go on: training.jobs.")
+        out.print(f"The run has trained all its {task.training.jobs} jobs. Raise training.jobs to continue it.")
         return 0
     url = task.service.url or os.environ.get("TANDEM_URL")
     signal_number: int | None = None
@@ -74,15 +74,15 @@ def _train(
 
 
 async def _until_stopped(work: Coroutine[None, None, None], stop: StopSignals, service: RunService) -> bool:
-    """Whether the work was done. When a signal comes, it and the service are told to end; what the service's check
-    raises ends it too."""
+    """Return True if the work was done. A signal cancels it and shuts down the service; an error of the service's check
+    ends it too."""
     task = asyncio.ensure_future(work)
     checked = time.monotonic()
     while not task.done():
         await asyncio.wait([task], timeout=LOOK_S)
         if stop.wait(0) and not task.done():
             task.cancel()
-            service.ask_to_end()  # who has sent the signal may not wait long
+            service.ask_to_end()  # the sender of the signal may not wait long
             return False
         if time.monotonic() - checked > CHECK_PERIOD_S:
             checked = time.monotonic()
@@ -92,7 +92,7 @@ async def _until_stopped(work: Coroutine[None, None, None], stop: StopSignals, s
 
 
 def _config(task: TaskConfig, task_file: Path) -> TandemConfig:
-    """Of the service that is started, or at least where its home is. Raises TaskFileError."""
+    """Load the configuration of the service to start; a run always needs its home. Raises TaskFileError."""
     source = task.service.config and task_file.parent / task.service.config.expanduser()
     try:
         return TandemConfig.load(source)
@@ -101,7 +101,7 @@ def _config(task: TaskConfig, task_file: Path) -> TandemConfig:
 
 
 def _directory(task: TaskConfig, config: TandemConfig) -> Path:
-    """Never relative to the working directory: a Ray job's is a temporary one."""
+    """Return the run's directory. It never depends on the working directory: a Ray job's is temporary."""
     return config.home / (task.output.directory or Path("runs", task.name)).expanduser()
 
 
@@ -110,7 +110,7 @@ def _say_how_far(directory: RunDirectory, task: TaskConfig, out: Console) -> Non
         return
     num_trained, jobs = directory.ledger.num_trained, task.training.jobs
     done = is_finished(directory, task)
-    rest = "" if done else " The same command goes on from there."
+    rest = "" if done else " Run the same command to resume."
     out.print(f"{num_trained} of {jobs} jobs are trained ({directory.path}).{rest}", soft_wrap=True)
 
 

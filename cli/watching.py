@@ -1,4 +1,4 @@
-"""Whether the Ray and the Serve that the service runs on are still there, for the process that has started it."""
+"""Watches the Ray and the Ray Serve of a running service, for the process that has started it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from tandem.cli.launch import APPLICATION, ServiceLostError
+from tandem.cli.launch import APPLICATION
+from tandem.cli.startup import ServiceLostError
 from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.local_ray import dead_processes
 from tandem.serve.app.serve_state import application_status
@@ -16,19 +17,19 @@ MAX_SILENCES = 9  # 45 s; after 60 s without a cluster that was joined, Ray ends
 
 
 def answers() -> bool:
-    """Whether Serve answers and has the application. May raise, or take for ever."""
+    """True if Serve answers and has the application. May raise, or never return."""
     return application_status(APPLICATION) is not None
 
 
 class ServiceWatch:
-    """Notices that there is no service any more.
+    """Detects that the service has ended.
 
         watch = ServiceWatch()
         while not stop.wait(watch.PERIOD_S):
             watch.check()
 
-    Serve may be silent for a while, as when its controller is replaced, so only silence that lasts is an end. It is
-    asked in a thread, because Ray waits for ever for some answers.
+    Serve may be silent for a while, for example while its controller is replaced, so only a long silence counts. Each
+    question runs in a thread, because some calls of Ray never return.
     """
 
     PERIOD_S = 5.0
@@ -39,10 +40,10 @@ class ServiceWatch:
         self._asked: Future[bool] | None = None
 
     def check(self) -> None:
-        """Raises ServiceLostError when a part of this machine's own Ray has ended, or when Serve hasn't answered since
+        """Raise ServiceLostError when a part of this machine's own Ray has ended, or when Serve hasn't answered for
         MAX_SILENCES calls."""
         if dead := dead_processes():
-            raise ServiceLostError(f"The service has ended, because its Ray has: {' and '.join(dead)} died.")
+            raise ServiceLostError(f"The service has ended because its Ray has died ({', '.join(dead)}).")
         has_answered = self._asked is not None and self._asked.done() and self._asked.result()
         self._num_silences = 0 if has_answered else self._num_silences + 1
         if self._num_silences > MAX_SILENCES:

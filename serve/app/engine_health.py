@@ -1,4 +1,4 @@
-"""Which engines can't answer at present, and why, as far as Ray Serve knows."""
+"""Engines that can't answer at present, and the cause as far as Ray Serve knows it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
+from ray.serve._private.common import DeploymentStatus, ReplicaState
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, ReplicaState
+from ray.serve.schema import DeploymentStatusOverview
 
 from tandem.serve.app.serve_state import application_status
 
 MAX_AGE_S = 2.0
 ANSWER_S = 3.0
-# In these, a replica takes requests; the second is what Serve's controller calls one that it has found after a restart.
+# States in which a replica takes requests; the controller calls one RECOVERING that it found after its own restart.
 TAKES_REQUESTS = (
     ReplicaState.RUNNING,
     ReplicaState.RECOVERING,
@@ -26,19 +28,19 @@ _NO_ROOM = re.compile(r"Resources required for each replica: (\{.*?\}), total re
 
 
 class EngineHealth:
-    """Asks for the engines of all base models: `await engine_health.faults()`.
+    """Checks the engines of all base models: `await engine_health.faults()`.
 
-    Asked often, it asks them once in MAX_AGE_S, and only once at a time: Serve's own answer may take for ever.
+    Frequent callers share one check in MAX_AGE_S, and only one runs at a time: Serve may never answer.
     """
 
-    def __init__(self, application: str, handles: Mapping[str, DeploymentHandle], num_replicas: Mapping[str, int]):
-        """The handles and numbers of replicas by base model."""
+    def __init__(self, application: str, handles: Mapping[str, DeploymentHandle[Any]], num_replicas: Mapping[str, int]):
+        """Handles and numbers of replicas are by base model."""
         self._application, self._handles, self._num_replicas = application, handles, num_replicas
         self._asking: asyncio.Task[dict[str, str]] | None = None
         self._asked_at = 0.0
 
     async def faults(self) -> dict[str, str]:
-        """A sentence for each base model whose completions wait, or have fewer engines than they should."""
+        """Return a sentence for each base model that lacks engines or whose engine doesn't answer."""
         if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_at > MAX_AGE_S):
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
@@ -55,13 +57,13 @@ class EngineHealth:
     async def _fault(self, base: str, deployment: DeploymentStatusOverview | None) -> str | None:
         if fault := deployment_fault(deployment, self._num_replicas[base]):
             return fault
-        # Serve takes a replica for healthy until its checks have failed a few times.
+        # Serve calls a replica healthy until several checks have failed.
         answer = self._handles[base].check_health.remote()
         try:
             async with asyncio.timeout(ANSWER_S):
                 await answer
         except TimeoutError:
-            answer.cancel()
+            answer.cancel()  # type: ignore[no-untyped-call]
             return "its engine doesn't answer; completions wait for it."
         except Exception:
             return "its engine has died and is being replaced; completions wait for it."
@@ -69,7 +71,7 @@ class EngineHealth:
 
 
 def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: int) -> str | None:
-    """What keeps a deployment of engines from running all its replicas."""
+    """Return why a deployment of engines doesn't run all its replicas, or None if it does."""
     states = deployment.replica_states if deployment else {}
     num_running = sum(states.get(state, 0) for state in TAKES_REQUESTS)
     if num_running >= num_replicas:
@@ -80,16 +82,16 @@ def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: 
 
 
 def _why(deployment: DeploymentStatusOverview | None) -> str:
-    """Without details that may be private, like a traceback."""
+    """Return the cause without details that may be private, like a traceback."""
     if deployment is None:
-        return "Ray Serve hasn't begun to start it"
+        return "Ray Serve hasn't started it yet"
     if room := _NO_ROOM.search(deployment.message):
         needed, free = (_resources(json.loads(part)) for part in room.groups())
-        return f"one needs {needed}, and the cluster has {free} free: add nodes, or lower what it asks for"
+        return f"a replica needs {needed} and the cluster has {free} free: add nodes or request less"
     if deployment.status in (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED):
-        return "it failed and is started again; its log has the cause"
+        return "it failed and is being restarted; its log has the cause"
     return "it is starting"
 
 
 def _resources(amounts: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items()) or "none of it"
+    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items()) or "nothing"

@@ -1,7 +1,7 @@
-"""What Ray Serve's controller says of Serve and its applications, as it says it.
+"""The state of Ray Serve and its applications, as its controller reports it.
 
-`serve.status` asks the same, but makes models of the answer, for which it pickles a request router for each
-deployment: 60 ms of a core, where the question takes 2. Who waits for a start asks often, and beside it.
+`serve.status` returns the same, but builds models of the answer and pickles a request router for each deployment: 60 ms
+of CPU time instead of 2. That matters while a start is polled.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 
 def serve_details(timeout_s: float | None = None) -> dict[str, Any] | None:
-    """The fields of `ray.serve.schema.ServeInstanceDetails`, without options that nobody has set; None where Serve
-    doesn't run.
+    """Return the fields of `ray.serve.schema.ServeInstanceDetails` without unset options, or None if Serve doesn't run.
 
-    Raises RayError where Serve has died or doesn't answer in time. Without a time, it may wait for ever.
+    Raises RayError if Serve has died or doesn't answer in time. Without a timeout, it may never return.
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return None
-    return ray.get(client._controller.get_serve_instance_details.remote(), timeout=timeout_s)
+    details: dict[str, Any] = ray.get(client._controller.get_serve_instance_details.remote(), timeout=timeout_s)
+    return details
 
 
 def application_status(name: str) -> ApplicationStatusOverview | None:
-    """An application as `serve.status` shows it; None where there is none. Raises and waits as `serve_details` does."""
+    """Return an application as `serve.status` does, or None. Raises and waits as `serve_details` does."""
     details = serve_details()
     if details is None or name not in details["applications"]:
         return None

@@ -3,7 +3,7 @@ import threading
 import pytest
 from waiting import wait_until
 
-from tandem.cli.launch import ServiceLostError
+from tandem.cli.startup import ServiceLostError
 from tandem.cli.watching import MAX_SILENCES, ServiceWatch
 
 
@@ -55,7 +55,7 @@ def test_lasting_silence_is_the_end(serve, check, silence):
     check(2)
     serve.answer = silence
     check(MAX_SILENCES + 1)  # at the first of them, the answer before is still good
-    with pytest.raises(ServiceLostError, match="hasn't answered for 45 s"):
+    with pytest.raises(ServiceLostError, match="45 s"):
         check(1)
 
 

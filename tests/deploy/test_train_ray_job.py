@@ -207,7 +207,7 @@ def test_a_submitted_run_is_killed_and_resumed_to_its_end(head, home, held, resu
     assert killed.wait(300) != 0
     assert killed.ended_as("failed")
     assert service_runs(head)  # nobody was there to end it
-    assert "using the service that this run has started before" in resumed("killed-resumed", run)
+    assert "using the service that this run started earlier" in resumed("killed-resumed", run)
 
 
 @pytest.mark.slow

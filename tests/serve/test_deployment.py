@@ -1,4 +1,4 @@
-"""What the service is built from under `serve deploy`, and where its first key comes from."""
+"""The configuration of the service under `serve deploy`, and its first key."""
 
 import hashlib
 
@@ -40,13 +40,13 @@ def test_arguments_are_what_a_configuration_file_holds(monkeypatch, tmp_path):
     ],
 )
 @pytest.mark.parametrize("as_file", [False, True])
-def test_an_address_that_serve_would_ignore_is_refused(monkeypatch, tmp_path, settings, environment, named, as_file):
+def test_an_address_that_serve_would_ignore_is_rejected(monkeypatch, tmp_path, settings, environment, named, as_file):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if as_file:
         (tmp_path / "tandem.yaml").write_text(yaml.safe_dump(settings))
         settings = {"config_file": str(tmp_path / "tandem.yaml")}
-    with pytest.raises(ValueError, match=f"{named} can't be set here"):
+    with pytest.raises(ValueError, match=named):
         configuration(settings)
 
 
@@ -74,7 +74,7 @@ def test_the_shipped_serve_configuration_is_valid():
     assert configuration(application.args) == TandemConfig()
 
 
-def test_a_generated_key_is_an_admin_from_the_first_start_and_once_revoked_for_ever_none(http, store):
+def test_a_generated_key_is_an_admin_from_the_first_start_until_it_is_revoked(http, store):
     shown = CliRunner().invoke(app, ["keys", "generate"])
     key, line = shown.stdout.split("\n", 1)
     config = configuration(yaml.safe_load(line))

@@ -2,14 +2,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from ray.serve.schema import (
-    ApplicationStatus,
-    ApplicationStatusOverview,
-    DeploymentStatus,
-    DeploymentStatusOverview,
-    DeploymentStatusTrigger,
-    ReplicaState,
-)
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from tandem.serve.app import engine_health
 from tandem.serve.app.engine_health import EngineHealth, deployment_fault
@@ -34,40 +28,25 @@ def test_enough_replicas_are_no_fault(state):
 
 
 @pytest.mark.parametrize(
-    ("found", "num_replicas", "said"),
+    ("found", "num_replicas", "words"),
     [
-        (None, 1, "its engine isn't running; completions wait for it; Ray Serve hasn't begun to start it."),
-        (
-            deployment(DeploymentStatus.UPDATING, STARTING=1, STOPPING=1),
-            1,
-            "its engine isn't running; completions wait for it; it is starting.",
-        ),
-        (
-            deployment(DeploymentStatus.UPDATING, NO_ROOM, STARTING=1),
-            1,
-            "its engine isn't running; completions wait for it; one needs 3 CPU, 0.5 GPU, and the cluster has 1 CPU "
-            "free: add nodes, or lower what it asks for.",
-        ),
-        (
-            deployment(DeploymentStatus.DEPLOY_FAILED, "Traceback (most recent call last): /secret"),
-            1,
-            "its engine isn't running; completions wait for it; it failed and is started again; its log has the cause.",
-        ),
-        (deployment(RUNNING=1, STARTING=1), 2, "1 of 2 engines run; it is starting."),
-        (
-            deployment(STARTING=2),
-            2,
-            "0 of 2 engines run; completions wait for one; it is starting.",
-        ),
+        (None, 1, ["completions wait for it", "hasn't started it"]),
+        (deployment(DeploymentStatus.UPDATING, STARTING=1, STOPPING=1), 1, ["completions wait for it", "is starting"]),
+        (deployment(DeploymentStatus.UPDATING, NO_ROOM, STARTING=1), 1, ["3 CPU, 0.5 GPU", "1 CPU free"]),
+        (deployment(DeploymentStatus.DEPLOY_FAILED, "Traceback: /secret"), 1, ["completions wait for it", "log"]),
+        (deployment(RUNNING=1, STARTING=1), 2, ["1 of 2 engines", "is starting"]),
+        (deployment(STARTING=2), 2, ["0 of 2 engines", "completions wait for one"]),
     ],
 )
-def test_what_is_missing_is_said_without_details(found, num_replicas, said):
-    assert deployment_fault(found, num_replicas) == said
+def test_missing_replicas_are_described_without_details(found, num_replicas, words):
+    fault = deployment_fault(found, num_replicas)
+    assert all(word in fault for word in words)
+    assert "secret" not in fault
 
 
 @dataclass
 class Handle:
-    """A deployment's handle, of which one method is called."""
+    """A deployment's handle with one method."""
 
     answer: Exception | float = 0.0
     """An error, or how long it takes."""
@@ -104,22 +83,22 @@ def health(monkeypatch):
     return lambda handle: EngineHealth("tandem", {BASE: handle}, {BASE: 1})
 
 
-def test_an_engine_that_answers_is_well(health):
+def test_an_answering_engine_has_no_fault(health):
     assert asyncio.run(health(Handle()).faults()) == {}
 
 
-def test_a_dead_engine_is_told_before_serve_knows(health):
+def test_a_dead_engine_is_reported_before_serve_knows(health):
     faults = asyncio.run(health(Handle(RuntimeError("the core died: /secret"))).faults())
-    assert faults == {BASE: "its engine has died and is being replaced; completions wait for it."}
+    assert "died" in faults[BASE] and "secret" not in faults[BASE]
 
 
-def test_an_engine_that_hangs_is_told_and_not_waited_for(health):
+def test_a_hanging_engine_is_reported_and_not_waited_for(health):
     handle = Handle(60.0)
-    assert asyncio.run(health(handle).faults()) == {BASE: "its engine doesn't answer; completions wait for it."}
+    assert "doesn't answer" in asyncio.run(health(handle).faults())[BASE]
     assert handle.cancelled == 1
 
 
-def test_engines_are_asked_once_however_many_want_to_know(health, monkeypatch):
+def test_frequent_callers_share_one_check(health, monkeypatch):
     handle = Handle()
     asked = health(handle)
     monkeypatch.setattr(engine_health, "MAX_AGE_S", 60.0)

@@ -1,0 +1,90 @@
+"""The API deployment, which answers HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import TandemConfig
+from tandem.cluster.jobs.preparation import Preparation
+from tandem.cluster.processes.heap import freeze_heap
+from tandem.serve.api.application import create_app
+from tandem.serve.api.services import Services
+from tandem.serve.app.deployment_options import (
+    HEALTH_CHECK_PERIOD_S,
+    HEALTH_CHECK_TIMEOUT_S,
+    MAX_REQUESTS,
+    ONE_THREAD,
+)
+from tandem.serve.app.engine_handles import Engines
+from tandem.serve.app.engine_health import EngineHealth
+from tandem.serve.jobs.sweeping import start_sweeping
+from tandem.serve.store.store import Store
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+STARTED_BY = "TANDEM_STARTED_BY"  # in the environment of the replicas
+STOP_S = 20.0  # for open requests
+
+
+class ApiReplica:
+    """FastAPI over the store, the artifacts and the engines. Stateless; any number may run."""
+
+    def __init__(
+        self,
+        config: TandemConfig,
+        engines: dict[str, DeploymentHandle[Any]],
+        coordinator: DeploymentHandle[Any],
+        _runner: DeploymentHandle[Any],
+    ):
+        bases = {base.name: BaseModel(base) for base in config.base_models}
+        artifacts = Artifacts(config.artifacts_root)
+        preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
+        preparation.start()
+        self._services = Services(
+            config=config,
+            store=Store(config.resolved_store_url),
+            artifacts=artifacts,
+            engine=Engines(engines),
+            base_models=bases,
+            preparation=preparation,
+            coordinator_status=lambda: coordinator.status.remote(),
+            engine_faults=EngineHealth(
+                serve.get_replica_context().app_name,
+                engines,
+                {base.name: base.engine.replicas for base in config.base_models},
+            ).faults,
+        )
+        start_sweeping(self._services)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = create_app(self._services)
+        freeze_heap()
+        return app
+
+
+def api_application(
+    config: TandemConfig,
+    engines: Mapping[str, serve.Application],
+    coordinator: serve.Application,
+    job_runner: serve.Application,
+    started_by: str | None,
+) -> serve.Application:
+    """`started_by` is written on the deployment, so that a later command knows who may end the service."""
+    mark = {STARTED_BY: started_by} if started_by else {}
+    deployment = serve.deployment(
+        name="api",
+        num_replicas=config.http.api_replicas,
+        max_ongoing_requests=MAX_REQUESTS,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD | mark}},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=STOP_S,
+    )
+    return deployment(serve.ingress()(ApiReplica)).bind(config, dict(engines), coordinator, job_runner)

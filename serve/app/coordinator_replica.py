@@ -1,0 +1,126 @@
+"""The coordinator deployment: it runs the training jobs of all base models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import TandemConfig
+from tandem.cluster.errors import ServiceStopsError
+from tandem.cluster.jobs.coordinator import Coordinator
+from tandem.cluster.jobs.patient_store import PatientStore
+from tandem.cluster.jobs.preparation import Preparation
+from tandem.cluster.jobs.preparing_ahead import PreparingAhead
+from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.learners.group import LearnerGroup
+from tandem.cluster.logprobs.of_job import JobLogprobs
+from tandem.cluster.logprobs.pool import LogprobPool
+from tandem.serve.api.auth import add_key, ensure_admin_key
+from tandem.serve.api.services import CoordinatorStatus
+from tandem.serve.app.deployment_options import (
+    HEALTH_CHECK_PERIOD_S,
+    HEALTH_CHECK_TIMEOUT_S,
+    ONE_THREAD,
+    STOP_MARGIN_S,
+)
+from tandem.serve.app.engine_handles import engine_score
+from tandem.serve.store.store import Store
+
+logger = logging.getLogger(__name__)
+COORDINATOR = "coordinator"  # the deployment that makes keys for programs on the cluster
+
+
+class CoordinatorReplica:
+    """Runs a coordinator and its learners for each base model, each in a thread of its own."""
+
+    def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle[Any]]):
+        deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
+        self._database = Store(config.resolved_store_url)
+        ensure_admin_key(self._database, config)
+        store = PatientStore(self._database, deadlines.publish_s)
+        bases = {base.name: BaseModel(base) for base in config.base_models}
+        self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
+        self._preparation.start()
+        self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
+        for name, base in bases.items():
+            settings = base.config
+            store.put_initial_version(name, self._preparation.initial_version(name))
+            learners = LearnerGroup(settings, config.artifacts_root, deadlines)
+            pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
+            logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
+            ahead = PreparingAhead(name, store, self._preparation)
+            stages = JobStages(settings, store, self._preparation, ahead, learners, logprobs)
+            coordinator = Coordinator(config.coordinator, store, stages)
+            thread = threading.Thread(
+                target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
+            )
+            self._parts[name] = coordinator, learners, thread
+            thread.start()
+
+    def _run(self, name: str, coordinator: Coordinator, learners: LearnerGroup) -> None:
+        def tick() -> None:
+            if learners.waiting_for:  # a job may wait as well, and its sender can see that
+                raise TimeoutError(learners.waiting_for)
+            if coordinator.is_stopping:
+                raise ServiceStopsError("The service was stopped while the learners started.")
+
+        try:
+            learners.start(tick)  # so that the first job needn't wait for it
+            self._preparation.warm_up(name)  # nor for this, which earlier would delay the start of the engine
+        except Exception:  # the first job tries again and reports the cause
+            logger.exception("The learners of %s didn't start", name)
+        coordinator.run()
+        learners.stop()
+
+    def status(self) -> dict[str, CoordinatorStatus]:
+        """Return for each base model the running job, the state of its learners and the last fault."""
+        return {
+            name: {
+                "running_job": coordinator.running_job,
+                "learners_running": learners.is_running,
+                "waiting_for": learners.waiting_for,
+                "last_error": coordinator.last_error,
+            }
+            for name, (coordinator, learners, _) in self._parts.items()
+        }
+
+    def make_key(self, name: str, entity: str) -> tuple[str, str]:
+        """Make a key for training and return its id and the key: programs on this cluster needn't know the store."""
+        row, key = add_key(self._database, name, entity, "train")
+        return row.id, key
+
+    def revoke_key(self, key_id: str) -> None:
+        self._database.revoke_key(key_id)
+
+    def check_health(self) -> None:
+        dead = [name for name, (_, _, thread) in self._parts.items() if not thread.is_alive()]
+        if dead:
+            raise RuntimeError(f"The coordinator of {', '.join(dead)} has ended.")
+
+    async def __del__(self) -> None:
+        """Stop. Serve waits for this: running jobs have their grace, then they return to the queue."""
+        for coordinator, _, _ in self._parts.values():
+            coordinator.stop()
+        for _, _, thread in self._parts.values():
+            await asyncio.to_thread(thread.join)
+        self._preparation.stop()
+
+
+def coordinator_application(config: TandemConfig, engines: Mapping[str, serve.Application]) -> serve.Application:
+    deployment = serve.deployment(
+        name=COORDINATOR,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD}},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=config.coordinator.stop_grace_s + STOP_MARGIN_S,
+    )
+    return deployment(CoordinatorReplica).bind(config, dict(engines))

@@ -1,0 +1,74 @@
+"""The engine deployment of a base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+from ray import serve
+
+from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.base_models import BaseModel
+from tandem.cluster.config import BaseModelConfig, TandemConfig
+from tandem.cluster.engine.engine import Engine, engine_environment
+from tandem.cluster.engine.settings import EngineDevice
+from tandem.serve.api.inference import REPLICA_HEADER
+from tandem.serve.app.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
+
+STOP_S = 10.0
+
+
+class EngineReplica:
+    """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
+
+    async def __init__(self, config: TandemConfig, base_model: str):  # type: ignore[misc]  # Serve awaits it
+        base = BaseModel(config.base_model(base_model))
+        artifacts = Artifacts(config.artifacts_root)
+        self._engine = Engine(
+            base.config.engine,
+            base.path,
+            served_name=base.name,
+            fetch=artifacts.pull_adapter,
+            max_model_len=base.max_model_len,
+            lora=base.config.lora,
+            answer_s=config.deadlines.engine_answer_s,
+        )
+        await self._engine.start(config.deadlines.start_engine_s)
+        self._id = serve.get_replica_context().replica_id.unique_id  # as in Serve's logs and dashboard
+
+    async def http(
+        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, digest: str
+    ) -> AsyncIterator[tuple[int, list[tuple[str, str]]] | bytes]:
+        """Answer as `Engine.http` does, with a header that names the replica."""
+        async for item in self._engine.http(method, path, headers, body, digest):
+            yield (item[0], [*item[1], (REPLICA_HEADER, self._id)]) if isinstance(item, tuple) else item
+
+    async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
+        return await self._engine.score(sequences, digest)
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+    async def __del__(self) -> None:
+        await self._engine.stop()
+
+
+def engine_application(config: TandemConfig, base: BaseModelConfig) -> serve.Application:
+    settings = base.engine
+    device: EngineDevice = "cuda" if settings.num_gpus else "cpu"
+    environment = engine_environment(device, BaseModel(base).path, num_threads=max(1, int(settings.num_cpus)))
+    deployment = serve.deployment(
+        name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
+        num_replicas=settings.replicas,
+        max_replicas_per_node=settings.max_replicas_per_node,  # type: ignore[arg-type]  # None: no limit
+        max_ongoing_requests=MAX_REQUESTS,
+        ray_actor_options={
+            "num_cpus": settings.num_cpus,
+            "num_gpus": settings.num_gpus,
+            "runtime_env": {"env_vars": environment},
+        },
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=STOP_S,
+    )
+    return deployment(EngineReplica).bind(config, base.name)
