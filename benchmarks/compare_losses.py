@@ -3,13 +3,13 @@
     .venv/bin/python benchmarks/compare_losses.py --output demo-results/compare_losses
     ray job submit --working-dir . -- python benchmarks/compare_losses.py --output /a/shared/folder
 
-Every configuration of loss_comparison/configurations.py is trained with several seeds, on-policy and with a lag; the
-same task is trained by TRL's GRPOTrainer; and every loss is run on the same stored batches (replay). Writes
-OUTPUT/report.md, results.json and plots. Each finished run is kept in OUTPUT/runs and not made again, so a command that
-was interrupted goes on where it was; `--report-only` writes the report of what is there.
+Each configuration of loss_comparison/configurations.py is trained with several seeds, on-policy and with a lag. TRL's
+GRPOTrainer trains the same task, and every loss runs on the same stored batches (replay). The results are
+OUTPUT/report.md, results.json and plots. Finished runs are kept in OUTPUT/runs, so an interrupted command resumes;
+`--report-only` writes the report of the finished runs.
 
-In a submitted job the runs are tasks of that Ray cluster; elsewhere they run in this process, unless `--ray` starts a
-Ray of this machine.
+In a submitted job, runs are tasks of that Ray cluster. Otherwise they run in this process, unless `--ray` starts a
+local Ray.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.summary import cells, largest_sampler_difference, replayed
 from rich.console import Console
 
-if TYPE_CHECKING:  # what makes runs takes long to import, and isn't needed for a report of what is there
+if TYPE_CHECKING:  # slow to import, and not needed for `--report-only`
     from loss_comparison.execution import Failures
     from loss_comparison.replay import StoredBatches
 
@@ -55,29 +55,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stored = replays(options, settings, results)
     planned = requests(options, settings, chosen, stored)
     missing = [request for request in planned if results.get(request) is None]
-    console.print(f"{len(planned)} runs, of which {len(planned) - len(missing)} are there already.")
+    console.print(f"{len(planned)} runs, of which {len(planned) - len(missing)} are finished already.")
     failures = None
     if missing and not options.report_only:
         failures = make(options, missing, stored, results)
     report(options, settings, chosen, planned, stored, results)
     if failures:
-        sys.exit(f"{len(failures)} runs failed, and stand in no table. The same command tries them again.\n{failures}")
+        sys.exit(
+            f"{len(failures)} runs failed and are missing from the tables. The same command retries them.\n{failures}"
+        )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, default=Path("demo-results/compare_losses"))
-    add("--configurations", nargs="+", metavar="NAME", help="default: all, the peer's too")
+    add("--configurations", nargs="+", metavar="NAME", help="default: all, including TRL's")
     add("--seeds", type=int, default=5, help="runs of each configuration and lag")
     add("--lags", type=int, nargs="+", default=[0, 3], help="versions from the sampling to the trained one")
-    add("--replay", action=argparse.BooleanOptionalAction, default=True, help="the losses on stored batches too")
-    add("--threshold", type=float, default=0.8, help="reward of which the steps to it are counted")
-    add("--report-only", action="store_true", help="make no run")
-    add("--ray", action=argparse.BooleanOptionalAction, default="RAY_ADDRESS" in os.environ, help="runs as Ray tasks")
+    add("--replay", action=argparse.BooleanOptionalAction, default=True, help="also run the losses on stored batches")
+    add("--threshold", type=float, default=0.8, help="reward up to which steps are counted")
+    add("--report-only", action="store_true", help="start no run")
+    add("--ray", action=argparse.BooleanOptionalAction, default="RAY_ADDRESS" in os.environ, help="run as Ray tasks")
     add("--cpus", type=float, default=1, help="Ray CPUs of a run")
     add("--gpus", type=float, default=0, help="Ray GPUs of a run")
-    add("--idle-timeout", type=float, default=3600, metavar="S", help="give up when no Ray task ends for so long")
+    add("--idle-timeout", type=float, default=3600, metavar="S", help="give up if no Ray task ends for this long")
     for name, field in Settings.model_fields.items():
         convert = json.loads if name == "environment_options" else type(field.default)
         add("--" + name.replace("_", "-"), type=convert, default=field.default, help="(default: %(default)s)")
@@ -88,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def choose(options: argparse.Namespace) -> list[known.Configuration]:
-    """The wanted configurations; the baseline is always among them, because the others are compared with it."""
+    """Return the requested configurations, and always the baseline, which the others are compared with."""
     every = [*known.CONFIGURATIONS, *known.TRL_CONFIGURATIONS]
     if options.configurations is None:
         return every
@@ -97,7 +99,7 @@ def choose(options: argparse.Namespace) -> list[known.Configuration]:
 
 
 def replays(options: argparse.Namespace, settings: Settings, results: Results) -> dict[str, StoredBatches]:
-    """The stored batches, by digest: those of the first seed and the longest lag, made where they aren't there."""
+    """Return the stored batches by digest: those of the first seed and the longest lag, made if missing."""
     if not options.replay:
         return {}
     from loss_comparison.replay import stored_batches
@@ -113,7 +115,7 @@ def requests(
     chosen: Sequence[known.Configuration],
     stored: dict[str, StoredBatches],
 ) -> list[RunRequest]:
-    """Seed by seed, so that an interrupted comparison has as many seeds of each configuration as possible."""
+    """Plan seed by seed, so that an interrupted comparison has as many seeds of each configuration as possible."""
     own = [found for found in chosen if found in known.CONFIGURATIONS]
     peers = [found for found in chosen if found in known.TRL_CONFIGURATIONS]
     planned: list[RunRequest] = []
@@ -190,7 +192,7 @@ def _stored_summary(stored: dict[str, StoredBatches]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the source, and whether any of it that is loaded here has been changed since."""
+    """Return the commit, and add "with changes" if a loaded source file differs from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PACKAGE), *arguments]
@@ -200,7 +202,7 @@ def commit() -> str:
         top = git("rev-parse", "--show-toplevel")
         files = [file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
         changed = set(git("status", "--porcelain", "--no-renames", "-z", "--", ":/").split("\0"))
-        own = {os.path.relpath(file, top) for file in files}
+        own = {os.path.relpath(os.path.realpath(file), top) for file in files}  # tandem/ holds links
         return git("rev-parse", "--short", "HEAD") + (" with changes" if own & {line[3:] for line in changed} else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,17 +1,18 @@
-"""What a large training job does to the API process that takes it: to other requests' latency, and to its memory.
+"""The effect of receiving a large training job on the API process: latency of other requests, and memory.
 
     .venv/bin/python benchmarks/ingest.py --before b62ba27 --output benchmarks/results/ingest.json
 
-Starts the API on a free port in a process of its own, with a store, artifacts and a process that checks payloads, posts
-one job of about `--megabytes` (trajectories of `--tokens` sampled tokens with logprobs), and asks for `GET /v1/models`
-every 20 ms meanwhile. `--before` does the same with the code of another revision, on the same machine
-and in the same run. Written, for each:
+This starts the API on a free port in a separate process, with a store, artifacts and a process that checks payloads,
+posts one job of about `--megabytes` (trajectories of `--tokens` sampled tokens with logprobs), and meanwhile requests
+`GET /v1/models` every 20 ms. `--before` does the same with the code of another revision, on the same machine and in
+the same run. The results are, for each:
 
 - `post_s`: from the first byte sent to the job's id;
-- `idle_longest_s`, `busy_longest_s`: the longest of the other requests, in the seconds before the job and during it;
-- `busy_p99_s`: 99 % of them were quicker;
-- `api_rss_before_mb`, `api_rss_peak_mb`: memory of the API process; `api_growth_per_body`: growth / size of the body;
-- `checker_rss_peak_mb`: memory of the process that checks, where there is one.
+- `idle_longest_s`, `busy_longest_s`: the slowest other request, in the seconds before the job and during it;
+- `busy_p99_s`: 99 % of the other requests during the job were faster;
+- `api_rss_before_mb`, `api_rss_peak_mb`: memory of the API process;
+- `api_growth_per_body`: its growth over the size of the body;
+- `checker_rss_peak_mb`: memory of the process that checks payloads, if there is one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ CHECKER = "spawn_main"
 
 
 def serve(directory: Path) -> None:
-    """The API as a Serve replica runs it, but without engine and coordinator. Works with older revisions too."""
+    """Run the API as a Serve replica does, without engine and coordinator. Works with older revisions too."""
     import socket
 
     import uvicorn
@@ -73,7 +74,7 @@ def serve(directory: Path) -> None:
 
 
 class Checker:
-    """What Preparation does in production, with a plain process instead of a Ray actor: the API can't tell."""
+    """The Preparation of production, with a plain process instead of a Ray actor."""
 
     def __init__(self, *arguments: Any):
         from tandem.cluster.jobs.preparation import PreparationWorker
@@ -86,7 +87,7 @@ class Checker:
 
 
 def write_body(path: Path, model_id: str, num_bytes: int, num_tokens: int, group_size: int) -> None:
-    """A job like rollout code sends it: each choice with token ids and logprobs."""
+    """Write a job as rollout code sends it: each choice with token ids and logprobs."""
     pick = random.Random(0)
 
     def trajectory() -> dict[str, Any]:
@@ -113,7 +114,7 @@ def write_body(path: Path, model_id: str, num_bytes: int, num_tokens: int, group
 
 
 class Watch(threading.Thread):
-    """Asks for models all the time, and looks at the memory of the API process and of the one that checks."""
+    """Requests models continuously, and reads the memory of the API process and of the one that checks payloads."""
 
     def __init__(self, url: str, headers: dict[str, str], pid: int):
         super().__init__(daemon=True)
@@ -147,7 +148,7 @@ class Watch(threading.Thread):
 
 
 def post(port: int, headers: dict[str, str], body: Path) -> float:
-    """Seconds until the job was accepted."""
+    """Return the seconds until the job was accepted."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=POST_S, blocksize=1 << 20)
     start = time.monotonic()
     with open(body, "rb") as file:
@@ -156,12 +157,12 @@ def post(port: int, headers: dict[str, str], body: Path) -> float:
         response = connection.getresponse()
         answer = response.read()
     if response.status != 200:
-        raise RuntimeError(f"The job was refused: {response.status} {answer[:500]!r}")
+        raise RuntimeError(f"The job was rejected: {response.status} {answer[:500]!r}")
     return time.monotonic() - start
 
 
 def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Runs the API of the checkout at `code` and posts the job to it."""
+    """Run the API of the checkout at `code` and post the job to it."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
@@ -224,9 +225,7 @@ def main() -> None:
     results = {}
     if options.before:
         with tempfile.TemporaryDirectory() as temporary:
-            archive = subprocess.run(
-                ["git", "archive", options.before, "tandem"], cwd=ROOT, stdout=subprocess.PIPE, check=True
-            )
+            archive = subprocess.run(["git", "archive", options.before], cwd=ROOT, stdout=subprocess.PIPE, check=True)
             subprocess.run(["tar", "-x", "-C", temporary], input=archive.stdout, check=True)
             results[f"before ({options.before})"] = measure(Path(temporary), options)
     results["now"] = measure(ROOT, options)

@@ -1,10 +1,10 @@
-"""Seconds to score a batch of long prompts by learner alone, by engine alone (learners check a sample), and by both.
+"""Time to score a batch of long prompts by learner alone, by engine alone (learners check a sample), and by both.
 
     .venv/bin/python benchmarks/logprob_sharing.py --output benchmarks/results/logprob_sharing
 
-The three ways take turns in one run, so that whatever else the machine does falls on all of them. Two batches are
-scored: "grouped", where the completions of a group share a prompt that a learner computes once and an engine once per
-completion, and "single", where nothing is shared. Writes OUTPUT.json and OUTPUT.png.
+The three modes alternate in one run, so that other load on the machine affects all of them. There are two batches:
+"grouped", where the completions of a group share a prompt, which a learner computes once and an engine once per
+completion, and "single", where nothing is shared. The results are OUTPUT.json and OUTPUT.png.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEADLINE_S = 600.0
 
 
 def random_model(directory: Path, hidden: int, layers: int) -> Path:
-    """A Qwen3 of the given size with random weights, and the tiny model's tokenizer: only its speed matters here."""
+    """Write a Qwen3 of the given size with random weights and the tiny model's tokenizer: only speed matters here."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("builtin:tiny"))
     config = Qwen3Config(
         vocab_size=8192, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
@@ -53,7 +53,7 @@ def random_model(directory: Path, hidden: int, layers: int) -> Path:
 
 
 def group_row(prompt: int, completion: int, completions: int, seed: int) -> PackedSequence:
-    """One group as a packed row: a prompt of random tokens, and its completions, all trained."""
+    """Return a group as a packed row: a prompt of random tokens and its completions, all trained."""
     lengths = [prompt] + [completion] * completions
     segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def batches(options: argparse.Namespace) -> dict[str, list[PackedSequence]]:
 
 
 def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[str, Any]]:
-    """One record per scoring."""
+    """Score with each mode in turn. Return one record per scoring."""
     base = BaseModelConfig(
         name="bench", path=str(model), max_model_len=2048, learners=LearnersConfig(num_gpus=options.gpus),
         engine=EngineConfig(num_gpus=options.gpus, kv_cache_memory_bytes=512 << 20),
@@ -119,7 +119,7 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
 
 
 def summarize(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians, and how they compare with the learner alone."""
+    """Return medians, and their ratio to the learner alone."""
     rows = []
     for batch in dict.fromkeys(record["batch"] for record in records):
         medians = {

@@ -1,8 +1,8 @@
-"""Scale on paper: what Tandem's parts cost, and what a simulated service of 1, 8 and 64 engines makes of them.
+"""Scale: measured costs of Tandem's parts, and a simulation of services with 1, 8 and 64 engines.
 
     .venv/bin/python benchmarks/scaling.py measure            # parts, in this process: 2 minutes
     .venv/bin/python benchmarks/scaling.py measure-service    # a service of one engine and one learner: 5 minutes
-    .venv/bin/python benchmarks/scaling.py simulate           # from what was measured: 3 minutes; validates, plots
+    .venv/bin/python benchmarks/scaling.py simulate           # from the measurements: 3 minutes; validates, plots
 
 The first two write benchmarks/results/scaling_measured.json, the last scaling.json and scaling_*.png beside it, and
 the tables of docs/scale.md.
@@ -32,7 +32,7 @@ def tell(what: str) -> None:
 
 
 def measure(results: Path, part: str) -> None:
-    """What was measured before a failure is kept."""
+    """Measure, and keep the results of parts that succeeded before a failure."""
     file = results / "scaling_measured.json"
     measured = json.loads(file.read_text()) if file.exists() else {}
     found: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """With five significant digits, which is more than any of this is known to."""
+    """Round floats to five significant digits, more than the accuracy of any result."""
     match value:
         case float():
             return float(f"{value:.5g}")
@@ -101,7 +101,7 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "measure-service", "simulate"))
-    parser.add_argument("--results", type=Path, default=RESULTS, help="directory that is read and written")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="directory to read and write")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     if options.what == "simulate":

@@ -1,1 +1,1 @@
-"""Scale on paper: what parts of Tandem cost, measured, and a queueing simulation of a service made of such parts."""
+"""Measured costs of Tandem's parts, and a queueing simulation of a service made of them."""

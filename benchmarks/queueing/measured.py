@@ -1,4 +1,4 @@
-"""From measurements to the constants of the simulation, each with where it comes from."""
+"""The constants of the simulation, computed from measurements, each with its source."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from queueing.costs import Costs, Linear
 
 Record = dict[str, Any]
 ALLREDUCE_S = {1e6: 2.9e-3, 10e6: 13e-3}
-"""By bytes: torch.distributed.all_reduce on gloo between two Ray actors of this machine, while it was idle."""
+"""By bytes: torch.distributed.all_reduce on gloo between two Ray actors on one idle machine."""
 ADAPTER_LOAD_S = 0.005
-"""vLLM's add_lora of a tiny adapter: 4 to 6 ms over 50 versions in one engine, while the machine was idle."""
+"""vLLM's add_lora of a tiny adapter: 4 to 6 ms over 50 versions in one engine, on an idle machine."""
 RAY_CALL_S = 0.0008
-"""A call of an actor's method and its answer, while the machine was idle."""
+"""A call of an actor's method and its answer, on an idle machine."""
 ENGINE_MAX_SEQS = 64
 """EngineConfig.max_num_seqs."""
 FIXED_WRITES = ("claim", "started", "complete")
-"""Store transactions of a job's coordinator beside those of its gradient steps."""
+"""Store transactions of a job's coordinator, apart from those of its gradient steps."""
 
 
 def fit(points: Iterable[tuple[float, float]]) -> Linear:
-    """Least squares of seconds by amount, of relative errors so that small amounts count too; never negative."""
+    """Fit seconds to amounts by least squares of relative errors, with non-negative coefficients."""
     amounts, seconds = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     weighted = np.stack([1 / seconds, amounts / seconds], axis=1)
     (fixed, each), *_ = np.linalg.lstsq(weighted, np.ones_like(seconds), rcond=None)
@@ -36,7 +36,7 @@ def fit(points: Iterable[tuple[float, float]]) -> Linear:
 
 
 def costs_of(measured: Record) -> Costs:
-    """The tiny model, each process with a core to itself."""
+    """Return the costs of the tiny model if each process has a core to itself."""
     parts, service = measured["parts"], measured["service"]
     completions, looks = service["completions"], service["looks"]
     engine = fit((1 / _open(r), r["core_s"]["core"] / _tokens(r)) for r in completions)
@@ -71,11 +71,11 @@ def costs_of(measured: Record) -> Costs:
 
 
 SERVICE, PARTS, IDLE = "service", "parts", "idle"
-"""Where constants come from: `scaling.py measure-service`, `scaling.py measure`, or this machine while it was idle."""
+"""Sources of constants: `scaling.py measure-service`, `scaling.py measure`, or by hand on an idle machine."""
 
 
 def table_of(measured: Record) -> list[Record]:
-    """The constants for people to read: values with their units, and quartiles where there are any."""
+    """Return the constants as table rows: values with units, and quartiles if known."""
     costs, parts = costs_of(measured), measured["parts"]
 
     def transaction(kind: str, store: str = "store_sqlite") -> str:
@@ -90,11 +90,11 @@ def table_of(measured: Record) -> list[Record]:
          SERVICE),
         ("small request: proxy, API replica", f"{costs.proxy_small_s * 1e3:.1f}, {costs.api_small_s * 1e3:.1f} ms",
          SERVICE),
-        ("of a job in the coordinator, beside its transactions", f"{costs.job_small_s * 1e3:.0f} ms", SERVICE),
-        ("look at the store for a waiting client", transaction("versions"), PARTS),
-        ("write to SQLite (event of a gradient step)", transaction("gradient_step"), PARTS),
-        ("the same to PostgreSQL, one client", transaction("gradient_step", "store_postgresql"), PARTS),
-        ("claim of a job, SQLite", transaction("claim"), PARTS),
+        ("a job in the coordinator, without its transactions", f"{costs.job_small_s * 1e3:.0f} ms", SERVICE),
+        ("store read for a waiting client", transaction("versions"), PARTS),
+        ("SQLite write (event of a gradient step)", transaction("gradient_step"), PARTS),
+        ("PostgreSQL write, one client", transaction("gradient_step", "store_postgresql"), PARTS),
+        ("claiming a job, SQLite", transaction("claim"), PARTS),
         ("receiving a job", f"{costs.receive_token_s * 1e6:.1f} µs/token", PARTS),
         ("preparing a trajectory", _line(costs.prepare, 1e6, "µs/token"), PARTS),
         ("gradient step, tiny model", _line(Linear(costs.step_s, costs.learner_token_s), 1e6, "µs/token"), PARTS),
@@ -102,7 +102,7 @@ def table_of(measured: Record) -> list[Record]:
         ("loading a checkpoint (read, verify)", _line(costs.load, 1e9, "ms/MB"), PARTS),
         ("all-reduce, gloo",
          f"{costs.allreduce_latency_s * 1e3:.1f} ms/hop, {costs.allreduce_bytes_per_s / 1e9:.2f} GB/s", IDLE),
-        ("loading an adapter into vLLM; call of an actor",
+        ("loading an adapter into vLLM; calling an actor",
          f"{costs.adapter_load_s * 1e3:.0f} ms; {RAY_CALL_S * 1e3:.1f} ms", IDLE),
     )  # fmt: skip
     return [{"constant": name, "value": value, "from": source} for name, value, source in rows]
@@ -122,12 +122,12 @@ def _of_kind(records: list[Record], kind: str) -> float:
 
 
 def _open(record: Record) -> int:
-    """Sequences that are decoded together."""
+    """Return the number of sequences decoded together."""
     return record["at_once"] * record["completions"]
 
 
 def _tokens(record: Record) -> int:
-    """Of all answers."""
+    """Return the tokens of all answers."""
     return record["requests"] * record["completions"] * record["tokens"]
 
 
@@ -140,7 +140,7 @@ def _checkpoints(parts: Record, kind: str) -> Linear:
 
 
 def _preparation(records: list[Record]) -> Linear:
-    """Seconds are so much per trajectory and so much per token."""
+    """Fit seconds to trajectories and tokens."""
     amounts = np.array([[r["trajectories"], r["tokens"]] for r in records], dtype=float)
     seconds = np.array([r["free_s"] for r in records])
     (fixed, each), *_ = np.linalg.lstsq(amounts / seconds[:, None], np.ones_like(seconds), rcond=None)
@@ -148,14 +148,14 @@ def _preparation(records: list[Record]) -> Linear:
 
 
 def _ring() -> tuple[float, float]:
-    """Latency of a hop and bandwidth: of two learners' ring, two hops of half the bytes each."""
+    """Return a hop's latency and the bandwidth. A ring of two learners makes two hops of half the bytes each."""
     (small, small_s), (large, large_s) = ALLREDUCE_S.items()
     bytes_per_s = (large - small) / (large_s - small_s)
     return (small_s - small / bytes_per_s) / 2, bytes_per_s
 
 
 def _job_small(parts: Record, jobs: list[Record]) -> float:
-    """What the coordinator computes in a job, less its transactions, which the simulation counts at the store."""
+    """Return the coordinator's time per job without transactions, which the simulation counts at the store."""
     per_step = fit((r["gradient_steps"], r["core_s"]["coordinator"]) for r in jobs)
     writes = sum(_of_kind(parts["store_sqlite"], kind) for kind in FIXED_WRITES)
     return max(0.0, per_step.fixed - writes)

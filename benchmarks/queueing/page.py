@@ -1,4 +1,4 @@
-"""Writes results into a page, between `<!-- NAME: written by benchmarks/scaling.py -->` and `<!-- end -->`."""
+"""Write tables into a page, between `<!-- NAME: written by benchmarks/scaling.py -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Record = Mapping[str, Any]
 
 
 def write_tables(page: Path, tables: Mapping[str, Sequence[Record]]) -> None:
-    """Raises ValueError when the page has no place for one of the tables."""
+    """Replace each table of the page. Raise ValueError if the page doesn't have exactly one place for it."""
     text = page.read_text()
     for name, rows in tables.items():
         place = rf"(<!-- {name}: written by benchmarks/scaling\.py -->\n).*?(<!-- end -->)"
         text, count = re.subn(place, lambda m, rows=rows: m[1] + markdown(rows) + m[2], text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"{page} has {count} places for the table {name!r}; it needs one.")
+            raise ValueError(f"{page} has {count} places for the table {name!r} and needs exactly one.")
     page.write_text(text)
 
 
@@ -33,7 +33,7 @@ def markdown(rows: Sequence[Record]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Numbers with three digits; whole ones as they are."""
+    """Format floats with three digits, and anything else as it is."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)

@@ -1,4 +1,4 @@
-"""Pictures of what was simulated."""
+"""Plots of the simulation's results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plot_all(outcome: dict[str, Any], results: Path) -> None:
 
 
 def plot_rollouts(outcome: dict[str, Any], path: Path) -> None:
-    """Rollouts/s by open groups: dashed with one proxy and API replica, solid with eight."""
+    """Plot rollouts/s by open groups: dashed with one proxy and API replica, solid with eight."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
         for engines, color in COLORS.items():
@@ -41,7 +41,7 @@ def plot_rollouts(outcome: dict[str, Any], path: Path) -> None:
 
 
 def plot_runs(outcome: dict[str, Any], path: Path) -> None:
-    """Jobs/s and rollouts/s by learners; the marker says what is busiest."""
+    """Plot jobs/s and rollouts/s by learners. The marker shows the busiest part."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     seen: set[str] = set()
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
@@ -89,7 +89,7 @@ def plot_utilisation(outcome: dict[str, Any], path: Path) -> None:
 
 
 def plot_publication(outcome: dict[str, Any], path: Path) -> None:
-    """Of the large model alone: the tiny one's files are small."""
+    """Plot publication of the large model only; the tiny model's files are small."""
     figure, axis = plt.subplots(figsize=(6, 4))
     records = outcome["large"]["publication"]
     for bandwidth, color in ((1.25e9, "#ee6677"), (5e9, "#4477aa"), (None, "#228833")):

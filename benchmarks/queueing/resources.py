@@ -1,4 +1,4 @@
-"""What a simulated service queues for: servers that take one request after the other, and rates that requests share."""
+"""The queues of a simulated service: servers that take one request after the other, and rates shared by requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Server:
 
     @property
     def num_here(self) -> int:
-        """Requests that wait or are served."""
+        """Return the number of requests that wait or are served."""
         return self._queue.count + len(self._queue.queue)
 
     def use(self, seconds: float) -> Process:
@@ -46,11 +46,11 @@ class Server:
 
 
 class SharedRate:
-    """Work that goes on together at a rate which depends on how much there is: decoding sequences, copies over a link.
+    """Concurrent work at a rate that depends on the number of works: decoding sequences, copies over a link.
 
         yield shared.work(amount)
 
-    `rate(n)` is the total amount per second while n works go on, each getting an equal part. At most `limit` go on;
+    `rate(n)` is the total amount per second of n concurrent works, each getting an equal part. At most `limit` run;
     others wait, first come, first served. Between two changes each work advances by the same amount, so one clock of
     that amount orders all ends (Kleinrock's processor sharing, in virtual time).
     """
@@ -68,7 +68,7 @@ class SharedRate:
         return len(self._ends) + len(self._waiting)
 
     def work(self, amount: float) -> simpy.Event:
-        """An event that happens when the amount is done."""
+        """Return the event that the amount is done."""
         finished = self._env.event()
         self._advance()
         self._waiting.append((amount, finished))
@@ -77,7 +77,7 @@ class SharedRate:
         return finished
 
     def _advance(self) -> None:
-        """`done` counts amounts as they are worked off, so that an unfinished work counts in part."""
+        """Advance the clock. `done` includes the finished part of unfinished work."""
         if self._ends:
             each = (self._env.now - self._since) * self._rate(len(self._ends)) / len(self._ends)
             self._advanced += each
@@ -99,7 +99,7 @@ class SharedRate:
         timer.callbacks.append(lambda _: self._end(number))
 
     def _end(self, timer: int) -> None:
-        if timer != self._timer:  # something has begun since, and set another
+        if timer != self._timer:  # newer work has set another timer
             return
         self._advance()
         first = self._ends[0][0]
@@ -110,7 +110,7 @@ class SharedRate:
 
 
 def shorter_of_two(queues: Sequence[Any], rng: random.Random) -> Any:
-    """Of two picked at random, the one with less to do: how Ray Serve chooses a replica."""
+    """Return the less busy of two random queues, as Ray Serve chooses a replica."""
     if len(queues) == 1:
         return queues[0]
     return min(rng.sample(queues, 2), key=lambda queue: queue.num_here)

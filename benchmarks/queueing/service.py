@@ -1,5 +1,5 @@
-"""A simulated Tandem: RL runs, the way of a completion, and the way of a job. What takes time follows tandem.serve and
-tandem.cluster, stage by stage."""
+"""A simulated service: RL runs, the path of a completion, and the path of a job. The stages follow tandem.serve and
+tandem.cluster."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import simpy
 from queueing.costs import CLAIM_POLL_S, RENEW_S, VERSION_POLL_S, Costs, Fleet, Workload
 from queueing.resources import Process, Server, SharedRate, shorter_of_two
 
-PREPARATIONS_AT_ONCE = 1  # it has four threads, but Python's interpreter lock lets one of them work
+PREPARATIONS_AT_ONCE = 1  # it has four threads, but Python's interpreter lock lets only one run
 
 
 @dataclass
 class EngineReplica:
-    """One vLLM: its own process, which parses and formats, and its core, which decodes all sequences together."""
+    """One engine: a process that parses and formats, and vLLM's core, which decodes all sequences together."""
 
     front: Server
     core: SharedRate
     versions: dict[tuple[int, int], simpy.Event] = field(default_factory=dict)
-    """By run and step: happens when the version is loaded."""
+    """By run and step: the event that the version is loaded."""
 
     @property
     def num_here(self) -> int:
@@ -39,13 +39,13 @@ class Base:
     engines: list[EngineReplica]
     turn: simpy.Resource
     next_in_line: simpy.Resource
-    """Is prepared, while another job has the turn."""
+    """Held by the job that is prepared while another one has the turn."""
     kept: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    """Runs whose states the learners have; they hold that of the last."""
+    """Runs whose states the learners cache; the last one is loaded."""
     held_s: float = 0.0
-    """For how long jobs have had their turn."""
+    """Total time in which jobs had their turn."""
     trained_s: float = 0.0
-    """Of which learners worked on tokens, summed over learners."""
+    """The part of it in which learners worked on tokens, summed over learners."""
 
 
 @dataclass
@@ -57,8 +57,8 @@ class Run:
 
 
 class Service:
-    """The parts of a service of a size. `stages` has the seconds that each job spent in each stage, `ready` how long
-    after its publication each version was loaded by each engine that was asked for it."""
+    """A service of a given size. `stages` has the seconds of each job in each stage; `ready` has the seconds from a
+    version's publication until each engine that needed it had loaded it."""
 
     def __init__(self, env: simpy.Environment, costs: Costs, fleet: Fleet, load: Workload, seed: int = 0):
         if fleet.engines % fleet.base_models:
@@ -75,7 +75,7 @@ class Service:
         self.stages: list[dict[str, float]] = []
         self.ready: list[float] = []
         self.batches: list[dict[str, float]] = []
-        """Seconds of each batch until it was sampled, and from then until its job was accepted."""
+        """Seconds of each batch until it was sampled, and until its job was accepted."""
         self.noticed: list[float] = []
         """Seconds from each publication to the end of a wait for it."""
         self.rollouts_done = 0
@@ -98,10 +98,10 @@ class Service:
         engines = [engine() for _ in range(self.fleet.engines // self.fleet.base_models)]
         return Base(engines, simpy.Resource(self.env, 1), simpy.Resource(self.env, 1))
 
-    # The way of a completion
+    # The path of a completion
 
     def request(self, run: Run) -> Process:
-        """One group: through proxy and API to an engine, which has or fetches the newest version, and back."""
+        """Simulate one group: through proxy and API to an engine, which has or fetches the newest version, and back."""
         costs, began = self.costs, self.env.now
         amounts = [self._num_tokens() for _ in range(self.load.completions)]
         total = sum(amounts)
@@ -119,7 +119,7 @@ class Service:
         self.request_s.append(self.env.now - began)
 
     def _loaded(self, engine: EngineReplica, run: Run, version: int) -> simpy.Event:
-        """However many requests ask for a version, a replica fetches it once."""
+        """Return the event that the version is loaded. A replica fetches a version once for all requests."""
         key = run.number, version
         if key not in engine.versions:
             engine.versions[key] = self.env.process(self._load_version(run, version))
@@ -143,10 +143,10 @@ class Service:
         sigma = math.sqrt(math.log(1 + cv * cv))
         return self._rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma)
 
-    # The way of a job
+    # The path of a job
 
     def run(self, run: Run) -> Process:
-        """A batch begins once the policy is at most `max_policy_lag` versions behind it; jobs are posted in order."""
+        """Simulate a run. A batch begins once the policy is at most `max_policy_lag` versions behind it."""
         for batch in count():
             yield from self._wait_for(run, batch - self.load.max_policy_lag)
             began = self.env.now
@@ -157,7 +157,7 @@ class Service:
             self.env.process(self._train(run, batch + 1))
 
     def _wait_for(self, run: Run, version: int) -> Process:
-        """A long poll: the API replica looks at the store again and again."""
+        """Simulate a long poll: the API replica reads the store periodically."""
         if version <= run.version:
             return
         api = shorter_of_two(self.apis, self._rng)
@@ -209,7 +209,7 @@ class Service:
         self.stages.append(dict(stages))
 
     def _prepare(self, base: Base) -> Process:
-        """Of the job whose turn it is, and, once that one trains, of the next in line."""
+        """Prepare the job that has the turn and, once it trains, the next in line."""
         with base.next_in_line.request() as place:
             yield place
             yield from self.preparation.use(self._prepare_s())
@@ -220,7 +220,7 @@ class Service:
         yield from self._write()
 
     def _load_learners(self, run: Run) -> Process:
-        """Free when the learners have the state already. Ranks of other nodes fetch it too, all at once."""
+        """Load a state, which is free if it is cached. Ranks on other nodes fetch it too, all at once."""
         kept, is_there = run.base.kept, run.number in run.base.kept
         kept[run.number] = None
         kept.move_to_end(run.number)
@@ -233,7 +233,7 @@ class Service:
         yield self.env.timeout(self.costs.load.of(self.costs.checkpoint_bytes))
 
     def _steps(self, base: Base) -> Process:
-        """One packed sequence per learner and step; a step takes as long as its longest sequence."""
+        """Take gradient steps of one packed sequence per learner. A step takes as long as its longest sequence."""
         costs, learners, rows = self.costs, self.fleet.learners, self._rows()
         base.trained_s += sum(rows) * costs.learner_token_s
         for start in range(0, len(rows), learners):
@@ -242,7 +242,7 @@ class Service:
             yield from self._write()
 
     def _rows(self) -> Sequence[float]:
-        """Tokens of the packed sequences: groups, each with its prompt once, are filled up to packed_length."""
+        """Return the tokens of the packed sequences: groups, each with its prompt once, fill up to packed_length."""
         load, rows = self.load, [0.0]
         for _ in range(load.groups):
             prompt = load.prompt_tokens
@@ -256,7 +256,7 @@ class Service:
         return rows
 
     def allreduce_s(self, learners: int) -> float:
-        """A ring's: 2 (N - 1) hops, each of 1 / N of the gradient."""
+        """Return the time of a ring all-reduce: 2 (N - 1) hops, each of 1 / N of the gradient."""
         if learners == 1:
             return 0.0
         hops = 2 * (learners - 1)

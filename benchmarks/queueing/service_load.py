@@ -1,4 +1,4 @@
-"""Loads a running service and reads what each of its processes used: requests, jobs, and loops of both."""
+"""Load on a running service, and the processor time of each of its processes: requests, jobs, and loops of both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES = {
     "learner": "ray::LearnerWorker",
     "preparation": "ray::PreparationWorker",
 }
-"""Titles of the processes that do the work."""
+"""Titles of the service's processes."""
 QUESTION = "Which is the largest: 3, 17 or 8?"
 REQUEST_S = 300.0
 JOB_S = 600.0
@@ -31,14 +31,14 @@ JOB_S = 600.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A request: so many completions of exactly so many tokens."""
+    """A request for a number of completions with an exact number of tokens each."""
 
     completions: int
     tokens: int
 
 
 class Meter:
-    """with meter.reading(record): ... adds wall seconds, and for each role its seconds on a core, to `record`."""
+    """`with meter.reading(record): ...` adds wall seconds and the processor seconds of each role to `record`."""
 
     def __init__(self, pids_of: Callable[[str], list[int]]):
         self._pids = {role: pids_of(title) for role, title in ROLES.items()}
@@ -56,7 +56,7 @@ class Meter:
 
 
 class Client:
-    """What rollout and training code does, with exact amounts."""
+    """Rollout and training code with exact amounts."""
 
     def __init__(self, http: httpx.Client):
         self._http = http
@@ -67,11 +67,11 @@ class Client:
         return Model(answer["id"], f"{answer['entity']}/scaling/{name}")
 
     def look(self, model: Model) -> None:
-        """A small request."""
+        """Send a small request."""
         self._call("GET", f"/preview/models/{model.id}")
 
     def complete(self, model: Model, shape: Shape) -> list[dict[str, Any]]:
-        """The choices."""
+        """Return the choices of one request."""
         body = {
             "model": model.name, "messages": [{"role": "user", "content": QUESTION}], "n": shape.completions,
             "max_tokens": shape.tokens, "min_tokens": shape.tokens, "ignore_eos": True,
@@ -79,7 +79,7 @@ class Client:
         return self._call("POST", "/chat/completions", json=body)["choices"]
 
     def post_job(self, model: Model, groups: list[list[dict[str, Any]]], packed_length: int) -> str:
-        """The job's id. Rewards alternate, so that every group trains."""
+        """Post a job and return its id. Rewards alternate, so that every group trains."""
         question = {"role": "user", "content": QUESTION}
         trajectories = [
             [{"messages_and_choices": [question, choice], "reward": float(k % 2)} for k, choice in enumerate(group)]
@@ -99,7 +99,7 @@ class Client:
         return self._call("GET", f"/preview/training-jobs/{job}")
 
     def wait_for_version(self, model: Model, step: int, job: str) -> None:
-        """Until the job has made the model's version `step`. Raises RuntimeError when it fails, and TimeoutError."""
+        """Wait until the job has made the model's version `step`. Raise RuntimeError or TimeoutError."""
         deadline = time.monotonic() + JOB_S
         path, options = f"/preview/models/{model.id}/versions", {"after": step - 1, "wait": 30}
         while not self._call("GET", path, params=options)["data"]:
@@ -111,7 +111,7 @@ class Client:
     def _call(self, method: str, path: str, **options: Any) -> Any:
         response = self._http.request(method, path, **options)
         if response.is_error:
-            raise RuntimeError(f"{method} {path} was refused with {response.status_code}: {response.text[:500]}")
+            raise RuntimeError(f"{method} {path} was rejected with {response.status_code}: {response.text[:500]}")
         return response.json()
 
 
@@ -119,11 +119,11 @@ class Client:
 class Model:
     id: str
     name: str
-    """As completions are asked for."""
+    """The name in completion requests."""
 
 
 def many(work: Callable[[], object], count: int, at_once: int) -> list[float]:
-    """Does `work` so often, so many at a time. Returns the seconds each took."""
+    """Do `work` `count` times, `at_once` at a time. Return the seconds of each."""
 
     def timed(_: int) -> float:
         began = time.perf_counter()
@@ -151,7 +151,7 @@ def measure_completions(
 
 
 def measure_job(client: Client, meter: Meter, model: Model, shape: Shape, groups: int, packed: int, step: int) -> Any:
-    """One job alone: seconds to its acceptance, to its version, and to the first completion from that version."""
+    """Time one job alone: to its acceptance, to its version, and to the first completion from that version."""
     sampled = [client.complete(model, shape) for _ in range(groups)]
     record: dict[str, Any] = {"groups": groups, "packed_length": packed, **vars(shape)}
     one = Shape(1, 1)
@@ -181,8 +181,7 @@ def measure_job(client: Client, meter: Meter, model: Model, shape: Shape, groups
 def measure_loops(
     client: Client, meter: Meter, models: Sequence[Model], shape: Shape, groups: int, packed: int, jobs: int
 ) -> dict[str, Any]:
-    """As many RL runs as there are new models, each so many times: ask for all groups at once, post, wait for the
-    version."""
+    """Run one RL loop per model, `jobs` times each: request all groups at once, post, wait for the version."""
     record: dict[str, Any] = {"runs": len(models), "groups": groups, "packed_length": packed, "jobs": 0, **vars(shape)}
 
     def run(model: Model) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What was simulated, as tables for people."""
+"""The results of the simulation as tables for the page."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def validation(rows: list[Record]) -> list[Record]:
     return [
         {"load": r["what"], "unit": r["unit"], "measured": r["measured"], "slowdown": f"{r['slowdown']:.1f}",
          "predicted": r["predicted, slowed"], "error": f"{r['error']:+.0%}",
-         "with cores of its own": r["predicted, own cores"]}
+         "predicted, dedicated cores": r["predicted, own cores"]}
         for r in rows
     ]  # fmt: skip
 
 
 def rollouts(outcome: Record) -> list[Record]:
-    """The most that each size does, however many groups are open."""
+    """Return the highest rate of each size, over all numbers of open groups."""
 
     def most(name: str, engines: int, replicas: int) -> Record:
         sizes = [r for r in outcome[name]["rollouts"]
@@ -81,7 +81,7 @@ STAGES = ("queued", "claim", "prepare", "load", "steps", "checkpoint", "publish"
 def publication(records: list[Record]) -> list[Record]:
     rows = []
     for bandwidth in (1.25e9, 5e9, None):
-        row: Record = {"out of the artifact store": "no limit" if bandwidth is None
+        row: Record = {"artifact store bandwidth": "no limit" if bandwidth is None
                        else f"{bandwidth * 8 / 1e9:g} Gbit/s"}  # fmt: skip
         for r in records:
             if r["artifact_bytes_per_s"] == bandwidth:
@@ -91,7 +91,7 @@ def publication(records: list[Record]) -> list[Record]:
 
 
 def remedies(outcome: Record) -> list[Record]:
-    """Jobs/s with each change alone, and with all changes down to it."""
+    """Return jobs/s with each change alone, and with it and all changes before it."""
     rows: dict[str, Record] = {}
     for name in MODELS:
         for r in outcome[name]["remedies"]:
@@ -100,7 +100,7 @@ def remedies(outcome: Record) -> list[Record]:
             if change.endswith(", alone"):
                 row[f"{name}, alone"] = _number(r["jobs_per_s"])
             else:
-                row |= {f"{name}, alone": "", f"{name}, and those above": _number(r["jobs_per_s"]),
+                row |= {f"{name}, alone": "", f"{name}, cumulative": _number(r["jobs_per_s"]),
                         f"{name}, then busiest": r["bottleneck"]}  # fmt: skip
     return list(rows.values())
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Timing:
-    """Of repeated work, in seconds. `free_s` is what it would take with a core to itself: elapsed time without the
-    time in which its thread was ready to run and had no core. Waits for disks and other processes are part of it."""
+    """Seconds of repeated work. `free_s` is the time with a core to itself: elapsed time without the
+    time in which its thread was ready to run and had no core. It includes waits for disks and other processes."""
 
     free_s: float
     low_s: float
@@ -24,7 +24,7 @@ class Timing:
 
 
 def measure(work: Callable[[], object], repeats: int, warm_up: int = 1) -> Timing:
-    """Medians, and the quartiles of the free time. `work` must do what it does in the calling thread."""
+    """Return medians, and the quartiles of the free time. `work` must run in the calling thread."""
     for _ in range(warm_up):
         work()
     free, wall = [], []
@@ -32,20 +32,20 @@ def measure(work: Callable[[], object], repeats: int, warm_up: int = 1) -> Timin
         began, waited = time.perf_counter(), thread_waited_s()
         work()
         waited = thread_waited_s() - waited
-        wall.append(time.perf_counter() - began)  # last, so that it has all the waits that are taken from it
+        wall.append(time.perf_counter() - began)  # last, so that it includes all the waits that are subtracted
         free.append(wall[-1] - waited)
     low, middle, high = statistics.quantiles(free, n=4, method="inclusive") if repeats > 1 else free * 3
     return Timing(middle, low, high, statistics.median(wall), repeats)
 
 
 def thread_waited_s() -> float:
-    """How long the calling thread has waited for a core since it began."""
+    """Return how long the calling thread has waited for a core since it started."""
     return _schedstat(Path(f"/proc/self/task/{threading.get_native_id()}/schedstat"))[1]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What processes have used so far: seconds on a core, and seconds ready to run without one."""
+    """Time of processes so far: seconds on a core, and seconds ready to run without one."""
 
     ran_s: float
     waited_s: float
@@ -55,7 +55,7 @@ class Usage:
 
 
 def usage(pids: Iterable[int]) -> Usage:
-    """Of all threads that these processes have now; those of processes that have gone count nothing."""
+    """Sum over all current threads of these processes; ended processes count nothing."""
     total = [0.0, 0.0]
     for pid in pids:
         for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -74,7 +74,7 @@ def _schedstat(path: Path) -> tuple[float, float]:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on, and how busy it was."""
+    """Describe the machine and its load."""
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ": unknown")
     return {
         "cpu": model.partition(":")[2].strip(),

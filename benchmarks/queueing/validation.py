@@ -1,4 +1,4 @@
-"""What the simulation predicts for what was measured of a running service, and how far off it is."""
+"""Predictions of the simulation against measurements of a running service."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from queueing.experiments import simulate_rollouts, simulate_runs
 
 Record = dict[str, Any]
 HERE = Fleet(artifact_bytes_per_s=0)
-"""One engine, one learner, everything else once; one machine, so files needn't move."""
+"""One of each part on one machine, so files needn't move."""
 
 
 def validate(costs: Costs, measured: Record) -> list[Record]:
-    """Elapsed times, none of which the constants were taken from: those are processor times of the same requests, and
-    times of parts in another process.
+    """Compare predicted and measured elapsed times.
 
-    The service had two cores for all its processes, its clients and other people's work. Predicted is a service whose
-    processes have a core each, and the same with all costs multiplied by the `slowdown` there was.
+    The constants don't come from these times, but from processor times of the same requests and from parts timed in
+    another process. The measured service shared two cores with its clients and other work. There are two predictions:
+    with a core for each process, and with all costs multiplied by the measured `slowdown`.
     """
     prompt_tokens = measured["parts"]["tiny"]["prompt_tokens"]
     service = measured["service"]
@@ -27,8 +27,8 @@ def validate(costs: Costs, measured: Record) -> list[Record]:
 
 
 def slowdown(record: Record) -> float:
-    """How much longer the process that ran most took than it ran, as the kernel's scheduler counted it. Rough: all its
-    threads count, and other processes waited more or less."""
+    """Return elapsed over processor time of the process that ran most, from the kernel's scheduler. This is rough: it
+    counts all threads, and other processes waited more or less."""
     busiest = max(record["core_s"], key=lambda role: record["core_s"][role])
     return 1 + record["waited_s"][busiest] / record["core_s"][busiest]
 
@@ -49,7 +49,7 @@ def _rollouts(costs: Costs, record: Record, prompt_tokens: int) -> Record:
 
 
 def _job(costs: Costs, record: Record, prompt_tokens: int) -> Record:
-    """One job alone, from its acceptance until a waiting client knows of its version."""
+    """Predict one job alone, from its acceptance until a waiting client learns of its version."""
     load = workload_of(record, prompt_tokens)
 
     def jobs_per_s(of: Costs) -> float:

@@ -87,7 +87,7 @@ def test_the_table_of_constants_has_their_units():
     assert values["completion in the API replica"] == "10.0 ms + 10 µs/token"
     assert values["engine, n sequences at once"] == "1,000 n / (n + 10) token/s"
     assert values["saving a checkpoint (hash, write, sync)"] == "10.0 ms + 2 ms/MB"
-    assert values["claim of a job, SQLite"] == "4.0 ms (4.0 to 4.0)"
+    assert values["claiming a job, SQLite"] == "4.0 ms (4.0 to 4.0)"
 
 
 def test_predictions_are_made_for_cores_of_their_own_and_for_what_there_was():
