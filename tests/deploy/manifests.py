@@ -28,7 +28,7 @@ def of_kind(kind: str) -> list[tuple[Path, Manifest]]:
 
 
 def check(manifest: Manifest) -> None:
-    """Checks every field against the published schema of its kind. Raises jsonschema.ValidationError."""
+    """Check every field against the published schema of its kind. Raise jsonschema.ValidationError."""
     definitions = _kubernetes("_definitions")
     registry = definitions @ Registry()
     if manifest["apiVersion"] == "ray.io/v1":
@@ -42,18 +42,18 @@ def check(manifest: Manifest) -> None:
 
 
 def _kubernetes(name: str) -> Resource:
-    """Kubernetes's own OpenAPI schema of a kind, in the form that refuses unknown fields."""
+    """Return Kubernetes's OpenAPI schema of a kind, in the strict form that rejects unknown fields."""
     folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{KUBERNETES_VERSION}.0-local-strict"
     return Resource.from_contents(json.loads((folder / f"{name}.json").read_text()))
 
 
 def cluster_of(manifest: Manifest) -> Manifest:
-    """The specification of the Ray cluster in a RayService or a RayCluster."""
+    """Return the specification of the Ray cluster in a RayService or a RayCluster."""
     return manifest["spec"]["rayClusterConfig"] if manifest["kind"] == "RayService" else manifest["spec"]
 
 
 def pod_templates(manifest: Manifest) -> list[Manifest]:
-    """Those of all pods that a manifest leads to."""
+    """Return the templates of all pods that a manifest creates."""
     if manifest["apiVersion"] == "ray.io/v1":
         cluster = cluster_of(manifest)
         return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
@@ -61,7 +61,7 @@ def pod_templates(manifest: Manifest) -> list[Manifest]:
 
 
 def references(value: Any, key: str) -> Iterator[Any]:
-    """All values under `key`, wherever it is."""
+    """Yield all values under `key`, at any depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name == key:
@@ -73,7 +73,7 @@ def references(value: Any, key: str) -> Iterator[Any]:
 
 
 def quantity(text: str) -> float:
-    """A Kubernetes quantity as a number: 500m is 0.5, 2Gi is 2 * 2**30."""
+    """Convert a Kubernetes quantity to a number: 500m is 0.5, 2Gi is 2 * 2**30."""
     for suffix, factor in {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}.items():
         if text.endswith(suffix):
             return float(text.removesuffix(suffix)) * factor

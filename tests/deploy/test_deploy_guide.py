@@ -1,4 +1,4 @@
-"""docs/deploy.md: the files it names exist, and its arithmetic is that of the model it takes as its example."""
+"""Files, arithmetic and limits in docs/deploy.md are correct."""
 
 import re
 
@@ -23,7 +23,7 @@ QWEN3_4B = Qwen3Config(
 )
 
 
-def test_the_files_that_its_commands_name_exist():
+def test_files_in_its_commands_exist():
     named = re.findall(r"\bdeploy/[\w./-]+\.yaml|\bdeploy/Dockerfile", GUIDE)
     assert len(set(named)) >= 7
     for path in named:
@@ -56,7 +56,7 @@ def test_the_arithmetic_of_sizes():
     assert 60e9 // kv_bytes // 8192 == 49 and 400_000 < 60e9 / kv_bytes < 410_000
 
 
-def test_the_limits_it_names_are_the_defaults():
+def test_its_limits_are_the_defaults():
     assert OWN_MEMORY == 0.9 and "`gpu_memory_utilization: 0.9`" in GUIDE
     assert SHARED_MEMORY == 0.45 and "at most 45 % of a GPU" in GUIDE
     assert LimitsConfig().max_payload_bytes == 1 << 30 and "1 GiB" in GUIDE

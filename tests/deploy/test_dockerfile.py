@@ -1,4 +1,4 @@
-"""deploy/Dockerfile, as far as can be told without docker."""
+"""deploy/Dockerfile, as far as it can be tested without Docker."""
 
 import os
 import re
@@ -30,13 +30,13 @@ def test_hadolint_finds_nothing():
     assert found.returncode == 0, found.stdout
 
 
-def test_hadolint_would_find_something(tmp_path):
+def test_hadolint_finds_a_mistake(tmp_path):
     broken = tmp_path / "Dockerfile"
     broken.write_text(FILE.read_text().replace("WORKDIR /opt/tandem", "RUN cd /opt", 1))
     assert lint(broken).returncode != 0
 
 
-def test_what_it_copies_is_there_and_sent_to_the_builder():
+def test_copied_files_exist_and_are_sent_to_the_builder():
     ignored = (FILE.parent / "Dockerfile.dockerignore").read_text().split()
     sent = {line[1:] for line in ignored if line.startswith("!")}
     assert "*" in ignored
@@ -49,17 +49,17 @@ def test_what_it_copies_is_there_and_sent_to_the_builder():
 
 
 @pytest.mark.parametrize("script", arguments("RUN"))
-def test_its_commands_are_those_of_a_shell(script):
+def test_its_commands_are_valid_shell(script):
     assert subprocess.run(["sh", "-n"], input=script, text=True, timeout=30).returncode == 0
 
 
-def test_it_installs_what_the_project_declares():
+def test_it_installs_the_declared_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [environment] = [value for value in arguments("ENV") if "EXTRAS" in value]
     given = dict(word.split("=", 1) for word in environment.split())
     assert {*given["EXTRAS"].split(","), "cpu", "gpu"} <= set(project["optional-dependencies"])
     install = (ROOT / "scripts/install.sh").read_text()
-    assert all(re.search(rf"\$\{{?{name}\b", install) for name in given)  # the script reads every one
+    assert all(re.search(rf"\$\{{?{name}\b", install) for name in given)  # the script reads each variable
     assert given["CONSTRAINTS"] == "requirements/constraints-${EXTRA}.txt"
     for extra in ("cpu", "gpu"):
         assert (ROOT / "requirements" / f"constraints-{extra}.txt").is_file()
@@ -67,7 +67,7 @@ def test_it_installs_what_the_project_declares():
     assert given["PYTHON"] in ("python3.11", "python3.12") and given["PYTHON"][6:] in image
 
 
-def test_it_runs_as_the_user_that_the_manifests_name_and_keeps_models_where_they_do():
+def test_user_and_model_folder_agree_with_the_manifests():
     pod = yaml.safe_load((ROOT / "deploy/kubernetes/cpu/raycluster.yaml").read_text())["spec"]["headGroupSpec"]
     [user] = arguments("USER")
     assert int(user) == pod["template"]["spec"]["securityContext"]["runAsUser"]
@@ -77,7 +77,7 @@ def test_it_runs_as_the_user_that_the_manifests_name_and_keeps_models_where_they
 
 
 def test_login_shells_find_its_programs(tmp_path):
-    """`ray up` and some versions of KubeRay run commands in login shells, which set PATH anew."""
+    """`ray up` and some versions of KubeRay run commands in login shells, which reset PATH."""
     [script] = [script for script in arguments("RUN") if "profile.d" in script]
     line = next(part for part in script.split("&&") if "profile.d" in part).replace("/etc/profile.d", str(tmp_path))
     subprocess.run(["sh", "-c", line], check=True, timeout=30)

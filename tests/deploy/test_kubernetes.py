@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes: each against its schema, and against each other."""
+"""The manifests of deploy/kubernetes are valid and agree with each other."""
 
 import copy
 import re
@@ -43,7 +43,7 @@ def tandem_config(service):
 
 
 @pytest.mark.parametrize("manifest", [one for _, one in MANIFESTS], ids=NAMES)
-def test_every_field_is_one_that_its_schema_knows(manifest):
+def test_every_field_is_in_its_schema(manifest):
     check(manifest)
 
 
@@ -76,11 +76,13 @@ def test_a_wrong_field_is_found(kind, path, value):
 
 
 @pytest.mark.parametrize(("file", "service"), SERVICES, ids=lambda one: getattr(one, "parent", one) and "")
-def test_the_service_in_it_is_one_that_serve_and_tandem_accept(file, service):
+def test_serve_and_tandem_accept_the_service_in_it(file, service):
     written = yaml.safe_load(service["spec"]["serveConfigV2"])
-    assert set(written) <= set(ServeDeploySchema.model_fields)  # Serve itself would ignore others
+    assert set(written) <= set(ServeDeploySchema.model_fields)  # Serve ignores unknown fields
     config = tandem_config(service)
-    assert config.artifacts.startswith("s3://") and config.store_url is None  # which has a password, so a Secret has it
+    assert (
+        config.artifacts.startswith("s3://") and config.store_url is None
+    )  # its URL has a password, so it is in a Secret
     assert config.http.api_replicas >= 2 and all(base.engine.replicas >= 2 for base in config.base_models)
 
 
@@ -96,15 +98,15 @@ def test_its_learners_and_engines_fit_its_workers(file, service):
     num_gpus = int(sum(node["nvidia.com/gpu"] for node in free))
     actors = actors_of(place(config, num_gpus))
     assert fits(actors, copy.deepcopy(free)), (actors, free)
-    assert not fits(actors, copy.deepcopy(free)[:1]) or file.parent.name == "cpu"  # nothing much is left over
+    assert not fits(actors, copy.deepcopy(free)[:1]) or file.parent.name == "cpu"  # the workers are nearly full
     if file.parent.name == "gpu":
         assert all(gpus == 1 for _, gpus in actors) and len(actors) == num_gpus
-        # Serve may build the application before the nodes with GPUs have joined: nothing depends on their number.
+        # Serve may build the application before nodes with GPUs join, so placement must not depend on their number.
         assert place(config, 0).base_models == place(config, num_gpus).base_models
 
 
 def actors_of(config: TandemConfig) -> list[tuple[float, float]]:
-    """(CPUs, GPUs) of each learner and engine."""
+    """Return (CPUs, GPUs) of each learner and engine."""
     return [
         (part.num_cpus, part.num_gpus)
         for base in config.base_models
@@ -114,7 +116,7 @@ def actors_of(config: TandemConfig) -> list[tuple[float, float]]:
 
 
 def fits(actors, nodes) -> bool:
-    """Whether the first node with room for each has been found, the largest first."""
+    """Return True if every actor fits when each takes the first node with room, the largest first."""
     for cpus, gpus in sorted(actors, reverse=True):
         node = next((n for n in nodes if n["cpu"] >= cpus and n["nvidia.com/gpu"] >= gpus), None)
         if node is None:
@@ -125,7 +127,7 @@ def fits(actors, nodes) -> bool:
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
-def test_a_ray_cluster_is_that_of_the_service_of_its_profile(profile):
+def test_a_ray_cluster_equals_that_of_the_service_of_its_profile(profile):
     [service] = documents((KUBERNETES / profile / "rayservice.yaml").read_text())
     [cluster] = documents((KUBERNETES / profile / "raycluster.yaml").read_text())
     redis = cluster["spec"]["gcsFaultToleranceOptions"]
@@ -136,7 +138,7 @@ def test_a_ray_cluster_is_that_of_the_service_of_its_profile(profile):
 @pytest.mark.parametrize(
     ("file", "manifest"), CLUSTERS, ids=[str(file.relative_to(KUBERNETES)) for file, _ in CLUSTERS]
 )
-def test_ray_is_the_installed_one_and_asks_for_a_token(file, manifest):
+def test_ray_has_the_installed_version_and_requires_a_token(file, manifest):
     import ray
 
     cluster = cluster_of(manifest)
@@ -146,7 +148,7 @@ def test_ray_is_the_installed_one_and_asks_for_a_token(file, manifest):
     assert len(images) == 1 and images.pop().endswith(f"-{file.parent.name}")
 
 
-def test_every_secret_is_one_that_the_guide_makes():
+def test_the_guide_creates_every_secret():
     used = {("tandem-ray-token", "auth_token")}  # the key that KubeRay reads
     for _, manifest in MANIFESTS:
         used |= {(reference["name"], reference["key"]) for reference in references(manifest, "secretKeyRef")}
@@ -171,7 +173,7 @@ def test_every_service_leads_to_a_port_of_a_pod():
         assert stateful["spec"]["serviceName"] in {service["metadata"]["name"] for _, service in of_kind("Service")}
 
 
-def test_redis_is_where_ray_looks_for_it():
+def test_ray_uses_the_address_of_redis():
     [redis] = [service for _, service in of_kind("Service") if service["metadata"]["name"] == "tandem-redis"]
     port = redis["spec"]["ports"][0]["port"]
     for _, manifest in CLUSTERS:
@@ -194,7 +196,7 @@ def test_only_named_ports_are_open():
 
 
 @pytest.mark.parametrize(("name", "pod"), PODS, ids=[f"{name}-{number}" for number, (name, _) in enumerate(PODS)])
-def test_a_pod_runs_as_nobody_special_within_limits(name, pod):
+def test_a_pod_runs_unprivileged_within_limits(name, pod):
     spec = pod["spec"]
     assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

@@ -1,4 +1,4 @@
-"""The cluster that tests of deployment run on: made by `ray start --head`, reached by its token, ended completely."""
+"""The test cluster of `ray start --head` requires its token and leaves no process behind."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import psutil
 import pytest
 from ray_head import MARK, own_processes, ray_head
 
-START_S = 300  # of a job, which takes seconds
+START_S = 300  # for a job that takes seconds
 
 
 def processes_of(head):
@@ -19,13 +19,13 @@ def processes_of(head):
 def names_of(head):
     found = set()
     for process in processes_of(head):
-        with suppress(psutil.NoSuchProcess):  # it has just ended
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             found.add(process.name())
     return found
 
 
 def zombies():
-    """Ended children of this process that nobody has waited for."""
+    """Return ended children of this process that it hasn't waited for."""
     found = set()
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
@@ -44,14 +44,14 @@ def test_a_job_runs_on_it_and_nothing_outlives_it(tmp_path):
         without_token |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
         refused = head.run("ray", "job", "list", env=without_token)
         assert refused.returncode != 0 and "auth" in refused.stdout.lower(), refused.stdout
-        # A program that leaves the head's session and outlives its parent, as those of Ray jobs do when it is killed.
+        # A program that leaves the head's session and outlives its parent, like Ray jobs whose parent is killed.
         away = head.run("ray", "job", "submit", "--no-wait", "--", "setsid", "sleep", "1000")
         assert away.returncode == 0, away.stdout
         deadline = time.monotonic() + START_S
         while "sleep" not in names_of(head):
             assert time.monotonic() < deadline, names_of(head)
             time.sleep(0.2)
-        own = subprocess.Popen(["sleep", "1000"])  # of nobody's
+        own = subprocess.Popen(["sleep", "1000"])  # not part of the cluster
         assert {"gcs_server", "raylet"} <= names_of(head)
         raise ZeroDivisionError("a test that fails")
     assert processes_of(head) == []

@@ -1,4 +1,4 @@
-"""deploy/ray-cluster.yaml: what Ray's cluster launcher makes of it."""
+"""Ray's cluster launcher accepts deploy/ray-cluster.yaml."""
 
 import re
 
@@ -21,7 +21,7 @@ def test_ray_accepts_it():
 
 
 @pytest.mark.parametrize("wrong", [{"idle_timeout": 5}, {"docker": {"images": "x"}}, {"upscaling_speed": "fast"}])
-def test_ray_refuses_a_wrong_field(wrong):
+def test_ray_rejects_a_wrong_field(wrong):
     with pytest.raises(jsonschema.ValidationError):
         validate_config(prepare_config(CONFIG | wrong))
 
@@ -32,10 +32,10 @@ def test_ray_start_knows_its_options(command):
     assert words[:2] == ["ray", "start"]
     known = {option for parameter in start.params for option in parameter.opts}
     assert {word.partition("=")[0] for word in words[2:]} <= known
-    assert CliRunner().invoke(start, ["--no-such-option"]).exit_code == 2  # what an unknown one would do
+    assert CliRunner().invoke(start, ["--no-such-option"]).exit_code == 2  # the result for an unknown option
 
 
-def test_ray_asks_for_a_token_which_is_not_in_the_file():
+def test_ray_requires_a_token_that_is_not_in_the_file():
     text = FILE.read_text()
     assert "--env-file=/etc/tandem/environment" in CONFIG["docker"]["run_options"]
     named = set(re.findall(r"^#   ([A-Z_0-9]+)=", text, re.MULTILINE))

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.slow
 
 SERVE_YAML = ROOT / "deploy/serve.yaml"
 PROMPT = [{"role": "user", "content": "Which is the largest: 3, 17 or 8?"}]
-START_S, UPDATE_S = 900.0, 900.0  # 1 and 2 minutes, unless the machine has much else to do
-ROLLOUT_S = 300.0  # a fraction of a second, unless the machine stalls
+START_S, UPDATE_S = 900.0, 900.0  # usually 1 and 2 minutes; more on a busy machine
+ROLLOUT_S = 300.0  # usually a fraction of a second
 
 
 class Deployment:
-    """The service as an operator has it: a Serve configuration, the `serve` command, an admin key."""
+    """The service as an operator deploys it: a Serve configuration, the `serve` command, an admin key."""
 
     def __init__(self, directory, head):
         self._directory, self._head = directory, head
@@ -46,11 +46,11 @@ class Deployment:
         assert done.returncode == 0, done.stdout
 
     def wait_until_running(self, deadline_s):
-        """Returns how many replicas of each deployment run."""
+        """Wait, and return the number of running replicas of each deployment."""
         token = Path(self._head.env["RAY_AUTH_TOKEN_PATH"]).read_text()
         deadline = time.monotonic() + deadline_s
         while True:
-            # What `serve status` shows, without the seconds that its start takes.
+            # The data of `serve status`, without the time to start that command.
             url = f"{self._head.dashboard_url}/api/serve/applications/"
             answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=300)
             [application] = answer.raise_for_status().json()["applications"].values()
@@ -70,7 +70,7 @@ class Deployment:
 
 
 class Rollouts(threading.Thread):
-    """Asks for a completion at a time, for as long as the block lasts; keeps when each was answered."""
+    """Requests one completion after the other while the block runs, and records when each was answered."""
 
     def __init__(self, openai, name):
         super().__init__(daemon=True)
@@ -100,7 +100,7 @@ class Rollouts(threading.Thread):
 
 
 class Trainer(threading.Thread):
-    """Keeps two jobs of a model open for as long as the block lasts, and sends each POST until it is answered."""
+    """Keeps two jobs of a model open while the block runs, and repeats each POST until it is answered."""
 
     def __init__(self, http, model, choices):
         super().__init__(daemon=True)
@@ -108,7 +108,7 @@ class Trainer(threading.Thread):
         trajectories = [
             {"messages_and_choices": [*PROMPT, choice], "reward": float(i % 2)} for i, choice in enumerate(choices)
         ]
-        groups = [{"trajectories": trajectories}] * 60  # so long that an update meets a job
+        groups = [{"trajectories": trajectories}] * 60  # long enough for an update to interrupt a job
         self._body = {"model_id": model["id"], "trajectory_groups": groups}
         self._body["experimental_config"] = {"learning_rate": 1e-4, "packed_sequence_length": 256}
 
@@ -138,13 +138,13 @@ class Trainer(threading.Thread):
     def __enter__(self):
         self.start()
         deadline = time.monotonic() + START_S
-        while "succeeded" not in self.states().values():  # the learners are up
+        while "succeeded" not in self.states().values():  # the learners have started
             assert self.is_alive() and time.monotonic() < deadline, self.states()
             time.sleep(0.5)
         return self
 
     def __exit__(self, failed, *_):
-        assert failed or self.is_alive()  # else a POST was refused; the reason is in the log of the test
+        assert failed or self.is_alive()  # else a POST was rejected; the log of the test has the reason
         self._stop_posting.set()
         self.join(UPDATE_S)
         deadline = time.monotonic() + UPDATE_S
@@ -166,7 +166,7 @@ def test_it_starts_and_an_update_in_place_loses_no_job_and_interrupts_no_rollout
     assert running == {"api": 2, "coordinator": 1, "engine-tandem-tiny": 2, "job-runner": 1}
     with deployment.http() as http, deployment.http() as own_http, deployment.openai() as openai:
         assert httpx.get(f"{deployment.url}/health", timeout=300).status_code == 200
-        # The key of the configuration is an admin from the first request on.
+        # The key of the configuration is an admin key from the start.
         assert http.get("/preview/keys").json()["data"][0]["name"] == "of the configuration"
         body = {"entity": None, "project": "deploy", "name": "m", "base_model": "tandem/tiny", "return_existing": True}
         model = http.post("/preview/models", json=body).json()
@@ -188,7 +188,7 @@ def test_it_starts_and_an_update_in_place_loses_no_job_and_interrupts_no_rollout
         record_property("jobs before and in all", f"{before} and {len(trainer.jobs)}")
         record_property("failures", str(rollouts.failures[:3]))
         deadline = time.monotonic() + UPDATE_S
-        # What was changed acts, once Serve's proxy has heard of the new replicas.
+        # The change takes effect once Serve's proxy knows the new replicas.
         while (status := http.post("/preview/models", json=large).status_code) == 422 and time.monotonic() < deadline:
             time.sleep(0.2)
         assert status == 413
