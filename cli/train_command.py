@@ -20,10 +20,10 @@ from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RunError, TaskFileError
 from tandem.runs.event_loop import run_with_short_end
-from tandem.runs.plot import plot_rewards
-from tandem.runs.run import Plan, begin_or_go_on, is_finished, plan, run
-from tandem.runs.scalars import ScalarWriter
-from tandem.runs.terminal import TerminalReport
+from tandem.runs.reporting.plot import plot_rewards
+from tandem.runs.reporting.scalars import ScalarWriter
+from tandem.runs.reporting.terminal import TerminalReport
+from tandem.runs.run import Plan, begin_or_resume, is_finished, plan, run
 
 LOOK_S = 0.2
 CHECK_PERIOD_S = 5.0
@@ -52,7 +52,7 @@ def _train(
     planned: Plan, config: TandemConfig, directory: RunDirectory, verbose: bool, out: Console, err: Console
 ) -> int:
     task = planned.task
-    for sentence in begin_or_go_on(directory, task):
+    for sentence in begin_or_resume(directory, task):
         out.print(escape(sentence), soft_wrap=True)
     if is_finished(directory, task):
         out.print(f"The run has trained all its {task.training.jobs} jobs. Raise training.jobs to continue it.")

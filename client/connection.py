@@ -38,13 +38,13 @@ class Connection:
     def http_options(self) -> dict[str, Any]:
         # No limit on connections: the caller decides how many rollouts run at the same time.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        timeout = httpx.Timeout(self.timeout_s, connect=min(CONNECT_S, self.timeout_s), pool=None)
-        return {"base_url": self.url, "timeout": timeout, "limits": limits}
+        return {"base_url": self.url, "timeout": _timeout(self.timeout_s), "limits": limits}
 
     def openai_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of an OpenAI client; its HTTP client retries, so itself it doesn't."""
+        timeout = options.get("timeout", self.timeout_s)
         own = {"base_url": f"{self.url}/v1", "api_key": self.key, "max_retries": 0}
-        return {**own, "timeout": self.timeout_s, **options}
+        return {**own, **options, "timeout": _timeout(timeout) if isinstance(timeout, int | float) else timeout}
 
     def request(self, call: Call[Any], http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         return http.build_request(
@@ -74,6 +74,10 @@ class Connection:
                 f"{self.url} answered {call.method} {call.path} with {response.text[:200]!r}, "
                 f"which isn't Tandem's answer ({error!r}). Check the URL."
             ) from error
+
+
+def _timeout(silence_s: float) -> httpx.Timeout:
+    return httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s), pool=None)
 
 
 def documented(method: Method, operation: Callable[..., Any], result: str) -> Method:

@@ -24,6 +24,8 @@ class Retries:
 
     FIRST_PAUSE_S = 0.5
     LONGEST_PAUSE_S = 10.0
+    OBEYS_SHOULD_RETRY = True
+    """Never repeat a request whose answer has the header x-should-retry: false, as after a generation's deadline."""
 
     def __init__(self, limit_s: float = 60.0):
         self.limit_s = limit_s
@@ -31,7 +33,7 @@ class Retries:
 
     def may_pass(self, response: httpx.Response) -> bool:
         """Return True if the same request may succeed later."""
-        if response.headers.get("x-should-retry") == "false":
+        if self.OBEYS_SHOULD_RETRY and response.headers.get("x-should-retry") == "false":
             return False
         # Serve's proxy, just started, knows no routes and answers 404 in plain text; the service answers in JSON.
         is_json = response.headers.get("content-type", "").startswith("application/json")

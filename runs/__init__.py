@@ -1,1 +1,1 @@
-"""A whole RL run, seen from its client: rollouts, training jobs, evaluation. What `tandem train` does."""
+"""`tandem train`: a whole RL run as a client of the service, with rollouts, training jobs and evaluation."""

@@ -1,4 +1,4 @@
-"""What rollouts act with: the service's chat completions."""
+"""The service's chat completions, as rollouts call them."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from openai import AsyncOpenAI
 
 from tandem.rl.environments.base import Message, Tool, request_messages
 
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
+
 GATHERING_S = 0.005
-"""How long a request waits for equal ones: the rollouts of a group begin in the same moment."""
+"""How long a request waits for equal ones: the rollouts of a group start at the same moment."""
 GREEDY_BELOW = 1e-5
-"""The temperature below which vLLM doesn't sample."""
+"""Below this temperature, vLLM doesn't sample."""
 
 
 class OpenAIChat:
     """`tandem.rl.environments.base.Chat` over an OpenAI client.
 
-    Turns that are asked for in the same moment and in the same words, as the first ones of a group's rollouts are, can
-    share one request for several choices: the service then reads, routes and answers once, and the engine computes
-    the prompt once. Whoever shares gets its choice when the longest has ended.
+    Equal turns that are requested at the same moment, like the first ones of a group's rollouts, can share one request
+    for several choices: the service then reads, routes and answers once, and the engine computes the prompt once. Each
+    of them gets its choice when the longest has ended.
 
-    Agent code that wants a client of its own takes `chat.client` and `chat.model`; choices that it puts into the
-    trajectory as `choice.model_dump()` are as good as those that `chat(...)` returns.
+    Agent code that needs an OpenAI client uses `chat.client` and `chat.model`, and puts `choice.model_dump()` into the
+    trajectory; that equals the choices that `chat(...)` returns.
     """
 
     def __init__(self, client: AsyncOpenAI, model: str, max_shared: int = 1, **sampling: Any):
         """
         Args:
-            max_shared: the most turns of one request; 1: each has its own.
-            sampling: fields of every request; those that the OpenAI client doesn't know are sent as they are.
+            max_shared: the most turns of one request; 1: each turn has its own.
+            sampling: fields of every request; fields that the OpenAI client doesn't know are sent unchanged.
         """
         self.client, self.model, self.sampling, self.max_shared = client, model, sampling, max_shared
         self._open: dict[str, _SharedRequest] = {}
@@ -47,47 +50,48 @@ class OpenAIChat:
         conversation = request_messages(messages)
         if self.max_shared == 1 or not _can_be_shared(body):
             return (await self._choices(conversation, body))[0]
-        words = json.dumps([conversation, body], sort_keys=True)
-        request = self._open.get(words)
+        body_key = json.dumps([conversation, body], sort_keys=True)
+        request = self._open.get(body_key)
         if request is None:
-            request = self._open[words] = _SharedRequest()
-            request.choices = asyncio.create_task(self._shared(words, request, conversation, body))
+            request = self._open[body_key] = _SharedRequest()
+            request.choices = asyncio.create_task(self._shared(body_key, request, conversation, body))
         place = request.size
         request.size += 1
         if request.size == self.max_shared:
-            self._close(words, request)
+            self._close(body_key, request)
         request.num_waiting += 1
         try:
-            # Shielded: the others' turns go on when this rollout is cancelled.
+            # Shielded: if this rollout is cancelled, the others still get their turns.
             return (await asyncio.shield(request.choices))[place]
         finally:
             request.num_waiting -= 1
             if not request.num_waiting:
-                self._close(words, request)
+                self._close(body_key, request)
                 request.choices.cancel()
 
     async def _shared(
-        self, words: str, request: _SharedRequest, conversation: list[dict[str, Any]], body: dict[str, Any]
+        self, body_key: str, request: _SharedRequest, conversation: list[dict[str, Any]], body: dict[str, Any]
     ) -> list[dict[str, Any]]:
         with suppress(TimeoutError):  # not wait_for: until Python 3.12 it may swallow a cancellation
             async with asyncio.timeout(GATHERING_S):
                 await request.is_closed.wait()
-        self._close(words, request)
+        self._close(body_key, request)
         return await self._choices(conversation, {**body, "n": request.size} if request.size > 1 else body)
 
-    def _close(self, words: str, request: _SharedRequest) -> None:
-        """Nobody joins it any more."""
+    def _close(self, body_key: str, request: _SharedRequest) -> None:
+        """Let no more turns join a request."""
         request.is_closed.set()
-        if self._open.get(words) is request:
-            del self._open[words]
+        if self._open.get(body_key) is request:
+            del self._open[body_key]
 
     async def _choices(self, conversation: list[dict[str, Any]], body: dict[str, Any]) -> list[dict[str, Any]]:
-        completion = await self.client.chat.completions.create(model=self.model, messages=conversation, extra_body=body)
+        messages = cast("list[ChatCompletionMessageParam]", conversation)
+        completion = await self.client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
         return [choice.model_dump() for choice in completion.choices]
 
 
 class _SharedRequest:
-    """A request that others may join until it is closed."""
+    """A request that equal turns may join until it is closed."""
 
     choices: asyncio.Task[list[dict[str, Any]]]
 
@@ -98,6 +102,6 @@ class _SharedRequest:
 
 
 def _can_be_shared(body: dict[str, Any]) -> bool:
-    """vLLM refuses several choices of one request when it doesn't sample."""
+    """Return False for a greedy request, because vLLM then rejects several choices, and for one with its own n."""
     temperature = body.get("temperature")
     return "n" not in body and (temperature is None or temperature >= GREEDY_BELOW)

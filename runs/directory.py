@@ -1,7 +1,7 @@
-"""A run's directory: what a run that was killed at any moment needs to go on.
+"""A run's directory: everything that a run needs to resume after it was killed at any moment.
 
-state.json           who the run is, its task, its model, and the batch that is being posted
-metrics.jsonl        what has happened (ledger.py)
+state.json           the run's id, its task, its model, and the batch that is being posted
+metrics.jsonl        finished training and evaluation (ledger.py)
 batches/000012.*     a batch that was rolled out, until its job has ended
 tensorboard/, reward.png
 """
@@ -30,7 +30,7 @@ class _State(BaseModel):
 
 
 class RunModel(_State):
-    """The model as it was when the run began."""
+    """The model when the run started."""
 
     id: str
     name: str
@@ -39,11 +39,11 @@ class RunModel(_State):
 
 
 class Posting(_State):
-    """A batch whose job may have been posted: its request can't change any more."""
+    """A batch whose job may have been posted, so that its request can't change any more."""
 
     batch: int
     attempt: int
-    """0, or how many of its jobs have failed."""
+    """The number of its jobs that have failed."""
     experimental_config: dict[str, Any]
 
 
@@ -51,30 +51,30 @@ class RunState(_State):
     format: Literal[1] = 1
     run_id: str
     task: dict[str, Any]
-    """The task file that the run went on with last."""
+    """The task file that the run used last."""
     model: RunModel | None = None
     posting: Posting | None = None
     key_id: str | None = None
-    """Of the API key that was made for the run, to be revoked should the run be killed."""
+    """The id of the API key that was created for the run, to be revoked if the run is killed."""
 
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """A batch that was rolled out, as it lies on disk."""
+    """A batch that was rolled out, as stored on disk."""
 
     index: int
     groups_zstd: bytes
-    """The JSON list of its trajectory groups, a zstd frame."""
+    """The JSON list of its trajectory groups as a zstd frame."""
     metrics: dict[str, float]
     oldest_version: int
-    """That any of its turns was sampled by."""
+    """The oldest policy version that sampled any of its turns."""
 
 
 class RunDirectory:
     """with RunDirectory(path) as directory: ...
 
-    Nobody else may use it in the meantime. Raises RunDirectoryError when somebody does, or when what is there can't be
-    read.
+    Only one process may use it at a time. Entering raises RunDirectoryError if another one does, or if the contents
+    can't be read.
     """
 
     def __init__(self, path: Path):
@@ -88,15 +88,14 @@ class RunDirectory:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RunDirectoryError(
-                f"Another `tandem train` is working in {self.path}. Wait for it, stop it, or name another "
-                "output.directory."
+                f"Another `tandem train` uses {self.path}. Wait for it, stop it, or name another output.directory."
             ) from None
         except OSError as error:
             raise RunDirectoryError(f"The run's directory {self.path} can't be used: {error}.") from error
         try:
             for directory in (self.path, self._batches):
                 remove_unfinished(directory)
-            self.state = self._load_state()
+            self.saved_state = self._load_state()
             self.ledger = Ledger(self.path / "metrics.jsonl")
         except BaseException:
             self._lock.release()
@@ -108,13 +107,23 @@ class RunDirectory:
 
     # State
 
+    @property
+    def state(self) -> RunState:
+        assert self.saved_state is not None, "the run hasn't begun"
+        return self.saved_state
+
+    @property
+    def model(self) -> RunModel:
+        assert self.state.model is not None, "the run hasn't registered its model"
+        return self.state.model
+
     def begin(self, task: dict[str, Any]) -> RunState:
-        """The state of a new run."""
+        """Save and return the state of a new run."""
         self._save(RunState(run_id=str(uuid.uuid4()), task=task))
         return self.state
 
     def update(self, **changes: Any) -> None:
-        """Changes fields of the state, durably."""
+        """Change fields of the state durably."""
         self._save(self.state.model_copy(update=changes))
 
     def _load_state(self) -> RunState | None:
@@ -122,32 +131,31 @@ class RunDirectory:
         if not file.exists():
             if (self.path / "metrics.jsonl").exists():
                 raise RunDirectoryError(
-                    f"{self.path} has metrics but no state.json, so it can't be told which run they are of. Restore "
-                    "it, or name another output.directory."
+                    f"{self.path} has metrics but no state.json, so they belong to an unknown run. Restore "
+                    "state.json, or name another output.directory."
                 )
             return None
         try:
-            state = RunState.model_validate_json(file.read_bytes())
+            return RunState.model_validate_json(file.read_bytes())
         except ValidationError as error:
             raise RunDirectoryError(
-                f"{file} isn't the state of a run that this release can read ({error.errors()[0]['msg']}). Go on with "
-                "the release that wrote it, or name another output.directory."
+                f"This release can't read the run's state in {file} ({error.errors()[0]['msg']}). Resume with the "
+                "release that wrote it, or name another output.directory."
             ) from None
-        return state
 
     def _save(self, state: RunState) -> None:
         write_whole(self.path / "state.json", state.model_dump_json(indent=2).encode())
-        self.state = state
+        self.saved_state = state
 
     # Batches
 
     def store_batch(
         self, index: int, groups: Sequence[TrajectoryGroup], metrics: dict[str, float], oldest_version: int
     ) -> None:
-        """Keeps a batch that was rolled out. It is there, as a whole, once this returns."""
+        """Store a batch durably and as a whole."""
         about = {"metrics": metrics, "oldest_version": oldest_version}
         write_whole(self._file(index, "json"), json.dumps(about, allow_nan=False).encode())
-        # The groups come last: where they are, all is.
+        # The groups are written last: if they exist, the batch is complete.
         content = b"[" + b",".join(group.model_dump_json(exclude_unset=True).encode() for group in groups) + b"]"
         write_whole(self._file(index, "groups.json.zst"), zstandard.ZstdCompressor().compress(content))
 
@@ -155,13 +163,13 @@ class RunDirectory:
         return self._file(index, "groups.json.zst").exists()
 
     def stored_batch(self, index: int) -> StoredBatch:
-        """One that is there."""
+        """Return a batch that is stored."""
         about = json.loads(self._file(index, "json").read_bytes())
         groups = self._file(index, "groups.json.zst").read_bytes()
         return StoredBatch(index, groups, about["metrics"], about["oldest_version"])
 
     def drop_batch(self, index: int) -> None:
-        """Removes what `store_batch` has kept, if it has."""
+        """Remove a batch if it is stored."""
         for suffix in ("groups.json.zst", "json"):
             self._file(index, suffix).unlink(missing_ok=True)
 

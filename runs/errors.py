@@ -1,26 +1,26 @@
-"""Why a run ends before its last job. Every message says what was wrong, where, and what to do."""
+"""The reasons why a run ends before its last job. Every message says what was wrong, where, and what to do."""
 
 from __future__ import annotations
 
 
 class RunError(RuntimeError):
-    """Root of the errors that end a run. What it has done stays, and the same command goes on from there."""
+    """Root of the errors that end a run. Finished work is kept, and the same command resumes the run."""
 
 
 class TaskFileError(RunError, ValueError):
-    """A task file that isn't valid, or that has changed where a run that has begun can't follow."""
+    """A task file that isn't valid, or whose changes a run that has started can't adopt."""
 
 
 class RunDirectoryError(RunError, OSError):
-    """A run's directory that can't be used: another run has it, or what is in it can't be read."""
+    """A run's directory that can't be used: another run has it, or its contents can't be read."""
 
 
 class RequestRefusedError(RunError):
-    """The service refused a request that no repetition would change."""
+    """The service rejected a request, and a retry wouldn't help."""
 
 
 class ServiceAwayError(RunError, ConnectionError):
-    """The service hasn't answered for as long as the run is told to wait."""
+    """The service hasn't answered for `service.patience_s`."""
 
 
 class JobFailedError(RunError):
@@ -28,12 +28,12 @@ class JobFailedError(RunError):
 
 
 class RolloutsFailedError(RunError):
-    """More rollouts failed than the run is told to do without."""
+    """More rollouts failed than `rollouts.max_failed_fraction` allows."""
 
 
 class PolicyLagError(RunError, AssertionError):
-    """A batch was sampled by an older policy than `max_policy_lag` allows, or nothing tells which policy sampled it."""
+    """A batch was sampled by an older policy than `max_policy_lag` allows, or by an unknown one."""
 
 
 class ForeignVersionError(RunError):
-    """The model has versions that this run hasn't made."""
+    """The model has versions that this run didn't make."""

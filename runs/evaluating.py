@@ -1,48 +1,50 @@
-"""Evaluation beside training: rollouts on the eval split, each time on one pinned version."""
+"""Evaluation beside training: rollouts on the eval split, each evaluation on one version."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
+
+from openai import AsyncOpenAI
 
 from tandem.rl.environments.rollouts import RolledOutGroup
 from tandem.runs.chat import OpenAIChat
 from tandem.runs.config import EvaluationConfig, TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.ledger import Row
-from tandem.runs.metrics import rollout_metrics
-from tandem.runs.report import Report
+from tandem.runs.reporting.metrics import rollout_metrics
+from tandem.runs.reporting.report import Report
 from tandem.runs.rolling import GroupRoller, check_failures
-from tandem.runs.service import TrainingService
 from tandem.runs.versions import VersionWatch
 
 
 def versions_to_evaluate(every: int, start: int, jobs: int) -> list[int]:
-    """The first, then each `every`-th, and the last."""
+    """Return the first version, then each `every`-th, and the last."""
     return sorted({*range(start, start + jobs + 1, every), start + jobs})
 
 
 class Evaluator:
-    """Evaluates the versions that are due, in order, as they come, and writes each result into the ledger."""
+    """Evaluates the due versions in order as they appear, and writes each result into the ledger."""
 
     def __init__(
         self,
         task: TaskConfig,
         settings: EvaluationConfig,
         directory: RunDirectory,
-        service: TrainingService,
+        openai: AsyncOpenAI,
         versions: VersionWatch,
         roller: GroupRoller,
         tasks: Sequence[object],
         report: Report,
     ):
-        self._task, self._settings, self._directory, self._service = task, settings, directory, service
+        self._task, self._settings, self._directory, self._openai = task, settings, directory, openai
         self._versions, self._roll_out, self._report = versions, roller, report
         self._tasks = [tasks[index] for index in range(min(settings.tasks or len(tasks), len(tasks)))]
 
     async def run(self) -> None:
-        start = self._directory.state.model.start_version
+        start = self._directory.model.start_version
         for version in versions_to_evaluate(self._settings.every, start, self._task.training.jobs):
             if self._directory.ledger.has("evaluation", version):
                 continue
@@ -55,23 +57,23 @@ class Evaluator:
 
     async def _evaluate(self, version: int) -> Row:
         settings, rollouts = self._settings, self._task.rollouts
-        sampling = {"temperature": settings.temperature, **(settings.sampling or rollouts.sampling)}
+        sampling: dict[str, Any] = {"temperature": settings.temperature, **(settings.sampling or rollouts.sampling)}
         if rollouts.max_tokens:
             sampling["max_tokens"] = rollouts.max_tokens
-        model = f"{self._directory.state.model.name}:step{version}"
-        chat = OpenAIChat(self._service.openai, model, rollouts.max_shared(settings.samples_per_task), **sampling)
+        model = f"{self._directory.model.name}:step{version}"
+        chat = OpenAIChat(self._openai, model, rollouts.max_shared(settings.samples_per_task), **sampling)
         room = asyncio.Semaphore(max(1, settings.concurrency // settings.samples_per_task))
-        what, size = f"the evaluation of version {version}", settings.samples_per_task
+        label, size = f"the evaluation of version {version}", settings.samples_per_task
 
         async def group(task: object) -> RolledOutGroup:
             async with room:
-                return await self._roll_out(chat, task, size, rollouts.timeout_s, f"A task of {what}")
+                return await self._roll_out(chat, task, size, rollouts.timeout_s, f"A task of {label}")
 
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(group(task)) for task in self._tasks]
         groups = [task.result() for task in running]
-        check_failures(groups, size, rollouts.max_failed_fraction, what)
+        check_failures(groups, size, rollouts.max_failed_fraction, label)
         metrics = {f"eval/{name}": value for name, value in rollout_metrics(groups).items()}
         return {
             "kind": "evaluation",

@@ -1,4 +1,4 @@
-"""`asyncio.run` for programs that run other people's code: its end waits for nobody for long."""
+"""`asyncio.run` for programs that run user code: ending never waits long for it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ THREADS_S = 0.5
 
 
 def run_with_short_end(main: Coroutine[None, None, Result]) -> Result:
-    """What `main` returns or raises.
+    """Return or raise the outcome of `main`.
 
-    Then the tasks that it has left are cancelled and its asynchronous generators closed, which get CANCEL_S each to
-    clean up. `asyncio.run` would wait for them for ever, and for each thread of `asyncio.to_thread`: a rollout may
-    swallow its cancellation or block in a thread.
+    Remaining tasks are then cancelled and asynchronous generators closed, with CANCEL_S each to clean up. A rollout
+    may swallow its cancellation or block in a thread of `asyncio.to_thread`, and `asyncio.run` would wait for either
+    without limit.
     """
     loop = asyncio.new_event_loop()
     try:
@@ -31,18 +31,18 @@ def run_with_short_end(main: Coroutine[None, None, Result]) -> Result:
             loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_S))
         closing = loop.create_task(loop.shutdown_asyncgens())
         loop.run_until_complete(asyncio.wait({closing}, timeout=CANCEL_S))
-        loop.set_exception_handler(lambda _loop, _context: None)  # of tasks that are destroyed while they are pending
+        loop.set_exception_handler(lambda _loop, _context: None)  # it would log tasks that are destroyed while pending
         loop.close()
 
 
 def exit_process(status: int) -> NoReturn:
-    """Ends the process, at once if threads go on: Python would wait for them, and nobody needs their results."""
+    """Exit, without waiting for threads that keep running: Python would wait, and their results aren't needed."""
     sys.stdout.flush()
     sys.stderr.flush()
-    waited_for = [thread for thread in threading.enumerate() if not thread.daemon]
-    waited_for.remove(threading.main_thread())
-    for thread in waited_for:
-        thread.join(THREADS_S / len(waited_for))
-    if any(thread.is_alive() for thread in waited_for):
+    others = [thread for thread in threading.enumerate() if not thread.daemon]
+    others.remove(threading.main_thread())
+    for thread in others:
+        thread.join(THREADS_S / len(others))
+    if any(thread.is_alive() for thread in others):
         os._exit(status)
     sys.exit(status)

@@ -1,7 +1,7 @@
-"""metrics.jsonl: one line per trained version and per evaluation. What stands in it has happened.
+"""metrics.jsonl: one line per trained version and per evaluation.
 
-It is the run's memory too: the next batch to train is the one after its last line of training. So there are no two
-records that a crash could leave in disagreement.
+It is also the run's only record of progress: the next batch to train follows its last line of training. So a crash
+can't leave two records that disagree.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tandem.runs.errors import RunDirectoryError
 
 Kind = Literal["training", "evaluation"]
 Row = dict[str, Any]
-"""`kind`, `version`, `time`, and metrics by name; a row of training has `batch` and `job` too."""
+"""`kind`, `version`, `time`, and metrics by name; a row of training also has `batch` and `job`."""
 
 
 class Ledger:
-    """Append-only rows, each durable when `append` returns. A line that a crash cut off is removed at opening."""
+    """Append-only rows, each durable when `append` returns. Opening removes a line that a crash cut off."""
 
     def __init__(self, path: Path):
-        """Raises RunDirectoryError when the file isn't one of a run."""
+        """Raise RunDirectoryError if the file isn't the metrics file of a run."""
         self._path = path
         self.rows: list[Row] = []
         if path.exists():
@@ -47,7 +47,7 @@ class Ledger:
 
     @property
     def num_trained(self) -> int:
-        """Batches whose version is made and recorded; also the index of the next one."""
+        """The number of batches whose version is recorded; also the index of the next batch."""
         return len(self.of("training"))
 
     def _load(self) -> None:
@@ -62,10 +62,11 @@ class Ledger:
             batches = [row["batch"] for row in self.rows if row["kind"] == "training"]
         except (ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(
-                f"{self._path} isn't the metrics file of a run ({error}). Restore it, or name another output.directory."
+                f"{self._path} isn't the metrics file of a run ({error!r}). Restore it, or name another "
+                "output.directory."
             ) from error
         if batches != list(range(len(batches))):
             raise RunDirectoryError(
-                f"{self._path} has the batches {batches} instead of 0, 1, 2, ... Restore it, or name another "
-                "output.directory to begin anew."
+                f"{self._path} has the batches {batches} instead of 0, 1, 2, ... Restore it, or start a new run in "
+                "another output.directory."
             )

@@ -1,4 +1,4 @@
-"""Rollouts for training: groups in the order of the task stream, started as early as the bound on policy lag allows."""
+"""Rollouts for training: groups in the order of the task stream, as early as the bound on policy lag allows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import httpx
 import openai
@@ -17,10 +18,10 @@ from tandem.rl.environments.rollouts import RolledOutGroup, RolloutFailure, Task
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RolloutsFailedError
-from tandem.runs.metrics import causes, oldest_versions, rollout_metrics
 from tandem.runs.patience import Patience
-from tandem.runs.report import Report
-from tandem.runs.stopwatch import Stopwatch
+from tandem.runs.reporting.metrics import causes, oldest_versions, rollout_metrics
+from tandem.runs.reporting.report import Report
+from tandem.runs.reporting.stopwatch import Stopwatch
 from tandem.runs.versions import VersionWatch
 
 GROUP_ATTEMPTS = 3
@@ -28,13 +29,13 @@ ATTEMPT_PAUSE_S = 1.0
 
 
 class GroupRoller:
-    """Rolls out one group, and again when too little of it is left to be trained on."""
+    """Rolls out one group, and repeats it if too few of its rollouts succeed."""
 
-    def __init__(self, environment: Environment, patience: Patience, report: Report):
+    def __init__(self, environment: Environment[Any], patience: Patience, report: Report):
         self._environment, self._patience, self._report = environment, patience, report
 
-    async def __call__(self, chat: Chat, task: object, size: int, timeout_s: float, what: str) -> RolledOutGroup:
-        """`what` names the group for whoever watches. Raises ServiceAwayError when that is why its rollouts failed."""
+    async def __call__(self, chat: Chat, task: object, size: int, timeout_s: float, label: str) -> RolledOutGroup:
+        """Return the group. `label` names it in reports. Raise ServiceAwayError if the service stays away."""
         needed, attempt = min(size, 2), 1
         while True:
             troubles_before = self._patience.num_troubles
@@ -43,34 +44,36 @@ class GroupRoller:
                 raise self._patience.given_up
             if len(group.group.trajectories) >= needed:
                 return group
-            # Trouble of the service isn't the group's fault, and has a patience of its own.
+            # Trouble of the service isn't the group's fault; Patience limits it.
             had_trouble = self._patience.num_troubles > troubles_before
             if not (had_trouble and all(map(_is_of_service, group.failures))):
                 attempt += 1
             if attempt > GROUP_ATTEMPTS:
                 return group
-            self._report.say(f"{what} is rolled out again, because too few of its rollouts are left: {causes([group])}")
+            self._report.say(
+                f"{label} is rolled out again, because too few of its rollouts succeeded: {causes([group])}"
+            )
             await asyncio.sleep(ATTEMPT_PAUSE_S)
 
 
 @dataclass
 class _Batch:
-    """One that is being rolled out."""
+    """A batch that is being rolled out."""
 
     index: int
     num_groups: int
     waited_s: float
-    """For the version that it may begin with."""
+    """For the version that it had to wait for."""
     began: float = field(default_factory=time.monotonic)
     groups: dict[int, RolledOutGroup] = field(default_factory=dict)
 
 
 class BatchRoller:
-    """Makes the batches of a run, in order, and leaves each in the run's directory.
+    """Rolls out the batches of a run in order and stores each in the run's directory.
 
-    Batch b, tasks [b * G, (b + 1) * G) of the stream, is trained on version start + b. A group of it starts once there
-    is version start + b - max_policy_lag. A name is answered by the newest version at the time of the request, so no
-    turn is sampled by an older one. So at most max_policy_lag + 1 batches are under way.
+    Batch b, tasks [b * G, (b + 1) * G) of the stream, is trained on version start + b. Its groups start once version
+    start + b - max_policy_lag exists. The model's name is answered by the newest version at the time of a request, so
+    no older version samples a turn, and at most max_policy_lag + 1 batches are in progress.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class BatchRoller:
         versions: VersionWatch,
         roller: GroupRoller,
         chat: Chat,
-        stream: TaskStream,
+        stream: TaskStream[Any],
         training: Stopwatch,
         report: Report,
     ):
@@ -91,12 +94,12 @@ class BatchRoller:
         self._stored: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def stored(self, index: int) -> None:
-        """Returns once the batch lies in the run's directory."""
+        """Wait until the batch is stored in the run's directory."""
         await self._stored[index].wait()
 
     async def run(self, first_batch: int) -> None:
-        """Rolls out all batches from this one on; those that a former process has left are kept."""
-        start, num_groups = self._directory.state.model.start_version, self._task.rollouts.groups_per_job
+        """Roll out all batches from this one on, except those that an earlier process stored."""
+        start, num_groups = self._directory.model.start_version, self._task.rollouts.groups_per_job
         async with asyncio.TaskGroup() as groups:
             for index in range(first_batch, self._task.training.jobs):
                 if self._directory.has_batch(index):
@@ -115,8 +118,8 @@ class BatchRoller:
         settings = self._task.rollouts
         try:
             task = self._stream[batch.index * batch.num_groups + place]
-            what = f"Group {place} of batch {batch.index}"
-            group = await self._roll_out(self._chat, task, settings.group_size, settings.timeout_s, what)
+            label = f"Group {place} of batch {batch.index}"
+            group = await self._roll_out(self._chat, task, settings.group_size, settings.timeout_s, label)
         finally:
             self._room.release()
         batch.groups[place] = group
@@ -130,7 +133,7 @@ class BatchRoller:
         groups = [batch.groups[place] for place in range(batch.num_groups)]
         settings = self._task.rollouts
         check_failures(groups, settings.group_size, settings.max_failed_fraction, f"batch {batch.index}")
-        trained_on = self._directory.state.model.start_version + batch.index
+        trained_on = self._directory.model.start_version + batch.index
         versions = oldest_versions(groups)
         metrics = rollout_metrics(groups) | {
             "policy_lag/mean": trained_on - fmean(versions),
@@ -144,14 +147,14 @@ class BatchRoller:
         self._stored[batch.index].set()
 
 
-def check_failures(groups: Sequence[RolledOutGroup], group_size: int, max_fraction: float, what: str) -> None:
-    """Raises RolloutsFailedError when a larger fraction of the rollouts has failed, or all."""
+def check_failures(groups: Sequence[RolledOutGroup], group_size: int, max_fraction: float, label: str) -> None:
+    """Raise RolloutsFailedError if a larger fraction of the rollouts failed, or all of them."""
     wanted = group_size * len(groups)
     there = sum(len(group.group.trajectories) for group in groups)
     if there == 0 or (wanted - there) / wanted > max_fraction:
         raise RolloutsFailedError(
-            f"{wanted - there} of the {wanted} rollouts of {what} failed, and max_failed_fraction is {max_fraction:g}: "
-            f"{causes(groups)}. Mend the cause and run the same command again; nothing that was trained is lost."
+            f"{wanted - there} of the {wanted} rollouts of {label} failed, but max_failed_fraction is "
+            f"{max_fraction:g}: {causes(groups)}. Fix the cause; the same command resumes from the last version."
         )
 
 

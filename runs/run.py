@@ -1,12 +1,14 @@
-"""A whole run, from its task file to its plot."""
+"""A whole run, from its task file to its last version."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tandem.client import AsyncClient, Model, TandemError
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.loading import EnvironmentLoadingError, load_environment
 from tandem.rl.environments.rollouts import TaskStream
@@ -14,55 +16,56 @@ from tandem.runs.changes import changes, task_record
 from tandem.runs.chat import OpenAIChat
 from tandem.runs.config import TaskConfig, load_task
 from tandem.runs.directory import RunDirectory, RunModel
-from tandem.runs.errors import ForeignVersionError, RunError, TaskFileError
+from tandem.runs.errors import ForeignVersionError, RequestRefusedError, RunError, TaskFileError
 from tandem.runs.evaluating import Evaluator, versions_to_evaluate
 from tandem.runs.patience import Patience
-from tandem.runs.report import Report
+from tandem.runs.reporting.report import Report
+from tandem.runs.reporting.stopwatch import Stopwatch
 from tandem.runs.rolling import BatchRoller, GroupRoller
-from tandem.runs.service import RegisteredModel, TrainingService
-from tandem.runs.stopwatch import Stopwatch
 from tandem.runs.training import Trainer
 from tandem.runs.versions import VersionWatch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A task file and what it names, before anything is started."""
+    """A task file with its environment and tasks, before anything is started."""
 
     task: TaskConfig
-    environment: Environment
+    environment: Environment[Any]
     train_tasks: Sequence[object]
     eval_tasks: Sequence[object]
 
 
 def plan(path: Path) -> Plan:
-    """Reads a task file and makes its environment. Raises TaskFileError."""
+    """Read a task file and create its environment. Raise TaskFileError."""
     task = load_task(path)
     try:
         environment = load_environment(task.environment.class_, task.environment.options, path.parent)
     except EnvironmentLoadingError as error:
         raise TaskFileError(f"The environment of {path}: {error}") from error
-    splits = {"train": environment.tasks("train"), "eval": environment.tasks("eval") if task.evaluation else ()}
-    for split in ("train", "eval") if task.evaluation else ("train",):
-        if not len(splits[split]):
+    train_tasks = environment.tasks("train")
+    eval_tasks = environment.tasks("eval") if task.evaluation else ()
+    for split, tasks in {"train": train_tasks, "eval": eval_tasks}.items():
+        if not len(tasks) and (split == "train" or task.evaluation):
             raise TaskFileError(f"The environment {task.environment.class_} has no tasks in its {split} split.")
-    return Plan(task, environment, splits["train"], splits["eval"])
+    return Plan(task, environment, train_tasks, eval_tasks)
 
 
-def begin_or_go_on(directory: RunDirectory, task: TaskConfig) -> list[str]:
-    """Gives a new directory a run, or lets the run in it go on with the task. Returns what is to be said about that.
+def begin_or_resume(directory: RunDirectory, task: TaskConfig) -> list[str]:
+    """Start a run in a new directory, or resume the directory's run with the task. Return sentences to show.
 
-    Raises TaskFileError for a change that the run can't follow."""
-    if directory.state is None:
+    Raise TaskFileError for a change that the run can't adopt."""
+    state = directory.saved_state
+    if state is None:
         directory.begin(task_record(task))
         return []
-    if directory.state.model is None:  # it was ended before it had done anything
+    if state.model is None:  # it was interrupted before it had done anything
         directory.update(task=task_record(task))
         return []
     num_trained = directory.ledger.num_trained
-    changed = changes(directory.state.task, task, num_trained)
+    changed = changes(state.task, task, num_trained)
     directory.update(task=task_record(task))
-    said = [f"Going on after {num_trained} of {task.training.jobs} jobs ({directory.path})."]
+    said = [f"Resuming after {num_trained} of {task.training.jobs} jobs ({directory.path})."]
     if changed:
         said.append(f"The task file has changed; from job {num_trained + 1} on: {'; '.join(changed)}")
         _drop_batches_that_lag(directory, task)
@@ -70,52 +73,60 @@ def begin_or_go_on(directory: RunDirectory, task: TaskConfig) -> list[str]:
 
 
 def _drop_batches_that_lag(directory: RunDirectory, task: TaskConfig) -> None:
-    """Batches that were rolled out under a looser bound than the task now has, but not posted yet."""
+    """Drop batches that were rolled out under a looser bound than the task now has and aren't posted yet."""
     posted = directory.state.posting.batch if directory.state.posting else -1
     for index in range(directory.ledger.num_trained, task.training.jobs):
         if index == posted or not directory.has_batch(index):
             continue
-        lag = directory.state.model.start_version + index - directory.stored_batch(index).oldest_version
+        lag = directory.model.start_version + index - directory.stored_batch(index).oldest_version
         if lag > task.training.max_policy_lag:
             directory.drop_batch(index)
 
 
 def is_finished(directory: RunDirectory, task: TaskConfig) -> bool:
-    """Whether there is nothing left to do."""
+    """Return True if nothing is left to do."""
     model, ledger = directory.state.model, directory.ledger
     if model is None or ledger.num_trained < task.training.jobs:
         return False
-    due = (
-        versions_to_evaluate(task.evaluation.every, model.start_version, task.training.jobs) if task.evaluation else ()
-    )
+    if task.evaluation is None:
+        return True
+    due = versions_to_evaluate(task.evaluation.every, model.start_version, task.training.jobs)
     return all(ledger.has("evaluation", version) for version in due)
 
 
 async def run(plan: Plan, directory: RunDirectory, url: str, key: str, report: Report) -> None:
-    """Everything that the run still has to do, against the service at `url`. Raises RunError."""
-    task = plan.task
-    patience = Patience(task.service.patience_s, say=report.say)
-    async with TrainingService(url, key, patience, task.rollouts.timeout_s) as service:
-        model = await _register(service, task, directory)
-        progress = report.progress
-        progress.num_jobs, progress.num_trained = task.training.jobs, directory.ledger.num_trained
-        stopwatch = Stopwatch()
-        versions = VersionWatch(service, model, progress, stopwatch)
-        roller = GroupRoller(plan.environment, patience, report)
-        max_shared = task.rollouts.max_shared(task.rollouts.group_size)
-        chat = OpenAIChat(service.openai, model.name, max_shared, **_sampling(task))
-        stream = TaskStream(plan.train_tasks, task.seed)
-        batches = BatchRoller(task, directory, versions, roller, chat, stream, stopwatch, report)
-        trainer = Trainer(task, directory, service, versions, batches, stopwatch, report)
-        work = [batches.run(directory.ledger.num_trained), trainer.run()]
-        if task.evaluation:
-            evaluator = Evaluator(task, task.evaluation, directory, service, versions, roller, plan.eval_tasks, report)
-            work.append(evaluator.run())
-        await _together(work, versions.run())
+    """Do everything that is left of a run, against the service at `url`. Raise RunError."""
+    patience = Patience(plan.task.service.patience_s, say=report.say)
+    try:
+        async with AsyncClient(url, key, retries=patience) as client:
+            model = await _register(client, plan.task, directory)
+            await _work(plan, directory, client, model, patience, report)
+    except TandemError as error:
+        raise RequestRefusedError(str(error)) from error
 
 
-async def _together(work: list, beside: object) -> None:
-    """Runs `work` to its end, and `beside` for as long. The first failure ends all of it, and is the one raised."""
+async def _work(
+    plan: Plan, directory: RunDirectory, client: AsyncClient, model: Model, patience: Patience, report: Report
+) -> None:
+    """Roll out, train and evaluate until all is done."""
+    task, stopwatch = plan.task, Stopwatch()
+    report.progress.num_jobs, report.progress.num_trained = task.training.jobs, directory.ledger.num_trained
+    openai = client.openai(timeout=task.rollouts.timeout_s)
+    versions = VersionWatch(client, model, report.progress, stopwatch)
+    roller = GroupRoller(plan.environment, patience, report)
+    chat = OpenAIChat(openai, model.name, task.rollouts.max_shared(task.rollouts.group_size), **_sampling(task))
+    stream = TaskStream(plan.train_tasks, task.seed)
+    batches = BatchRoller(task, directory, versions, roller, chat, stream, stopwatch, report)
+    trainer = Trainer(task, directory, client, versions, batches, stopwatch, report)
+    work = [batches.run(directory.ledger.num_trained), trainer.run()]
+    if task.evaluation:
+        evaluator = Evaluator(task, task.evaluation, directory, openai, versions, roller, plan.eval_tasks, report)
+        work.append(evaluator.run())
+    await _together(work, versions.run())
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, None]], beside: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, and `beside` for as long. The first failure ends all of it and is raised."""
     try:
         async with asyncio.TaskGroup() as everything:
             watching = everything.create_task(beside)
@@ -125,42 +136,46 @@ async def _together(work: list, beside: object) -> None:
         raise _first(group) from None
 
 
-def _first(group: BaseExceptionGroup) -> BaseException:
-    """A RunError if there is one: others may only be what it has led to."""
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return a RunError if there is one, because it may have caused the others."""
     error: BaseException = group.subgroup(RunError) or group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
-def _sampling(task: TaskConfig) -> dict[str, object]:
+def _sampling(task: TaskConfig) -> dict[str, Any]:
     rollouts = task.rollouts
     limit = {} if rollouts.max_tokens is None else {"max_tokens": rollouts.max_tokens}
     return {"temperature": rollouts.temperature, **limit, **rollouts.sampling}
 
 
-async def _register(service: TrainingService, task: TaskConfig, directory: RunDirectory) -> RegisteredModel:
-    """The run's model. Raises ForeignVersionError when it isn't the one that the run began with, or is in use."""
+async def _register(client: AsyncClient, task: TaskConfig, directory: RunDirectory) -> Model:
+    """Return the run's model. Raise ForeignVersionError if the run didn't start with it, or if it is in use."""
     wanted = task.model
-    model = await service.register(wanted.entity, wanted.project, task.model_name, wanted.base_model)
+    model = await client.register_model(
+        task.model_name, project=wanted.project, base_model=wanted.base_model, entity=wanted.entity
+    )
     known = directory.state.model
     if known is None:
         if model.step > 0 and not wanted.go_on:
             raise ForeignVersionError(
-                f"{model.name} has {model.step} versions already, and this run has just begun ({directory.path}). Name "
-                "another model (model.name, or the run's name), or train this one further with model.go_on: true."
+                f"{model.name} already has {model.step} versions, and this run is new ({directory.path}). Name another "
+                "model (model.name, or the run's name), or continue training this one with model.go_on: true."
             )
         directory.update(model=RunModel(id=model.id, name=model.name, start_version=model.step))
-    elif known.id != model.id:
+        return model
+    trained = known.start_version + directory.ledger.num_trained
+    if known.id != model.id:
         raise ForeignVersionError(
-            f"{model.name} isn't the model that this run began with ({known.id}, now {model.id}): it is another "
-            f"service, or it was deleted. Go on against the service of {directory.path}, or begin anew with another "
-            "output.directory."
+            f"{model.name} isn't the model that this run started with (id {known.id}, now {model.id}): this is another "
+            f"service, or the model was deleted. Resume against the service of {directory.path}, or start a new run "
+            "with another output.directory."
         )
-    elif model.step < known.start_version + directory.ledger.num_trained:
+    if model.step < trained:
         raise ForeignVersionError(
-            f"{model.name} is at version {model.step}, but this run has trained it up to version "
-            f"{known.start_version + directory.ledger.num_trained}: versions were deleted, or the service's store is "
-            "an older one. Restore it, or begin anew with another output.directory and model.name."
+            f"{model.name} is at version {model.step}, but this run has trained it up to version {trained}: versions "
+            "were deleted, or the service's store was replaced by an older one. Restore it, or start a new run with "
+            "another output.directory and model.name."
         )
     return model

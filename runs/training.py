@@ -1,4 +1,4 @@
-"""Training jobs: one at a time, each batch exactly once, whatever is killed in between."""
+"""Training jobs: one at a time, each batch exactly once, even if processes are killed in between."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import zstandard
 
+from tandem.client import AsyncClient
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import Posting, RunDirectory, StoredBatch
 from tandem.runs.errors import ForeignVersionError, JobFailedError, PolicyLagError
 from tandem.runs.ledger import Row
-from tandem.runs.metrics import loss_metrics
-from tandem.runs.report import Report
+from tandem.runs.reporting.metrics import loss_metrics
+from tandem.runs.reporting.report import Report
+from tandem.runs.reporting.stopwatch import Stopwatch
 from tandem.runs.rolling import BatchRoller
-from tandem.runs.service import TrainingService
-from tandem.runs.stopwatch import Stopwatch
 from tandem.runs.versions import VersionWatch
 
 EVENTS_PERIOD_S = 1.0
@@ -27,26 +27,26 @@ AFTER_VERSION_S = 0.05  # from a version that can be sampled to the event that s
 class Trainer:
     """Trains the batches of a run in order and writes each into the ledger.
 
-    A job is posted once the one before has made its version: were it queued behind one that fails, it would be trained
-    on the wrong version. What is posted is on disk before, with the batch's idempotency key, so posting it again after
-    a crash gives the same job.
+    A job is posted after the previous one has made its version: a job queued behind one that fails would train the
+    wrong version. A batch and its idempotency key are on disk before it is posted, so posting it again after a crash
+    returns the same job.
     """
 
     def __init__(
         self,
         task: TaskConfig,
         directory: RunDirectory,
-        service: TrainingService,
+        client: AsyncClient,
         versions: VersionWatch,
         batches: BatchRoller,
         stopwatch: Stopwatch,
         report: Report,
     ):
-        self._task, self._directory, self._service, self._versions = task, directory, service, versions
+        self._task, self._directory, self._client, self._versions = task, directory, client, versions
         self._batches, self._stopwatch, self._report = batches, stopwatch, report
 
     async def run(self) -> None:
-        """Raises RunError."""
+        """Train all batches that are left. Raise RunError."""
         for index in range(self._directory.ledger.num_trained, self._task.training.jobs):
             asked = time.monotonic()
             await self._batches.stored(index)
@@ -63,7 +63,7 @@ class Trainer:
     async def _train(self, batch: StoredBatch) -> Row:
         posting = self._directory.state.posting
         was_posted = posting is not None and posting.batch == batch.index
-        if not was_posted:
+        if posting is None or not was_posted:
             check_lag(batch, self._start_version, self._versions.newest, self._task.training.max_policy_lag)
             posting = self._begin_posting(batch, attempt=0)
         began = time.monotonic()
@@ -72,7 +72,7 @@ class Trainer:
         except JobFailedError as error:
             if not was_posted:
                 raise
-            # It failed before this process began: that has been mended, or the next attempt fails too.
+            # It failed in an earlier process. If the cause remains, the next attempt fails too.
             self._report.say(f"{error} It is posted again.")
             posting = self._begin_posting(batch, posting.attempt + 1)
             job, steps = await self._job(batch, posting)
@@ -90,7 +90,7 @@ class Trainer:
 
     @property
     def _start_version(self) -> int:
-        return self._directory.state.model.start_version
+        return self._directory.model.start_version
 
     def _begin_posting(self, batch: StoredBatch, attempt: int) -> Posting:
         config = self._task.training.experimental_config.model_dump(mode="json", exclude_none=True)
@@ -99,25 +99,25 @@ class Trainer:
         return posting
 
     async def _job(self, batch: StoredBatch, posting: Posting) -> tuple[str, list[dict[str, float]]]:
-        """Posts the batch and follows its job to its end. Returns the job's id and the metrics of its gradient steps.
+        """Post the batch and follow its job to its end. Return the job's id and the metrics of its gradient steps.
 
-        Raises JobFailedError and ForeignVersionError."""
-        state = self._directory.state
+        Raise JobFailedError or ForeignVersionError."""
+        state, model = self._directory.state, self._directory.model
         self._stopwatch.start()
-        job = await self._service.post_job(
-            request_body(state.model.id, posting.experimental_config, batch.groups_zstd),
-            f"{state.run_id}-{posting.batch}-{posting.attempt}",
+        job = await self._client.post_job(
+            request_body(model.id, posting.experimental_config, batch.groups_zstd),
+            content_encoding="zstd",
+            idempotency_key=f"{state.run_id}-{posting.batch}-{posting.attempt}",
         )
         version = self._start_version + batch.index + 1
         steps = await self._follow(job, batch.index, version)
         self._stopwatch.stop()
         await self._versions.saw(version)
-        made = (await self._service.job(job))["step"]
+        made = (await self._client.get_job(job)).step
         if made != version:
             raise ForeignVersionError(
-                f"Training job {job} of batch {batch.index} has made version {made} of {state.model.name} instead of "
-                f"{version}: something else trains this model too. Stop it, and begin this run anew with a model of "
-                "its own (another name)."
+                f"Training job {job} of batch {batch.index} made version {made} of {model.name} instead of {version}: "
+                "another program also trains this model. Stop that program, and start a new run with another name."
             )
         return job, steps
 
@@ -127,14 +127,14 @@ class Trainer:
         steps: list[dict[str, float]] = []
         after: str | None = None
         while True:
-            events = await self._service.events_after(job, after)
+            events = await self._client.new_events(job, after)
             for event in events:
-                after, data = event["id"], event["data"]
-                match event["type"]:
+                after = event.id
+                match event.type:
                     case "training_started":
-                        progress.num_steps = data.get("num_gradient_steps", 0)
+                        progress.num_steps = event.data.get("num_gradient_steps", 0)
                     case "gradient_step":
-                        steps.append(data)
+                        steps.append(event.data)
                         progress.num_steps_done = len(steps)
                     case "training_ended":
                         progress.training_batch = None
@@ -142,35 +142,37 @@ class Trainer:
                     case "training_failed":
                         raise JobFailedError(
                             f"Training job {job} of batch {batch} (from version {version - 1} to {version}) failed: "
-                            f"{data.get('error_message')} Once that is mended, the same command posts it again."
+                            f"{event.data.get('error_message')} Fix the cause; the same command posts it again."
                         )
             if not events and await self._versions.at_least_within(version, EVENTS_PERIOD_S):
                 await asyncio.sleep(AFTER_VERSION_S)
 
 
 def check_lag(batch: StoredBatch, start_version: int, newest_version: int, max_policy_lag: int) -> None:
-    """Checked where a batch is consumed. Raises ForeignVersionError when the model isn't at the batch's version, and
-    PolicyLagError when an older policy sampled it than is allowed."""
+    """Check a batch where it is consumed.
+
+    Raise ForeignVersionError if the model isn't at the batch's version, and PolicyLagError if a policy that is too old
+    sampled it."""
     trained_on = start_version + batch.index
     if newest_version != trained_on:
         raise ForeignVersionError(
-            f"Batch {batch.index} is to be trained on version {trained_on}, but the newest version of the model is "
-            f"{newest_version}: something else trains this model too. Stop it, and begin this run anew with a model "
-            "of its own (another name)."
+            f"Batch {batch.index} must be trained on version {trained_on}, but the newest version of the model is "
+            f"{newest_version}: another program also trains this model. Stop that program, and start a new run with "
+            "another name."
         )
     lag = trained_on - batch.oldest_version
     if not 0 <= lag <= max_policy_lag:
         raise PolicyLagError(
-            f"Batch {batch.index} is to be trained on version {trained_on}, and the oldest policy that sampled any of "
-            f"its turns is version {batch.oldest_version}: a lag of {lag}, where max_policy_lag is {max_policy_lag} "
-            f"(the run began with version {start_version})."
+            f"Batch {batch.index} must be trained on version {trained_on}, and the oldest policy that sampled any of "
+            f"its turns is version {batch.oldest_version}: a lag of {lag}, but max_policy_lag is {max_policy_lag} "
+            f"(the run started at version {start_version})."
         )
 
 
 def request_body(model_id: str, experimental_config: dict[str, Any], groups_zstd: bytes) -> bytes:
-    """The JSON of a training job's request, as zstd. It is the same for the same arguments.
+    """Return the JSON of a training job's request as zstd, always the same for the same arguments.
 
-    Compressed streams may follow one another, so the groups needn't be unpacked for it.
+    Zstd frames may follow one another, so the stored groups needn't be unpacked.
     """
     head = {"model_id": model_id, "experimental_config": experimental_config}
     compress = zstandard.ZstdCompressor().compress

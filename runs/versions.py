@@ -1,35 +1,36 @@
-"""The newest version of the model that is trained, for all parts of a run that wait for one."""
+"""The newest version of the trained model, for every part of a run that waits for one."""
 
 from __future__ import annotations
 
 import asyncio
 
-from tandem.runs.report import Progress
-from tandem.runs.service import RegisteredModel, TrainingService
-from tandem.runs.stopwatch import Stopwatch
+from tandem.client import AsyncClient, Model
+from tandem.runs.reporting.report import Progress
+from tandem.runs.reporting.stopwatch import Stopwatch
+
+WAIT_S = 30.0
 
 
 class VersionWatch:
-    """Asks the service for new versions, one waiting request at a time, while `run` runs.
+    """Asks the service for new versions, with one waiting request at a time, while `run` runs.
 
-    A new version is the end of the training that made it, so it stops `training`: before anyone is told of it, or what
-    begins with the version would count as beside that training.
+    A new version ends the training that made it, so it stops the stopwatch `training`. It does so before it wakes
+    those who wait for the version: otherwise their work would count as work beside that training.
     """
 
-    def __init__(self, service: TrainingService, model: RegisteredModel, progress: Progress, training: Stopwatch):
-        self._service, self._model, self._progress, self._training = service, model, progress, training
+    def __init__(self, client: AsyncClient, model: Model, progress: Progress, training: Stopwatch):
+        self._client, self._model, self._progress, self._training = client, model, progress, training
         self.newest = progress.version = model.step
         self._changed = asyncio.Condition()
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Watch until cancelled."""
         while True:
-            steps = await self._service.versions_after(self._model.id, self.newest)
-            if steps:
-                await self.saw(steps[-1])
+            if versions := await self._client.versions(self._model, self.newest, WAIT_S):
+                await self.saw(versions[-1].step)
 
     async def saw(self, step: int) -> None:
-        """Takes notice of a version."""
+        """Record that a version exists."""
         async with self._changed:
             if step > self.newest:
                 self._training.stop()
@@ -37,11 +38,12 @@ class VersionWatch:
             self._changed.notify_all()
 
     async def at_least(self, step: int) -> None:
+        """Wait for this version or a newer one."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.newest >= step)
 
     async def at_least_within(self, step: int, timeout_s: float) -> bool:
-        """Whether the version was there by then."""
+        """Return True once there is this version or a newer one, False after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self.at_least(step)

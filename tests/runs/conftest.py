@@ -12,14 +12,14 @@ import yaml
 from scripted_service import Job, ScriptedService
 
 from tandem.runs.directory import RunDirectory
-from tandem.runs.report import Progress
-from tandem.runs.run import begin_or_go_on, plan, run
+from tandem.runs.reporting.report import Progress
+from tandem.runs.run import begin_or_resume, plan, run
 
 ENVIRONMENT = Path(__file__).parent / "counting_environment.py"
 
 
 class Recording:
-    """A report that keeps what it is told."""
+    """A report that records its calls."""
 
     def __init__(self) -> None:
         self.progress, self.said, self.rows = Progress(), [], []
@@ -39,9 +39,9 @@ def service():
 
 @pytest.fixture
 def hold_jobs(service, tmp_path) -> Callable[[int, int], None]:
-    """Lets jobs of `do_run` end only once so many batches after their own are rolled out: hold_jobs(ahead=1, jobs=4).
+    """Lets jobs of `do_run` end once so many batches after their own are rolled out: hold_jobs(ahead=1, jobs=4).
 
-    So it isn't a question of speed which version samples what.
+    So the version that samples a batch doesn't depend on speed.
     """
 
     def hold(ahead: int, jobs: int) -> None:
@@ -57,7 +57,7 @@ def hold_jobs(service, tmp_path) -> Callable[[int, int], None]:
 
 @pytest.fixture
 def task_file(tmp_path) -> Callable[..., Path]:
-    """Writes a small task, with sections changed: task_file(training={"jobs": 3})."""
+    """Writes a small task file with changed sections: task_file(training={"jobs": 3})."""
 
     def write(environment: str = "Numbered", options: dict[str, Any] | None = None, **changes: dict[str, Any]) -> Path:
         task = {
@@ -79,13 +79,13 @@ def task_file(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def do_run(service, tmp_path) -> Callable[..., Recording]:
-    """Runs a task file to its end, in one directory: a second call goes on where the first ended."""
+    """Runs a task file to its end in one directory: a second call resumes the first."""
 
     def do(path: Path) -> Recording:
         report = Recording()
         planned = plan(path)
         with RunDirectory(tmp_path / "run") as directory:
-            report.said += begin_or_go_on(directory, planned.task)
+            report.said += begin_or_resume(directory, planned.task)
             asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 900))
         return report
 

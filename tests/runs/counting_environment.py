@@ -1,4 +1,4 @@
-"""Tasks that are numbered, so that a test sees which were asked and in what order."""
+"""Numbered tasks, so that a test sees their order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tandem.rl.trajectories import Trajectory
 
 
 class Numbered(SingleTurnEnvironment[int]):
-    """The reward is the version that answered, as the answer says it."""
+    """The reward is the version that answered, which the answer contains."""
 
     def __init__(self, num: int = 10):
         super().__init__()
@@ -29,7 +29,7 @@ class Numbered(SingleTurnEnvironment[int]):
 
 
 class TwoTurns(Numbered):
-    """Asks twice, so a new version may come in between."""
+    """Two turns, between which a new version may appear."""
 
     async def rollout(self, chat: Chat, task: int) -> Trajectory:
         conversation = self.messages(task)
@@ -39,7 +39,7 @@ class TwoTurns(Numbered):
 
 
 class Failing(Numbered):
-    """Fails on some tasks, always or at first."""
+    """Fails on some tasks, always or the first few times."""
 
     def __init__(self, tasks: Sequence[int] = (), times: int = 10**9, slow: bool = False):
         super().__init__()
@@ -56,7 +56,7 @@ class Failing(Numbered):
 
 
 class Forgetful(Numbered):
-    """Puts choices of its own making into the trajectory, without what the service put on them."""
+    """Puts its own choices into the trajectory, without the fields that the service adds."""
 
     async def rollout(self, chat: Chat, task: int) -> Trajectory:
         choice = await chat(self.messages(task))
@@ -65,7 +65,7 @@ class Forgetful(Numbered):
 
 
 class Stubborn(Numbered):
-    """Rollouts that nobody can end: each swallows its cancellation, and then blocks in a thread."""
+    """Rollouts that swallow their cancellation and then block in a thread."""
 
     def __init__(self, begun: str):
         super().__init__()

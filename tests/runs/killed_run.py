@@ -1,4 +1,4 @@
-"""Runs a task file as `tandem train` does, against a service at a URL; to be killed."""
+"""Run a task file as `tandem train` does, against a service at a URL, until it is killed."""
 
 import asyncio
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from tandem.runs.directory import RunDirectory
-from tandem.runs.run import begin_or_go_on, plan, run
-from tandem.runs.scalars import ScalarWriter
-from tandem.runs.terminal import TerminalReport
+from tandem.runs.reporting.scalars import ScalarWriter
+from tandem.runs.reporting.terminal import TerminalReport
+from tandem.runs.run import begin_or_resume, plan, run
 
 task_file, url, path = sys.argv[1:]
 planned = plan(Path(task_file))
 with RunDirectory(Path(path)) as directory:
-    begin_or_go_on(directory, planned.task)
+    begin_or_resume(directory, planned.task)
     writer = ScalarWriter(directory.path / "tensorboard", directory.ledger.rows)
     with TerminalReport(Console(), directory.ledger, writer) as report:
         asyncio.run(run(planned, directory, url, "tdm_test", report))

@@ -1,4 +1,4 @@
-"""A service that behaves as a test tells it: over real HTTP, with the answers that the real one gives."""
+"""A service that a test controls, over real HTTP and with the answers of the real one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from starlette.routing import Route
 
 from tandem.cluster.processes.held_ports import hold_port
 
+TIME = "2026-01-01T00:00:00Z"
+
 
 @dataclass
 class Job:
@@ -32,11 +34,12 @@ class Job:
     body_sha256: str
     events: list[dict[str, Any]] = field(default_factory=list)
     trained_on: int | None = None
-    """The version it started from."""
+    """The version that it started from."""
     step: int | None = None
 
     def add(self, type: str, **data: Any) -> None:
-        self.events.append({"id": str(len(self.events)), "type": type, "data": data})
+        event = {"id": str(len(self.events)), "type": type, "data": data, "created_at": TIME}
+        self.events.append(event)
 
     @property
     def has_ended(self) -> bool:
@@ -48,13 +51,13 @@ class Job:
 
     @property
     def questions(self) -> list[str]:
-        """What its groups asked, in order."""
+        """The questions of its groups, in order."""
         groups = self.body["trajectory_groups"]
         return [group["trajectories"][0]["messages_and_choices"][0]["content"] for group in groups]
 
     @property
     def lags(self) -> list[int]:
-        """Of each trajectory, by the oldest version of its turns."""
+        """The policy lag of each trajectory, by the oldest version of its turns."""
         return [
             self.trained_on
             - min(turn["policy_version"] for turn in t["messages_and_choices"] if "policy_version" in turn)
@@ -63,30 +66,30 @@ class Job:
 
 
 class ScriptedService:
-    """One model, versions that jobs make, completions that say which version answered.
+    """One model, versions that jobs make, completions that report the version that answered.
 
     with ScriptedService() as service: ... service.url
     """
 
     def __init__(self, training_s: float = 0.0, completion_s: float = 0.0, seed: int = 0):
-        """How long each takes at most: drawn anew for every job and completion, unless `is_constant`."""
+        """The longest time of each job and completion; the time is random unless `is_constant`."""
         self.training_s, self.completion_s, self.is_constant = training_s, completion_s, False
         self.model: dict[str, Any] | None = None
         self.step = 0
         self.jobs: list[Job] = []
         self.completions: list[tuple[str, int]] = []
-        """The model name asked for, and the version that answered."""
+        """The requested model name and the version that answered."""
         self.completion_bodies: list[dict[str, Any]] = []
         self.requests: list[tuple[float, str, str]] = []
         self.intercept: Callable[[Request], Response | None] = lambda request: None
-        """Answers in the place of the service; "reset" closes the connection."""
+        """Returns an answer to give instead, or "reset" to close the connection."""
         self.fail_jobs = 0
         self.holds_job: Callable[[Job], bool] = lambda job: False
-        """A job takes until this says no, beside the time it takes anyway. Asked in the service's thread."""
+        """Prolongs a job while it returns True. It is called in the service's thread."""
         self.holds_completion: Callable[[str, int], bool] = lambda model, version: False
-        """The same of completions, by the model name asked for and the version that answers."""
+        """The same for completions, by the requested model name and the version that answers."""
         self.claimed_version: Callable[[int], int] = lambda version: version
-        """What a completion says of the version that answered."""
+        """The version that a completion reports."""
         self._rng = random.Random(seed)
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
 
@@ -113,7 +116,7 @@ class ScriptedService:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """What it knows stays; `start` goes on, with the job that is trained from its beginning."""
+        """Stop, and keep all data; `start` continues, and restarts the running job."""
         self._server.should_exit = True
         self._thread.join(60)
         assert not self._thread.is_alive()
@@ -146,13 +149,14 @@ class ScriptedService:
         wanted = await request.json()
         if self.model is None:
             self.model = {"id": str(uuid.uuid4()), "entity": "default", **{k: wanted[k] for k in ("project", "name")}}
-        return JSONResponse({**self.model, "step": self.step, "base_model": wanted["base_model"]})
+        return JSONResponse({**self.model, "step": self.step, "base_model": wanted["base_model"], "created_at": TIME})
 
     async def _versions(self, request: Request) -> Response:
         after, deadline = int(request.query_params["after"]), time.monotonic() + float(request.query_params["wait"])
         while self.step <= after and time.monotonic() < deadline and not self._server.should_exit:
             await asyncio.sleep(0.005)
-        return JSONResponse({"data": [{"step": step} for step in range(after + 1, self.step + 1)], "has_more": False})
+        versions = [{"step": step, "digest": f"{step}", "created_at": TIME} for step in range(after + 1, self.step + 1)]
+        return JSONResponse(_page(versions))
 
     async def _post_job(self, request: Request) -> Response:
         with zstandard.ZstdDecompressor().stream_reader(await request.body(), read_across_frames=True) as reader:
@@ -168,11 +172,15 @@ class ScriptedService:
         return JSONResponse({"id": job.id})
 
     async def _job(self, request: Request) -> Response:
-        return JSONResponse({"id": request.path_params["id"], "step": self._find(request).step})
+        job = self._find(request)
+        times = {"created_at": TIME, "started_at": TIME, "ended_at": TIME if job.has_ended else None}
+        counts = {"attempt": 1, "num_events": len(job.events), "num_gradient_steps": 2, "cancel_requested": False}
+        found = {"id": job.id, "model_id": job.body["model_id"], "step": job.step, "error": None, "waiting_for": None}
+        return JSONResponse({**found, "state": "succeeded" if job.step else "running", **counts, **times})
 
     async def _events(self, request: Request) -> Response:
         after = int(request.query_params.get("after", -1))
-        return JSONResponse({"data": self._find(request).events[after + 1 :], "has_more": False})
+        return JSONResponse(_page(self._find(request).events[after + 1 :]))
 
     def _find(self, request: Request) -> Job:
         return next(job for job in self.jobs if job.id == request.path_params["id"])
@@ -233,6 +241,10 @@ class ScriptedService:
 
     def _duration(self, longest_s: float) -> float:
         return longest_s if self.is_constant else self._rng.uniform(0, longest_s)
+
+
+def _page(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": items, "first_id": None, "last_id": None, "has_more": False}
 
 
 def _error(status: int, message: str, **headers: str) -> Response:

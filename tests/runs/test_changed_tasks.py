@@ -1,4 +1,4 @@
-"""A task file that has changed since its run began."""
+"""Changes of a task file since its run began."""
 
 import pytest
 
@@ -17,34 +17,32 @@ from tandem.runs.errors import TaskFileError
     ],
     ids=lambda changed: "-".join(changed),
 )
-def test_what_would_make_it_another_run_is_refused(service, task_file, do_run, changed):
+def test_changes_that_would_make_it_another_run_are_rejected(service, task_file, do_run, changed):
     do_run(task_file(training={"jobs": 1}))
-    with pytest.raises(TaskFileError, match=r"can't follow:\n  \S+: .* → .*\n.*after 1 jobs") as raised:
+    with pytest.raises(TaskFileError, match=r"\n  \S+: .* → .*\n") as raised:
         do_run(task_file(**({"training": {"jobs": 2}} | changed)))
     assert "training.jobs" not in str(raised.value)
     assert len(service.jobs) == 1
 
 
-def test_harmless_changes_are_named_and_hold_from_the_next_job_on(service, task_file, do_run):
+def test_other_changes_are_reported_and_apply_from_the_next_job(service, task_file, do_run):
     do_run(task_file(training={"jobs": 2}))
     changes = {"jobs": 4, "experimental_config": {"learning_rate": 1e-4}}
     report = do_run(task_file(training=changes, rollouts={"group_size": 3}))
-    assert any(
-        "from job 3 on: rollouts.group_size: 2 → 3; training.jobs: 2 → 4; "
-        "training.experimental_config.learning_rate: unset → 0.0001" in sentence
-        for sentence in report.said
-    )
+    reported = "".join(report.said)
+    for change in ("group_size: 2 → 3", "jobs: 2 → 4", "learning_rate: unset → 0.0001"):
+        assert change in reported
     assert [len(job.trajectories) for job in service.jobs] == [4, 4, 6, 6]
     assert [job.body["experimental_config"] for job in service.jobs] == [{}, {}] + [{"learning_rate": 1e-4}] * 2
 
 
-def test_fewer_jobs_than_are_trained_are_refused(service, task_file, do_run):
+def test_fewer_jobs_than_are_trained_are_rejected(service, task_file, do_run):
     do_run(task_file(training={"jobs": 3}))
-    with pytest.raises(TaskFileError, match=r"training\.jobs is 2, but the run has trained 3 jobs already"):
+    with pytest.raises(TaskFileError, match=r"training\.jobs is 2"):
         do_run(task_file(training={"jobs": 2}))
 
 
-def test_a_tighter_bound_holds_for_batches_that_wait(service, task_file, do_run, hold_jobs, tmp_path):
+def test_a_tighter_bound_applies_to_batches_that_wait(service, task_file, do_run, hold_jobs, tmp_path):
     service.fail_jobs = 1
     hold_jobs(ahead=3, jobs=5)
     with pytest.raises(Exception, match="ran out of memory"):  # batches 1 to 3 are rolled out by then, by version 0

@@ -1,4 +1,4 @@
-"""Evaluation: beside training, each time on one version."""
+"""Evaluation beside training, each time on one version."""
 
 from itertools import groupby
 
@@ -27,7 +27,7 @@ def test_training_doesnt_wait_for_evaluation(service, task_file, do_run):
     assert order[-1] == ("evaluation", 4)
 
 
-def test_evaluation_samples_as_it_is_told_to(service, task_file, do_run):
+def test_evaluation_has_its_own_sampling(service, task_file, do_run):
     do_run(
         task_file(
             training={"jobs": 1},

@@ -1,4 +1,4 @@
-"""The end of an event loop and of a process that other people's code has been run in."""
+"""The end of an event loop and of a process that ran user code."""
 
 import asyncio
 import subprocess
@@ -10,7 +10,7 @@ from tandem.runs import event_loop
 from tandem.runs.event_loop import run_with_short_end
 
 
-def test_it_gives_what_the_program_returns_and_raises():
+def test_it_returns_and_raises_the_outcome_of_the_program():
     async def divide(by):
         await asyncio.sleep(0)
         return 6 / by
@@ -20,7 +20,7 @@ def test_it_gives_what_the_program_returns_and_raises():
         run_with_short_end(divide(0))
 
 
-def test_a_task_that_is_left_is_cancelled_and_cleans_up():
+def test_a_remaining_task_is_cancelled_and_cleans_up():
     cleaned = []
 
     async def left():
@@ -58,7 +58,7 @@ def test_a_task_that_swallows_its_cancellation_is_not_waited_for(monkeypatch, ca
     assert capfd.readouterr().err == ""
 
 
-def test_a_generator_that_is_left_is_closed():
+def test_a_remaining_generator_is_closed():
     closed = []
 
     async def numbers():
@@ -111,7 +111,7 @@ exit_process(3)
 
 
 @pytest.mark.parametrize("seconds", [0, 3600])
-def test_a_process_ends_with_its_status_and_output_whatever_its_threads_do(seconds):
+def test_a_process_exits_with_its_status_and_output_despite_running_threads(seconds):
     program = [sys.executable, "-c", PROGRAM.replace("SECONDS", str(seconds))]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\n", "")

@@ -1,4 +1,4 @@
-"""A run is killed (kill -9) at random moments, and started again until it is done."""
+"""A run that is killed (kill -9) at random moments and started again until it is done."""
 
 import json
 import random
@@ -25,14 +25,14 @@ def rows(directory):
 
 
 def what_happened(service, directory):
-    """All of it that doesn't depend on the time or on which version answered a group."""
+    """Return everything that depends neither on time nor on which version answered a group."""
     trained = [(job.questions, job.trained_on, job.step, len(job.trajectories)) for job in service.jobs]
     recorded = sorted((row["kind"], row["version"], row.get("batch", -1)) for row in rows(directory))
     return trained, recorded
 
 
 def scalars(directory):
-    """For each tag, the steps that TensorBoard shows."""
+    """Return for each tag the steps that TensorBoard shows."""
     accumulator = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
     accumulator.Reload()
     return {tag: [event.step for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
@@ -43,7 +43,7 @@ def task(task_file):
     return task_file(training={"jobs": JOBS, "max_policy_lag": 1}, evaluation={"every": 4})
 
 
-def test_a_run_killed_at_random_moments_does_what_an_undisturbed_one_does(task, tmp_path):
+def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(task, tmp_path):
     rng = random.Random(0)
     outcomes = []
     for is_killed in (False, True):
@@ -53,7 +53,7 @@ def test_a_run_killed_at_random_moments_does_what_an_undisturbed_one_does(task, 
             while True:
                 process = start(task, service, directory)
                 num_requests, num_jobs = len(service.requests), len(service.jobs)
-                if is_killed:  # some requests after it has got to work, wherever that is, and before its third job ends
+                if is_killed:  # after a random number of requests, and before its third job ends
                     until, most = num_requests + rng.randrange(1, 60), num_jobs + 3
                     service.holds_job = lambda job, p=process, n=most: len(service.jobs) >= n and p.poll() is None
                     while process.poll() is None and len(service.requests) < until and len(service.jobs) < most:
@@ -77,7 +77,7 @@ def test_a_run_killed_at_random_moments_does_what_an_undisturbed_one_does(task, 
 
 
 def test_a_run_killed_right_after_its_post_trains_the_batch_once(task_file, tmp_path):
-    """The answer to the POST never arrives: the worst moment."""
+    """This is the worst moment: the answer to the POST never arrives."""
     directory = tmp_path / "run"
     with ScriptedService() as service:
         task = task_file(training={"jobs": 3, "max_policy_lag": 1})

@@ -1,4 +1,4 @@
-"""The bound on policy lag, against a service whose jobs and completions take however long they like."""
+"""The bound on policy lag, against a service whose jobs and completions take random times."""
 
 import pytest
 from counting_environment import Numbered
@@ -56,13 +56,12 @@ def test_a_batch_beyond_the_bound_isnt_trained(service, task_file, do_run):
     service.claimed_version = lambda version: max(0, version - 2)  # an API replica that resolves names too late
     with pytest.raises(PolicyLagError) as raised:
         do_run(task_file(training={"jobs": 8, "max_policy_lag": 1}))
-    sentence = str(raised.value)
-    assert "Batch 2" in sentence and "version 2" in sentence and "is version 0" in sentence
-    assert "a lag of 2" in sentence and "max_policy_lag is 1" in sentence
+    for number in ("Batch 2", "version 2", "version 0", "lag of 2", "max_policy_lag is 1"):
+        assert number in str(raised.value)
     assert len(service.jobs) == 2
 
 
-def test_a_choice_that_doesnt_tell_its_version_isnt_trained(service, task_file, do_run):
-    with pytest.raises(PolicyLagError, match=r"Group 0, trajectory 0, turn 0: .*as the service returned them"):
+def test_a_choice_without_its_version_isnt_trained(service, task_file, do_run):
+    with pytest.raises(PolicyLagError, match="Group 0, trajectory 0, turn 0"):
         do_run(task_file("Forgetful"))
     assert service.jobs == []

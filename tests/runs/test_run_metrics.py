@@ -1,4 +1,4 @@
-"""Numbers of batches and jobs, by hand; and how they are shown."""
+"""Metrics of batches and jobs, computed by hand, and their output."""
 
 import math
 from dataclasses import replace
@@ -13,12 +13,12 @@ from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 from tandem.runs.errors import PolicyLagError
 from tandem.runs.evaluating import versions_to_evaluate
 from tandem.runs.ledger import Ledger
-from tandem.runs.metrics import causes, loss_metrics, oldest_versions, rollout_metrics
-from tandem.runs.plot import plot_rewards
-from tandem.runs.report import Progress
-from tandem.runs.scalars import ScalarWriter
-from tandem.runs.stopwatch import Stopwatch
-from tandem.runs.terminal import TerminalReport, line, now
+from tandem.runs.reporting.metrics import causes, loss_metrics, oldest_versions, rollout_metrics
+from tandem.runs.reporting.plot import plot_rewards
+from tandem.runs.reporting.report import Progress
+from tandem.runs.reporting.scalars import ScalarWriter
+from tandem.runs.reporting.stopwatch import Stopwatch
+from tandem.runs.reporting.terminal import TerminalReport, line, now
 
 
 def choice(version, num_tokens=2, finish_reason="stop"):
@@ -95,7 +95,7 @@ def test_the_first_and_the_last_version_are_evaluated():
 
 def test_overlap_of_time_spans(monkeypatch):
     clock = iter([0.0, 10.0, 20.0, 25.0])
-    monkeypatch.setattr("tandem.runs.stopwatch.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("tandem.runs.reporting.stopwatch.time", SimpleNamespace(monotonic=lambda: next(clock)))
     stopwatch = Stopwatch()
     stopwatch.start()  # 0
     stopwatch.stop()  # 10
@@ -104,7 +104,7 @@ def test_overlap_of_time_spans(monkeypatch):
     assert stopwatch.overlap(5, 23) == 5 + 3
 
 
-# How it is shown
+# Output
 
 TRAINED = {
     "kind": "training",
@@ -142,7 +142,7 @@ def test_a_line_of_a_log():
     assert line(EVALUATED, 10) == "evaluation of version 0: reward 0.250 ± 0.400 (8 rollouts, 1.2 s)"
 
 
-def test_a_terminal_shows_a_table_and_what_goes_on(ledger, tmp_path):
+def test_a_terminal_shows_a_table_and_reports(ledger, tmp_path):
     console = Console(force_terminal=True, width=140, record=True)
     with TerminalReport(console, ledger, ScalarWriter(tmp_path / "tensorboard", [])) as report:
         report.progress.num_jobs = 10
@@ -152,7 +152,7 @@ def test_a_terminal_shows_a_table_and_what_goes_on(ledger, tmp_path):
     assert any("1.000" in row and "█" in row for row in shown.splitlines())
 
 
-def test_what_goes_on_in_one_line():
+def test_a_status_line():
     progress = Progress(num_jobs=10, version=3, rolling_batch=4, num_groups=32, num_groups_done=12, training_batch=3)
     assert now(progress) == "version 3 · rolling out batch 5: 12/32 groups · training job 4/10: 0/? steps"
     assert now(replace(progress, training_batch=None, num_groups_done=32, evaluating=0)) == (

@@ -1,4 +1,4 @@
-"""Turns that are asked for in the same moment and words share a request."""
+"""Equal turns that are requested at the same moment share a request."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture
 def talk(service: ScriptedService):
-    """Runs an async function that is given a function to make chats with."""
+    """Runs an async function with a function that makes chats."""
 
     def run(conversation):
         async def main():

@@ -1,4 +1,4 @@
-"""`tandem train` as a process: what it prints, how it ends, where its state is."""
+"""`tandem train` as a process: its output, its exit status, its directory."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def ended(process):
     return process.returncode, output
 
 
-def test_a_run_is_stopped_by_a_signal_and_goes_on(service, start, task_file, tmp_path):
+def test_a_run_is_stopped_by_a_signal_and_resumes(service, start, task_file, tmp_path):
     is_stopped = threading.Event()
     service.holds_job = lambda job: len(service.jobs) > 2 and not is_stopped.is_set()
     path = task_file(training={"jobs": 5}, evaluation={"every": 5})
@@ -49,23 +49,23 @@ def test_a_run_is_stopped_by_a_signal_and_goes_on(service, start, task_file, tmp
     status, output = ended(process)
     is_stopped.set()
     assert status == 128 + signal.SIGTERM, output
-    assert "of 5 jobs are trained" in output and "resume" in output
+    assert "of 5 jobs" in output and "resume" in output
     assert "Traceback" not in output
     run = tmp_path / "home" / "runs" / "test"  # not where it was started
     assert (run / "reward.png").exists()
 
     status, output = ended(start(path))
     assert status == 0, output
-    assert "Going on after" in output and "version 5 (job 5/5)" in output
-    assert "5 of 5 jobs are trained" in output and "The same command" not in output
+    assert "Resuming after" in output and "version 5 (job 5/5)" in output
+    assert "5 of 5 jobs" in output and "resume" not in output
     assert [job.step for job in service.jobs] == [1, 2, 3, 4, 5]
     assert not list((tmp_path / "elsewhere").iterdir())
 
     status, output = ended(start(path))
-    assert status == 0 and "has trained all its 5 jobs" in output
+    assert status == 0 and "5 jobs" in output
 
 
-def test_a_run_ends_though_rollouts_block_in_threads_and_refuse_to_be_cancelled(service, start, task_file, tmp_path):
+def test_a_run_stops_although_rollouts_block_threads_and_ignore_cancellation(service, start, task_file, tmp_path):
     process = start(task_file(environment="Stubborn", options={"begun": str(tmp_path / "begun")}))
     while not (tmp_path / "begun").exists():
         assert process.poll() is None, process.communicate()
@@ -73,22 +73,22 @@ def test_a_run_ends_though_rollouts_block_in_threads_and_refuse_to_be_cancelled(
     process.send_signal(signal.SIGTERM)
     status, output = ended(process)
     assert status == 128 + signal.SIGTERM, output
-    assert "0 of 4 jobs are trained" in output and "Traceback" not in output and "destroyed" not in output
+    assert "0 of 4 jobs" in output and "Traceback" not in output and "destroyed" not in output
 
 
-def test_a_failed_job_gives_status_1_and_a_sentence(service, start, task_file):
+def test_a_failed_job_gives_status_1_and_its_cause(service, start, task_file):
     service.fail_jobs = 1
     status, output = ended(start(task_file(training={"jobs": 2, "max_policy_lag": 0})))
     assert status == 1
-    assert "the learner ran out of memory" in output and "the same command posts it again" in output
+    assert "the learner ran out of memory" in output
     assert "Traceback" not in output
 
 
 def test_mistakes_give_status_2_and_touch_nothing(service, start, task_file):
     status, output = ended(start(task_file(rollouts={"group": 1})))
-    assert status == 2 and "rollouts.group: there is no such field" in output
+    assert status == 2 and "rollouts.group" in output
     status, output = ended(start(task_file(), TANDEM_API_KEY=""))
     assert status == 2 and "TANDEM_API_KEY" in output
     status, output = ended(start(task_file(service={"config": "missing.yaml"}), TANDEM_URL=""))
-    assert status == 2 and "There is no configuration file at" in output
+    assert status == 2 and "missing.yaml" in output
     assert service.requests == []

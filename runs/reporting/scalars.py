@@ -1,4 +1,4 @@
-"""A run's rows for TensorBoard, by the version that they are of."""
+"""A run's rows for TensorBoard, by version."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ NOT_METRICS = ("kind", "version", "batch", "job", "time")
 
 
 def numbers(row: Row) -> Iterator[tuple[str, float]]:
-    """The metrics of a row, by name."""
+    """Iterate over the metrics of a row, by name."""
     for name, value in row.items():
         if name not in NOT_METRICS and isinstance(value, int | float):
             yield name, float(value)
 
 
 class ScalarWriter:
-    """Writes an event file in `directory`. The ledger's earlier rows are written again and take the place of what a
-    former process has written, so a crash leaves neither gaps nor doubles."""
+    """Writes an event file in `directory`.
+
+    It writes the ledger's earlier rows again, in place of those that an earlier process wrote, so a crash leaves
+    neither gaps nor duplicates.
+    """
 
     def __init__(self, directory: Path, rows: Sequence[Row]):
         self._writer = EventFileWriter(str(directory), flush_secs=10)
-        # How TensorBoard is told that what it has from this step on is void.
+        # This makes TensorBoard discard the data that it has from this step on.
         started = Event(step=0, session_log=SessionLog(status=SessionLog.START))
         if rows:
             started.wall_time = rows[0]["time"]

@@ -1,4 +1,4 @@
-"""When something ran, and how much of a time span that covers."""
+"""Measure when something ran, and how much of a time span it covers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Stopwatch:
         self._began = time.monotonic()
 
     def stop(self) -> None:
-        """Does nothing when it doesn't run."""
+        """Stop if it is running."""
         if self._began is not None:
             self._spans.append((self._began, time.monotonic()))
             self._began = None
 
     def overlap(self, began: float, ended: float) -> float:
-        """How many of the seconds from `began` to `ended` it ran."""
+        """Return for how many of the seconds from `began` to `ended` it ran."""
         spans = self._spans if self._began is None else [*self._spans, (self._began, time.monotonic())]
         return sum(max(0.0, min(ended, until) - max(began, since)) for since, until in spans)

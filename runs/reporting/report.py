@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on: to a terminal, to files, or to nobody."""
+"""The interface to which a run reports its progress."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from tandem.runs.ledger import Row
 
 @dataclass
 class Progress:
-    """What is going on, for a line that is drawn again and again."""
+    """The current activity, for a status line."""
 
     num_jobs: int = 0
     num_trained: int = 0
     version: int = 0
     rolling_batch: int | None = None
-    """The newest batch that has groups in flight."""
+    """The newest batch that is being rolled out."""
     num_groups: int = 0
     num_groups_done: int = 0
     training_batch: int | None = None
     num_steps: int = 0
     num_steps_done: int = 0
     evaluating: int | None = None
-    """The version."""
+    """The version that is being evaluated."""
 
 
 class Report(Protocol):
     progress: Progress
 
     def say(self, sentence: str) -> None:
-        """Something that whoever watches should know."""
+        """Report something that the user should know."""
 
     def row(self, row: Row) -> None:
-        """A version was trained or evaluated, and it stands in the ledger."""
+        """Report a version that was trained or evaluated and is in the ledger."""

@@ -1,4 +1,4 @@
-"""What a batch, a training job and an evaluation amount to, as flat rows of numbers by name."""
+"""Metrics of a batch, a training job and an evaluation, as flat rows of numbers by name."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tandem.runs.errors import PolicyLagError
 
 
 def choices_of(trajectory: Trajectory) -> list[Choice]:
-    """Its sampled turns, of all its histories."""
+    """Return the sampled turns of all its histories."""
     return [
         turn for history in trajectory.histories for turn in history.messages_and_choices if isinstance(turn, Choice)
     ]
 
 
 def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
-    """Of rewards, tokens, failures by cause, and of what the environment measured.
+    """Return metrics of rewards, tokens and failures by cause, and the environment's own.
 
-    `reward/std` is over all rollouts, `reward/std_in_group` the mean over groups: without it there is no advantage.
+    `reward/std` is over all rollouts, `reward/std_in_group` the mean over groups; if that is 0, there is no advantage.
     """
     trajectories = [trajectory for group in groups for trajectory in group.group.trajectories]
     failures = [failure for group in groups for failure in group.failures]
@@ -49,7 +49,7 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
 
 
 def loss_metrics(gradient_steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over a job's gradient steps, as the service's events have them; of `data/step_*`, which count, sums."""
+    """Return means over a job's gradient steps, and sums of the counts `data/step_*`."""
     sums: dict[str, float] = {}
     for name in sorted({name for step in gradient_steps for name in step if name.startswith("data/step_")}):
         sums[name.replace("data/step_", "data/")] = sum(step.get(name, 0) for step in gradient_steps)
@@ -58,31 +58,34 @@ def loss_metrics(gradient_steps: Sequence[Mapping[str, float]]) -> dict[str, flo
 
 
 def oldest_versions(groups: Sequence[RolledOutGroup]) -> list[int]:
-    """For each trajectory, the oldest version that sampled any of its turns. Raises PolicyLagError when a turn doesn't
-    say which one did, because then nothing bounds its age."""
+    """Return for each trajectory the oldest version that sampled any of its turns.
+
+    Raise PolicyLagError for a turn without a version, because nothing bounds its age."""
     versions = []
     for number, group in enumerate(groups):
         for index, trajectory in enumerate(group.group.trajectories):
-            of_turns = [choice.policy_version for choice in choices_of(trajectory)]
-            if None in of_turns:
+            turns = choices_of(trajectory)
+            known = [turn.policy_version for turn in turns if turn.policy_version is not None]
+            if len(known) < len(turns):
+                unknown = next(place for place, turn in enumerate(turns) if turn.policy_version is None)
                 raise PolicyLagError(
-                    f"Group {number}, trajectory {index}, turn {of_turns.index(None)}: the choice has no "
+                    f"Group {number}, trajectory {index}, turn {unknown}: the choice has no "
                     "policy_version, so its policy lag isn't known. The environment must put choices into the "
-                    "trajectory as the service returned them: what chat() returns, or choice.model_dump()."
+                    "trajectory as the service returned them: the results of chat(), or choice.model_dump()."
                 )
-            versions.append(min(of_turns))
+            versions.append(min(known))
     return versions
 
 
 def causes(groups: Sequence[RolledOutGroup], limit: int = 3) -> str:
-    """The most frequent causes of failures, in words, with how often each was met."""
+    """Return the most frequent causes of failures as text, each with its count."""
     failures = [failure for group in groups for failure in group.failures]
     counted = Counter(f"{type(f.error).__name__}: {' '.join(str(f.error).split())[:200]}" for f in failures)
     return "; ".join(f"{number} × {cause}" for cause, number in counted.most_common(limit))
 
 
 def _means(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """By name, over the rows that have it. What JSON can't hold is left out."""
+    """Return the mean of each name over the rows that have it, without numbers that JSON can't hold."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():

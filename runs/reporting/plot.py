@@ -8,7 +8,7 @@ from tandem.runs.ledger import Ledger
 
 
 def plot_rewards(ledger: Ledger, title: str, path: Path) -> None:
-    """Writes a PNG. A batch stands at the version that it was trained on, which is about the one that sampled it."""
+    """Write a PNG. A batch is drawn at the version that it trained, which is about the one that sampled it."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What a run shows: in a terminal a table that grows and a line that lives, elsewhere a line per version."""
+"""Output of a run: a table and a status line in a terminal, a line per version elsewhere."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tandem.runs.ledger import Ledger, Row
-from tandem.runs.report import Progress
-from tandem.runs.scalars import ScalarWriter
+from tandem.runs.reporting.report import Progress
+from tandem.runs.reporting.scalars import ScalarWriter
 
 SHOWN_ROWS = 20
 BAR_WIDTH = 16
 
 
 class TerminalReport:
-    """with TerminalReport(console, ledger, writer) as report: ... It writes each row to TensorBoard too."""
+    """with TerminalReport(console, ledger, writer) as report: ... It also writes each row to TensorBoard."""
 
     def __init__(self, console: Console, ledger: Ledger, writer: ScalarWriter):
         self.progress = Progress()
@@ -59,7 +59,7 @@ class TerminalReport:
 
 
 def line(row: Row, num_jobs: int) -> str:
-    """A row of the ledger in one line, for logs."""
+    """Return a row of the ledger as one line, for logs."""
     if row["kind"] == "evaluation":
         return (
             f"evaluation of version {row['version']}: reward {row['eval/reward/mean']:.3f} ± "
@@ -83,7 +83,7 @@ LOSSES = {"loss": "loss/train", "entropy": "loss/entropy", "grad norm": "loss/gr
 
 
 def now(progress: Progress) -> str:
-    """What is going on, in one line."""
+    """Return the current activity as one line."""
     parts = [f"version {progress.version}"]
     if progress.rolling_batch is not None and progress.num_groups_done < progress.num_groups:
         done = f"{progress.num_groups_done}/{progress.num_groups} groups"
@@ -105,9 +105,11 @@ def _failed(row: Row, prefix: str = "") -> str:
 
 
 def _table(ledger: Ledger) -> Table:
-    """The newest rows of training, each with the evaluation of the version that it made."""
-    columns = ["version", "reward", Column("", min_width=BAR_WIDTH, no_wrap=True), "eval", "lag", "loss", "entropy"]
-    table = Table(*columns, "rollouts s", "training s", "waiting s", "failed")
+    """Return the newest rows of training, each with the evaluation of its version."""
+    bar = Column("", min_width=BAR_WIDTH, no_wrap=True)
+    table = Table(
+        "version", "reward", bar, "eval", "lag", "loss", "entropy", "rollouts s", "training s", "waiting s", "failed"
+    )
     evaluations = {row["version"]: row for row in ledger.of("evaluation")}
     rows = ledger.of("training")
     if rows and (first := evaluations.get(rows[0]["version"] - 1)) and len(rows) < SHOWN_ROWS:
