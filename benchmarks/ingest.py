@@ -55,8 +55,8 @@ def serve(directory: Path) -> None:
     from tandem.cluster.base_models import BaseModel
     from tandem.cluster.config import TandemConfig
     from tandem.serve.api.application import create_app
-    from tandem.serve.api.auth import create_key
     from tandem.serve.api.services import Services
+    from tandem.serve.keys import create_key
     from tandem.serve.store.store import Store
 
     config = TandemConfig(home=directory, limits={"min_free_disk_bytes": 0})

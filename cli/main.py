@@ -67,7 +67,7 @@ def up(
 ) -> None:
     """Start the service and keep it running until Ctrl-C."""
     from tandem.cli.watching import ServiceWatch
-    from tandem.serve.api.auth import create_key, ensure_admin_key
+    from tandem.serve.keys import create_key, ensure_admin_key
 
     config = _config(config_path)
     store = _store(config)
@@ -105,7 +105,7 @@ def demo(
     verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
 ) -> None:
     """Start the service, run an example against it, and stop the service."""
-    from tandem.serve.api.auth import create_key, revoke_key
+    from tandem.serve.keys import create_key, revoke_key
 
     config = _config(config_path)
     store = _store(config)
@@ -258,7 +258,7 @@ def keys_create(
     config_path: ConfigOption = None,
 ) -> None:
     """Create a key and print it. Only its hash is stored."""
-    from tandem.serve.api.auth import create_key
+    from tandem.serve.keys import create_key
 
     try:
         key = create_key(_store(_config(config_path)), name, entity, role)
@@ -271,7 +271,7 @@ def keys_create(
 @keys.command("generate")
 def keys_generate() -> None:
     """Print a new key, and the configuration line that makes it the first admin key of a service."""
-    from tandem.serve.api.auth import generate_key
+    from tandem.serve.keys import generate_key
 
     key, key_sha256 = generate_key()
     err.print("The key, shown only once. It becomes valid when the service's configuration has the next line:")
@@ -295,7 +295,7 @@ def keys_revoke(
     config_path: ConfigOption = None,
 ) -> None:
     """Revoke a key: requests with it are rejected from now on."""
-    from tandem.serve.api.auth import revoke_key
+    from tandem.serve.keys import revoke_key
 
     if not revoke_key(_store(_config(config_path)), key):
         err.print("There is no such key.")

@@ -1,4 +1,4 @@
-"""What the service refuses, and why. `error_responses` turns these into HTTP."""
+"""Errors of the service, in its own terms. `serve.api.error_responses` turns them into HTTP."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 
 class ServeError(Exception):
-    """Root of the service's errors: a sentence for the user that says what was wrong and what to do.
+    """Root of the service's errors. Its message says what was wrong and what to do.
 
     Attributes:
-        message: the sentence.
-        code: what went wrong, as a word that programs can test.
-        param: the part of the request that it is about, like "model"; None when it is the request as a whole.
+        message: the sentence for the user.
+        code: the kind of error, as a word that programs can test.
+        param: the part of the request that is wrong, like "model"; None for the request as a whole.
     """
 
     def __init__(self, message: str, code: str, param: str | None = None):
@@ -24,7 +24,7 @@ class ServeError(Exception):
 
 
 class AuthenticationError(ServeError):
-    """The request names no valid key."""
+    """The request has no valid key."""
 
     def __init__(self, message: str):
         super().__init__(message, "invalid_api_key")
@@ -34,19 +34,19 @@ class AuthenticationError(ServeError):
 
 
 class ForbiddenError(ServeError):
-    """The key is valid but not for this."""
+    """The key is valid but doesn't permit this request."""
 
 
 class NotFoundError(ServeError, LookupError):
-    """There is no such thing, or the key's entity doesn't own it."""
+    """The object doesn't exist, or belongs to another entity."""
 
 
 class ConflictError(ServeError, ValueError):
-    """The request contradicts what exists already."""
+    """The request contradicts something that exists already."""
 
 
 class QueueFullError(ServeError, RuntimeError):
-    """As many jobs as may be are open already."""
+    """The limit of open jobs is reached."""
 
     def __init__(self, message: str):
         super().__init__(message, "queue_full")
@@ -56,11 +56,11 @@ class QueueFullError(ServeError, RuntimeError):
 
 
 class TooLargeError(ServeError, ValueError):
-    """The request's body is larger than the service takes."""
+    """The body exceeds a limit on its size."""
 
 
 class UnsupportedCodingError(ServeError, ValueError):
-    """The request's body is packed in a way that the service can't unpack."""
+    """The body has a content encoding that the service can't decode."""
 
     def __init__(self, message: str):
         super().__init__(message, "unsupported_content_encoding", "Content-Encoding")
@@ -70,19 +70,19 @@ class UnsupportedCodingError(ServeError, ValueError):
 
 
 class StalledError(ServeError, RuntimeError):
-    """The client doesn't go on sending its request."""
+    """The client stopped sending in the middle of its request."""
 
 
 class StorageFullError(ServeError, RuntimeError):
-    """There is no room to keep what the request brings."""
+    """There is too little disk space to store the request."""
 
 
 class UnavailableError(ServeError, RuntimeError):
-    """The service can't do this now, but will be able to in a moment."""
+    """The service can't do this now; a retry may succeed."""
 
 
 class NoAnswerError(UnavailableError):
-    """The store doesn't answer. What was asked of it may have been done nevertheless."""
+    """The store didn't answer. A write may nevertheless have been committed."""
 
     def __init__(self) -> None:
         super().__init__("The store doesn't answer. Try again in a moment.", "store_unavailable")
@@ -92,12 +92,12 @@ class NoAnswerError(UnavailableError):
 
 
 class DeadlineError(ServeError, RuntimeError):
-    """The request took longer than the service allows."""
+    """The request took longer than its deadline."""
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One fault of a request: where it is (like `("body", "model_id")`), a sentence, and the kind of fault."""
+class Problem:
+    """A place in a request that is wrong (like `("body", "model_id")`), a sentence, and the kind of problem."""
 
     loc: tuple[str | int, ...]
     msg: str
@@ -109,13 +109,13 @@ class Fault:
 
 
 class InvalidRequestError(ServeError, ValueError):
-    """A well-formed request with contents that can't be accepted, and every place where that is so."""
+    """A well-formed request whose contents can't be accepted, with every problem that was found."""
 
-    def __init__(self, faults: Sequence[Fault], code: str = "invalid_request"):
-        first = faults[0]
-        more = f" (and {len(faults) - 1} more; see detail)" if len(faults) > 1 else ""
+    def __init__(self, problems: Sequence[Problem], code: str = "invalid_request"):
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more; see detail)" if len(problems) > 1 else ""
         super().__init__(f"{first.path}: {first.msg}{more}", code, first.path)
-        self.faults = tuple(faults)
+        self.problems = tuple(problems)
 
-    def __reduce__(self) -> tuple[type, tuple[tuple[Fault, ...], str]]:
-        return type(self), (self.faults, self.code)
+    def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...], str]]:
+        return type(self), (self.problems, self.code)

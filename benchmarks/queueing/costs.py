@@ -10,7 +10,7 @@ from tandem.cluster.config import LearnersConfig
 CLAIM_POLL_S = 0.2
 """CoordinatorConfig.poll_s: the period at which an idle coordinator looks for a job."""
 VERSION_POLL_S = 0.2
-"""tandem.serve.api.models.VERSION_POLL_S: the period at which a replica looks for a version that a client awaits."""
+"""tandem.serve.api.routes.versions.VERSION_POLL_S: the period at which a replica looks for an awaited version."""
 RENEW_S = 2.0
 """tandem.cluster.jobs.lease.MAX_INTERVAL_S: the period at which a running job's lease is renewed."""
 

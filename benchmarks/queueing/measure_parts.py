@@ -31,9 +31,9 @@ from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
 from tandem.rl.tiny.model import resolve_model
 from tandem.serve.api.application import create_app
-from tandem.serve.api.auth import create_key
 from tandem.serve.api.services import Services
 from tandem.serve.ingest.spool import Spool
+from tandem.serve.keys import create_key
 from tandem.serve.store.store import Store
 
 Record = dict[str, Any]

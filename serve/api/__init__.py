@@ -1,1 +1,1 @@
-"""The HTTP routes, their schemas and their errors."""
+"""HTTP: routes, authentication, wire types, and errors as responses."""

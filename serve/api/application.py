@@ -1,4 +1,4 @@
-"""The ASGI application: all routes over the services that it is given."""
+"""The ASGI application: all routes over the given services."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from tandem import __version__
-from tandem.serve.api import error_responses, health, inference, keys, models, training_jobs
+from tandem.serve.api import error_responses
 from tandem.serve.api.auth import authenticate
-from tandem.serve.api.schemas import REQUEST_BODIES, ErrorBody, HTTPValidationError
+from tandem.serve.api.routes import health, inference, keys, logs, models, training_jobs, versions
 from tandem.serve.api.services import Services
+from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
+from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.modelarts import routes as modelarts
 
 PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
@@ -23,7 +25,7 @@ ERROR_RESPONSE = {
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application. Every route under /v1 needs a key; /health and the documentation don't."""
+    """Return the application. Every route under /v1 requires a key; /health and the documentation don't."""
     app = FastAPI(
         title="Tandem",
         version=__version__,
@@ -32,8 +34,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for router in (models.router, training_jobs.router, inference.router, keys.router):
-        v1.include_router(router)
+    for routes in (models, versions, logs, training_jobs, inference, keys):
+        v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)
     error_responses.install(app)
@@ -43,9 +45,9 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the bodies that routes read themselves and the one shape of errors, which echo nothing.
+    """Return FastAPI's document, plus the bodies that routes read themselves and the shape of errors.
 
-    Posting a job stays as published, which has no word of errors but 422.
+    The operation that creates a job stays as published, with no error but 422.
     """
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)

@@ -1,4 +1,4 @@
-"""Takes API keys out of what people read."""
+"""Removes API keys from logs and responses."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _KEY = re.compile(r"tdm_[A-Za-z0-9_-]{16,}")
 
 
 def without_keys(text: str) -> str:
-    """A text in which nobody finds an API key that somebody has put into the wrong place of a request."""
+    """Return the text without API keys, which a client may have sent in the wrong place of a request."""
     return _KEY.sub("tdm_...", text)

@@ -1,4 +1,4 @@
-"""What the routes work with, handed in by whoever runs them."""
+"""The services that the routes use."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ Headers = list[tuple[str, str]]
 
 
 class EngineClient(Protocol):
-    """The way to the engine replicas."""
+    """The engine replicas of all base models."""
 
     def http(
         self, base_model: str, method: str, path: str, headers: Headers, body: bytes, digest: str
     ) -> AsyncGenerator[tuple[int, Headers] | bytes]:
-        """Status and headers first, then chunks of the body. Closing the generator early aborts the generation."""
+        """Yield status and headers, then chunks of the body. Closing the generator early aborts the generation."""
 
 
 class Preparation(Protocol):
-    """Reads stored payloads in a process of its own: they may be large. All calls may raise StageError."""
+    """Reads stored payloads, which may be large, in another process. All calls may raise StageError."""
 
     def warm_up(self, base_model: str) -> None:
-        """Lets a first check of a payload of this model begin at once. Doesn't wait."""
+        """Load what the first check for this base model needs. Returns at once."""
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
-        """Raises PayloadError, TrajectoryError or ConfigError for what can't be trained on."""
+        """Raise PayloadError, TrajectoryError or ConfigError for a payload that can't be trained on."""
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
-        """What a log of trajectories amounts to. Raises PayloadError."""
+        """Return the metrics of logged trajectories. Raises PayloadError."""
 
 
 class CoordinatorStatus(TypedDict):
     running_job: str | None
     learners_running: bool
     waiting_for: str | None
-    """What the cluster lacks to start the learners."""
+    """The resources that the cluster lacks to start the learners."""
     last_error: str | None
-    """The last fault outside a job, until the coordinator has recovered."""
+    """The last error outside a job, until the coordinator has recovered."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ class Services:
     """Their names."""
     preparation: Preparation
     coordinator_status: Callable[[], Awaitable[Mapping[str, CoordinatorStatus]]]
-    """For each base model."""
+    """The status of each base model's coordinator."""
     engine_faults: Callable[[], Awaitable[Mapping[str, str]]]
-    """What keeps engines from answering, for each base model where something does."""
+    """A sentence for each base model whose engine can't answer."""
 
 
 async def _services(request: Request) -> Services:
-    return request.app.state.services
+    services: Services = request.app.state.services
+    return services
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

@@ -61,7 +61,7 @@ class ApiReplica:
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
         )
-        start_sweeping(self._services)
+        start_sweeping(self._services.store, artifacts, config.deadlines.prepare_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(self._services)

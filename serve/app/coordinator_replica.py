@@ -23,7 +23,6 @@ from tandem.cluster.jobs.stages import JobStages
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
-from tandem.serve.api.auth import add_key, ensure_admin_key
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -32,6 +31,7 @@ from tandem.serve.app.deployment_options import (
     STOP_MARGIN_S,
 )
 from tandem.serve.app.engine_handles import engine_score
+from tandem.serve.keys import add_key, ensure_admin_key
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)

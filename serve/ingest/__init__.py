@@ -1,1 +1,1 @@
-"""Request bodies: received, unpacked, spooled to disk. Knows no store."""
+"""Request bodies: receive, decode and spool them to disk. Knows neither routes nor the store."""

@@ -1,4 +1,4 @@
-"""Unpacking request bodies while they arrive."""
+"""Decodes compressed request bodies while they arrive."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Iterator
 
 import zstandard
 
-from tandem.serve.errors import Fault, InvalidRequestError, UnsupportedCodingError
+from tandem.serve.errors import InvalidRequestError, Problem, UnsupportedCodingError
 
 IDENTITY = "identity"
 CODINGS = ("gzip", "zstd", "deflate")
 MAX_PIECE_BYTES = 1 << 20
-"""A gzip stream is unpacked in pieces of at most this size."""
+"""The most that a gzip stream decodes at a time."""
 ZSTD_INPUT_BYTES = 1 << 10
-"""A zstd decompressor gives all that its input holds, which is at most 32 MiB for this much of it."""
+"""A zstd decompressor returns all that its input decodes to: at most 32 MiB for an input of this size."""
 MAX_ZSTD_WINDOW_BYTES = 8 << 20
-"""What RFC 9659 allows in HTTP."""
+"""The limit of RFC 9659 for HTTP."""
 
 
 class Unpacker:
-    """Unpacks a body. `feed` its parts in order, then `finish`; both raise InvalidRequestError for a broken body.
+    """Decodes a body: `feed` its parts in order, then `finish`. Both raise InvalidRequestError for a damaged body.
 
     A compressed body may consist of several streams, one after the other.
     """
 
     def __init__(self, coding: str):
-        """`coding` is the request's Content-Encoding. Raises UnsupportedCodingError when it isn't known here."""
+        """`coding` is the request's Content-Encoding. Raises UnsupportedCodingError."""
         self._coding = coding.strip().lower() or IDENTITY
         if self._coding not in _STREAMS:
             raise UnsupportedCodingError(
-                f"This service doesn't unpack Content-Encoding {coding[:64]!r}. "
-                f"Send the body as it is, or as one of: {', '.join(CODINGS)}."
+                f"Content-Encoding {coding[:64]!r} isn't supported. "
+                f"Send the body uncompressed, or as one of: {', '.join(CODINGS)}."
             )
         self._new_stream = _STREAMS[self._coding]
         self._stream: _GzipStream | _ZstdStream | None = None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What this part unpacks to, in pieces that fit into memory however well they were packed."""
+        """Yield the decoded part, in pieces that fit into memory at any compression ratio."""
         if self._new_stream is None:
             yield data
             return
@@ -52,19 +52,20 @@ class Unpacker:
                 self._stream = None
 
     def finish(self) -> None:
+        """Check that the body is complete."""
         if self._stream is not None:
             raise self._broken("it ends too early")
 
     def _broken(self, reason: str) -> InvalidRequestError:
-        message = f"isn't whole, valid {self._coding}, which Content-Encoding says it is: {reason}"
-        return InvalidRequestError([Fault(("body",), message)], "broken_content_encoding")
+        message = f"isn't valid {self._coding}, as its Content-Encoding says: {reason}"
+        return InvalidRequestError([Problem(("body",), message)], "broken_content_encoding")
 
 
 class _GzipStream:
     """One gzip or zlib stream."""
 
     def __init__(self) -> None:
-        self._decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects which
+        self._decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # accepts either header
         self.rest = b""
 
     @property
@@ -72,7 +73,7 @@ class _GzipStream:
         return self._decompressor.eof
 
     def unpack(self, data: bytes) -> Iterator[bytes]:
-        """What `data` unpacks to; what comes after the stream's end is left in `rest`."""
+        """Yield the decoded data. Data after the end of the stream is left in `rest`."""
         while data and not self._decompressor.eof:
             yield self._decompressor.decompress(data, MAX_PIECE_BYTES)
             data = self._decompressor.unconsumed_tail
@@ -91,7 +92,7 @@ class _ZstdStream:
         return self._decompressor.eof
 
     def unpack(self, data: bytes) -> Iterator[bytes]:
-        """What `data` unpacks to; what comes after the frame's end is left in `rest`."""
+        """Yield the decoded data. Data after the end of the frame is left in `rest`."""
         end = 0
         while end < len(data) and not self._decompressor.eof:
             begin, end = end, end + ZSTD_INPUT_BYTES

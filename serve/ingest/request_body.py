@@ -1,4 +1,4 @@
-"""Receives request bodies: as they arrive, unpacked, and no further than a limit."""
+"""Receives request bodies piece by piece, decoded, up to a limit."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from tandem.serve.errors import StalledError, TooLargeError
 from tandem.serve.ingest.content_coding import Unpacker
 
 BATCH_BYTES = 256 << 10
-"""What is collected before a thread works on it; a part of its own for each packet would keep the event loop busy."""
+"""Packets are collected to this size before a thread works on them, which keeps the event loop free."""
 MAX_RECEIVE_S = 3600.0
-"""However steadily a body trickles in, it is there after this time."""
+"""The deadline for the whole body, however steadily it arrives."""
 
 
 @dataclass(frozen=True)
 class BodyLimit:
     max_bytes: int
-    """Of the unpacked body."""
+    """Of the decoded body."""
     setting: str
-    """Where the limit is set."""
+    """The field of the configuration that sets the limit."""
 
     def check(self, num_bytes: int) -> None:
         """Raises TooLargeError."""
         if num_bytes > self.max_bytes:
             raise TooLargeError(
-                f"The body is larger than the {self.max_bytes} bytes that this service takes here (unpacked). "
-                f"Send less at a time, or raise {self.setting} in the service's configuration.",
+                f"The body is larger than {self.max_bytes} bytes, the limit of this route (uncompressed). "
+                f"Send less in one request, or raise {self.setting} in the service's configuration.",
                 "body_too_large",
             )
 
 
 async def receive(request: Request, limit: BodyLimit, silence_s: float, write: Callable[[bytes], object]) -> None:
-    """Gives the unpacked body to `write`, piece by piece and in other threads, until it ends or is refused.
+    """Pass the decoded body to `write`, piece by piece, in worker threads.
 
-    Raises TooLargeError (before anything is read if the body's declared length says so), StalledError after `silence_s`
-    without a byte, UnsupportedCodingError, InvalidRequestError when it can't be unpacked, ClientDisconnect, and what
-    `write` raises.
+    Raises TooLargeError (before reading anything if the declared length exceeds the limit), StalledError after
+    `silence_s` without a byte, UnsupportedCodingError, InvalidRequestError for a body that can't be decoded,
+    ClientDisconnect, and any error of `write`.
     """
     unpacker = Unpacker(request.headers.get("content-encoding", ""))
     declared = request.headers.get("content-length", "")
@@ -69,8 +69,8 @@ async def _batches(request: Request, silence_s: float) -> AsyncIterator[bytes]:
                 part = await anext(stream, None)
         except TimeoutError:
             raise StalledError(
-                f"The request didn't arrive: nothing came for {silence_s:g} s (deadlines.receive_s), or it wasn't "
-                f"complete after {MAX_RECEIVE_S:g} s. Send it again.",
+                f"The body didn't arrive in time: no data for {silence_s:g} s (deadlines.receive_s), or incomplete "
+                f"after {MAX_RECEIVE_S:g} s. Send the request again.",
                 "request_stalled",
             ) from None
         batch += part or b""

@@ -1,1 +1,1 @@
-"""The service layer of training jobs: accept, pin references, sweep."""
+"""The service layer of training jobs: accept them, store their payloads, remove leftovers. Knows no HTTP."""

@@ -1,4 +1,4 @@
-"""Removes what a crash has left: files that never became payloads, and payloads that no job or log refers to."""
+"""Removes files that nothing refers to: leftovers of a crash, and checkpoints of deleted versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from tandem.cluster.artifacts import LOGS, PAYLOADS, Artifacts
-from tandem.serve.api.services import Services
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -16,26 +15,26 @@ PERIOD_S = 3600.0
 MIN_AGE_S = 3600.0
 
 
-def start_sweeping(services: Services) -> None:
-    """Sweeps now and every hour, in a thread that ends with the process."""
+def start_sweeping(store: Store, artifacts: Artifacts, prepare_s: float) -> None:
+    """Sweep now and every hour, in a thread that ends with the process. `prepare_s`: deadline of a payload's check."""
     # Longer than a request may take from its first byte to the row that refers to its payload.
-    min_age = timedelta(seconds=MIN_AGE_S + 2 * services.config.deadlines.prepare_s)
+    min_age = timedelta(seconds=MIN_AGE_S + 2 * prepare_s)
 
     def run() -> None:
         while True:
             try:
-                sweep(services.store, services.artifacts, datetime.now(UTC) - min_age)
+                sweep(store, artifacts, datetime.now(UTC) - min_age)
             except Exception:
-                logger.warning("Sweeping failed; it is tried again in %d s", PERIOD_S, exc_info=True)
+                logger.warning("Sweeping failed; the next attempt is in %d s", PERIOD_S, exc_info=True)
             time.sleep(PERIOD_S)
 
     threading.Thread(target=run, name="sweeping", daemon=True).start()
 
 
 def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[str]:
-    """Removes leftovers that were last written before then. Returns the names of the files and the keys of the blobs.
+    """Delete spool files and payloads without a row, last written before then. Return their names and keys.
 
-    Harmless while requests come in, and when several processes do it at once.
+    Safe while requests arrive, and when several processes sweep at once.
     """
     removed = []
     for file in artifacts.spool_dir.iterdir():
@@ -52,5 +51,16 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
         artifacts.delete_blob(key)
         removed.append(key)
     if removed:
-        logger.info("Removed what interrupted requests had left: %s", ", ".join(removed))
+        logger.info("Removed leftovers of interrupted requests: %s", ", ".join(removed))
     return removed
+
+
+def remove_unused_checkpoints(store: Store, artifacts: Artifacts) -> None:
+    """Delete the files of deleted versions that nothing needs any more. A failure is retried at the next call."""
+    for digest in store.unused_digests():
+        try:
+            artifacts.delete_checkpoint(digest)
+        except OSError:
+            logger.warning("Can't delete the files of checkpoint %s yet", digest, exc_info=True)
+        else:
+            store.forget_digest(digest)

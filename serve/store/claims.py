@@ -56,9 +56,9 @@ class ClaimTable(Database):
             if version is None:
                 return None  # version 0 of this base model isn't recorded yet
             if job.reference_lag is not None and job.reference_digest is None:
-                job.reference_digest = lagged_digest(session, job, model, version.step)
+                job.reference_digest = lagged_digest(session, job, model, job.reference_lag, version.step)
                 if job.reference_digest is None:
-                    end(session, job, "failed", now, _lost_reference(job, model, version))
+                    end(session, job, "failed", now, _lost_reference(model, job.reference_lag, version))
                     return None
             if job.state == "running":
                 job.error = f"Attempt {job.attempt} stopped renewing its lease; its coordinator has probably died."
@@ -200,10 +200,10 @@ def _reward_std_devs(session: Session, model_id: str) -> tuple[float, ...]:
     return tuple(session.scalars(query.order_by(JobRow.number)))
 
 
-def _lost_reference(job: JobRow, model: ModelRow, current: PolicyVersion) -> str:
+def _lost_reference(model: ModelRow, lag: int, current: PolicyVersion) -> str:
     return (
-        f"kl_penalty_step_lag: version {current.step - job.reference_lag} of {model.path}, {job.reference_lag} before "
-        f"version {current.step} that the job starts from, was deleted before the job was accepted. "
+        f"kl_penalty_step_lag: version {current.step - lag} of {model.path}, {lag} before version {current.step} that "
+        "the job starts from, was deleted before the job was accepted. "
         "Post the job again with another lag."
     )
 

@@ -12,13 +12,16 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
-from tandem.serve.api.paging import not_listed
 from tandem.serve.errors import NoAnswerError
 from tandem.serve.store import migrations
 from tandem.serve.store.connections import WRITES, open_engine
 from tandem.serve.store.tables import JobRow, LogRow, ModelRow
 
 logger = logging.getLogger(__name__)
+
+
+class UnknownCursorError(LookupError):
+    """The item after which a page should begin doesn't exist."""
 
 
 class Lock(IntEnum):
@@ -94,8 +97,8 @@ def _transaction(engine: Engine) -> Iterator[Session]:
 
 
 def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: str) -> int:
-    """Where a page begins: the number of the row that a client named as `after`. Raises InvalidRequestError."""
+    """Return the number of the row after which a page begins. Raises UnknownCursorError."""
     number = session.scalar(select(table.number).where(table.id == cursor))
     if number is None:
-        raise not_listed()
+        raise UnknownCursorError(cursor)
     return number

@@ -9,11 +9,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.config import LimitsConfig
-from tandem.serve.api.kl_reference import KlReference
 from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
 from tandem.serve.store.database import Database, Lock, position
 from tandem.serve.store.events import CANCELLED_MESSAGE, end
-from tandem.serve.store.references import pin_reference
+from tandem.serve.store.references import KlReference, pin_reference
 from tandem.serve.store.tables import EventRow, JobRow, LogRow, ModelRow, is_open
 
 

@@ -11,7 +11,7 @@ from tandem.client import (
     NotFoundError,
     TandemError,
 )
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 
 REGISTERED = {"project": "project", "base_model": "tandem/tiny"}
 

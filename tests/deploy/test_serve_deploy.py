@@ -13,7 +13,7 @@ from paths import ROOT
 from ray_head import ray_head
 
 from tandem.cluster.processes.held_ports import hold_port
-from tandem.serve.api.auth import generate_key
+from tandem.serve.keys import generate_key
 
 pytestmark = pytest.mark.slow
 

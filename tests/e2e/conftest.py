@@ -37,7 +37,7 @@ def service(ray_local, tmp_path_factory) -> Service:
     from tandem.cli.launch import running
     from tandem.cluster.config import TINY, CoordinatorConfig, HttpConfig, LogprobsConfig, ProjectConfig, TandemConfig
     from tandem.cluster.processes.held_ports import hold_port
-    from tandem.serve.api.auth import create_key
+    from tandem.serve.keys import create_key
     from tandem.serve.store.store import Store
 
     home = tmp_path_factory.mktemp("tandem")

@@ -11,7 +11,7 @@ from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
-from tandem.serve.api.kl_reference import wanted_reference
+from tandem.serve.jobs.references import kl_reference
 
 GROUPS = [
     group(
@@ -101,7 +101,7 @@ def observed(options):
     stages = JobStages(settings, recorder, recorder, recorder, recorder, JobLogprobs(recorder, [], recorder))
     batch = build_batch(GROUPS, load_tokenizer(), config, max_model_len=2048)
     stages._gradient_steps(job, batch.sequences, tick=lambda: None, check=lambda: None)
-    return wanted_reference(config, "/root"), recorder.seen
+    return kl_reference(config, "/root"), recorder.seen
 
 
 def test_every_published_field_is_covered():

@@ -20,8 +20,8 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.serve.api.application import create_app
-from tandem.serve.api.auth import create_key
 from tandem.serve.api.services import Services
+from tandem.serve.keys import create_key
 from tandem.serve.modelarts.api.requests import cluster_specs
 from tandem.serve.modelarts.running.resource_specs import ResourceSpec
 from tandem.serve.store.store import Store

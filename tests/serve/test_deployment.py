@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from tandem.cli.main import app
 from tandem.cluster.config import TandemConfig
-from tandem.serve.api.auth import ensure_admin_key, generate_key
 from tandem.serve.deployment import configuration
+from tandem.serve.keys import ensure_admin_key, generate_key
 from tandem.serve.store.store import Store
 
 BASE = {"name": "a/b", "path": "x"}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
 
-from tandem.serve.api.json_body import Received, documented, json_body
+from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.modelarts.api.details import listed_config, whole_config
 from tandem.serve.modelarts.api.envelope import NOT_FOUND, Refused, Success, envelope_router
 from tandem.serve.modelarts.api.requests import ProjectDep

@@ -16,15 +16,14 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tandem.serve.api.auth import RESERVED_ENTITIES, has_key, requires
+from tandem.serve.api.auth import has_key, requires
 from tandem.serve.api.error_responses import (
     answer_http_exception,
     as_serve_error,
     http_exception_message,
-    request_id,
     status_of,
-    unexpected_message,
 )
+from tandem.serve.api.request_ids import request_id, unexpected_message
 from tandem.serve.errors import (
     AuthenticationError,
     ConflictError,
@@ -34,6 +33,7 @@ from tandem.serve.errors import (
     QueueFullError,
     ServeError,
 )
+from tandem.serve.names import RESERVED_ENTITIES
 
 logger = logging.getLogger(__name__)
 MAX_FAULTS = 5  # that one message names
@@ -166,8 +166,8 @@ def error_response(request: Request, error: Exception) -> JSONResponse:
         return envelope(known.code, known.message, _STATUS[known.code])
     status, headers = status_of(known)
     if isinstance(known, InvalidRequestError):
-        is_missing = any(fault.type in ("missing", "extra_forbidden") for fault in known.faults)
-        message = "; ".join(f"{fault.path}: {fault.msg}" for fault in known.faults[:MAX_FAULTS])
+        is_missing = any(fault.type in ("missing", "extra_forbidden") for fault in known.problems)
+        message = "; ".join(f"{fault.path}: {fault.msg}" for fault in known.problems[:MAX_FAULTS])
         return envelope(INVALID_REQUEST if is_missing else INVALID_VALUE, message, 400)
     code = _CODE.get(type(known), INTERNAL if status >= 500 else INVALID_REQUEST)
     if code == TOKEN_INVALID and not has_key(request):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query
 
-from tandem.serve.api.json_body import Received, documented, json_body
+from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.modelarts.api.details import created_version, listed_job, listed_version, whole_version
 from tandem.serve.modelarts.api.envelope import (
     FORBIDDEN,

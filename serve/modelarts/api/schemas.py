@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from tandem.serve.api.schemas import RequestBody
+from tandem.serve.api.wire.requests import RequestBody
 
 MAX_LONG = 2**63 - 1
 Long = Annotated[int, Field(strict=True, ge=0, le=MAX_LONG)]

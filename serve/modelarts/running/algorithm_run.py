@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from tandem.cluster.artifacts import PAYLOADS, Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import JobCancelledError
+from tandem.rl.errors import ConfigError
 from tandem.rl.trajectories import TrajectoryGroup
-from tandem.serve.api.kl_reference import wanted_reference
-from tandem.serve.api.validation import faults_of
+from tandem.serve.api.bodies.problems import problems_of
 from tandem.serve.errors import NoAnswerError, QueueFullError, ServeError, UnavailableError
-from tandem.serve.jobs.payloads import delete_blobs
+from tandem.serve.jobs.blobs import delete_blobs
+from tandem.serve.jobs.references import kl_reference
 from tandem.serve.modelarts.api.schemas import RunSettings
 from tandem.serve.modelarts.running.algorithms import ALGORITHMS, parse_parameters
 from tandem.serve.modelarts.running.boot_job import log_file
@@ -89,7 +90,7 @@ class AlgorithmRun:
             self._leave_results(model, job)
         except (UnavailableError, RunnerStoppedError):
             raise  # another attempt finds what this one has done
-        except ServeError as error:
+        except (ServeError, ConfigError) as error:
             raise JobFailedError(str(error)) from error
         finally:
             if self._settings.log_url:
@@ -150,7 +151,7 @@ class AlgorithmRun:
         self._supervision.wait(0)  # a run that is to end posts nothing new
         job_id = str(uuid.uuid4())
         blob = f"{PAYLOADS}/{job_id}.json.zst"
-        reference = wanted_reference(config, self._artifacts_root)
+        reference = kl_reference(config, self._artifacts_root)
         options = config.model_dump(mode="json", exclude_none=True)
         try:
             while True:
@@ -203,5 +204,5 @@ def _check_group(place: str, line: bytes) -> None:
     try:
         TrajectoryGroup.model_validate_json(line)
     except ValidationError as error:
-        first = faults_of(error.errors(include_url=False, include_input=False, include_context=False))[0]
+        first = problems_of(error.errors(include_url=False, include_input=False, include_context=False))[0]
         raise JobFailedError(f"{place}: {f'{first.path}: ' if first.path else ''}{first.msg}") from None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
-from tandem.serve.api.schemas import Name
+from tandem.serve.api.wire.requests import Name
 from tandem.serve.modelarts.api.envelope import INVALID_REQUEST, INVALID_VALUE, Refused
 from tandem.serve.modelarts.api.schemas import Parameter
 

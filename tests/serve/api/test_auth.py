@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from tandem.serve.api.auth import create_key, revoke_key
+from tandem.serve.keys import create_key, revoke_key
 
 
 def test_a_key_works_until_it_is_revoked(http, store, key):

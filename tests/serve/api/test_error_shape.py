@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tandem.serve.api import error_responses
-from tandem.serve.api.auth import create_key
 from tandem.serve.errors import ServeError, UnavailableError
+from tandem.serve.keys import create_key
 from tandem.serve.modelarts.api.envelope import Refused
 from tandem.serve.modelarts.store.jobs import TooManyJobsError
 

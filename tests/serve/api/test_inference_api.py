@@ -8,7 +8,7 @@ from waiting import wait_until
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.cluster.jobs.job import PolicyVersion
-from tandem.serve.api.completions import Annotator, fill_in_defaults
+from tandem.serve.api.engine.answers import Annotator, fill_in_defaults
 from tandem.serve.api.services import Services
 
 CHAT = "/v1/chat/completions"

@@ -6,7 +6,7 @@ import pytest
 from serve_fakes import groups
 
 from tandem.cluster.artifacts import job_artifact_key
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 
 JOBS = "/v1/preview/training-jobs"
 PNG = b"\x89PNG\r\n\x1a\n..."

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 
 KEYS = "/v1/preview/keys"
 

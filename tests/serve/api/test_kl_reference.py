@@ -6,8 +6,9 @@ import pytest
 
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.rl.config import TrainingConfig
-from tandem.serve.api.kl_reference import wanted_reference
-from tandem.serve.errors import InvalidRequestError, UnavailableError
+from tandem.rl.errors import ConfigError
+from tandem.serve.errors import UnavailableError
+from tandem.serve.jobs.references import kl_reference
 
 ZERO = "0" * 64
 ROOT = "/srv/artifacts"
@@ -33,7 +34,7 @@ def post(store, clock):
 
     def post(model, **options):
         config = TrainingConfig(kl_penalty_coef=0.1, **options)
-        job_id, reference = str(uuid.uuid4()), wanted_reference(config, ROOT)
+        job_id, reference = str(uuid.uuid4()), kl_reference(config, ROOT)
         clock.advance(1)
         return store.add_job(
             job_id, model.id, f"payloads/{job_id}", config.model_dump(exclude_none=True), "0" * 64, reference=reference
@@ -90,10 +91,10 @@ def test_a_reference_that_can_not_be_is_refused_at_its_option(store, add_model, 
     store.delete_versions(model.id, "team", [1])
     train(add_model(entity="others"), "d" * 64)
     add_model("elsewhere", base_model="another/base")
-    with pytest.raises(InvalidRequestError, match=reason) as caught:
+    with pytest.raises(ConfigError, match=reason) as caught:
         post(model, **options)
     [option] = options
-    assert caught.value.faults[0].loc == ("body", "experimental_config", option)
+    assert caught.value.field == option
     assert store.jobs("team", 10, state="queued") == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from serve_fakes import groups
 
 from tandem.cluster.artifacts import job_artifact_key
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 
 SECRET = b"nobody may read this"
 NAMES = [

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi import checks
 from serve_fakes import groups
 
 from tandem.serve.api.application import create_app
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 
 JOBS = "/v1/preview/training-jobs"
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from tandem.cli.main import app as tandem
 from tandem.cluster.config import TandemConfig
-from tandem.serve.api.auth import create_key
 from tandem.serve.api.redaction import without_keys
+from tandem.serve.keys import create_key
 from tandem.serve.store.tables import ApiKeyRow
 
 PASSWORD = "hunter2hunter2"

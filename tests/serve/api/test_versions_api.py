@@ -9,8 +9,8 @@ import pytest
 from waiting import wait_until
 
 from tandem.cluster.jobs.job import PolicyVersion
-from tandem.serve.api.auth import create_key
-from tandem.serve.api.models import VERSION_POLL_S
+from tandem.serve.api.routes.versions import VERSION_POLL_S
+from tandem.serve.keys import create_key
 
 
 @pytest.fixture

@@ -14,15 +14,16 @@ from tandem.serve.store.store import Store
 
 ACCEPT_AND_DIE = """
 import os, signal, sys
+from functools import partial
 from tandem.cluster.artifacts import Artifacts
-from tandem.serve.jobs.payloads import stored
+from tandem.serve.jobs.blobs import stored
 from tandem.serve.ingest.spool import Spool
 from tandem.serve.store.store import Store
 url, artifacts, model_id = sys.argv[1], Artifacts(sys.argv[2]), sys.argv[3]
 spool = Spool(artifacts.spool_dir)
 spool.write(b"what was sent")
 spool.finish()
-with stored(artifacts, spool.path, "payloads/job") as key:
+with stored(artifacts, "payloads/job", partial(artifacts.put_blob_file, spool.path)) as key:
     Store(url).add_job("6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", model_id, key, {}, "0" * 64)
 os.kill(os.getpid(), signal.SIGKILL)
 """

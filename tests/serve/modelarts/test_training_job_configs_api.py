@@ -5,7 +5,7 @@ import json
 import pytest
 from fastapi.testclient import TestClient
 
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 from tandem.serve.modelarts.store.configs import SavedConfigs
 
 CONFIGS = "/v1/team/training-job-configs"

@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 from test_training_job_configs_api import ALGORITHM, CONFIGS, EXAMPLE, changed, refused
 
 from tandem.cluster.config import ProjectConfig
-from tandem.serve.api.auth import create_key
+from tandem.serve.keys import create_key
 from tandem.serve.modelarts.store.status import UserJobStatus
 
 JOBS = "/v1/team/training-jobs"

@@ -1,4 +1,4 @@
-"""Validation errors in words: what to send instead, at a place that the request really has.
+"""Turns pydantic's errors into problems: a place that the request really has, and a sentence that says what to send.
 
 Only names are quoted. Other rejected values may be huge, secret, or not writable as JSON.
 """
@@ -6,21 +6,23 @@ Only names are quoted. Other rejected values may be huge, secret, or not writabl
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from tandem.cluster.payloads.reading import FaultDetails
 from tandem.rl.config import TrainingConfig
-from tandem.serve.api.schemas import REQUEST_BODIES
-from tandem.serve.errors import Fault
+from tandem.serve.api.wire.requests import REQUEST_BODIES
+from tandem.serve.errors import Problem
 
 Loc = tuple[str | int, ...]
+Finding = ErrorDetails | FaultDetails
 
-MAX_FAULTS = 50
+MAX_PROBLEMS = 50
 MAX_NAME = 64
-"""Characters of a name that a place keeps: a client may have sent a megabyte as a key."""
+"""Characters that a place keeps of a name: a client may have sent a megabyte as a key."""
 
 NOT_FINITE = "must be a finite number: JSON has neither NaN nor infinities"
 _ID = "must be an id (a UUID) as this service gave it"
@@ -46,44 +48,36 @@ _SENTENCES = {
     "datetime_type": _TIME,
     "datetime_parsing": _TIME,
     "datetime_from_date_parsing": _TIME,
-    "union_tag_not_found": "needs a `type` that says what it is",
+    "union_tag_not_found": "needs a `type`",
 }
 _VALUES_OF = {
     "metrics": "must be a number, true or false",
     "metadata": "must be a number, a string, true, false or null",
 }
 _ITEMS_OF_SEVERAL_KINDS = ("messages_and_choices", "tool_calls", "parts")
-_FIELDS = sorted({name for model in (*REQUEST_BODIES, TrainingConfig) for name in model.model_fields})
+_MODELS: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, TrainingConfig)
+_FIELDS = sorted({name for model in _MODELS for name in model.model_fields})
 
 
-_QUOTES = reprlib.Repr()
-_QUOTES.maxstring = 140
-
-
-def quoted(name: str) -> str:
-    """A name that a client sent, in quotes; without its middle when it is very long."""
-    return _QUOTES.repr(name)
-
-
-def faults_of(errors: Iterable[ErrorDetails], prefix: Loc = ()) -> list[Fault]:
-    """Pydantic's errors as faults of a request; `prefix` is where the validated part lies in it."""
-    faults: dict[Loc, Fault] = {}
+def problems_of(errors: Iterable[Finding], prefix: Loc = ()) -> list[Problem]:
+    """Turn pydantic's errors into problems of a request; `prefix` is the place of the validated part."""
+    problems: dict[Loc, Problem] = {}
     for error in errors:
-        fault = _fault((*prefix, *error["loc"]), error)
-        faults.setdefault(fault.loc, fault)  # a value that may be of several kinds has an error for each of them
-    kept = list(faults.values())
-    if len(kept) > MAX_FAULTS:
-        rest = Fault(kept[MAX_FAULTS].loc, f"here and in {len(kept) - MAX_FAULTS - 1} more places", "more_errors")
-        kept[MAX_FAULTS:] = [rest]
+        problem = _problem((*prefix, *error["loc"]), error)
+        problems.setdefault(problem.loc, problem)  # a value of a union has an error for each member
+    kept = list(problems.values())
+    if len(kept) > MAX_PROBLEMS:
+        rest = Problem(kept[MAX_PROBLEMS].loc, f"here and in {len(kept) - MAX_PROBLEMS - 1} more places", "more_errors")
+        kept[MAX_PROBLEMS:] = [rest]
     return kept
 
 
-def _fault(loc: Loc, error: ErrorDetails) -> Fault:
+def _problem(loc: Loc, error: Finding) -> Problem:
     kind = error["type"]
-    place = _place(loc, with_kinds=kind != "not_finite")  # that one isn't pydantic's
+    place = _place(loc, with_kinds=kind != "not_finite")  # not_finite isn't pydantic's
     if kind == "union_tag_invalid":  # "Input tag 'x' found using 'type' does not match any of the expected tags: ..."
-        return Fault((*place, "type"), f"must be one of {error['msg'].rpartition('tags: ')[2]}", kind)
-    return Fault(place, _sentence(loc, kind, error["msg"]), kind)
+        return Problem((*place, "type"), f"must be one of {error['msg'].rpartition('tags: ')[2]}", kind)
+    return Problem(place, _sentence(loc, kind, error["msg"]), kind)
 
 
 def _sentence(loc: Loc, kind: str, message: str) -> str:
@@ -101,9 +95,9 @@ def _sentence(loc: Loc, kind: str, message: str) -> str:
 
 
 def _place(loc: Loc, with_kinds: bool) -> Loc:
-    """The path that leads to the value in the request: pydantic's also names the kind of a value that may be several.
+    """Return the path of the value in the request. Pydantic's path also has names of union members.
 
-    In `messages_and_choices.1.choice.logprobs` it is `choice`, in `metadata.note.float` it is `float`.
+    In `messages_and_choices.1.choice.logprobs` that is `choice`, in `metadata.note.float` it is `float`.
     """
     return tuple(
         part if isinstance(part, int) else _name(part)
@@ -113,7 +107,7 @@ def _place(loc: Loc, with_kinds: bool) -> Loc:
 
 
 def _name(key: str) -> str:
-    """A key of the request, fit for a sentence and a terminal."""
+    """Return a key of the request, short and printable."""
     short = key if len(key) <= MAX_NAME else f"{key[:MAX_NAME]}…"
     return short if short.isprintable() else repr(short)[1:-1]
 

@@ -1,4 +1,4 @@
-"""Routes that speak OpenAI: completions from a pinned policy version, and the names one can ask for."""
+"""The OpenAI-compatible routes: completions from a pinned policy version, and the list of model names."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine.engine import adapter_name
 from tandem.serve.api.auth import Caller, InferCaller
-from tandem.serve.api.completions import Annotator, error_events, fill_in_defaults, read_object
-from tandem.serve.api.engine_call import EngineCall, while_connected
-from tandem.serve.api.error_responses import as_serve_error, error_content, request_id, unexpected_error
-from tandem.serve.api.json_body import documented, json_object
-from tandem.serve.api.schemas import InferenceModel, InferenceModels
+from tandem.serve.api.bodies.json_body import documented, json_object
+from tandem.serve.api.connection import while_connected
+from tandem.serve.api.engine.answers import Annotator, error_events, fill_in_defaults, read_object
+from tandem.serve.api.engine.call import EngineCall
+from tandem.serve.api.engine.headers import DIGEST_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.serve.api.error_responses import as_serve_error, error_content
+from tandem.serve.api.request_ids import request_id, unexpected_error
 from tandem.serve.api.services import Services, ServicesDep
-from tandem.serve.api.validation import quoted
-from tandem.serve.errors import Fault, InvalidRequestError, NotFoundError, UnavailableError
+from tandem.serve.api.wire.responses import InferenceModel, InferenceModels
+from tandem.serve.api.wire.views import inference_model_view
+from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, UnavailableError
+from tandem.serve.names import quoted
 from tandem.serve.store.versions import PinnedPolicy
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["inference"])
-VERSION_HEADER, DIGEST_HEADER, REPLICA_HEADER = "x-policy-version", "x-policy-digest", "x-engine-replica"
 _HEADERS = {
-    VERSION_HEADER: "The version of the model that answers.",
+    VERSION_HEADER: "The policy version that generated the completion.",
     DIGEST_HEADER: "The digest of that version's checkpoint.",
-    REPLICA_HEADER: "Which replica of the engine answers: its id in Ray Serve's dashboard and log files.",
+    REPLICA_HEADER: "The engine replica that generated it: its id in Ray Serve's dashboard and log files.",
 }
 JsonObject = Annotated[dict[str, Any], Depends(json_object)]
 
@@ -43,39 +46,36 @@ _NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::ste
 async def create_chat_completion(
     request: Request, caller: InferCaller, body: JsonObject, services: ServicesDep
 ) -> Response:
-    """A chat completion from the newest version of the named model, or from the one that `:stepN` names.
+    """Create a chat completion from the newest version of the model, or from the version that `:stepN` names.
 
-    Takes and gives what vLLM's endpoint does. Logprobs and token ids are returned unless they are declined, and every
-    choice says which version made it.
+    Requests and responses are those of vLLM's endpoint. Logprobs and token ids are returned by default, and every
+    choice has the `policy_version` that generated it.
     """
     return await _complete(request, "/v1/chat/completions", body, caller, services)
 
 
 @router.post("/completions", **documented(headers=_HEADERS))
 async def create_completion(request: Request, caller: InferCaller, body: JsonObject, services: ServicesDep) -> Response:
-    """A completion of plain text or token ids; otherwise like chat completions."""
+    """Create a completion of plain text or token ids; otherwise like chat completions."""
     return await _complete(request, "/v1/completions", body, caller, services)
 
 
 @router.get("/models")
 def list_inference_models(caller: InferCaller, services: ServicesDep) -> InferenceModels:
-    """The names that completions can be asked for: base models and the entity's models. Add `:stepN` for a version."""
+    """List the model names for completions: base models and the entity's models. Append `:stepN` for a version."""
     bases = [InferenceModel(id=name, created=0, owned_by="tandem") for name in services.base_models]
-    own = [
-        InferenceModel(id=row.path, created=int(row.created_at.timestamp()), owned_by=row.entity)
-        for row in services.store.models(caller.entity)
-    ]
+    own = [inference_model_view(row) for row in services.store.models(caller.entity)]
     return InferenceModels(data=bases + own)
 
 
 async def _complete(request: Request, path: str, body: dict[str, Any], caller: Caller, services: Services) -> Response:
     name = body.get("model")
     if not isinstance(name, str):
-        raise InvalidRequestError([Fault(("body", "model"), "must be the name of a model, like entity/project/name")])
+        raise InvalidRequestError([Problem(("body", "model"), "must be the name of a model, like entity/project/name")])
     policy = await run_in_threadpool(_pin, name, caller, services)
     asked = fill_in_defaults(body, is_chat=path.endswith("/chat/completions"))
     id = request_id(request.scope)
-    # vLLM names the generation by it, and clients may send one id twice.
+    # vLLM uses it as the name of the generation, and clients may send one id twice.
     forwarded = [("content-type", "application/json"), ("x-request-id", f"{id}-{uuid.uuid4().hex[:8]}")]
     stream = services.engine.http(policy.base_model, "POST", path, forwarded, json.dumps(asked).encode(), policy.digest)
     call = EngineCall(stream, services.config.deadlines.inference_s)
@@ -93,22 +93,22 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
         raise
     if status >= 400 and "error" not in (read_object(content) or {}):
         raise UnavailableError(
-            f"The engine failed on this request with status {status} and no reason. Send it again; "
-            f"if that doesn't help, the engine's log may have more under {id}.",
+            f"The engine failed on this request with status {status} and gave no reason. Retry the request; "
+            f"if that doesn't help, search the engine's log for {id}.",
             "engine_failed",
         )
     return Response(annotator.body(content), status, headers)
 
 
 def _pin(name: str, caller: Caller, services: Services) -> PinnedPolicy:
-    """Which version answers: decided here, once for the whole request. Raises NotFoundError, UnavailableError."""
+    """Choose the version that answers, once for the whole request. Raises NotFoundError, UnavailableError."""
     if name in services.base_models:
         return services.store.resolve_base(name)
     parts = _NAME.fullmatch(name)
     if parts is None or parts[1] != caller.entity:
         raise NotFoundError(
-            f"There is no model {quoted(name)}. Ask for entity/project/name[:stepN] of a model that this key may use, "
-            f"or for a base model: {', '.join(sorted(services.base_models))}.",
+            f"There is no model {quoted(name)}. Request entity/project/name[:stepN] of a model that this key may use, "
+            f"or a base model: {', '.join(sorted(services.base_models))}.",
             "model_not_found",
             "model",
         )
@@ -116,7 +116,7 @@ def _pin(name: str, caller: Caller, services: Services) -> PinnedPolicy:
 
 
 async def _events(call: EngineCall, annotator: Annotator, id: str) -> AsyncGenerator[bytes]:
-    """The engine's events. An error can't change the status any more, so it becomes the last event."""
+    """Yield the engine's events. An error can't change the status any more, so it becomes the last event."""
     try:
         async for events in annotator.events(call.chunks()):
             yield events
@@ -128,7 +128,7 @@ async def _events(call: EngineCall, annotator: Annotator, id: str) -> AsyncGener
 
 
 class _EventStream(StreamingResponse):
-    """Ends the generation when the response has ended, however it did."""
+    """A response that closes the engine call when it ends, however it ends."""
 
     def __init__(self, call: EngineCall, events: AsyncGenerator[bytes], status: int, headers: dict[str, str]):
         super().__init__(events, status, {**headers, "cache-control": "no-cache"})

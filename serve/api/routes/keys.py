@@ -7,11 +7,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends
 
-from tandem.serve.api.auth import AdminCaller, add_key
-from tandem.serve.api.json_body import Received, documented, json_body
-from tandem.serve.api.paging import Limit, Page, not_listed
-from tandem.serve.api.schemas import ApiKey, CreatedApiKey, CreateKey, KeyRevoked
+from tandem.serve import keys
+from tandem.serve.api.auth import AdminCaller
+from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.api.services import ServicesDep
+from tandem.serve.api.wire.paging import Limit, Page, unknown_cursor
+from tandem.serve.api.wire.requests import CreateKey
+from tandem.serve.api.wire.responses import ApiKey, CreatedApiKey, KeyRevoked
+from tandem.serve.api.wire.views import key_view
 from tandem.serve.errors import ConflictError, NotFoundError
 
 router = APIRouter(prefix="/preview/keys", tags=["keys"])
@@ -21,35 +24,36 @@ router = APIRouter(prefix="/preview/keys", tags=["keys"])
 def create_key(
     caller: AdminCaller, body: Annotated[Received[CreateKey], Depends(json_body(CreateKey))], services: ServicesDep
 ) -> CreatedApiKey:
-    """Makes a key of the caller's entity. The answer has its secret, which is shown only now."""
-    row, key = add_key(services.store, body.value.name, caller.entity, body.value.role)
-    return CreatedApiKey(**ApiKey.of(row).model_dump(), key=key)
+    """Create a key of the caller's entity. The response has its secret, which is shown only once."""
+    row, key = keys.add_key(services.store, body.value.name, caller.entity, body.value.role)
+    return CreatedApiKey(**key_view(row).model_dump(), key=key)
 
 
 @router.get("")
 def list_keys(caller: AdminCaller, services: ServicesDep, after: UUID | None = None, limit: Limit = 20) -> Page[ApiKey]:
-    """The entity's keys, revoked ones too, oldest first."""
+    """List the entity's keys, including revoked ones, oldest first."""
     rows = list(services.store.list_keys(caller.entity))
     if after is not None:
         ids = [row.id for row in rows]
         if str(after) not in ids:
-            raise not_listed()
+            raise unknown_cursor()
         rows = rows[ids.index(str(after)) + 1 :]
-    return Page.of([ApiKey.of(row) for row in rows], limit)
+    return Page.of([key_view(row) for row in rows], limit)
 
 
 @router.delete("/{key_id}")
 def revoke_key(key_id: UUID, caller: AdminCaller, services: ServicesDep) -> KeyRevoked:
-    """Makes a key of the entity invalid from now on. The key that asks can't revoke itself: an entity might lose its
-    last one by mistake."""
+    """Revoke a key of the entity. A key can't revoke itself, so that an entity can't lose its last key by mistake."""
     if str(key_id) == caller.key_id:
         raise ConflictError(
-            "A key can't revoke itself. Use another admin key of this entity, or `tandem keys revoke` on the service.",
+            "A key can't revoke itself. Use another admin key of this entity, or `tandem keys revoke` on the server.",
             "own_key",
             "key_id",
         )
     if not services.store.revoke_key(str(key_id), caller.entity):
         raise NotFoundError(
-            f"There is no key {key_id}: the id is wrong, or it belongs to another entity.", "key_not_found", "key_id"
+            f"There is no key {key_id}: the id is wrong, or the key belongs to another entity.",
+            "key_not_found",
+            "key_id",
         )
     return KeyRevoked(id=str(key_id))

@@ -1,4 +1,4 @@
-"""GET /health: whether all parts of the service work, and if not, which."""
+"""GET /health: the state of all parts of the service."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from tandem.serve.api.schemas import Health
 from tandem.serve.api.services import Services, ServicesDep
+from tandem.serve.api.wire.responses import Health
 from tandem.serve.errors import UnavailableError
-from tandem.serve.jobs.payloads import disk_fault
+from tandem.serve.jobs.storage import disk_shortage
 
 logger = logging.getLogger(__name__)
 STATUS_DEADLINE_S = 5.0
@@ -25,49 +25,49 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "The store is down"}})
 async def health(services: ServicesDep) -> JSONResponse:
-    """Whether all parts work. 200 while requests are answered, though some part may be `degraded`; else 503."""
+    """Return 200 while the service answers requests, `degraded` if some part doesn't work; 503 without its store."""
     try:
-        own = await run_in_threadpool(_own_faults, services)
+        own = await run_in_threadpool(_own_reasons, services)
     except UnavailableError:
         return JSONResponse({"status": "degraded", "reasons": ["The store doesn't answer."]}, 503)
-    others = await asyncio.gather(_coordinator_faults(services), _engine_faults(services))
+    others = await asyncio.gather(_coordinator_reasons(services), _engine_reasons(services))
     reasons = sum(others, own)
     return JSONResponse({"status": "degraded" if reasons else "ok", "reasons": reasons})
 
 
-# Reasons have no details: anybody may ask.
+# Reasons contain no details, because this route needs no key.
 
 
-def _own_faults(services: Services) -> list[str]:
+def _own_reasons(services: Services) -> list[str]:
     recorded = services.store.initial_versions()
     late = [f"{base}: its coordinator hasn't started yet." for base in services.base_models if base not in recorded]
-    full = disk_fault(services)
+    full = disk_shortage(services.artifacts, services.config.limits)
     return [*late, full] if full else late
 
 
-async def _coordinator_faults(services: Services) -> list[str]:
+async def _coordinator_reasons(services: Services) -> list[str]:
     coordinators = await _answer(services.coordinator_status)
     if coordinators is None:
         return ["The coordinator doesn't answer; jobs wait until it is back."]
     reasons = []
     for base, status in coordinators.items():
         if status["last_error"]:
-            reasons.append(f"{base}: the coordinator failed outside a job and tries again; its log has the cause.")
+            reasons.append(f"{base}: the coordinator failed outside a job and retries; its log has the cause.")
         if not status["learners_running"]:
-            why = status["waiting_for"] or "the next job waits for them"
+            why = status["waiting_for"] or "they start with the next job"
             reasons.append(f"{base}: its learners aren't running; {why}.")
     return reasons
 
 
-async def _engine_faults(services: Services) -> list[str]:
+async def _engine_reasons(services: Services) -> list[str]:
     faults = await _answer(services.engine_faults)
     if faults is None:
-        return ["Ray Serve doesn't say whether the engines are running."]
+        return ["Ray Serve doesn't report whether the engines are running."]
     return [f"{base}: {fault}" for base, fault in faults.items()]
 
 
 async def _answer(ask: Callable[[], Awaitable[T]]) -> T | None:
-    """None when there is none in time."""
+    """Return the answer, or None if there is none in time."""
     try:
         async with asyncio.timeout(STATUS_DEADLINE_S):
             return await ask()

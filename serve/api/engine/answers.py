@@ -1,4 +1,4 @@
-"""The bodies of completion requests and answers, on their way to vLLM's OpenAI layer and back."""
+"""Adds to completion requests and responses what training needs: logprobs, token ids, the policy version."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-# What OpenAI's wire shapes have for a logprob that JSON can't write; vLLM floors minus infinity at it too.
+# Replaces NaN and infinite logprobs, which JSON can't hold; vLLM uses it for minus infinity too.
 NOT_FINITE_LOGPROB = -9999.0
 _EVENT_END = b"\n\n"
 
 
 def fill_in_defaults(body: dict[str, Any], is_chat: bool) -> dict[str, Any]:
-    """Asks for what training needs, where the client hasn't said otherwise. Null is how clients say nothing."""
+    """Return the request with logprobs and token ids on, unless the client set these fields. Null means unset."""
     filled = dict(body)
     if filled.get("logprobs") is None:
         filled["logprobs"] = True if is_chat else 0
@@ -28,10 +28,10 @@ def fill_in_defaults(body: dict[str, Any], is_chat: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Annotator:
-    """Writes into an answer which version made it, in the words of the request.
+    """Writes the policy version into a response, and the requested name in place of the engine's.
 
-    Clients keep unknown keys of a Choice but not of the answer around it, so what training needs goes on every Choice:
-    `policy_version` and the ids of the prompt.
+    Clients keep unknown keys of a Choice but not of the response around it, so `policy_version` and the token ids of
+    the prompt are added to every Choice.
     """
 
     requested_name: str
@@ -39,7 +39,7 @@ class Annotator:
     step: int
 
     def body(self, content: bytes) -> bytes:
-        """A whole answer, or an error, as JSON. What isn't JSON passes unchanged."""
+        """Annotate a whole response, or an error. Anything but a JSON object is returned unchanged."""
         answer = read_object(content)
         if answer is None:
             return content
@@ -56,7 +56,7 @@ class Annotator:
         return to_json(answer)
 
     def event(self, event: bytes) -> bytes:
-        """One server-sent event, without its empty line."""
+        """Annotate one server-sent event, without its empty line."""
         lines = [
             b"data: " + self.body(line.removeprefix(b"data:").strip()) if line.startswith(b"data:") else line
             for line in event.split(b"\n")
@@ -64,7 +64,7 @@ class Annotator:
         return b"\n".join(lines)
 
     async def events(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """A stream of server-sent events, however its chunks are cut."""
+        """Annotate a stream of server-sent events, whose chunks may end anywhere."""
         buffer = b""
         async for chunk in chunks:
             *complete, buffer = (buffer + chunk).split(_EVENT_END)
@@ -75,17 +75,17 @@ class Annotator:
 
 
 def read_object(content: bytes) -> dict[str, Any] | None:
-    """A JSON object without NaN and infinities; None when it isn't one."""
+    """Parse a JSON object, with NaN and infinities replaced; None for anything else."""
     try:
         if b"NaN" in content or b"Infinity" in content:
             value = json.loads(content, parse_constant=lambda _: NOT_FINITE_LOGPROB)
         else:
-            value = from_json(content)  # with to_json a third of json's time, and answers with logprobs are long
+            value = from_json(content)  # three times as fast as json, and responses with logprobs are long
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
 
 def error_events(error: dict[str, Any]) -> bytes:
-    """How a stream that has begun says that it failed: OpenAI clients raise on it."""
+    """Return the last events of a stream that fails after its start; OpenAI clients raise on them."""
     return b"data: " + to_json(error) + b"\n\ndata: [DONE]\n\n"

@@ -1,7 +1,7 @@
-"""Reads JSON bodies: once, off the event loop, after authentication, with faults that name their place.
+"""Reads JSON bodies: once, off the event loop, after authentication, with problems that name their place.
 
 FastAPI's own body parameters are parsed on the event loop before any dependency runs; a body of tens of megabytes
-would stop every other request meanwhile. So routes depend on `json_body(Model)`, and `documented(Model)` puts the body
+would block every other request meanwhile. So routes depend on `json_body(Model)`, and `documented(Model)` puts the body
 into the OpenAPI document.
 """
 
@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from tandem.cluster.payloads.strict_json import not_finite_place
-from tandem.serve.api.schemas import HTTPValidationError, RequestBody
+from tandem.serve.api.bodies.problems import NOT_FINITE, problems_of
 from tandem.serve.api.services import Services, ServicesDep
-from tandem.serve.api.validation import NOT_FINITE, faults_of
-from tandem.serve.errors import Fault, InvalidRequestError
+from tandem.serve.api.wire.errors import HTTPValidationError
+from tandem.serve.api.wire.requests import RequestBody
+from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.ingest.request_body import BodyLimit, receive
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class Received(Generic[T]):
 
 
 def json_body(model: type[B]) -> Callable[[Request, Services], Awaitable[Received[B]]]:
-    """A dependency: the body as `model`. Raises InvalidRequestError, and what `receive` does."""
+    """Return a dependency that gives the body as `model`. It raises InvalidRequestError and the errors of `receive`."""
 
     async def read(request: Request, services: ServicesDep) -> Received[B]:
         return Received(await _read(request, services, model.model_validate_json))
@@ -45,7 +46,7 @@ def json_body(model: type[B]) -> Callable[[Request, Services], Awaitable[Receive
 
 
 async def json_object(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """A dependency: the body as any JSON object. Raises InvalidRequestError, and what `receive` does."""
+    """A dependency: the body as any JSON object. Raises InvalidRequestError and the errors of `receive`."""
     return await _read(request, services, _OBJECT.validate_json)
 
 
@@ -57,8 +58,7 @@ async def _read(request: Request, services: Services, validate_json: Callable[[b
 
 
 def documented(model: type[RequestBody] | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Arguments of a route that takes this body, or any object, for its OpenAPI document. `headers`: what those of its
-    answer say."""
+    """Return the arguments of a route that document its body, any object without a model, and its response headers."""
     shown = {name: {"description": text, "schema": {"type": "string"}} for name, text in (headers or {}).items()}
     schema = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {"type": "object"}
     return {
@@ -68,12 +68,12 @@ def documented(model: type[RequestBody] | None = None, headers: Mapping[str, str
 
 
 def parse(validate_json: Callable[[bytes], T], raw: bytes) -> T:
-    """What pydantic's `validate_json` makes of a body. Raises InvalidRequestError."""
+    """Validate a body with pydantic's `validate_json`. Raises InvalidRequestError."""
     try:
         value = validate_json(raw)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequestError(faults_of(details, ("body",))) from None
+        raise InvalidRequestError(problems_of(details, ("body",))) from None
     if (place := not_finite_place(raw)) is not None:
-        raise InvalidRequestError([Fault(("body", *place), NOT_FINITE, "not_finite")])
+        raise InvalidRequestError([Problem(("body", *place), NOT_FINITE, "not_finite")])
     return value

@@ -1,0 +1,1 @@
+"""Dependencies that read request bodies, and the sentences for their problems."""

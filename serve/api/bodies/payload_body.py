@@ -1,0 +1,78 @@
+"""Reads bodies with trajectory groups: into a file, of which only the envelope is parsed here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from tandem.cluster.payloads.json_splitting import JsonSplitter
+from tandem.serve.api.bodies.json_body import parse
+from tandem.serve.api.services import Services, ServicesDep
+from tandem.serve.api.wire.requests import RequestBody
+from tandem.serve.errors import InvalidRequestError, Problem, StorageFullError
+from tandem.serve.ingest.request_body import BodyLimit, receive
+from tandem.serve.ingest.spool import Spool
+from tandem.serve.jobs.storage import disk_shortage, storage_errors
+
+T = TypeVar("T")
+B = TypeVar("B", bound=RequestBody)
+
+_PLACE = re.compile(r"at line (\d+) column (\d+)")
+
+
+@dataclass(frozen=True)
+class Payload(Generic[T]):
+    """A received body. Its trajectory groups are in the spool, unparsed; in `envelope` they are an empty list."""
+
+    envelope: T
+    spool: Spool
+
+
+def payload_body(model: type[B]) -> Callable[[Request, Services], AsyncIterator[Payload[B]]]:
+    """Return a dependency that gives the body with a valid envelope, and removes its file unless it became a blob.
+
+    The dependency raises the errors of `receive`, StorageFullError, and InvalidRequestError for a bad envelope.
+    """
+
+    async def read(request: Request, services: ServicesDep) -> AsyncIterator[Payload[B]]:
+        limit = BodyLimit(services.config.limits.max_payload_bytes, "limits.max_payload_bytes")
+        with storage_errors():
+            spool = await run_in_threadpool(_open_spool, services)
+        try:
+            with storage_errors():
+                await receive(request, limit, services.config.deadlines.receive_s, spool.write)
+                await run_in_threadpool(spool.finish)
+            yield Payload(await run_in_threadpool(_parse_envelope, model, spool.json), spool)
+        finally:
+            spool.discard()
+
+    return read
+
+
+def _open_spool(services: Services) -> Spool:
+    if shortage := disk_shortage(services.artifacts, services.config.limits):
+        raise StorageFullError(shortage, "disk_full")
+    return Spool(services.artifacts.spool_dir)
+
+
+def _parse_envelope(model: type[B], json: JsonSplitter) -> B:
+    """Raises InvalidRequestError."""
+    try:
+        envelope = parse(model.model_validate_json, bytes(json.envelope))
+    except InvalidRequestError as error:
+        raise InvalidRequestError([_in_body(problem, json) for problem in error.problems]) from None
+    if json.num_arrays > 1:
+        raise InvalidRequestError([Problem(("body",), "has a key more than once; send each key once")])
+    return envelope
+
+
+def _in_body(problem: Problem, json: JsonSplitter) -> Problem:
+    """Convert a position in the text of the envelope to a position in the body."""
+    place = _PLACE.search(problem.msg) if problem.type == "json_invalid" else None
+    offset = json.offset(*map(int, place.groups())) if place else None
+    return problem if offset is None else replace(problem, msg=_PLACE.sub(f"after {offset} bytes", problem.msg))

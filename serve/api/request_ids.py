@@ -1,0 +1,70 @@
+"""Gives each request an id, which is in its response and in the logs."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from typing import Any, cast
+
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tandem.serve.api.error_body import error_body
+from tandem.serve.api.redaction import without_keys
+
+logger = logging.getLogger(__name__)
+_REQUEST_ID = "tandem.request_id"
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+def request_id(scope: Scope) -> str:
+    """Return the id of this request in the logs; clients find it in x-request-id."""
+    return cast(str, scope[_REQUEST_ID])
+
+
+def unexpected_message(request_id: str) -> str:
+    """Return the sentence for an unexpected error."""
+    return (
+        f"The service failed on this request. Its log has the cause under {request_id}; "
+        "if a retry doesn't help, report the problem with that id."
+    )
+
+
+def unexpected_error(request_id: str) -> dict[str, Any]:
+    """Return the JSON of an unexpected error."""
+    return error_body(unexpected_message(request_id), "server_error", "internal_error")
+
+
+class RequestIds:
+    """Middleware: assigns the id, and answers an unexpected exception with it instead of a bare 500.
+
+    An id that arrives with the request is kept: Ray Serve's proxy sets one on every request and its response.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        is_given, started = _PLAIN_ID.fullmatch(given) is not None, False
+        id = scope[_REQUEST_ID] = given if is_given else f"req_{uuid.uuid4().hex}"
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if not is_given:
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("%s %s failed, request %s", scope["method"], without_keys(scope["path"]), id)
+            if started:
+                raise  # half of the response is sent; only a closed connection can tell that it failed
+            await JSONResponse(unexpected_error(id), 500)(scope, receive, send_with_id)

@@ -1,0 +1,90 @@
+"""Routes of models: register, list, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+
+from tandem.serve.api.auth import InferCaller, TrainCaller
+from tandem.serve.api.bodies.json_body import Received, documented, json_body
+from tandem.serve.api.services import Services, ServicesDep
+from tandem.serve.api.wire.paging import Limit, Order, Page
+from tandem.serve.api.wire.requests import CreateModel, Name
+from tandem.serve.api.wire.responses import Model, ModelDeleted
+from tandem.serve.api.wire.views import model_view
+from tandem.serve.errors import ForbiddenError, InvalidRequestError, Problem
+from tandem.serve.jobs.blobs import delete_blobs, delete_job_artifacts
+from tandem.serve.jobs.sweeping import remove_unused_checkpoints
+from tandem.serve.names import quoted
+from tandem.serve.store.tables import ModelRow
+
+router = APIRouter(prefix="/preview/models", tags=["models"])
+
+
+@router.post("", **documented(CreateModel))
+def create_model(
+    caller: TrainCaller, body: Annotated[Received[CreateModel], Depends(json_body(CreateModel))], services: ServicesDep
+) -> Model:
+    """Register a model, or return the existing one of that name if `return_existing` is set."""
+    wanted = body.value
+    entity = wanted.entity or caller.entity
+    if entity != caller.entity:
+        raise ForbiddenError(
+            f"This key belongs to entity {caller.entity!r} and can't register models of {entity!r}. "
+            "Leave entity out, or use a key of that entity.",
+            "wrong_entity",
+            "entity",
+        )
+    if wanted.base_model not in services.base_models:
+        available = ", ".join(sorted(services.base_models))
+        message = f"there is no base model {quoted(wanted.base_model)} here; this service has: {available}"
+        raise InvalidRequestError([Problem(("body", "base_model"), message)], "base_model_not_found")
+    row = services.store.add_model(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
+    services.preparation.warm_up(wanted.base_model)  # its first job follows as soon as there are samples
+    return _with_steps(services, [row])[0]
+
+
+@router.get("")
+def list_models(
+    caller: InferCaller,
+    services: ServicesDep,
+    after: UUID | None = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+    project: Name | None = None,
+    name: Name | None = None,
+) -> Page[Model]:
+    """List the entity's models by time of registration."""
+    rows = services.store.models(
+        caller.entity,
+        limit + 1,
+        after=str(after) if after else None,
+        newest_first=order == "desc",
+        project=project,
+        name=name,
+    )
+    return Page.of(_with_steps(services, rows), limit)
+
+
+@router.get("/{model_id}")
+def get_model(model_id: UUID, caller: InferCaller, services: ServicesDep) -> Model:
+    """Return a model."""
+    return _with_steps(services, [services.store.model(str(model_id), caller.entity)])[0]
+
+
+@router.delete("/{model_id}")
+def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> ModelDeleted:
+    """Delete a model with its checkpoints, its logs and the files of its jobs. Open jobs end with training_failed."""
+    deleted = services.store.delete_model(str(model_id), caller.entity)
+    delete_blobs(services.artifacts, deleted.blob_keys)
+    delete_job_artifacts(services.artifacts, deleted.job_ids)
+    remove_unused_checkpoints(services.store, services.artifacts)
+    return ModelDeleted(model_id=str(model_id), deleted_checkpoints=deleted.num_checkpoints)
+
+
+def _with_steps(services: Services, rows: Sequence[ModelRow]) -> list[Model]:
+    steps = services.store.newest_steps([row.id for row in rows])
+    return [model_view(row, steps.get(row.id, 0)) for row in rows]

@@ -1,0 +1,170 @@
+"""Routes of training jobs: create, list, cancel, follow."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+
+from tandem.cluster.artifacts import job_artifact_key
+from tandem.rl.config import TrainingConfig
+from tandem.serve.api.auth import Caller, TrainCaller
+from tandem.serve.api.bodies.json_body import documented
+from tandem.serve.api.bodies.payload_body import Payload, payload_body
+from tandem.serve.api.connection import to_completion
+from tandem.serve.api.services import Services, ServicesDep
+from tandem.serve.api.wire.paging import Limit, Order, Page, cursor_number
+from tandem.serve.api.wire.requests import CreateTrainingJob
+from tandem.serve.api.wire.responses import JobArtifact, JobState, TrainingJob, TrainingJobEvent, TrainingJobResponse
+from tandem.serve.api.wire.views import event_view, job_view
+from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem
+from tandem.serve.jobs.accept import JobAcceptance, OfferedJob
+from tandem.serve.names import quoted
+
+router = APIRouter(prefix="/preview", tags=["training-jobs"])
+MAX_IDEMPOTENCY_KEY = 255
+
+
+def reject_when_queue_is_full(request: Request, caller: TrainCaller, services: ServicesDep) -> None:
+    """A dependency: answer 429 before the client has sent the body. Repeats of a job are never rejected."""
+    key = _idempotency_key(request)
+    if key is None or not services.store.knows_idempotency_key(key, caller.entity):
+        services.store.check_room(services.config.limits)
+
+
+# The name makes the operation id that existing clients were generated from.
+@router.post(
+    "/training-jobs",
+    name="Create RL Training Job",
+    summary="RLトレーニング ジョブを作成",  # as in the published document
+    dependencies=[Depends(reject_when_queue_is_full)],
+    **documented(CreateTrainingJob),
+)
+async def create_training_job(
+    request: Request,
+    caller: TrainCaller,
+    payload: Annotated[Payload[CreateTrainingJob], Depends(payload_body(CreateTrainingJob))],
+    services: ServicesDep,
+) -> TrainingJobResponse:
+    """Accept trajectory groups to train a model on. Once this returns, the job survives any crash.
+
+    The optional header `Idempotency-Key` (1 to 255 printable ASCII characters) makes retries safe: a repeat of the same
+    request returns the same job.
+    """
+    work = partial(_accept, payload, caller, services, _idempotency_key(request))
+    return TrainingJobResponse(id=UUID(await to_completion(request, work)))
+
+
+def _accept(
+    payload: Payload[CreateTrainingJob],
+    caller: Caller,
+    services: Services,
+    idempotency_key: str | None,
+    check_connected: Callable[[], None],
+) -> str:
+    """Return the id of the job."""
+    offered = OfferedJob(
+        model=services.store.model(str(payload.envelope.model_id), caller.entity),
+        config=payload.envelope.experimental_config or TrainingConfig(),
+        body_sha256=payload.spool.sha256,
+        write_payload=partial(services.artifacts.put_blob_file, payload.spool.path),
+        idempotency_key=idempotency_key,
+    )
+    acceptance = JobAcceptance(services.store, services.artifacts, services.config, services.preparation.check)
+    return acceptance.accept(offered, confirm=check_connected).id
+
+
+@router.post("/sft-training-jobs", include_in_schema=False)
+def create_sft_training_job(caller: TrainCaller) -> None:
+    """Reject the request: existing clients know this route, but supervised fine-tuning isn't built yet."""
+    raise InvalidRequestError(
+        [Problem(("body",), "supervised fine-tuning isn't available in this release; post RL training jobs instead")],
+        "not_available",
+    )
+
+
+@router.get("/training-jobs")
+def list_training_jobs(
+    caller: TrainCaller,
+    services: ServicesDep,
+    model_id: UUID | None = None,
+    state: JobState | None = None,
+    after: UUID | None = None,
+    limit: Limit = 20,
+    order: Order = "desc",
+) -> Page[TrainingJob]:
+    """List the entity's jobs in order of acceptance, by default the newest first."""
+    rows = services.store.jobs(
+        caller.entity,
+        limit + 1,
+        after=str(after) if after else None,
+        newest_first=order == "desc",
+        model_id=str(model_id) if model_id else None,
+        state=state,
+    )
+    return Page.of([job_view(row) for row in rows], limit)
+
+
+@router.get("/training-jobs/{training_job_id}")
+def get_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
+    """Return a job."""
+    return job_view(services.store.job(str(training_job_id), caller.entity))
+
+
+@router.post("/training-jobs/{training_job_id}/cancel")
+def cancel_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
+    """Cancel a queued job at once, a running job before its next gradient step. An ended job stays unchanged."""
+    return job_view(services.store.request_cancel(str(training_job_id), caller.entity))
+
+
+@router.get("/training-jobs/{training_job_id}/events")
+def list_training_job_events(
+    training_job_id: UUID,
+    caller: TrainCaller,
+    services: ServicesDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Page[TrainingJobEvent]:
+    """List the events of a job in order. The last one is training_ended or training_failed."""
+    seq = 0 if after is None else cursor_number(after, str(training_job_id))
+    rows = services.store.events(str(training_job_id), caller.entity, limit + 1, seq)
+    return Page.of([event_view(row) for row in rows], limit)
+
+
+@router.get("/training-jobs/{training_job_id}/artifacts")
+def list_training_job_artifacts(
+    training_job_id: UUID, caller: TrainCaller, services: ServicesDep, after: str | None = None, limit: Limit = 100
+) -> Page[JobArtifact]:
+    """List the files that a job wrote, by name: with `plot_tensors`, plots of its packed sequences."""
+    job_id = services.store.job(str(training_job_id), caller.entity).id
+    sizes = services.artifacts.list_job_artifacts(job_id)
+    rest = [JobArtifact(id=name, size_bytes=size) for name, size in sizes.items() if after is None or name > after]
+    return Page.of(rest, limit)
+
+
+@router.get("/training-jobs/{training_job_id}/artifacts/{name}", response_class=Response)
+def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCaller, services: ServicesDep) -> Response:
+    """Return the contents of one of the job's files."""
+    job_id = services.store.job(str(training_job_id), caller.entity).id
+    if name not in services.artifacts.list_job_artifacts(job_id):  # so the name can't lead anywhere else
+        raise NotFoundError(
+            f"Training job {job_id} has no artifact {quoted(name)}. List its artifacts to see their names.",
+            "artifact_not_found",
+            "name",
+        )
+    content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    content = services.artifacts.read_blob(job_artifact_key(job_id, name))
+    return Response(content, media_type=content_type, headers={"x-content-type-options": "nosniff"})
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
+        message = f"must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+        raise InvalidRequestError([Problem(("header", "Idempotency-Key"), message)])
+    return key

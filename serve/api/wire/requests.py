@@ -1,0 +1,85 @@
+"""Request bodies. Those of training jobs publish the schema that existing clients were generated from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tandem.rl.config import TrainingConfig
+from tandem.rl.trajectories import TrajectoryGroup
+from tandem.serve.keys import Role
+from tandem.serve.names import NAME, NAME_RULE
+
+MAX_STEP = 2**31 - 1
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError(f"must be {NAME_RULE}: models are requested as entity/project/name")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+
+
+def _open_in_schema(schema: dict[str, Any]) -> None:
+    """Unknown keys are rejected, so that a misspelt one is noticed, but the published schema doesn't say so."""
+    schema.pop("additionalProperties", None)
+
+
+def _no_null_default(schema: dict[str, Any]) -> None:
+    _open_in_schema(schema)
+    del schema["properties"]["experimental_config"]["default"]
+
+
+class RequestBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_open_in_schema)
+
+
+class CreateModel(RequestBody):
+    """A model to register: a LoRA policy on a base model, under a name."""
+
+    entity: Name | None = None
+    """The entity of the key if unset."""
+    project: Name
+    name: Name
+    base_model: str
+    return_existing: bool = False
+    """Return the model of this name if it exists, instead of an error."""
+
+
+class DeleteCheckpoints(RequestBody):
+    steps: Annotated[list[Annotated[int, Field(ge=0, le=MAX_STEP)]], Field(max_length=10_000)]
+
+
+class CreateTrainingJob(RequestBody):
+    model_config = ConfigDict(json_schema_extra=_no_null_default)
+
+    model_id: UUID
+    trajectory_groups: list[TrajectoryGroup]
+    experimental_config: TrainingConfig | None = None
+
+
+class LogTrajectories(RequestBody):
+    model_id: UUID
+    split: Name
+    trajectory_groups: list[TrajectoryGroup]
+
+
+class CreateKey(RequestBody):
+    """An API key to create, for the caller's entity."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+    """A label, like the program or person that uses the key."""
+    role: Role
+
+
+REQUEST_BODIES: tuple[type[RequestBody], ...] = (
+    CreateModel,
+    DeleteCheckpoints,
+    CreateTrainingJob,
+    LogTrajectories,
+    CreateKey,
+)

@@ -1,0 +1,131 @@
+"""Response bodies. Those of training jobs publish the schema that existing clients were generated from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from tandem.serve.api.wire.paging import Listed
+from tandem.serve.keys import Role
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Model(Listed):
+    entity: str
+    project: str
+    name: str
+    base_model: str
+    run_id: str | None
+    """Always null. Existing clients expect the id of a run in an experiment tracker; this service has none."""
+    step: int
+    """The newest version; 0 before the first training."""
+    created_at: datetime
+
+
+class ModelDeleted(BaseModel):
+    model_id: str
+    deleted_checkpoints: int
+    deleted_run: bool = False
+
+
+class Version(Listed):
+    step: int
+    digest: str
+    """The SHA-256 of the checkpoint's manifest; completions return it in x-policy-digest."""
+    created_at: datetime
+
+
+class Checkpoint(Listed):
+    step: int
+    metrics: dict[str, float]
+    digest: str
+    """The SHA-256 of the checkpoint's manifest; completions return it in x-policy-digest."""
+    created_at: datetime
+
+
+class CheckpointsDeleted(BaseModel):
+    deleted_count: int
+    not_found_steps: list[int]
+
+
+class TrainingJobResponse(BaseModel):
+    id: UUID
+
+
+class TrainingJob(Listed):
+    model_id: str
+    state: JobState
+    attempt: int
+    """The number of times that the job was started."""
+    error: str | None
+    """The reason why the job failed or is retried."""
+    waiting_for: str | None
+    """The resource that a running job needs before it can start, like learners that don't fit on the cluster."""
+    step: int | None
+    """The version that the job made."""
+    cancel_requested: bool
+    num_events: int
+    num_gradient_steps: int
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class TrainingJobEvent(Listed):
+    type: Literal["training_started", "logprobs_rescored", "gradient_step", "training_ended", "training_failed"]
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class JobArtifact(Listed):
+    """A file that a job wrote; its id is its name."""
+
+    size_bytes: int
+
+
+class LogEntry(Listed):
+    split: str
+    metrics: dict[str, float]
+    created_at: datetime
+
+
+class ApiKey(Listed):
+    """A key without its secret, of which only a hash is stored."""
+
+    name: str
+    entity: str
+    role: Role
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class CreatedApiKey(ApiKey):
+    key: str
+    """The secret, to be sent as a bearer token. It is never shown again."""
+
+
+class KeyRevoked(BaseModel):
+    id: str
+    revoked: bool = True
+
+
+class InferenceModel(Listed):
+    """A model name for completions, as OpenAI's API lists it."""
+
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class InferenceModels(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[InferenceModel]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "degraded"]
+    reasons: list[str]

@@ -1,0 +1,71 @@
+"""Accepts training jobs. Every job goes through here, whether a client posts it or a built-in algorithm makes it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem.cluster.artifacts import PAYLOADS, Artifacts
+from tandem.cluster.config import TandemConfig
+from tandem.rl.config import TrainingConfig
+from tandem.serve.jobs.blobs import delete_blobs, stored
+from tandem.serve.jobs.references import kl_reference
+from tandem.serve.jobs.storage import storage_errors
+from tandem.serve.store.store import Store
+from tandem.serve.store.tables import JobRow, ModelRow
+
+
+class PayloadCheck(Protocol):
+    def __call__(self, base_model: str, payload_key: str, config: TrainingConfig) -> object:
+        """Raise PayloadError, TrajectoryError, ConfigError or StageError for a payload that can't be trained on."""
+
+
+@dataclass(frozen=True)
+class OfferedJob:
+    model: ModelRow
+    config: TrainingConfig
+    body_sha256: str
+    write_payload: Callable[[str], object]
+    """Writes the body (JSON, zstd) to the blob of a key."""
+    idempotency_key: str | None = None
+
+
+class JobAcceptance:
+    """Turns an offered job into a durable one: a blob and a row. Returns only once both are stored."""
+
+    def __init__(
+        self, store: Store, artifacts: Artifacts, config: TandemConfig, check_payload: PayloadCheck | None = None
+    ):
+        """`check_payload` None: the caller has checked the trajectory groups already."""
+        self._store, self._artifacts, self._check_payload = store, artifacts, check_payload
+        self._limits, self._artifacts_root = config.limits, config.artifacts_root
+
+    def accept(self, offered: OfferedJob, confirm: Callable[[], object]) -> JobRow:
+        """Return the accepted job; for a repeated idempotency key, the job that was accepted first.
+
+        `confirm` is called last, before the row is written; an error that it raises withdraws the offer.
+
+        Raises ConflictError for a repeated key with another body, QueueFullError, ConfigError for an option that can't
+        be honoured, NotFoundError if the model was deleted, StorageFullError, UnavailableError, and the errors of
+        `check_payload`.
+        """
+        model, config, key = offered.model, offered.config, offered.idempotency_key
+        if key and (repeated := self._store.find_repeat(model.id, key, offered.body_sha256)):
+            return repeated
+        reference = kl_reference(config, self._artifacts_root)
+        self._store.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
+        job_id = str(uuid.uuid4())
+        with stored(self._artifacts, f"{PAYLOADS}/{job_id}.json.zst", offered.write_payload) as payload_key:
+            if self._check_payload:
+                with storage_errors():
+                    self._check_payload(model.base_model, payload_key, config)
+            confirm()
+            options = config.model_dump(mode="json", exclude_none=True)
+            job = self._store.add_job(
+                job_id, model.id, payload_key, options, offered.body_sha256, key, reference, self._limits
+            )
+        if job.id != job_id:  # the same request arrived twice at once, and the other one was first
+            delete_blobs(self._artifacts, [payload_key])
+        return job
