@@ -1,7 +1,7 @@
-# Everything runs in .venv, which `make install` makes with uv. Nothing outside this directory is changed.
+# Everything runs in .venv, which `make install` creates with uv. No file outside this directory is changed.
 #
-#   EXTRA=cpu|gpu     which vLLM and torch (default: gpu where nvidia-smi works, else cpu)
-#   PYTHON=python3.12 which interpreter (3.11 or 3.12; default: the first of python3.11, python3.12, python3 that is one)
+#   EXTRA=cpu|gpu      build of vLLM and torch (default: gpu if nvidia-smi works, otherwise cpu)
+#   PYTHON=python3.12  interpreter, 3.11 or 3.12 (default: the first of python3.11, python3.12, python3, python that fits)
 
 SHELL := bash
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -42,7 +42,7 @@ test-e2e: install  ## Run the lane of whole services, clusters and jobs
 	$(PYTEST) 2 --dist loadgroup --lane e2e
 
 test-all: SELECTED =
-test-all: test  ## Run all tests, including updates in place, lost nodes and random kills
+test-all: test  ## Run all tests, including the slow ones: updates in place, lost nodes, random kills
 
 lint: install  ## Check style and types
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -53,5 +53,5 @@ format: install  ## Apply style
 lock: install  ## Pin the newest versions that pyproject.toml allows
 	UV="$$(bash scripts/install.sh --print-uv)" bash scripts/lock.sh
 
-clean:  ## Remove .venv and what was built
+clean:  ## Remove .venv and build results
 	rm -rf .venv .bootstrap demo-results *.egg-info

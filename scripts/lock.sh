@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the pinned versions of both installations. $UV is the uv to use.
+# Write the pinned versions of both installations. UV is the path of uv.
 set -euo pipefail
 export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1}
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2>/dev/null || true)}}

@@ -1,12 +1,12 @@
-"""openpipe-art, the real client, without what its import does to the rest of the process.
+"""openpipe-art, the real client, without the side effect of its import.
 
-It replaces a function of transformers with one written for an older release, which breaks every model loaded
-afterwards. The client itself needs none of it, so transformers' own function is put back.
+The import replaces a function of transformers with one for an older release, which breaks every model that is loaded
+later. The client doesn't need it, so this module restores the original.
 """
 
 import os
 
-os.environ.pop("WANDB_API_KEY", None)  # with it, train() would call a service outside
+os.environ.pop("WANDB_API_KEY", None)  # with it, train() would call an external service
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import transformers.masking_utils as masking_utils

@@ -1,4 +1,4 @@
-"""A fresh Ray cluster of this machine alone, made by `ray start --head` as a user makes it, and ended completely."""
+"""A new Ray cluster on this machine, started by `ray start --head` and shut down completely."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-MARK = "TANDEM_TEST_RAY_HEAD"  # in the environment of all that a head starts, jobs in sessions of their own included
+MARK = "TANDEM_TEST_RAY_HEAD"  # in the environment of all processes that a head starts
 OBJECT_STORE_BYTES = 200 << 20
 STARTED = b"This command will now block forever"  # "Ray runtime started" comes before Ray writes down its address
-START_DEADLINE_S = 600.0  # 5 s, unless the machine has much else to do
+START_DEADLINE_S = 600.0  # a bound; on an idle machine 5 s
 END_DEADLINE_S = 60.0
 
 
@@ -33,7 +33,7 @@ class RayHeadError(RuntimeError):
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head: how programs and command lines reach it.
+    """A running head, and how programs and command lines reach it.
 
     with ray_head(tmp_path) as head:
         head.run("ray", "job", "submit", "--", "echo", "hello")
@@ -43,12 +43,12 @@ class RayHead:
     address: str  # of the GCS, for ray.init
     dashboard_url: str
     env: Mapping[str, str]
-    """For client commands: where the cluster is, and its token. Nothing else of this process's Ray is in it."""
+    """Environment for client commands: the address and the token, and no variables of this process's own Ray."""
 
     def run(self, *command: str, timeout_s: float = 600, **options) -> subprocess.CompletedProcess[str]:
-        """Runs a client command to its end; `ray`, `serve` and `tandem` are those beside this interpreter.
+        """Run a client command to its end; `ray`, `serve` and `tandem` are those of this environment.
 
-        A failure isn't raised: look at `returncode`. `options` are those of `subprocess.run`.
+        Raises no error for a failed command: check `returncode`. `options` are those of `subprocess.run`.
         """
         beside = BIN / command[0]
         program = [str(beside) if beside.is_file() else command[0], *command[1:]]
@@ -58,12 +58,11 @@ class RayHead:
 
 @contextmanager
 def ray_head(directory: Path, num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
-    """A head node on free ports of the loopback interface, with Ray's token authentication as it comes: on, because
-    there is a token.
+    """A head node on free ports of the loopback interface, with Ray's token authentication.
 
-    `environment` is set for the head's processes, which Serve replicas and jobs inherit. At the end the logs lie in
-    `directory / "ray-logs"`. Ends every process that the head or its clients have started, and no other; also those
-    that left its session, as the programs of Ray jobs do.
+    `environment` is set for the head's processes, which Serve replicas and jobs inherit. At the end the logs are in
+    `directory / "ray-logs"`. Ends every process that the head or its clients have started, and no others; programs of
+    Ray jobs, which leave the head's session, are included.
     """
     directory.mkdir(parents=True, exist_ok=True)
     mark = secrets.token_hex(8)
@@ -91,9 +90,9 @@ def ray_head(directory: Path, num_cpus: int = 4, **environment: str) -> Iterator
 
 
 def _start(log: Path, temp: Path, num_cpus: int, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
-    """`ray start --head` in a session of its own, once it says that it runs, and the URL of its dashboard.
+    """Start `ray start --head` in a new session. Return the process, once it is ready, and its dashboard's URL.
 
-    Ray gives up by itself when its raylet takes 30 s to start, which happens on a busy machine, so it is tried again.
+    Ray gives up when its raylet takes 30 s to start, which happens on a busy machine, so this retries.
     """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
@@ -129,7 +128,7 @@ def _start(log: Path, temp: Path, num_cpus: int, environment: Mapping[str, str])
 
 
 def _end(process: subprocess.Popen[bytes] | None, mark: str) -> None:
-    """Asks the head to end what it has started, as Ctrl-C would; then kills what is left."""
+    """Ask the head to shut down, as Ctrl-C would, then kill the processes that are left."""
     if process is None:
         return
     process.send_signal(signal.SIGTERM)
@@ -145,8 +144,11 @@ def _end(process: subprocess.Popen[bytes] | None, mark: str) -> None:
 
 
 def own_processes(session: int, mark: str) -> list[psutil.Process]:
-    """Those of the head's session, and those that carry its mark: it stays in the environment of a child that leads a
-    session of its own, while a Ray worker, which overwrites its environment to rename itself, stays in the session."""
+    """Return the processes of the head's session and those that carry its mark.
+
+    Children in sessions of their own keep the mark in their environment. Ray workers, which overwrite their environment
+    to rename themselves, stay in the session.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -158,7 +160,7 @@ def own_processes(session: int, mark: str) -> list[psutil.Process]:
 
 
 def free_ports(num: int) -> list[int]:
-    """Below the ports that the kernel gives to connections, so that they stay free until Ray listens on them."""
+    """Return free ports below the kernel's ephemeral range, so that they stay free until Ray listens on them."""
     free: list[int] = []
     while len(free) < num:
         port = random.randint(20_000, 32_000)

@@ -1,10 +1,10 @@
-"""Waiting for what other threads and processes do."""
+"""Waiting for other threads and processes."""
 
 import time
 
 
-def wait_until(holds, deadline_s=60):
-    """The deadline is for what never comes; on a busy machine, anything may take seconds."""
+def wait_until(holds, deadline_s=300):
+    """Poll until `holds` returns true. Fail at the deadline, which is generous because machines may be busy."""
     deadline = time.monotonic() + deadline_s
     while not holds():
         assert time.monotonic() < deadline

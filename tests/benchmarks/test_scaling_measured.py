@@ -1,4 +1,4 @@
-"""From measurements to constants, tables and predictions, with numbers made by hand."""
+"""Measurements become constants, tables and predictions, checked with hand-made numbers."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from queueing.validation import slowdown, validate
 from test_scaling_service import FREE
 
 
-def test_a_line_is_found_again():
+def test_a_line_is_recovered():
     line = fit([(1, 5), (10, 23), (100, 203)])  # 3 + 2 x
     assert (line.fixed, line.each) == pytest.approx((3, 2))
 
@@ -23,7 +23,7 @@ def test_costs_are_never_negative():
     assert fit([(1, 2), (2, 1)]) == Linear(pytest.approx((1 / 2 + 1) / (1 / 4 + 1)), 0.0)  # not 3 - x
 
 
-def test_slower_processes_take_longer_for_everything_but_amounts_stay():
+def test_slower_processes_scale_times_but_not_amounts():
     slow = replace(FREE, api=Linear(1, 2), step_s=3, gradient_bytes=5).slowed(2)
     assert (slow.api, slow.step_s, slow.engine_tokens_per_s, slow.gradient_bytes) == (Linear(2, 4), 6, 50, 5)
 
@@ -33,7 +33,7 @@ def timing(seconds, **more):
 
 
 def measurements():
-    """A service whose parts cost round numbers."""
+    """Measurements of a service whose costs are round numbers."""
     kinds = ("find_key", "resolve", "versions", "claim", "started", "gradient_step", "renew", "complete")
     store = [timing(0.004, kind=kind) for kind in kinds]
     completions = [
@@ -90,19 +90,19 @@ def test_the_table_of_constants_has_their_units():
     assert values["claiming a job, SQLite"] == "4.0 ms (4.0 to 4.0)"
 
 
-def test_predictions_are_made_for_cores_of_their_own_and_for_what_there_was():
+def test_predictions_assume_own_cores_or_the_measured_ones():
     found = measurements()
     [loop] = found["service"]["loops"]
-    assert slowdown(loop) == 2  # the API ran most, 6 s, and waited as long for a core
+    assert slowdown(loop) == 2  # the API used the most CPU, 6 s, and waited as long for a core
     found["service"] |= {"completions": [], "jobs": []}
     costs = costs_of(measurements())
     [row] = validate(costs, found)
-    # Twice the time for all but the polls of 0.2 s, which wait for nothing.
+    # Everything takes twice as long except polls of 0.2 s.
     assert row["predicted, own cores"] / 2 < row["predicted, slowed"] < row["predicted, own cores"]
     assert (row["measured"], row["error"]) == (0.5, pytest.approx(row["predicted, slowed"] / 0.5 - 1))
 
 
-def test_time_of_sleep_counts_and_work_is_seen():
+def test_sleep_counts_as_time_and_work_as_cpu_time():
     assert measure(lambda: time.sleep(0.02), 3).free_s >= 0.019
 
     def busy():
@@ -112,10 +112,10 @@ def test_time_of_sleep_counts_and_work_is_seen():
 
     before = usage([os.getpid()])
     busy()
-    assert (usage([os.getpid()]) - before).ran_s >= 0.1  # the kernel's count lags behind, by a tick at least
+    assert (usage([os.getpid()]) - before).ran_s >= 0.1  # the kernel's count lags by at least a tick
 
 
-def test_tables_go_where_the_page_wants_them(tmp_path):
+def test_tables_replace_their_places_in_the_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- runs: written by benchmarks/scaling.py -->\nold\n<!-- end -->\nb\n")
     write_tables(page, {"runs": [{"engines": 1, "jobs/s": 0.12345}, {"engines": 64, "jobs/s": 1234.5}]})

@@ -1,4 +1,4 @@
-"""The parts of the simulation against queues whose answers are known in closed form, and against hand-worked ends."""
+"""The parts of the simulation against closed-form queues and hand-worked schedules."""
 
 import random
 
@@ -8,7 +8,7 @@ from queueing.resources import Server, SharedRate, shorter_of_two
 
 
 def mean_wait(service_time, arrivals_per_s, num_arrivals=40_000):
-    """Of a single server with Poisson arrivals."""
+    """Return the mean wait at a single server with Poisson arrivals."""
     env, rng = simpy.Environment(), random.Random(1)
     server = Server(env, "server")
 
@@ -33,8 +33,8 @@ def test_wait_of_constant_service_is_that_of_m_d_1():
     assert mean_wait(lambda rng: 1.0, 0.6) == pytest.approx(0.75, rel=0.04)
 
 
-def test_a_second_server_halves_nothing_but_the_queue():
-    """Three works of 2 s that come together, on two servers: 2, 2 and 4 s, of which one waits 2."""
+def test_a_second_server_halves_only_the_queue():
+    """Three works of 2 s that arrive together at two servers end at 2, 2 and 4 s; one waits 2 s."""
     env = simpy.Environment()
     server = Server(env, "server", capacity=2)
     for _ in range(3):
@@ -44,7 +44,7 @@ def test_a_second_server_halves_nothing_but_the_queue():
 
 
 def ends(shared, env, works):
-    """When each of the works (start, amount) ends."""
+    """Return when each of the works (start, amount) ends."""
     found = {}
 
     def work(number, start, amount):
@@ -59,14 +59,14 @@ def ends(shared, env, works):
 
 
 def test_works_share_a_rate_equally():
-    """1 and 3 at rate 1: both get 1/2 until the first is done at 2; the rest of 2 is done alone at 4."""
+    """1 and 3 at rate 1: each gets 1/2 until the first ends at 2; the other finishes its rest of 2 alone at 4."""
     env = simpy.Environment()
     shared = SharedRate(env, "link", lambda n: 1.0)
     assert ends(shared, env, [(0, 1), (0, 3)]) == pytest.approx([2, 4])
     assert shared.done == pytest.approx(4)
 
 
-def test_a_work_that_comes_later_slows_the_first():
+def test_a_later_work_slows_the_first():
     """4 alone for 2 s at rate 1, then 2 beside it, each at 1/2: both have 2 left, so both end at 2 + 4."""
     env = simpy.Environment()
     assert ends(SharedRate(env, "link", lambda n: 1.0), env, [(0, 4), (2, 2)]) == pytest.approx([6, 6])

@@ -1,4 +1,4 @@
-"""The simulated service, by hand-worked jobs, conservation laws, and the bounds of closed queueing networks."""
+"""The simulated service against hand-worked jobs, conservation laws and bounds of closed queueing networks."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ FREE = Costs(
     allreduce_latency_s=0, allreduce_bytes_per_s=1, gradient_bytes=0, checkpoint_bytes=0, pulled_bytes=0, save=ZERO,
     load=ZERO, store_write_s=0,
 )  # fmt: skip
-"""Everything is free but the engine's 100 tokens per second."""
+"""Everything is free except the engine's 100 tokens per second."""
 LOAD = Workload(runs=1, groups=2, completions=4, tokens=50, tokens_cv=0, prompt_tokens=10, packed_length=110)
 HERE = Fleet(artifact_bytes_per_s=0)  # one machine: files needn't move
 
@@ -54,7 +54,7 @@ def test_the_stages_of_a_job_by_hand():
     assert stages["checkpoint"] == pytest.approx(2.0)
 
 
-def test_learners_speed_up_nothing_but_their_tokens():
+def test_more_learners_speed_up_only_the_tokens():
     """Amdahl: with two learners two steps instead of four, and at best the part that isn't divided remains."""
     seconds = {}
     for learners in (1, 2, 4, 64):
@@ -85,7 +85,7 @@ def test_only_the_next_in_line_is_prepared_ahead():
     assert result["jobs_per_s"] == pytest.approx(1 / 20, rel=0.05)
 
 
-def test_what_is_sampled_is_what_is_trained():
+def test_as_many_tokens_are_trained_as_sampled():
     """Conservation: each job takes 8 rollouts of 50 tokens, whatever the lag."""
     for lag in (0, 1):
         result = simulate_runs(JOB, HERE, replace(LOAD, runs=4, max_policy_lag=lag), rounds=20)
@@ -95,7 +95,7 @@ def test_what_is_sampled_is_what_is_trained():
 
 def test_policy_lag_hides_rollouts_behind_training():
     """On-policy, 4 s of rollouts (400 tokens at 100/s) and 9.7 s of training follow each other; with a lag of one
-    version the rollouts go on meanwhile, and the 0.8 s of preparation too."""
+    version the rollouts and the 0.8 s of preparation overlap with training."""
     strict, lagged = (
         simulate_runs(JOB, HERE, replace(LOAD, max_policy_lag=lag), rounds=10)["jobs_per_s"] for lag in (0, 1)
     )
@@ -126,7 +126,7 @@ def test_replicas_of_the_api_divide_its_work():
     assert result["rollouts_per_s"] == pytest.approx(4 * 4 / 0.22, rel=0.03)
 
 
-def test_engines_that_ask_for_a_version_together_share_the_artifact_store():
+def test_engines_that_pull_a_version_at_once_share_the_artifact_store():
     """Four engines pull 100 bytes each. Shared 100 bytes/s: all wait 4 s; each its own: 1 s. Then 0.5 s to load."""
     costs = replace(FREE, pulled_bytes=100, adapter_load_s=0.5)
     fleet = Fleet(engines=4, node_bytes_per_s=100, artifact_bytes_per_s=100)
@@ -141,7 +141,7 @@ def test_each_engine_pulls_a_version_once():
         assert simulate_publication(costs, Fleet(node_bytes_per_s=100), at_once, LOAD) == pytest.approx([1.0])
 
 
-def test_a_writer_at_a_time_in_sqlite():
+def test_sqlite_has_one_writer_at_a_time():
     """5 ms per transaction, of which a job has five (add, claim, start, one gradient step, complete)."""
     costs = replace(FREE, store_write_s=0.005, engine_tokens_per_s=1e6)
     load, fleet = replace(LOAD, runs=64), Fleet(engines=64, base_models=64, learners=4, artifact_bytes_per_s=0)
@@ -151,7 +151,7 @@ def test_a_writer_at_a_time_in_sqlite():
     assert postgresql["jobs_per_s"] > 2 * sqlite["jobs_per_s"]
 
 
-def test_engines_that_cannot_be_divided_evenly_are_refused():
+def test_engines_that_cannot_be_divided_evenly_are_rejected():
     with pytest.raises(ValueError, match="3 engines can't be split evenly over 2"):
         service(fleet=Fleet(engines=3, base_models=2))
 

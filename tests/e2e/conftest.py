@@ -41,7 +41,7 @@ def service(ray_local, tmp_path_factory) -> Service:
     from tandem.serve.store.store import Store
 
     home = tmp_path_factory.mktemp("tandem")
-    held = hold_port("127.0.0.1")  # until the fixture ends
+    held = hold_port("127.0.0.1")  # until the fixture is gone
     port = held.getsockname()[1]
     base = TINY.model_copy(update={"logprobs": LogprobsConfig(mode="shared")})  # learner and engine, on every job
     config = TandemConfig(
@@ -61,8 +61,7 @@ def service(ray_local, tmp_path_factory) -> Service:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem):
-    """The service, and Ray Serve, end with the tests of this folder: idle, they would take a quarter of a core from all
-    that follow."""
+    """Stop the service and Ray Serve with the last test of this folder, so that they don't slow down the next ones."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
         _running.close()
 

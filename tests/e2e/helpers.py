@@ -1,4 +1,4 @@
-"""Small pieces of user code that the end-to-end tests share."""
+"""Pieces of user code that the end-to-end tests share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def inference_name(model: dict[str, Any], step: int | None = None) -> str:
 
 
 def roll_out(openai: OpenAI, name: str, num: int = 8, prompt: str = PROMPT, **options: Any) -> list[dict[str, Any]]:
-    """`num` trajectories of one prompt; the first half gets reward 1, the rest 0: there is always an advantage."""
+    """Return `num` trajectories of one prompt. Half of them get reward 1, the others 0."""
     messages = [{"role": "user", "content": prompt}]
     completion = openai.chat.completions.create(model=name, messages=messages, n=num, max_tokens=24, **options)
     return [
@@ -53,7 +53,7 @@ def post_job(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[
 
 
 def events_until_end(http: httpx.Client, job: str, deadline_s: float = 300) -> list[dict[str, Any]]:
-    """All events of a job once it has ended."""
+    """Return all events of a job once it has ended."""
     deadline = time.monotonic() + deadline_s
     events: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
@@ -68,7 +68,7 @@ def events_until_end(http: httpx.Client, job: str, deadline_s: float = 300) -> l
 
 
 def wait_for_health(url: str, holds: Callable[[dict[str, Any]], bool], deadline_s: float) -> dict[str, Any]:
-    """The first answer of /health that is as wanted; on a busy machine, a part may sometimes answer it too late."""
+    """Poll /health until `holds` accepts an answer, and return it. On a busy machine a part may miss a health check."""
     deadline = time.monotonic() + deadline_s
     while not holds(health := httpx.get(f"{url}/health", timeout=120).json()):
         assert time.monotonic() < deadline, health
@@ -77,7 +77,7 @@ def wait_for_health(url: str, holds: Callable[[dict[str, Any]], bool], deadline_
 
 
 def processes(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-    """Those of this test run that `holds`, but for what has ended; others come and go while they are looked at."""
+    """Return the processes of this test run that `holds` accepts. Skip those that end meanwhile."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -91,7 +91,7 @@ def processes(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
 def train(
     http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any
 ) -> list[dict[str, Any]]:
-    """Posts a job and returns its events, having seen it succeed."""
+    """Post a job, assert that it succeeds, and return its events."""
     events = events_until_end(http, post_job(http, model, trajectories, **config))
     assert events[-1]["type"] == "training_ended", events[-1]
     return events

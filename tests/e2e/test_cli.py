@@ -28,10 +28,10 @@ def test_a_job_is_watched_to_its_end_and_listed(tandem, service, http):
     assert f"tests/{model['name']}" in tandem("models", "--limit", "100").output
 
 
-def test_what_is_wrong_is_said_in_a_sentence(tandem):
+def test_errors_name_the_cause_and_the_remedy(tandem):
     assert "401" in tandem("models", TANDEM_API_KEY="tdm_wrong").output
     assert "tandem keys create" in tandem("jobs", TANDEM_API_KEY="").output
-    nobody = tandem("models", TANDEM_URL="http://127.0.0.1:9")
-    assert nobody.exit_code == 1 and "tandem up" in nobody.output
+    absent = tandem("models", TANDEM_URL="http://127.0.0.1:9")
+    assert absent.exit_code == 1 and "tandem up" in absent.output
     missing = tandem("watch", "00000000-0000-4000-8000-000000000000")
     assert missing.exit_code == 1 and "404" in missing.output

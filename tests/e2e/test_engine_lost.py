@@ -1,8 +1,8 @@
-"""An engine that loses its core is named by /health until it has been replaced."""
+"""/health names an engine whose core process died until Serve has replaced it."""
 
 from helpers import PROMPT, inference_name, processes, register, wait_for_health
 
-NOTICED_S, REPLACED_S = 300, 600  # seconds and half a minute, unless the machine has much else to do
+NOTICED_S, REPLACED_S = 300, 600  # bounds; on an idle machine a few seconds and half a minute
 
 
 def of_the_engine(health):

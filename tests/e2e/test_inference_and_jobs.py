@@ -1,4 +1,4 @@
-"""What rollout code relies on beyond versions: streaming, tools, several choices, multi-turn training, job control."""
+"""Streaming, tools, several choices, multi-turn training and job control, as rollout code uses them."""
 
 import openai
 import pytest
@@ -14,17 +14,17 @@ def test_choices_can_be_turned_back_into_tokens(service, http):
     completion = client.chat.completions.create(model=inference_name(model), messages=MESSAGES, n=3, max_tokens=24)
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
     for choice in completion.choices:
-        content = choice.logprobs.content  # nobody asked for logprobs
+        content = choice.logprobs.content  # present although the request has no `logprobs`
         assert [token.token for token in content] == [f"token_id:{i}" for i in choice.token_ids]
         assert choice.finish_reason == "stop"
-        assert bytes(content[-1].bytes).decode() == "<|im_end|>"  # so that stopping can be learnt
+        assert bytes(content[-1].bytes).decode() == "<|im_end|>"  # so that training covers the decision to stop
         assert all(token.logprob <= 0 and token.top_logprobs == [] for token in content)
 
 
 def test_streaming_gives_the_same_answer_in_pieces(service, http):
     client, model = service.openai(), register(http)
     options = {"model": inference_name(model), "messages": MESSAGES, "max_tokens": 64, "temperature": 0}
-    # vLLM puts tokens together for a reader that is slower than the engine, so a short answer may come in one piece.
+    # vLLM merges tokens for a slow reader, so a short answer may arrive in one piece.
     options["extra_body"] = {"min_tokens": 64}
     whole = client.chat.completions.create(**options).choices[0]
     chunks = list(client.chat.completions.create(**options, stream=True))
@@ -72,13 +72,13 @@ def test_a_bad_request_is_vllms_own_400(service, http):
         service.openai().chat.completions.create(model="tandem/tiny", messages=MESSAGES, max_tokens=10_000_000)
 
 
-def test_without_a_key_nothing_is_answered(service):
+def test_a_wrong_key_is_rejected(service):
     client = openai.OpenAI(base_url=service.base_url, api_key="tdm_wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         client.chat.completions.create(model="tandem/tiny", messages=MESSAGES)
 
 
-def test_an_inexact_trajectory_is_refused_where_it_is_and_nothing_is_stored(service, http):
+def test_an_inexact_trajectory_is_rejected_at_its_place_and_not_stored(service, http):
     model = register(http)
     trajectories = roll_out(service.openai(), inference_name(model), 2)
     choice = trajectories[1]["messages_and_choices"][1]
@@ -103,7 +103,7 @@ def test_a_running_job_can_be_cancelled(service, http):
         assert events[-1]["type"] == "training_failed"
         assert "cancel" in events[-1]["data"]["error_message"]
         assert http.get(f"/preview/training-jobs/{job}").json()["state"] == "cancelled"
-    train(http, model, trajectories)  # and the model goes on
+    train(http, model, trajectories)  # the model still trains
     assert http.get(f"/preview/models/{model['id']}").json()["step"] == 1
 
 
@@ -119,6 +119,7 @@ def test_deleting_a_model_ends_its_jobs(service, http):
 
 def test_health_is_ok(service, http):
     model = register(http)
-    train(http, model, roll_out(service.openai(), inference_name(model)))  # a deleted job may have ended the learners
+    # A deleted job may have stopped the learners.
+    train(http, model, roll_out(service.openai(), inference_name(model)))
     health = wait_for_health(service.url, lambda health: health["status"] == "ok", 300)
     assert health == {"status": "ok", "reasons": []}

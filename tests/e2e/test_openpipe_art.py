@@ -32,7 +32,7 @@ async def registered(backend):
 
 
 async def group(model, num=8):
-    """One group of rollouts; every other one is rewarded, so that there is always an advantage."""
+    """Return one group of rollouts. Every other one is rewarded, so advantages aren't all zero."""
 
     async def rollout(index):
         completion = await model.openai_client().chat.completions.create(
@@ -63,7 +63,7 @@ def test_each_loss_option_trains_a_version(backend):
     asyncio.run(run())
 
 
-def test_its_errors_say_what_is_wrong(backend, service):
+def test_its_errors_carry_the_cause(backend, service):
     async def run():
         model = await registered(backend)
         with pytest.raises(Exception, match="advantage_balance"):

@@ -1,4 +1,4 @@
-"""The example from the README raises the tiny model's reward, over the HTTP API alone."""
+"""The example of the README raises the tiny model's reward over the HTTP API."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def test_the_reward_rises(service, tmp_path):
     assert (tmp_path / "demo-results" / "reward.png").stat().st_size > 5_000
 
 
-def test_without_a_key_it_says_what_to_do(service, tmp_path):
+def test_without_a_key_it_prints_how_to_get_one(service, tmp_path):
     environment = {**os.environ, "TANDEM_URL": service.url, "TANDEM_API_KEY": ""}
     result = subprocess.run(
         [sys.executable, str(EXAMPLE)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -1,4 +1,4 @@
-"""The one port of Ray that isn't bound to the loopback interface: each Serve replica takes pickles there."""
+"""Serve replicas accept pickles on a port that isn't bound to the loopback interface, so it must require the token."""
 
 import pickle
 
@@ -17,7 +17,7 @@ def replica_ports():
 
 
 class Payload:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self._path = path

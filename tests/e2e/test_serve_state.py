@@ -1,4 +1,4 @@
-"""What is read of Ray Serve's state without `serve.status`, which says the same and takes far longer."""
+"""Ray Serve's state, read without `serve.status`, which returns the same and takes far longer."""
 
 from ray import serve
 from waiting import wait_until
@@ -8,9 +8,9 @@ from tandem.cli.launch import APPLICATION
 from tandem.serve.app.serve_state import application_status
 
 
-def test_an_application_is_told_as_serve_tells_it(service):
+def test_the_status_of_an_application_equals_serves_own(service):
     wait_until(lambda: application_status(APPLICATION) == serve.status().applications[APPLICATION])
-    assert application_status("nobody's") is None
+    assert application_status("absent") is None
 
 
 def test_the_service_of_this_cluster_is_found(service):

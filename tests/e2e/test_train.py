@@ -1,4 +1,4 @@
-"""`tandem train` with the example that is shipped, against the whole service."""
+"""`tandem train` with the shipped example, against the real service."""
 
 import json
 import os
@@ -15,7 +15,7 @@ TANDEM = Path(sys.executable).with_name("tandem")
 
 @pytest.fixture(scope="module")
 def finished(service, tmp_path_factory):
-    """The run's directory and what it printed."""
+    """The directory and the output of a finished run."""
     home = tmp_path_factory.mktemp("home")
     environment = {
         **os.environ,
@@ -41,7 +41,7 @@ def test_the_reward_rises_on_tasks_that_were_not_trained(finished):
     assert evaluations[0] < 0.6 and evaluations[12] > max(0.8, evaluations[0] + 0.3)
 
 
-def test_rollouts_ran_beside_training_within_the_bound(finished):
+def test_rollouts_overlap_training_within_the_policy_lag(finished):
     trained = rows(finished[0], "training")
     assert [row["version"] for row in trained] == list(range(1, 13))
     lags = [row["policy_lag/max"] for row in trained]
@@ -49,7 +49,7 @@ def test_rollouts_ran_beside_training_within_the_bound(finished):
     assert sum(row["seconds/rollouts_beside_training"] > 0 for row in trained[1:]) > 6
 
 
-def test_what_is_left_can_be_looked_at(finished):
+def test_the_run_leaves_plots_metrics_and_a_summary(finished):
     directory, output = finished
     assert (directory / "reward.png").stat().st_size > 5_000
     assert list((directory / "tensorboard").glob("events.out.tfevents.*"))

@@ -1,4 +1,4 @@
-"""`tandem up` as a process of its own, which is told to end before it is ready."""
+"""`tandem up` that gets SIGTERM before it is ready."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tandem.cluster.processes.held_ports import hold_port
 
 
 def started_with(home):
-    """All processes that were started with this home directory."""
+    """Return all processes whose environment has this home directory."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -30,7 +30,7 @@ def started_with(home):
 def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
     held = hold_port("127.0.0.1")
     environment = {**os.environ, "TANDEM_HOME": str(tmp_path), "TANDEM_HTTP__PORT": str(held.getsockname()[1])}
-    for inherited in [name for name in environment if name.startswith("RAY_")]:  # from a Ray of this test run
+    for inherited in [name for name in environment if name.startswith("RAY_")]:  # of this test run's Ray
         del environment[inherited]
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("tandem")), "up"],

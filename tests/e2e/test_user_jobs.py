@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 EXAMPLE = EXAMPLES / "training_job_configs"
 FAMILY = "/default"
-END_S = 600  # half a minute, unless the machine has much else to do
+END_S = 600  # a bound; on an idle machine half a minute
 COMPLETED = 10
 
 
@@ -54,7 +54,7 @@ def log(http, job, rank=0):
 
 
 def runner_pid():
-    """Of the process that looks after jobs."""
+    """Return the pid of the process that runs users' jobs."""
     return processes(lambda p: p.name().startswith("ray::") and "job-runner" in " ".join(p.cmdline()))[0].pid
 
 
@@ -84,7 +84,7 @@ def test_the_two_worker_example_trains_and_outlives_its_runner(service, http, bu
     for rank in range(2):
         lines = log(http, job, rank)
         assert any(line.startswith(f"worker {rank} of 2: step 299") for line in lines), lines
-        assert not any(line.startswith(f"worker {1 - rank}") for line in lines), "each has a log of its own"
+        assert not any(line.startswith(f"worker {1 - rank}") for line in lines), "each worker has its own log"
         assert (bucket / "logs" / f"worker-{rank}.log").read_text().splitlines() == lines
 
 
@@ -92,7 +92,7 @@ def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):
     groups = [
         {
             "trajectories": roll_out(
-                # Answers to it are many: were the rewarded ones the same as the others, nothing would be learnt.
+                # Answers vary, so rewarded ones differ from the others and there is something to learn.
                 service.openai(),
                 "tandem/tiny",
                 num=4,
@@ -130,11 +130,11 @@ def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):
             model=inference_name(model), messages=[{"role": "user", "content": "hello"}], max_tokens=4
         )
         assert completion.choices[0].policy_version == 3
-    # Sums are added up in an order that follows from the job's id, and Adam makes much of it where gradients are tiny:
-    # single weights may differ. By this measure, other rewards or another order of the groups give 0.2 or more.
+    # The order of summation follows from the job's id, and Adam amplifies rounding where gradients are tiny, so single
+    # weights may differ. With other rewards or another order of groups this measure is 0.2 or more.
     first, second = adapters
-    learnt = norm(weight for key, weight in first.items() if "lora_B" in key)
-    assert norm(second[key] - weight for key, weight in first.items()) < 0.05 * learnt
+    learned = norm(weight for key, weight in first.items() if "lora_B" in key)
+    assert norm(second[key] - weight for key, weight in first.items()) < 0.05 * learned
 
 
 def norm(tensors):
@@ -146,7 +146,7 @@ def parameters(model_name):
     return [{"label": label, "value": str(value)} for label, value in values.items()]
 
 
-def test_a_line_that_is_no_group_ends_the_run_with_its_place(http, bucket):
+def test_an_invalid_line_fails_the_run_and_is_named(http, bucket):
     (bucket / "groups.jsonl").write_text('{"trajectories": [{"messages_and_choices": [], "reward": "high"}]}\n')
     config = {"worker_server_num": 1, "model_id": 1, "spec_id": 0, "data_url": f"/{bucket.name}/groups.jsonl"}
     body = {"job_name": f"job-{uuid.uuid4().hex[:8]}", "config": {**config, "parameter": parameters("unused")}}

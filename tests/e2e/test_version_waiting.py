@@ -1,4 +1,4 @@
-"""Rollout code learns of new versions, and training says how old the policy was that sampled."""
+"""Clients wait for new versions, and training reports the age of the policy that sampled."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,14 +26,14 @@ def test_ten_jobs_without_learning_move_no_logprob(service, http):
     assert greedy_logprobs(openai, inference_name(model)) == pytest.approx(before, abs=1e-4)
 
 
-def test_who_waits_for_a_version_is_told_of_it(service, http):
+def test_a_request_can_wait_for_the_next_version(service, http):
     openai, model = service.openai(), register(http)
     url = f"/preview/models/{model['id']}/versions"
     assert http.get(url, params={"wait": 0.2}).json()["data"] == []
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(http.get, url, params={"after": 0, "wait": 60})
         post_job(http, model, roll_out(openai, inference_name(model)))
-        # An empty answer means "ask again": one that is due to a machine that is very slow.
+        # An empty answer means "ask again", which a very slow machine may need.
         data = waiting.result().json()["data"] or http.get(url, params={"wait": 60}).json()["data"]
     [version] = data
     assert version["step"] == 1

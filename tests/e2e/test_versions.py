@@ -7,7 +7,7 @@ import torch
 from helpers import PROMPT, events_until_end, inference_name, post_job, register, roll_out, train
 
 GREEDY = {"temperature": 0, "logprobs": True, "max_tokens": 12}
-TOLERANCE = 1e-4  # of a logprob in float32, whatever else is in the engine's batch; a trained version differs by more
+TOLERANCE = 1e-4  # of float32 logprobs in different batches; a trained version differs by more
 
 
 def answer(openai, name):
@@ -49,7 +49,7 @@ def test_both_answer_while_a_job_trains(service, http):
 
 
 def learner_logprobs(checkpoint, token_ids):
-    """Logprobs [T-1] of tokens 1.. under a checkpoint, from the learner's policy."""
+    """Return the logprobs [T-1] of tokens 1.. by the learner's policy under a checkpoint."""
     from tandem.rl.checkpoints import read_checkpoint
     from tandem.rl.packing import PackedSequence
     from tandem.rl.policy import Policy

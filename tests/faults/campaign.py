@@ -1,4 +1,4 @@
-"""A service under load, one fault after the other, and the examination afterwards."""
+"""Inject one fault after another into a service under load, then examine the results."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ SETTINGS = {
     "TANDEM_DEADLINES__STEP_S": "10",
     "TANDEM_DEADLINES__CHECKPOINT_S": "20",
 }
-"""Shorter than the defaults, which are meant for large models, so that a round doesn't take half an hour."""
+"""Shorter than the defaults, which suit large models, so that a round doesn't take half an hour."""
 RECOVERY_DEADLINE_S = 1200.0
-CLEAN_DEADLINE_S = 300.0  # Ray's own agents notice after up to two minutes that their raylet was killed
+CLEAN_DEADLINE_S = 300.0  # Ray's agents need up to two minutes to notice that their raylet was killed
 MAX_DELAY_S = 8.0  # from the start of a job to the fault, drawn at random
-QUEUE = 2  # jobs that wait or run until the fault
-JOBS_AFTER = 2  # posted while the service is at its worst
+QUEUE = 2  # jobs that are open when the fault comes
+JOBS_AFTER = 2  # posted right after the fault
 
 
 class RecoveryError(AssertionError):
-    """The service wasn't again what it had been, within the deadline."""
+    """The service didn't recover within the deadline."""
 
 
 def run_campaign(
@@ -47,9 +47,9 @@ def run_campaign(
     until: float = float("inf"),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Campaign:
-    """Injects `faults` in turn; begins no round after the monotonic time `until`.
+    """Inject `faults` in turn, and start no round after the monotonic time `until`.
 
-    What breaks a promise is among the findings. Raises ServiceError when the service doesn't start in the first place.
+    The findings list every broken promise. Raises ServiceError if the service doesn't start the first time.
     """
     rng, findings, rounds = random.Random(seed), Findings(), []
     with ServiceProcess(home, SETTINGS) as service:
@@ -68,7 +68,7 @@ def run_campaign(
                     findings.add(f"Round {number}, {fault.what}: {error}")
                     tell(f"  given up: {error}")
                     break
-                tell(f"  {rounds[-1].recovered - rounds[-1].injected:.0f} s later all is well")
+                tell(f"  recovered after {rounds[-1].recovered - rounds[-1].injected:.0f} s")
         outcomes = _settle(service, load, findings)
     findings.sentences += rollouts.refused
     tell("training the same jobs without interruption, to compare")
@@ -83,16 +83,16 @@ def run_campaign(
 
 
 def _settle(service: ServiceProcess, load: Load, findings: Findings) -> list[ModelOutcome]:
-    """Sends every request once more, reads what became of the jobs, and ends the service."""
+    """Repeat every request, read the outcome of the jobs, and shut the service down."""
     try:
         for job in load.accepted:
             if (repeated := load.post_again(job)) != job.id:
-                findings.add(f"Job {job.id}: its request, sent again, was answered with {repeated}.", "doubled", job.id)
+                findings.add(f"Job {job.id}: a repeat of its request returned job {repeated}.", "doubled", job.id)
         outcomes = [read_outcome(load.client, model.id) for model in load.models]
         service.terminate()
         wait_until(lambda: not service.processes(), CLEAN_DEADLINE_S)
         if left := service.processes():
-            findings.add(f"The service has ended, and left {', '.join(map(title_of, left))}.")
+            findings.add(f"The service shut down and left {', '.join(map(title_of, left))}.")
         return outcomes
     except (RefusedError, ServiceError, httpx.HTTPError) as error:
         findings.add(f"At the end: {error}")
@@ -100,7 +100,7 @@ def _settle(service: ServiceProcess, load: Load, findings: Findings) -> list[Mod
 
 
 def _judged(round: Round, outcomes: Sequence[ModelOutcome], rollouts: Rollouts, findings: Findings) -> Round:
-    """With the numbers that are known only afterwards."""
+    """Return the round with the numbers that are known only after the campaign."""
     jobs, span = [job for outcome in outcomes for job in outcome.jobs], (round.injected, round.recovered)
     return replace(
         round,
@@ -113,18 +113,18 @@ def _judged(round: Round, outcomes: Sequence[ModelOutcome], rollouts: Rollouts, 
 def _run_round(
     service: ServiceProcess, load: Load, rollouts: Rollouts, fault: Fault, rng: random.Random, findings: Findings
 ) -> Round:
-    """Raises RecoveryError, and what the service's own processes and clients raise, when it doesn't recover."""
+    """Run one round. Raises RecoveryError, or an error of the service's clients, if the service doesn't recover."""
     began, first = time.time(), len(load.accepted)
     for _ in range(QUEUE):
         load.post_job()
-    # It may have ended by the time that it is looked at, on a machine that stalls.
-    _expect("a job has begun", lambda: any(state != "queued" for state in load.states(first)))
+    # On a slow machine it may have ended before this looks.
+    _expect("a job has started", lambda: any(state != "queued" for state in load.states(first)))
     injection = time.monotonic() + rng.uniform(0, MAX_DELAY_S)
     while (remaining := injection - time.monotonic()) > 0:
         if load.num_open(first) < QUEUE:
             load.post_job()
         time.sleep(min(remaining, 0.2))
-    while not (open_jobs := load.num_open(first)):  # all have ended since, on a machine that stalls
+    while not (open_jobs := load.num_open(first)):  # on a slow machine all may have ended
         load.post_job()
     with ThreadPoolExecutor(JOBS_AFTER) as pool:
         injected = time.time()
@@ -139,7 +139,7 @@ def _run_round(
     _expect("rollouts of every model are answered", lambda: rollouts.models_answered_since(ended) == set(load.models))
     recovered = time.time()
     if remaining := _surplus(service, pid if fault.signal == SIGSTOP else None):
-        findings.add(f"After {fault.what}, there still were {', '.join(map(title_of, remaining))}.")
+        findings.add(f"After {fault.what}, these processes remained: {', '.join(map(title_of, remaining))}.")
         for process in remaining:
             send(process, SIGKILL)
     jobs = tuple(job.id for job in load.accepted[first:])
@@ -148,11 +148,11 @@ def _run_round(
 
 def _expect(what: str, holds: Callable[[], bool]) -> None:
     if not wait_until(holds, RECOVERY_DEADLINE_S):
-        raise RecoveryError(f"It isn't so, after {RECOVERY_DEADLINE_S:g} s, that {what}.")
+        raise RecoveryError(f"After {RECOVERY_DEADLINE_S:g} s, this isn't true: {what}.")
 
 
 def _surplus(service: ServiceProcess, stopped: int | None) -> list[psutil.Process]:
-    """What should have ended with the fault, or because of it, and hasn't within CLEAN_DEADLINE_S."""
+    """Return the processes that should have ended because of the fault and still run after CLEAN_DEADLINE_S."""
 
     def surplus() -> list[psutil.Process]:
         found = service.earlier_processes()

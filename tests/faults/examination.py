@@ -1,4 +1,4 @@
-"""Which promises were broken: jobs that were lost or doubled, versions with gaps, digests that differ."""
+"""Find broken promises: jobs that were lost or doubled, versions with gaps, digests that differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tandem.cluster.config import TINY
 from tandem.rl.checkpoints import verify_checkpoint
 from tandem.rl.errors import CheckpointError
 
-CLOCK_S = 30.0  # between the time written in a version's row and the end of its transaction, on a machine that stalls
+CLOCK_S = 30.0  # from the time in a version's row to the end of its transaction, on a slow machine
 
 
 def examine(
@@ -24,7 +24,7 @@ def examine(
     rollouts: Iterable[Rollout],
     findings: Findings,
 ) -> None:
-    """Adds to the findings. `home`: the service's, which has ended."""
+    """Add to the findings. `home` is that of the service, which has shut down."""
     bodies = {job.id: job.body for job in accepted}
     reference = UninterruptedRun(TINY, home / "uninterrupted")
     check_jobs(accepted, outcomes, findings)
@@ -37,21 +37,21 @@ def examine(
 
 
 def check_jobs(accepted: Sequence[AcceptedJob], outcomes: Sequence[ModelOutcome], findings: Findings) -> None:
-    """Every accepted job is there, has ended once and well, and there is none that nobody posted."""
+    """Check that every accepted job exists and succeeded once, and that there are no other jobs."""
     known = {job.id: job for outcome in outcomes for job in outcome.jobs}
     for id, times in Counter(job.id for job in accepted).items():
         if times > 1:
-            findings.add(f"{times} requests, each with a key of its own, were answered with job {id}.", "lost", id)
+            findings.add(f"{times} requests with different idempotency keys returned job {id}.", "lost", id)
         if id not in known:
-            findings.add(f"Job {id} was accepted and isn't listed.", "lost", id)
+            findings.add(f"Job {id} was accepted but isn't listed.", "lost", id)
     for id in known.keys() - {job.id for job in accepted}:
-        findings.add(f"Job {id} is listed, and no accepted request was answered with it.", "doubled", id)
+        findings.add(f"Job {id} is listed, but no accepted request returned it.", "doubled", id)
     for job in known.values():
         _check_job(job, findings)
 
 
 def check_versions(outcome: ModelOutcome, findings: Findings) -> None:
-    """Versions are 1, 2, 3, ... without a gap, and each was made by one job, in order of acceptance."""
+    """Check that versions are 1, 2, 3, ... without a gap, each made by one job, in order of acceptance."""
     steps = [version.step for version in outcome.versions]
     if steps != list(range(1, len(steps) + 1)):
         findings.add(f"Model {outcome.model_id} has the versions {steps}.")
@@ -59,7 +59,7 @@ def check_versions(outcome: ModelOutcome, findings: Findings) -> None:
     for step, times in Counter(step for step, _ in made).items():
         if times > 1:
             for id in [id for of, id in made if of == step]:
-                findings.add(f"Job {id} says it made version {step}, as another does.", "doubled", id)
+                findings.add(f"Job {id} claims version {step}, as another job does.", "doubled", id)
     if [step for step, _ in made] != steps:
         findings.add(
             f"Model {outcome.model_id}: the jobs in order of acceptance made the versions "
@@ -68,7 +68,7 @@ def check_versions(outcome: ModelOutcome, findings: Findings) -> None:
 
 
 def check_checkpoints(outcome: ModelOutcome, checkpoints: Path, findings: Findings) -> None:
-    """The files of every version are as their manifest says, and the manifest is what the version is named by."""
+    """Check the files of every version against their manifest, and the manifest against the digest."""
     for version in outcome.versions:
         try:
             verify_checkpoint(checkpoints / version.digest)
@@ -77,7 +77,7 @@ def check_checkpoints(outcome: ModelOutcome, checkpoints: Path, findings: Findin
 
 
 def check_digests(outcome: ModelOutcome, expected: Sequence[str], findings: Findings) -> None:
-    """`expected`: the digests of an uninterrupted run, by step from 1."""
+    """Compare with `expected`, the digests of an uninterrupted run by step from 1."""
     for version, digest in zip(outcome.versions, expected, strict=False):
         if version.digest != digest:
             findings.add(
@@ -87,16 +87,18 @@ def check_digests(outcome: ModelOutcome, expected: Sequence[str], findings: Find
 
 
 def check_rollouts(rollouts: Iterable[Rollout], outcomes: Sequence[ModelOutcome], findings: Findings) -> None:
-    """Each was answered by a version that is the model's, and no older than the newest when it was asked for: than any
-    that had answered before, or had been there for CLOCK_S."""
+    """Check that each was answered by a version of its model that was the newest when the request was sent.
+
+    The newest version is the newest that had answered before, or that had existed for CLOCK_S.
+    """
     versions: Mapping[str, dict[int, Version]] = {o.model_id: {v.step: v for v in o.versions} for o in outcomes}
     by_answer = deque(sorted(rollouts, key=lambda rollout: rollout.answered_at))
-    seen: dict[str, int] = {}  # the newest version that has answered, by model
+    seen: dict[str, int] = {}  # the newest version that answered, by model
     for rollout in sorted(by_answer, key=lambda rollout: rollout.asked_at):
         while by_answer and by_answer[0].answered_at < rollout.asked_at:
             earlier = by_answer.popleft()
             seen[earlier.model.id] = max(seen.get(earlier.model.id, 0), earlier.step)
-        own = versions.get(rollout.model.id, {})  # none, when the service was never there to be asked
+        own = versions.get(rollout.model.id, {})  # empty if the service never answered
         what = f"A rollout of {rollout.model.name} was answered by version {rollout.step} ({rollout.digest})"
         if rollout.step and (rollout.step not in own or own[rollout.step].digest != rollout.digest):
             findings.add(f"{what}, which the model doesn't have.")

@@ -1,4 +1,4 @@
-"""What can go wrong with a service, on purpose."""
+"""The faults that a campaign injects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGINE_CORE = "VLLM::EngineCore"
 CONTROLLER = "ray::ServeController"
 PROXY = "ray::ProxyActor"
 ONE_OF_EACH = (LEARNER, COORDINATOR, API, ENGINE, ENGINE_CORE, CONTROLLER, PROXY)
-"""What there may be only one of when the service has recovered, with one replica and one learner."""
+"""Titles of processes that exist once when a service with one replica and one learner has recovered."""
 VICTIM_DEADLINE_S = 300.0
 
 
@@ -29,13 +29,13 @@ class Fault:
     what: str
     signal: Signals
     title: str | None = None
-    """What the process's title begins with. None: `tandem up` itself."""
+    """The start of the process's title. None: `tandem up` itself."""
     everything: bool = False
     is_started_again: bool = False
-    """By the harness, at once, as a supervisor would."""
+    """The harness restarts the service at once, as a supervisor would."""
 
     def inject(self, service: ServiceProcess, rng: random.Random) -> int:
-        """Sends the signal, when there is such a process. Returns its pid."""
+        """Send the signal once there is such a process. Return its pid."""
         if self.everything:
             service.kill_everything()
             return service.pid
@@ -46,7 +46,7 @@ class Fault:
                 service.kill()
             return service.pid
         if not wait_until(lambda: service.processes(self.title), VICTIM_DEADLINE_S):
-            raise LookupError(f"{self.name}: the service has had no process {self.title} for {VICTIM_DEADLINE_S:g} s.")
+            raise LookupError(f"{self.name}: no process {self.title} appeared within {VICTIM_DEADLINE_S:g} s.")
         victim = rng.choice(service.processes(self.title))
         send(victim, self.signal)
         return victim.pid
@@ -73,7 +73,7 @@ FAULTS = {fault.name: fault for fault in _ALL}
 
 
 def drawn(names: list[str], rounds: int, seed: int) -> list[Fault]:
-    """`rounds` faults in a random order, each kind as often as any other, or once more."""
+    """Return `rounds` faults in random order. The counts of two kinds differ by at most one."""
     rng, faults = random.Random(seed), list[Fault]()
     while len(faults) < rounds:
         faults += rng.sample([FAULTS[name] for name in names], len(names))

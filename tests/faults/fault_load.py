@@ -1,4 +1,4 @@
-"""What a service is busy with while its processes are killed: training jobs on some models, and rollouts on them."""
+"""Load on a service whose processes are killed: training jobs on some models, and rollouts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BASE_MODEL = "tandem/tiny"
 PROMPTS = ("Which is the largest: 3, 17 or 8?", "Say 12.", "Which is the largest: 21, 4 or 9?")
 LEARNING_RATE = 1e-3
 NUM_MODELS = 2
-REPEATS = 2  # of each trajectory group in a job, so that it trains for some seconds
+REPEATS = 2  # of each trajectory group in a job, so that it takes some seconds
 PACKED_LENGTH = 64  # a sequence or two: short rows make many gradient steps
-PATIENCE_S = START_DEADLINE_S  # a request may wait while all of the service is started again
+PATIENCE_S = START_DEADLINE_S  # a request may have to wait for a restart of the service
 REQUEST_S = 30.0
-ROLLOUT_S = 10.0  # of a completion that takes a fraction of a second when nothing is wrong
+ROLLOUT_S = 10.0  # a completion takes a fraction of a second without faults
 ROLLOUT_PAUSE_S = 0.1
 
 
@@ -31,12 +31,12 @@ ROLLOUT_PAUSE_S = 0.1
 class Model:
     id: str
     name: str
-    """As completions are asked for."""
+    """The model name in requests for completions."""
 
 
 @dataclass(frozen=True)
 class AcceptedJob:
-    """A job that the service has answered 200 for."""
+    """A job whose request the service answered with 200."""
 
     id: str
     model: Model
@@ -46,7 +46,7 @@ class AcceptedJob:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion that was answered, and by which version."""
+    """A completion and the version that made it."""
 
     model: Model
     asked_at: float
@@ -56,7 +56,7 @@ class Rollout:
 
 
 class Load:
-    """Posts jobs to some models. Everything random is drawn from `seed`."""
+    """Posts jobs to some models. All randomness comes from `seed`."""
 
     def __init__(self, service: ServiceProcess, key: str, seed: int):
         self._rng, self._lock = random.Random(seed), threading.Lock()
@@ -66,7 +66,7 @@ class Load:
         self.accepted: list[AcceptedJob] = []
 
     def post_job(self) -> AcceptedJob:
-        """Posts a job to the model whose turn it is, again and again until it is accepted."""
+        """Post a job to a random model, and retry until it is accepted."""
         with self._lock:
             model = self.models[self._rng.randrange(len(self.models))]
             rewards = [self._rng.random() for _ in self._trajectories]
@@ -84,16 +84,16 @@ class Load:
         return job
 
     def post_again(self, job: AcceptedJob) -> str:
-        """The id that a repeat of the job's request is answered with."""
+        """Repeat the request of a job and return the id in the answer."""
         return self._request(job.idempotency_key, job.body)
 
     def states(self, first: int) -> list[str]:
-        """Of the accepted jobs from number `first` on."""
+        """Return the states of the accepted jobs from number `first` on."""
         paths = [f"/preview/training-jobs/{job.id}" for job in self.accepted[first:]]
         return [self.client.call("GET", path)["state"] for path in paths]
 
     def num_open(self, first: int) -> int:
-        """How many of them wait or run."""
+        """Return how many of them are queued or running."""
         return sum(state in ("queued", "running") for state in self.states(first))
 
     def _request(self, key: str, body: bytes) -> str:
@@ -114,7 +114,7 @@ class Load:
 
 @dataclass
 class Rollouts:
-    """Asks all models for completions, from two threads, until the block ends; keeps what was answered.
+    """Asks all models for completions from two threads until the block ends, and keeps the answers.
 
     with Rollouts(service, key, models) as rollouts: ...
     """
@@ -124,7 +124,7 @@ class Rollouts:
     models: list[Model]
     answered: list[Rollout] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    """Answers that no client should get, whatever has been killed."""
+    """Answers that no client should get, whichever process was killed."""
 
     def __enter__(self) -> Rollouts:
         self._ended = threading.Event()
@@ -139,7 +139,7 @@ class Rollouts:
             future.result()
 
     def models_answered_since(self, time: float) -> set[Model]:
-        """Those with a rollout that was asked for after `time`."""
+        """Return the models that answered a rollout requested after `time`."""
         return {rollout.model for rollout in list(self.answered) if rollout.asked_at > time}
 
     def _run(self, offset: int) -> None:

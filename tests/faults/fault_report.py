@@ -14,7 +14,7 @@ BEGIN, END = "<!-- written by tests/faults/soak.py -->", "<!-- end -->"
 
 @dataclass(frozen=True)
 class Round:
-    """One fault and what it did."""
+    """One fault and its effects."""
 
     fault: str
     what: str
@@ -22,11 +22,11 @@ class Round:
     began: float
     injected: float
     recovered: float
-    """When all jobs had ended and every model's rollouts were answered; unix time, as the two above."""
+    """When all jobs had ended and rollouts of every model were answered: unix time, as the two above."""
     jobs: tuple[str, ...]
     """Ids of the jobs that were accepted in this round."""
     open_jobs: int
-    """How many of them waited or ran when the fault was injected."""
+    """How many of them were open when the fault was injected."""
     longest_silence_s: float = 0.0
     longest_outage_s: float = 0.0
     lost: int = 0
@@ -41,7 +41,7 @@ class Campaign:
     num_versions: int
     num_rollouts: int
     findings: tuple[str, ...]
-    """What broke a promise, a sentence each."""
+    """Broken promises, a sentence each."""
 
 
 def as_json(campaign: Campaign, command: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def as_json(campaign: Campaign, command: str) -> dict[str, Any]:
 
 
 def write_report(result: dict[str, Any], page: Path) -> None:
-    """Writes what `as_json` gives beside the page, as JSON, and its table into the page."""
+    """Write a result of `as_json` to a JSON file beside the page, and its table into the page."""
     page.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
@@ -57,7 +57,7 @@ def write_report(result: dict[str, Any], page: Path) -> None:
 
 
 def section(result: dict[str, Any]) -> str:
-    """The part of the page that the results make, of `as_json`."""
+    """Return the section of the page that shows a result of `as_json`."""
     rounds = result["rounds"]
     kinds = list(dict.fromkeys(round["what"] for round in rounds))
     of_kinds = [[round for round in rounds if round["what"] == kind] for kind in sorted(kinds)]

@@ -1,4 +1,4 @@
-"""What became of the jobs and versions of a model, as the service tells it."""
+"""Jobs and versions of a model as the service reports them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Blame = Literal["lost", "doubled", "failed"]
 
 @dataclass
 class Findings:
-    """What broke a promise: a sentence each, and the jobs that it happened to."""
+    """Broken promises, a sentence each, and the jobs concerned."""
 
     sentences: list[str] = field(default_factory=list)
     blamed: dict[Blame, set[str]] = field(default_factory=lambda: {"lost": set(), "doubled": set(), "failed": set()})

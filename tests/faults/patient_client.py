@@ -1,4 +1,4 @@
-"""A client as the documentation wants it: it asks again when it isn't answered, and with the same Idempotency-Key."""
+"""A client that retries as the documentation advises, with the same Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ PAUSE_S = 0.3
 
 
 class RefusedError(AssertionError):
-    """An answer that no retry would change."""
+    """An error that no retry would change."""
 
 
 class PatientClient:
     """Calls that outlast a fault of the service. Safe for use by several threads."""
 
     def __init__(self, http: httpx.Client, patience_s: float):
-        """`patience_s`: how long a call is repeated; then its last failure is raised."""
+        """`patience_s`: how long a call is retried before its last failure is raised."""
         self._http, self._patience_s = http, patience_s
 
     def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        """The answer's JSON. Raises RefusedError for a 4xx, and what was wrong last when patience ends."""
+        """Return the JSON of the answer. Raises RefusedError for a 4xx, and the last failure when patience ends."""
         deadline = time.monotonic() + self._patience_s
         while True:
             pause_s = PAUSE_S
@@ -46,7 +46,7 @@ class PatientClient:
             time.sleep(pause_s)
 
     def all_pages(self, path: str, **params: Any) -> list[dict[str, Any]]:
-        """The items of a whole list, in its order."""
+        """Return all items of a list, in order."""
         items: list[dict[str, Any]] = []
         while True:
             after = {"after": items[-1]["id"]} if items else {}
@@ -57,7 +57,7 @@ class PatientClient:
 
 
 def worth_retrying(response: httpx.Response) -> bool:
-    """Whether the same request may be answered another time."""
-    # Serve's proxy, just started, knows no routes yet and answers 404 in plain text.
+    """Return True if a retry of the request may succeed."""
+    # A new proxy of Serve answers 404 in plain text until it knows the routes.
     is_ours = response.headers.get("content-type", "").startswith("application/json")
     return response.status_code in RETRIED_STATUSES or not is_ours

@@ -1,4 +1,4 @@
-"""`tandem up` as a process of its own, with all that it starts: started, watched, killed, started again."""
+"""`tandem up` in its own process, with all its child processes: start, watch, kill and restart it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import psutil
 from tandem.cluster.processes.held_ports import hold_port
 
 TANDEM = Path(sys.executable).with_name("tandem")
-START_DEADLINE_S = 900.0  # about one minute, unless the machine has much else to do
-END_DEADLINE_S = 300.0  # Ray's own agents notice after up to two minutes that their raylet was killed
+START_DEADLINE_S = 900.0  # a bound; on an idle machine about one minute
+END_DEADLINE_S = 300.0  # Ray's agents need up to two minutes to notice that their raylet was killed
 
 
 class ServiceError(RuntimeError):
-    """The service didn't start, or didn't end. The message has the end of its log."""
+    """The service didn't start or didn't shut down. The message has the end of its log."""
 
 
 class ServiceProcess:
@@ -34,13 +34,13 @@ class ServiceProcess:
         service.kill_everything()
         service.start()                # the same store, the same port
 
-    Everything that `tandem up` starts stays in the session (as in setsid) that it leads, whoever its parent is by then,
-    so nothing is overlooked, and nothing is touched that this object didn't start.
+    All processes that `tandem up` starts stay in the session (as in setsid) that it leads, also after their parent has
+    died, so this object finds all of them and touches no others.
     """
 
     def __init__(self, home: Path, settings: Mapping[str, str]):
         self.home, self._log = home, home / "up.log"
-        self._held = hold_port("127.0.0.1")  # also between two starts
+        self._held = hold_port("127.0.0.1")  # held between two starts too
         self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         own = {"TANDEM_HOME": str(home), "TANDEM_HTTP__PORT": str(self.port), "OMP_NUM_THREADS": "1"}
@@ -62,11 +62,11 @@ class ServiceProcess:
 
     @property
     def pid(self) -> int:
-        """Of `tandem up`, once started."""
+        """The pid of `tandem up`, once started."""
         return self._sessions[-1]
 
     def create_key(self) -> str:
-        """A new API key, by the command that users have for it."""
+        """Create an API key with the command line."""
         command = [TANDEM, "keys", "create", "--name", "faults"]
         printed = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=300, check=True
@@ -74,8 +74,8 @@ class ServiceProcess:
         return re.search(r"\btdm_\S+", printed.stdout)[0]
 
     def start(self) -> None:
-        """Starts `tandem up` and returns when it says that the service answers. Raises ServiceError."""
-        said_before = self._log.stat().st_size if self._log.exists() else 0
+        """Start `tandem up` and return when the service is ready. Raises ServiceError."""
+        logged_before = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._up = subprocess.Popen(
                 [TANDEM, "up"],
@@ -91,13 +91,13 @@ class ServiceProcess:
         def answers() -> bool:
             if self._up.poll() is not None:
                 raise ServiceError(f"tandem up ended with status {self._up.returncode}. {self.end_of_log()}")
-            return b"Tandem answers at" in self._log.read_bytes()[said_before:]
+            return b"Tandem answers at" in self._log.read_bytes()[logged_before:]
 
         if not wait_until(answers, START_DEADLINE_S):
             raise ServiceError(f"tandem up wasn't ready within {START_DEADLINE_S:g} s. {self.end_of_log()}")
 
     def terminate(self) -> None:
-        """SIGTERM to `tandem up`, which has to end by itself, with status 0. Raises ServiceError."""
+        """Send SIGTERM to `tandem up`, which must exit with status 0. Raises ServiceError."""
         if self._up is None or self._up.poll() is not None:
             return
         self._up.send_signal(signal.SIGTERM)
@@ -109,30 +109,30 @@ class ServiceProcess:
             raise ServiceError(f"tandem up ended with status {status} after SIGTERM. {self.end_of_log()}")
 
     def wait(self) -> int:
-        """The status that `tandem up` ends with, by itself. Raises ServiceError."""
+        """Wait for `tandem up` to exit by itself, and return its status. Raises ServiceError."""
         try:
             return self._up.wait(END_DEADLINE_S)
         except subprocess.TimeoutExpired:
             raise ServiceError(f"tandem up still ran {END_DEADLINE_S:g} s later. {self.end_of_log()}") from None
 
     def kill(self) -> None:
-        """SIGKILL to `tandem up` alone; what it started has to notice."""
+        """Send SIGKILL to `tandem up` alone. The processes that it started have to notice."""
         self._up.kill()
         self._up.wait()
 
     def kill_everything(self) -> None:
-        """SIGKILL to every process at once, as when a machine loses its power."""
+        """Send SIGKILL to every process, like a machine that loses its power."""
         while processes := self.processes():
             for process in processes:
                 send(process, signal.SIGKILL)
             psutil.wait_procs(processes, timeout=5)
 
     def processes(self, title: str = "") -> list[psutil.Process]:
-        """The processes that run, or are stopped, whose title begins so, by pid."""
+        """Return the running or stopped processes whose title starts with `title`, by pid."""
         return [p for p in self._of(self._sessions) if title_of(p).startswith(title)]
 
     def earlier_processes(self) -> list[psutil.Process]:
-        """What is left of the times before the last start."""
+        """Return the processes that are left of earlier starts."""
         return self._of(self._sessions[:-1])
 
     def http(self, key: str, timeout_s: float) -> httpx.Client:
@@ -152,7 +152,7 @@ class ServiceProcess:
 
 
 def title_of(process: psutil.Process) -> str:
-    """What `ps` shows; empty when the process has gone."""
+    """Return the title that `ps` shows, or "" if the process is gone."""
     try:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:
@@ -160,7 +160,7 @@ def title_of(process: psutil.Process) -> str:
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
-    """A signal; no error when the process has gone already."""
+    """Send a signal, if the process still exists."""
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
@@ -168,7 +168,7 @@ def send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def wait_until(holds: Callable[[], bool], deadline_s: float, poll_s: float = 0.2) -> bool:
-    """Whether it held before the deadline."""
+    """Poll `holds` and return True when it does, or False at the deadline."""
     deadline = time.monotonic() + deadline_s
     while not holds():
         if time.monotonic() > deadline:
@@ -185,7 +185,7 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def _session(process: psutil.Process) -> int | None:
-    """The leader of its session; None when it has ended, whether or not its parent has noticed."""
+    """Return the leader of the process's session, or None if it has ended, reaped or not."""
     try:
         return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
     except (OSError, psutil.Error):

@@ -1,4 +1,4 @@
-"""How long nothing was heard: of jobs while there was work, and of rollouts."""
+"""The longest times without an event of any open job, and without an answered rollout."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from outcome import Job
 
 
 def longest_silence(jobs: Sequence[Job], began: float, ended: float) -> float:
-    """The longest time in seconds, of those that overlap with [began, ended], in which some job waited or ran and no
-    job had an event.
+    """Return the longest time in seconds without an event while some job was open.
 
-    Gradient steps that are done again after an interruption make no events, so they count as silence.
+    Only times that overlap with [began, ended] count. Gradient steps that are repeated after an interruption make no
+    events, so they count as silence.
     """
     events = sorted(event.at for job in jobs for event in job.events)
     longest = 0.0
@@ -23,13 +23,13 @@ def longest_silence(jobs: Sequence[Job], began: float, ended: float) -> float:
 
 
 def longest_outage(answered_at: Iterable[float], began: float, ended: float) -> float:
-    """The longest time in seconds, of those that overlap with [began, ended], without an answered rollout."""
+    """Return the longest time in seconds, overlapping with [began, ended], without an answered rollout."""
     times = sorted(answered_at)
     return max((b - a for a, b in pairwise(times) if a <= ended and b >= began), default=ended - began)
 
 
 def _busy_times(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The union of the spans, as spans that don't touch."""
+    """Return the union of the spans as disjoint spans."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:

@@ -1,4 +1,4 @@
-"""The examination finds what it is there to find."""
+"""The examination finds each kind of broken promise."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def accepted(*ids):
     return [AcceptedJob(id, MODEL, f"key{number}", b"{}") for number, id in enumerate(ids)]
 
 
-def test_nothing_is_found_where_nothing_is_wrong():
+def test_a_flawless_outcome_has_no_findings():
     findings, outcome = Findings(), outcome_of(a_job(1, 1), a_job(2, 2))
     check_jobs(accepted("job1", "job2"), [outcome], findings)
     check_versions(outcome, findings)
@@ -51,7 +51,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
         ([a_job(1, 1, first_seq=2)], ["job1"], {"lost": {"job1"}}, "numbered [2, 3, 4]"),
     ],
 )
-def test_a_job_that_is_not_as_promised(jobs, ids, blame, said):
+def test_a_broken_promise_about_a_job(jobs, ids, blame, said):
     findings = Findings()
     check_jobs(accepted(*ids), [outcome_of(*jobs)], findings)
     [sentence] = findings.sentences
@@ -63,18 +63,18 @@ def test_a_job_that_is_not_as_promised(jobs, ids, blame, said):
     ("outcome", "said"),
     [
         (outcome_of(a_job(1, 1), a_job(2, 3), steps=(1, 3)), "has the versions [1, 3]"),
-        (outcome_of(a_job(1, 1), a_job(2, 1), steps=(1,)), "as another does"),
+        (outcome_of(a_job(1, 1), a_job(2, 1), steps=(1,)), "as another job does"),
         (outcome_of(a_job(1, 2), a_job(2, 1)), "made the versions [2, 1]"),
         (outcome_of(a_job(1, 1)), "made the versions [1], and there are [1, 2]"),
     ],
 )
-def test_versions_that_do_not_follow_from_the_jobs(outcome, said):
+def test_versions_that_contradict_the_jobs(outcome, said):
     findings = Findings()
     check_versions(outcome, findings)
     assert said in " ".join(findings.sentences)
 
 
-def test_a_digest_that_an_uninterrupted_run_does_not_give():
+def test_a_digest_that_differs_from_the_uninterrupted_run():
     findings = Findings()
     check_digests(outcome_of(), ["digest1", "other"], findings)
     [sentence] = findings.sentences

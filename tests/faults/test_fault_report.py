@@ -1,4 +1,4 @@
-"""The page shows what the harness measured, and nothing else."""
+"""The page shows exactly what the harness measured."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_rounds_of_a_kind_are_summed(tmp_path):
     assert json.loads(page.with_suffix(".json").read_text())["findings"] == ["Job a is lost."]
 
 
-def test_the_table_in_the_documentation_is_the_one_that_was_measured():
+def test_the_documented_table_equals_the_measurements():
     measured = json.loads(PAGE.with_suffix(".json").read_text())
     [shown] = re.findall(f"{BEGIN}\n(.*?)\n{END}", PAGE.read_text(), re.DOTALL)
     assert shown == section(measured)

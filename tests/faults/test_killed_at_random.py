@@ -1,4 +1,4 @@
-"""The short form of the soak: a real service loses some of its parts, then all, and keeps every promise."""
+"""The short form of the soak: a real service loses some processes, then all, and keeps every promise."""
 
 import pytest
 from campaign import run_campaign
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 KINDS = ("kill-learner", "kill-coordinator", "kill-all")
 
 
-def test_every_job_ends_once_whatever_is_killed(tiny_model, tmp_path):
+def test_every_job_ends_once_whichever_process_is_killed(tiny_model, tmp_path):
     campaign = run_campaign(tmp_path / "service", [FAULTS[kind] for kind in KINDS], seed=1, tell=print)
     assert campaign.findings == ()
     assert [round.fault for round in campaign.rounds] == list(KINDS)

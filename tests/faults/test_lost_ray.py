@@ -1,4 +1,4 @@
-"""`tandem up` ends when its Ray dies under it, so that a supervisor can start it again."""
+"""`tandem up` exits when its Ray dies, so that a supervisor can restart it."""
 
 import signal
 from pathlib import Path
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
-def test_it_says_that_its_ray_has_died_and_ends(tmp_path, part):
+def test_it_reports_that_its_ray_died_and_exits(tmp_path, part):
     with ServiceProcess(tmp_path, {}) as service:
         service.start()
         (process,) = [p for p in service.processes() if Path(title_of(p).split(" ")[0]).name == part]

@@ -1,4 +1,4 @@
-"""Silences by hand-drawn timelines."""
+"""Silences of hand-drawn timelines."""
 
 from outcome import Event, Job
 from silences import longest_outage, longest_silence
@@ -10,12 +10,12 @@ def a_job(created_at, *times):
     return Job(f"job{created_at}", "succeeded", 1, None, created_at, events)
 
 
-def test_waiting_counts_and_idleness_does_not():
+def test_waiting_counts_but_idleness_does_not():
     jobs = [a_job(10, 14, 15), a_job(30, 31, 33)]
-    assert longest_silence(jobs, 0, 40) == 4  # from acceptance to the first event; 15 to 30 nothing was to be done
+    assert longest_silence(jobs, 0, 40) == 4  # from acceptance to the first event; from 15 to 30 no job was open
 
 
-def test_another_jobs_event_breaks_the_silence_and_its_acceptance_does_not():
+def test_events_of_other_jobs_break_the_silence_but_their_acceptance_does_not():
     assert longest_silence([a_job(10, 20), a_job(11, 14, 21)], 0, 40) == 6
     assert longest_silence([a_job(10, 20), a_job(14, 21, 22)], 0, 40) == 10
 
@@ -24,7 +24,7 @@ def test_only_silences_of_the_fault_count():
     jobs = [a_job(10, 11, 19, 20, 23, 24)]
     assert longest_silence(jobs, 9, 30) == 8
     assert longest_silence(jobs, 21, 30) == 3
-    assert longest_silence(jobs, 15, 16) == 8  # the fault came amid it
+    assert longest_silence(jobs, 15, 16) == 8  # the fault came in the middle
     assert longest_silence(jobs, 30, 40) == 0
 
 

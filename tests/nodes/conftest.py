@@ -1,4 +1,4 @@
-"""Tests of several nodes use what the tests of other folders use."""
+"""Tests on several nodes share helpers with the tests of other folders."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, which are added, and killed as when a machine loses its power."""
+"""A Ray cluster of several nodes on this machine, which can be added and killed like machines that lose power."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from ray_head import free_ports
 from tandem.cluster.processes.local_ray import AUTH_MODE, TOKEN_PATH, ensure_token
 
 OBJECT_STORE_BYTES = 100 << 20
+# Chosen here, so that no start waits until Ray has chosen them.
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-START_ATTEMPTS = 3  # Ray gives a node 30 s to come up, which isn't enough on a machine with much else to do
+START_ATTEMPTS = 3  # Ray gives a node 30 s to start, which isn't enough on a busy machine
 
 
 class RayNodes:
-    """Nodes with an address of their own each: 127.0.0.1 for the head, then 127.0.0.2 and so on.
+    """Nodes with different addresses: 127.0.0.1 for the head, then 127.0.0.2 and so on.
 
     with RayNodes(tmp_path) as nodes:
         node = nodes.add(num_cpus=2)
         subprocess.run(["tandem", "up"], env={**os.environ, **nodes.env})
         nodes.kill(node)
 
-    Nothing listens beyond the loopback interface, and every connection needs a token. While it is there, the
-    environment of this process has what programs need to join; this process itself stays out.
+    All of it listens on the loopback interface, and every connection needs a token. Within the block, the environment
+    of this process has what programs need to join; this process itself doesn't join.
     """
 
     def __init__(self, directory: Path):
@@ -43,14 +44,14 @@ class RayNodes:
 
     def __enter__(self) -> RayNodes:
         patch = self._undo.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # addresses are taken as they are given
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # Ray uses addresses as given
         patch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
         patch.setenv(AUTH_MODE, "token")
         Config.initialize("")  # reads the environment again
-        if TOKEN_PATH not in os.environ:  # else this process has joined another Ray, and knows one token only
+        if TOKEN_PATH not in os.environ:  # otherwise this process has joined another Ray, and it can use only one token
             patch.setenv(TOKEN_PATH, str(ensure_token(self._directory / "ray_token")))
             AuthenticationTokenLoader.instance().reset_cache()
-        for library in ("GLOO", "NCCL"):  # where learners listen must follow from their nodes' addresses
+        for library in ("GLOO", "NCCL"):  # learners must listen on the addresses of their nodes
             patch.delenv(f"{library}_SOCKET_IFNAME", raising=False)
         # Ray makes sockets in it, whose paths may have 107 bytes.
         temp = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
@@ -67,20 +68,20 @@ class RayNodes:
 
     @property
     def workers(self) -> list[Node]:
-        """All nodes but the head."""
+        """All nodes except the head."""
         return list(self._cluster.worker_nodes)
 
     @property
     def env(self) -> dict[str, str]:
-        """How another process finds the cluster."""
+        """Environment variables with which another process finds the cluster."""
         return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
 
     def add(self, num_cpus: int) -> Node:
-        """A new node, once it is up."""
+        """Start a node and return it once it is up."""
         self._num_added += 1
         address, me = f"127.0.0.{self._num_added}", psutil.Process()
         for attempt in range(1, START_ATTEMPTS + 1):
-            ports = dict(zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True))  # these needn't be waited for
+            ports = dict(zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True))
             before = me.children(recursive=True)
             try:
                 return self._cluster.add_node(node_ip_address=address, num_cpus=num_cpus, **ports, **self._options)
@@ -91,7 +92,7 @@ class RayNodes:
         raise AssertionError("unreachable")
 
     def kill(self, node: Node) -> None:
-        """SIGKILL to every process of a node, Ray's own and all that they started."""
+        """Send SIGKILL to every process of a node: Ray's own and their children."""
         processes = []
         for process in _roots(node):
             with suppress(psutil.NoSuchProcess):
@@ -100,12 +101,12 @@ class RayNodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def actors(self, class_name: str) -> list[str]:
-        """The ids of the nodes where living actors run whose class has this in its name."""
+        """Return the ids of the nodes with living actors whose class name contains `class_name`."""
         table = self._cluster.global_state.actor_table(None, actor_state_name="ALIVE")
         return [row["Address"]["NodeID"] for row in table.values() if class_name in _title(row)]
 
     def living(self) -> list[str]:
-        """The ids of the nodes that Ray takes for alive."""
+        """Return the ids of the nodes that Ray considers alive."""
         return [node["NodeID"] for node in self._cluster.global_state.node_table() if node["Alive"]]
 
     def _end(self) -> None:
@@ -114,10 +115,10 @@ class RayNodes:
 
 
 def wait_for(what: str, found: Callable[[], Any], deadline_s: float, poll_s: float = 0.2) -> Any:
-    """What `found` returns, once it isn't empty."""
+    """Poll `found` and return its first result that isn't empty."""
     deadline = time.monotonic() + deadline_s
     while not (value := found()):
-        assert time.monotonic() < deadline, f"{what} hasn't come about within {deadline_s:g} s"
+        assert time.monotonic() < deadline, f"{what}: not within {deadline_s:g} s"
         time.sleep(poll_s)
     return value
 

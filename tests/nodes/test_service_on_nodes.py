@@ -1,4 +1,4 @@
-"""The service on several nodes: engines and learners on each, one that dies in the middle of a job, one that joins."""
+"""The service on several nodes: one node dies in the middle of a job, and another joins."""
 
 import time
 
@@ -19,9 +19,9 @@ SETTINGS = {
     }]""",
     "TANDEM_COORDINATOR__LEASE_S": "10",
 }
-RECOVERY_S = 500.0  # about a minute, unless the machine has much else to do
+RECOVERY_S = 500.0  # a bound; on an idle machine about a minute
 JOBS = "/preview/training-jobs"
-SAME = 1e-4  # float32 logprobs of the same tokens, by another process
+SAME = 1e-4  # float32 logprobs of the same tokens from another process
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def nodes(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(nodes, tmp_path_factory):
-    """`tandem up`, as a user starts it beside the head of a cluster."""
+    """`tandem up` on the head of a cluster."""
     with ServiceProcess(tmp_path_factory.mktemp("tandem"), SETTINGS | nodes.env) as service:
         service.key = service.create_key()
         service.start()
@@ -59,7 +59,7 @@ def model(http):
 
 
 def ask(openai, name):
-    """Which replica of the engine answered, and with what: the version, the most likely tokens and their logprobs."""
+    """Return the engine replica that answered, its version and tokens, and the logprobs."""
     messages = [{"role": "user", "content": PROMPT}]
     raw = openai.chat.completions.with_raw_response.create(model=name, messages=messages, max_tokens=8, temperature=0)
     [choice] = raw.parse().choices
@@ -68,7 +68,7 @@ def ask(openai, name):
 
 
 def ask_each_replica(openai, name, num=2):
-    """The logprobs of a version by replica, once so many have answered; they must be the same."""
+    """Ask until `num` replicas have answered, assert that they agree, and return their logprobs."""
     answers = {}
 
     def found():
@@ -91,7 +91,7 @@ def test_engines_and_learners_are_spread_over_the_nodes(nodes, http, openai, mod
         assert sorted(nodes.actors(part)) == sorted(node.node_id for node in nodes.workers), part
 
 
-def test_any_replica_answers_for_any_version_with_the_same_logprobs(http, openai, model):
+def test_each_replica_answers_for_each_version_with_the_same_logprobs(http, openai, model):
     train(http, openai, model)
     by_version = [ask_each_replica(openai, inference_name(model, step)) for step in (0, 1, 2)]
     assert by_version[0].keys() == by_version[1].keys() == by_version[2].keys(), "the same two replicas"
@@ -100,8 +100,8 @@ def test_any_replica_answers_for_any_version_with_the_same_logprobs(http, openai
     assert answers[1] != pytest.approx(answers[2], abs=SAME)
 
 
-def test_a_job_outlives_a_node_and_goes_on_when_another_joins(nodes, http, openai, model):
-    """The node takes a learner and an engine along, and whatever else Serve has placed on it."""
+def test_a_job_survives_a_lost_node_and_resumes_when_another_joins(nodes, http, openai, model):
+    """The lost node had a learner, an engine and perhaps other replicas of Serve."""
     name = inference_name(model, 1)
     before = ask_each_replica(openai, name)
     job = post_long_job(http, model, roll_out(openai, inference_name(model)))
@@ -109,10 +109,10 @@ def test_a_job_outlives_a_node_and_goes_on_when_another_joins(nodes, http, opena
     killed_at = time.monotonic()
     nodes.kill(nodes.workers[0])
 
-    said = wait_for("what the job waits for", lambda: get(http, f"{JOBS}/{job}")["waiting_for"], RECOVERY_S)
+    said = wait_for("the reason why the job waits", lambda: get(http, f"{JOBS}/{job}")["waiting_for"], RECOVERY_S)
     assert "no room for 2 learners of CPU 0.5, GPU 0 each on nodes of their own" in said
     print(f"{time.monotonic() - killed_at:.0f} s after the kill the job waits for a node")
-    left, _, logprobs = wait_for("an answer of the engine that is left", lambda: try_to_ask(openai, name), RECOVERY_S)
+    left, _, logprobs = wait_for("an answer of the other engine", lambda: try_to_ask(openai, name), RECOVERY_S)
     assert logprobs == pytest.approx(before[left], abs=SAME)
     print(f"{time.monotonic() - killed_at:.0f} s after the kill completions are answered")
 
@@ -141,7 +141,7 @@ def train(http, openai, model):
 
 
 def post_long_job(http, model, trajectories):
-    """One of many gradient steps."""
+    """Post a job of many gradient steps."""
     body = {
         "model_id": model["id"],
         "trajectory_groups": [{"trajectories": trajectories}] * 100,
@@ -154,12 +154,12 @@ def post_long_job(http, model, trajectories):
 
 def steps_so_far(http, job):
     events = get(http, f"{JOBS}/{job}/events?limit=1000")["data"]
-    assert all(event["type"] in ("training_started", "gradient_step") for event in events), "it has ended undisturbed"
+    assert all(event["type"] in ("training_started", "gradient_step") for event in events), "it ended before the fault"
     return len(events) > 1
 
 
 def get(http, path):
-    """The answer to a GET, however often it takes to get one while a node is lost."""
+    """Return the answer to a GET, with retries while a node is lost."""
 
     def answer():
         try:
