@@ -110,6 +110,17 @@ def test_linked_headings_exist():
             assert anchor in anchors(text), (page.name, target, anchor)
 
 
+def test_the_index_lists_every_page():
+    linked = set(re.findall(r"\]\(([^)#:]+)", (ROOT / "docs/README.md").read_text()))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
+    assert {f"../{page.name}" for page in ROOT.glob("*.md")} <= linked
+
+
+def test_the_changelog_has_the_released_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(rf"^## {re.escape(version)}$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
 def test_the_role_of_every_route_is_documented():
     table = re.findall(r"^\| (infer|train|admin) \| (\w+) \| (\S+) \|$", (ROOT / "docs/security.md").read_text(), re.M)
     declared = [
