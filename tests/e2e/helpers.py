@@ -12,6 +12,7 @@ import psutil
 from openai import OpenAI
 
 PROMPT = "Which is the largest: 3, 17 or 8?"
+OTHER_PROMPT = "Which is the largest: 9, 5 or 12?"
 
 
 def register(http: httpx.Client, name: str | None = None) -> dict[str, Any]:
@@ -32,13 +33,19 @@ def inference_name(model: dict[str, Any], step: int | None = None) -> str:
 
 
 def roll_out(openai: OpenAI, name: str, num: int = 8, prompt: str = PROMPT, **options: Any) -> list[dict[str, Any]]:
-    """Return `num` trajectories of one prompt. Half of them get reward 1, the others 0."""
-    messages = [{"role": "user", "content": prompt}]
-    completion = openai.chat.completions.create(model=name, messages=messages, n=num, max_tokens=24, **options)
-    return [
-        {"messages_and_choices": [*messages, choice.model_dump()], "reward": float(index < num / 2)}
-        for index, choice in enumerate(completion.choices)
-    ]
+    """Sample `num` trajectories: half of them answer `prompt` and get reward 1, half answer OTHER_PROMPT and get 0.
+
+    With one prompt alone, equal answers in both halves would cancel out, and the job would train nothing.
+    """
+    trajectories = []
+    for content, reward in ((prompt, 1.0), (OTHER_PROMPT, 0.0)):
+        messages = [{"role": "user", "content": content}]
+        completion = openai.chat.completions.create(model=name, messages=messages, n=num // 2, max_tokens=24, **options)
+        trajectories += [
+            {"messages_and_choices": [*messages, choice.model_dump()], "reward": reward}
+            for choice in completion.choices
+        ]
+    return trajectories
 
 
 def post_job(http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any) -> str:

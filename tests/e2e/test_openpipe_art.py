@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 from art_client import art
-from helpers import PROMPT
+from helpers import OTHER_PROMPT, PROMPT
 
 MESSAGES = [{"role": "user", "content": PROMPT}]
 LOSS_OPTIONS = [
@@ -32,13 +32,14 @@ async def registered(backend):
 
 
 async def group(model, num=8):
-    """Return one group of rollouts. Every other one is rewarded, so advantages aren't all zero."""
+    """Return one group of rollouts. Answers to one of two prompts are rewarded, so gradients never cancel out."""
 
     async def rollout(index):
+        messages = [{"role": "user", "content": PROMPT if index % 2 else OTHER_PROMPT}]
         completion = await model.openai_client().chat.completions.create(
-            model=model.get_inference_name(), messages=MESSAGES, max_tokens=24
+            model=model.get_inference_name(), messages=messages, max_tokens=24
         )
-        return art.Trajectory(messages_and_choices=[*MESSAGES, completion.choices[0]], reward=float(index % 2))
+        return art.Trajectory(messages_and_choices=[*messages, completion.choices[0]], reward=float(index % 2))
 
     return art.TrajectoryGroup([await t for t in asyncio.as_completed([rollout(i) for i in range(num)])])
 

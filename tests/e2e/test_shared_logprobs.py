@@ -12,8 +12,11 @@ def gradient_steps(events):
 
 
 def groups_of(openai, name):
-    """Return trajectories of several prompts as one group, enough rows for both learner and engine."""
-    return [t for number in (4, 12, 25) for t in roll_out(openai, name, prompt=f"Say {number}.")]
+    """Return trajectories of several prompts as one group, enough rows for both learner and engine.
+
+    The model gives many answers to these prompts, so training always moves it away from version 0.
+    """
+    return [t for number in (4, 12, 25) for t in roll_out(openai, name, prompt=f"What is {number} plus 4?")]
 
 
 def assert_both_scored(step):
@@ -27,7 +30,7 @@ def assert_both_scored(step):
 def test_old_logprobs_are_computed_by_both(service, http):
     openai, model = service.openai(), register(http)
     trajectories = groups_of(openai, inference_name(model))
-    events = train(http, model, trajectories, precalculate_logprobs=True, packed_sequence_length=256)
+    events = train(http, model, trajectories, precalculate_logprobs=True, packed_sequence_length=128)
     assert "logprobs_rescored" not in {event["type"] for event in events}
     assert events[0]["data"]["policy_lag/max"] == 0
     first, *later = gradient_steps(events)
@@ -45,7 +48,7 @@ def test_the_kl_to_version_0_grows_as_the_policy_leaves_it(service, http):
     kl = {"kl_penalty_coef": 0.1, "kl_penalty_reference_step": 0, "kl_penalty_source": "current_learner"}
     means = []
     for _ in range(2):
-        events = train(http, model, groups_of(openai, inference_name(model)), learning_rate=5e-3, **kl)
+        events = train(http, model, groups_of(openai, inference_name(model)), learning_rate=2e-2, **kl)
         first = gradient_steps(events)[0]
         assert_both_scored(first)
         assert {"policy_lag/mean", "policy_lag/max"} <= events[0]["data"].keys()

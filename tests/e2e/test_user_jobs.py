@@ -90,15 +90,7 @@ def test_the_two_worker_example_trains_and_outlives_its_runner(service, http, bu
 
 def test_a_saved_configuration_reproduces_an_offline_run(service, http, bucket):
     groups = [
-        {
-            "trajectories": roll_out(
-                # Answers vary, so rewarded ones differ from the others and there is something to learn.
-                service.openai(),
-                "tandem/tiny",
-                num=4,
-                prompt=f"What is {n} plus 4?",
-            )
-        }
+        {"trajectories": roll_out(service.openai(), "tandem/tiny", num=4, prompt=f"What is {n} plus 4?")}
         for n in (3, 5, 9)
     ]
     (bucket / "groups.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))

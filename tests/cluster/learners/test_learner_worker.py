@@ -213,4 +213,4 @@ def test_the_update_is_the_same_whoever_scored(worker, versions, reference, arti
             torch.testing.assert_close(adapters[mode][name], tensor, atol=1e-6, rtol=0)
     assert metrics["learner"]["loss/kl_policy_ref"] == pytest.approx(metrics["engine"]["loss/kl_policy_ref"], abs=1e-5)
     assert [metrics[mode]["logprobs/engine_share"] for mode in ("learner", "engine")] == [0, 1]
-    assert 0 < metrics["shared"]["logprobs/engine_learner_abs_diff_max"] < SAME
+    assert metrics["shared"]["logprobs/engine_learner_abs_diff_max"] < SAME
