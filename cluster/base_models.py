@@ -70,9 +70,9 @@ class BaseModel:
     def write_initial_version(self, artifacts: Artifacts) -> str:
         """Makes version 0 (a real adapter that changes nothing) durable and returns its digest. Idempotent."""
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
-        from tandem.rl.lora import LoraSettings, adapter_config, initial_adapter
+        from tandem.rl.lora import adapter_config, initial_adapter
 
-        lora = LoraSettings(**self.config.lora.model_dump())
+        lora = self.config.lora
         state = LearnerState(adapter=initial_adapter(self.path, lora), optimizer={})
         checkpoint = write_checkpoint(
             artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -18,39 +18,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from tandem.rl.settings import LoraSettings, OptimizerSettings, Settings
+
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LoraConfig(Settings):
-    """The LoRA adapter that every policy version of a base model consists of."""
-
-    r: int = Field(8, ge=1, le=512, description="Rank.")
-    alpha: float = Field(16, gt=0, description="Scaling numerator: the update is scaled by alpha / r.")
-    target_modules: tuple[str, ...] = Field(LORA_TARGETS, min_length=1, description="Names of the adapted modules.")
-    seed: int = Field(0, description="Seed of the A matrices of version 0 (its B matrices are zero).")
-
-    @field_validator("target_modules")
-    @classmethod
-    def _inside_the_layers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if outside := [name for name in names if name in ("lm_head", "embed_tokens")]:
-            raise ValueError(f"{', '.join(outside)} can't be adapted: prompts would get wrong logprobs. Leave it out.")
-        return names
-
-
-class OptimizerConfig(Settings):
-    """AdamW and the defaults a job's config can override."""
-
-    learning_rate: float = Field(5e-6, ge=0, description="Used when a job names none.")
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    max_grad_norm: float = Field(0.1, gt=0, description="Gradients are clipped to this global L2 norm.")
 
 
 class LearnersConfig(Settings):
@@ -138,8 +109,8 @@ class BaseModelConfig(Settings):
     max_model_len: int | None = Field(
         None, ge=16, description="Longest sequence in tokens. Unset: the model's own limit."
     )
-    lora: LoraConfig = LoraConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraSettings = LoraSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
     learners: LearnersConfig = LearnersConfig()
     engine: EngineConfig = EngineConfig()
     logprobs: LogprobsConfig = LogprobsConfig()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum, auto
 
 import torch
@@ -34,22 +34,13 @@ from tandem.rl.losses import (
 )
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy, check_tensors
+from tandem.rl.settings import OptimizerSettings
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class StepError(RLError, ArithmeticError):
     """A gradient step that would have destroyed the policy; the policy is as it was before the step."""
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), with the gradient clipped to a global L2 norm first."""
-
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.1
-    max_grad_norm: float = 0.1
-    eps: float = 1e-8
 
 
 class _Sum(IntEnum):

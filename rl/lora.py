@@ -1,4 +1,4 @@
-"""The LoRA adapter that a policy version consists of: its settings, its names and its start.
+"""The LoRA adapter that a policy version consists of: its parameters, their names and their initial values.
 
 Adapter tensors are named as in PEFT's adapter_model.safetensors, are float32 whatever the base model's dtype is, and
 come in pairs per adapted linear layer: lora_A [r, in] and lora_B [out, r]; the layer adds (alpha / r) B A x.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tandem.rl.errors import RLError
+from tandem.rl.settings import LoraSettings
 
-DEFAULT_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _ADAPTER_NAME = "default"
 
 
@@ -27,26 +26,15 @@ class PolicyError(RLError, ValueError):
     """A base model, an adapter or a place to run that a policy can't be made of."""
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA (Hu et al. 2021, arXiv 2106.09685) on the named linear layers, without dropout."""
-
-    r: int = 8
-    alpha: float = 16
-    target_modules: tuple[str, ...] = DEFAULT_TARGET_MODULES
-    """Last parts of module names; each must occur in the model."""
-    seed: int = 0
-    """Of the A matrices of version 0; its B matrices are zero."""
-
-    def peft_config(self) -> LoraConfig:
-        return LoraConfig(
-            r=self.r,
-            lora_alpha=int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
-            target_modules=list(self.target_modules),
-            lora_dropout=0.0,
-            bias="none",
-            task_type=TaskType.CAUSAL_LM,
-        )
+def peft_config(lora: LoraSettings) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        target_modules=list(lora.target_modules),
+        lora_dropout=0.0,
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+    )
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
@@ -58,7 +46,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
             f"target_modules names {', '.join(missing)}, which {type(model).__name__} does not have. "
             f"Set it to names of this model's linear layers."
         )
-    wrapped = get_peft_model(model, lora.peft_config(), adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
+    wrapped = get_peft_model(model, peft_config(lora), adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
     others = [name for name in adapter_parameters(wrapped) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if others or wrapped.get_base_model().get_output_embeddings() in _adapted_layers(wrapped):
         raise PolicyError(
@@ -78,7 +66,7 @@ def adapter_config(lora: LoraSettings) -> dict[str, Any]:
 
     It names no base model: the same adapter has the same bytes wherever its base model happens to be stored.
     """
-    config = lora.peft_config()
+    config = peft_config(lora)
     config.inference_mode = True
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     return {**plain, "task_type": TaskType.CAUSAL_LM.value, "peft_type": config.peft_type.value}

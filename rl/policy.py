@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from tandem.rl.attention import Attention, forward_inputs
 from tandem.rl.logprobs import token_logprobs
 from tandem.rl.lora import (
-    LoraSettings,
     PolicyError,
     adapter_config,
     adapter_parameters,
@@ -30,8 +29,9 @@ from tandem.rl.lora import (
 )
 from tandem.rl.losses import shift_left
 from tandem.rl.packing import PackedSequence
+from tandem.rl.settings import LoraSettings
 
-__all__ = ["LoraSettings", "Policy", "PolicyError", "initial_adapter", "resolve_device"]
+__all__ = ["Policy", "PolicyError", "initial_adapter", "resolve_device"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from tandem.cluster.config import LoraConfig
+from tandem.rl.settings import LoraSettings
 
 
-def write_adapter(model_path: Path, directory: Path, seed: int, scale: float, lora: LoraConfig | None = None) -> None:
+def write_adapter(model_path: Path, directory: Path, seed: int, scale: float, lora: LoraSettings | None = None) -> None:
     """A checkpoint directory with an adapter whose B matrices are normal with standard deviation `scale`."""
     import peft
     from transformers import AutoModelForCausalLM
 
-    lora = lora or LoraConfig()
+    lora = lora or LoraSettings()
     config = peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=list(lora.target_modules))
     torch.manual_seed(seed)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32), config)

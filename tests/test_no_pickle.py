@@ -11,11 +11,12 @@ import pytest
 import torch
 from paths import ROOT
 
-from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.engine import Engine, _check_adapter
 from tandem.rl.checkpoint_files import ADAPTER
 from tandem.rl.checkpoints import LearnerState, read_adapter, read_checkpoint, write_checkpoint
 from tandem.rl.errors import CheckpointError
+from tandem.rl.settings import LoraSettings
 
 PACKAGES = ("rl", "cluster", "serve", "client", "runs", "cli")  # not tandem/: rglob follows no links
 SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
@@ -122,12 +123,12 @@ def test_a_checkpoint_with_a_pickled_adapter_is_refused_by_name(checkpoint, trac
         with pytest.raises(CheckpointError, match=re.escape(str(adapter))):
             read(checkpoint)
     with pytest.raises(Exception, match=r"adapter_model\.safetensors|header"):
-        _check_adapter(checkpoint, LoraConfig())
+        _check_adapter(checkpoint, LoraSettings())
     assert not trace.exists()
 
 
 def test_the_engine_is_given_two_files_of_a_checkpoint_and_no_others(checkpoint, tmp_path, trace):
-    engine = Engine(EngineConfig(), "model", "model", lambda digest: checkpoint, None, LoraConfig())
+    engine = Engine(EngineConfig(), "model", "model", lambda digest: checkpoint, None, LoraSettings())
     engine._directory = tempfile.TemporaryDirectory(dir=tmp_path)
     copied = engine._copy_adapter("d" * 64)
     assert {path.name for path in copied.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}

@@ -18,9 +18,9 @@ from tandem.rl.batch import TrainingBatch, build_batch
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, TrainingConfig
 from tandem.rl.learner import Learner
 from tandem.rl.learning_rate import step_learning_rate
-from tandem.rl.lora import LoraSettings
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
+from tandem.rl.settings import LoraSettings
 from tandem.rl.trajectories import TrajectoryGroup
 
 Adapter = Mapping[str, Tensor]

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tandem.rl.environments.base import Message, Tool, request_messages
-from tandem.rl.lora import LoraSettings, adapter_parameters, add_adapter
+from tandem.rl.lora import adapter_parameters, add_adapter
 from tandem.rl.policy import check_tensors, resolve_device, resolve_dtype
+from tandem.rl.settings import LoraSettings
 from tandem.rl.tokens.tokenizing import ChatTokenizer
 
 QUIET_ROUNDS = 4

@@ -18,8 +18,8 @@ from loss_comparison.settings import RunRequest, Settings
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.loading import load_environment
 from tandem.rl.environments.rollouts import TaskStream
-from tandem.rl.lora import LoraSettings
 from tandem.rl.policy_lag import sampled_version
+from tandem.rl.settings import LoraSettings
 from tandem.rl.tiny.model import resolve_model
 from tandem.rl.trajectories import TrajectoryGroup
 

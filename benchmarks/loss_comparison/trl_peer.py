@@ -10,7 +10,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -21,9 +20,9 @@ from loss_comparison.configurations import TRL_STEPS_PER_VERSION
 from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.training_run import Bench, Progress, Stopwatch, result
 from tandem.rl.environments.base import SingleTurnEnvironment
-from tandem.rl.learner import OptimizerSettings
-from tandem.rl.lora import LoraSettings, adapter_parameters
+from tandem.rl.lora import adapter_parameters, peft_config
 from tandem.rl.policy import resolve_device, resolve_dtype
+from tandem.rl.settings import LoraSettings, OptimizerSettings
 from tandem.rl.tiny.model import resolve_model
 
 
@@ -98,7 +97,7 @@ class _Run:
             args=self._arguments(settings, place.type),
             train_dataset=Dataset.from_list(rows),
             processing_class=self._bench.sampler.tokenizer,
-            peft_config=LoraSettings(r=settings.lora_r, alpha=settings.lora_alpha).peft_config(),
+            peft_config=peft_config(LoraSettings(r=settings.lora_r, alpha=settings.lora_alpha)),
             callbacks=[self._callback()],
         )
         trainer.remove_callback(_progress_printer())
@@ -107,7 +106,7 @@ class _Run:
     def _arguments(self, settings: Settings, device: str) -> Any:
         from trl import GRPOConfig
 
-        optimizer, rollouts = asdict(OptimizerSettings()), settings.groups_per_version * settings.group_size
+        optimizer, rollouts = OptimizerSettings(), settings.groups_per_version * settings.group_size
         if rollouts % TRL_STEPS_PER_VERSION:
             raise ValueError(
                 f"{rollouts} rollouts per version can't be split over {TRL_STEPS_PER_VERSION} gradient steps."
@@ -126,11 +125,11 @@ class _Run:
             learning_rate=settings.learning_rate,
             lr_scheduler_type="constant",
             warmup_steps=0,
-            adam_beta1=optimizer["betas"][0],
-            adam_beta2=optimizer["betas"][1],
-            adam_epsilon=optimizer["eps"],
-            weight_decay=optimizer["weight_decay"],
-            max_grad_norm=optimizer["max_grad_norm"],
+            adam_beta1=optimizer.betas[0],
+            adam_beta2=optimizer.betas[1],
+            adam_epsilon=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.max_grad_norm,
             beta=0.0,
             bf16=device == "cuda" and settings.dtype != "float32",
             use_cpu=device == "cpu",

@@ -26,7 +26,7 @@ from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.learner import Learner
-from tandem.rl.lora import LoraSettings, initial_adapter
+from tandem.rl.lora import initial_adapter
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
 from tandem.rl.tiny.model import resolve_model
@@ -129,7 +129,7 @@ def tiny_sizes() -> Record:
     prompt = base.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
     )
-    adapter = initial_adapter(base.path, LoraSettings(**TINY.lora.model_dump()))
+    adapter = initial_adapter(base.path, TINY.lora)
     return {"prompt_tokens": len(prompt), "adapter_bytes": sum(t.numel() * t.element_size() for t in adapter.values())}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tandem.cluster.artifacts import ADAPTER_FILES
-from tandem.cluster.config import DeadlinesConfig, EngineConfig, LoraConfig
+from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.adapter_pool import AdapterPool
 from tandem.cluster.engine.core import EngineCore
 from tandem.cluster.engine.openai_app import (
@@ -40,6 +40,7 @@ from tandem.cluster.engine.openai_app import (
 from tandem.cluster.engine.settings import engine_arguments, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
 from tandem.cluster.processes.heap import freeze_heap
+from tandem.rl.settings import LoraSettings
 
 __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
@@ -76,7 +77,7 @@ class Engine:
         served_name: str,
         fetch: Callable[[str], Path],
         max_model_len: int | None,
-        lora: LoraConfig,
+        lora: LoraSettings,
         answer_s: float = DeadlinesConfig().engine_answer_s,
     ):
         """`fetch` returns a local directory with a version's adapter, or raises ArtifactError; it may block. A core
@@ -280,7 +281,7 @@ def adapter_name(digest: str) -> str:
     return f"policy-{digest}"
 
 
-def _check_adapter(directory: Path, lora: LoraConfig) -> None:
+def _check_adapter(directory: Path, lora: LoraSettings) -> None:
     """Raises ValueError for an adapter that vLLM would load and then use wrongly.
 
     It leaves out weights of modules that it wasn't configured to adapt. Weights that aren't finite make NaN of every

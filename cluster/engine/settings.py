@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.config import EngineConfig
+from tandem.rl.settings import LoraSettings
 
 EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -41,16 +42,10 @@ def engine_arguments(
     model_path: str,
     served_name: str,
     max_model_len: int | None,
-    lora: LoraConfig,
+    lora: LoraSettings,
     device: EngineDevice,
 ) -> list[str]:
-    """The arguments of `vllm serve` that this engine runs with. `config.extra_args` come last, so they win.
-
-    Raises ValueError for what vLLM would compute wrongly.
-    """
-    if "lm_head" in lora.target_modules:
-        # vLLM takes each row's adapter from the sampled tokens, of which prompt logprobs have more or fewer rows.
-        raise ValueError("vLLM can't score prompts under a LoRA on lm_head: remove it from lora.target_modules.")
+    """Return the arguments of `vllm serve` for this engine; `config.extra_args` come last, so they win."""
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
     kv_cache_bytes = config.kv_cache_memory_bytes
     if device == "cpu" and kv_cache_bytes is None and config.gpu_memory_utilization is None:

@@ -54,11 +54,10 @@ class LearnerWorker:
         import torch
         import torch.distributed as dist
 
-        from tandem.rl.learner import Learner, OptimizerSettings
-        from tandem.rl.lora import LoraSettings
+        from tandem.rl.learner import Learner
         from tandem.rl.policy import Policy, resolve_device
 
-        learners, lora, optimizer = self._base.learners, self._base.lora, self._base.optimizer
+        learners = self._base.learners
         torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
         device = resolve_device(learners.device)
         if self._world_size > 1:
@@ -75,18 +74,10 @@ class LearnerWorker:
             device=learners.device,
             dtype=learners.dtype,
             attention=learners.attention,
-            lora=LoraSettings(r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules, seed=lora.seed),
+            lora=self._base.lora,
             gradient_checkpointing=learners.gradient_checkpointing,
         )
-        self._learner = Learner(
-            policy,
-            OptimizerSettings(
-                betas=optimizer.betas,
-                eps=optimizer.eps,
-                weight_decay=optimizer.weight_decay,
-                max_grad_norm=optimizer.max_grad_norm,
-            ),
-        )
+        self._learner = Learner(policy, self._base.optimizer)
         freeze_heap()
         return str(device)
 

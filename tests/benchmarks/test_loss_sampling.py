@@ -8,9 +8,9 @@ import pytest
 import torch
 from loss_comparison.sampling import Sampler, _Drawing
 
-from tandem.rl.lora import LoraSettings
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy
+from tandem.rl.settings import LoraSettings
 from tandem.rl.tokens.tokenizing import ChatTokenizer, tokenize_history
 from tandem.rl.trajectories import History
 

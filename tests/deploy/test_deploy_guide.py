@@ -7,8 +7,9 @@ from paths import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from tandem.cluster.config import LORA_TARGETS, CoordinatorConfig, LimitsConfig
+from tandem.cluster.config import CoordinatorConfig, LimitsConfig
 from tandem.cluster.placement import OWN_MEMORY, SHARED_MEMORY
+from tandem.rl.settings import LoraSettings
 
 GUIDE = (ROOT / "docs/deploy.md").read_text()
 QWEN3_4B = Qwen3Config(
@@ -34,7 +35,8 @@ def test_the_arithmetic_of_sizes():
     with torch.device("meta"):
         model = Qwen3ForCausalLM(QWEN3_4B)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        policy = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=list(LORA_TARGETS)))
+        targets = list(LoraSettings().target_modules)
+        policy = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
     num_lora = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     assert num_lora == 16 * 57_344 * 36
     kv_bytes = 2 * 36 * 8 * 128 * 2

@@ -16,9 +16,10 @@ from small_models import joined, packed_group, randomise_adapter, unpacked, with
 
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.config import LossConfig
-from tandem.rl.learner import Learner, OptimizerSettings, StepError
+from tandem.rl.learner import Learner, StepError
 from tandem.rl.packing import PackedSequence
-from tandem.rl.policy import LoraSettings, Policy, PolicyError, initial_adapter
+from tandem.rl.policy import Policy, PolicyError, initial_adapter
+from tandem.rl.settings import LoraSettings, OptimizerSettings
 
 NAN = float("nan")
 PPO = LossConfig(loss_fn="ppo", epsilon=0.2, epsilon_high=0.3)

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GraniteForCausal
 
 from tandem.rl.attention import block_mask, dense_mask, forward_inputs, visibility
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
-from tandem.rl.policy import LoraSettings, Policy, PolicyError, initial_adapter, resolve_device
+from tandem.rl.policy import Policy, PolicyError, initial_adapter, resolve_device
+from tandem.rl.settings import LoraSettings
 
 # Attention
 
@@ -182,7 +183,7 @@ def test_initial_adapter_is_that_of_a_loaded_policy_and_changes_no_output(qwen3_
         assert torch.equal(tensor, without_weights[name])
         assert tensor.dtype == torch.float32
         assert bool(tensor.any()) == name.endswith("lora_A.weight")
-    other_seed = initial_adapter(qwen3_path, replace(lora, seed=12))
+    other_seed = initial_adapter(qwen3_path, LoraSettings(r=4, seed=12))
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert not torch.equal(other_seed[name], state[name])
     assert state[name].shape == (4, 64)
@@ -254,8 +255,11 @@ def test_sliding_windows_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_targets_outside_the_layers_are_refused(qwen3_path: Path, target: str) -> None:
+    names = ("q_proj", target)
+    with pytest.raises(ValueError, match=target):
+        LoraSettings(target_modules=names)
     with pytest.raises(PolicyError, match="inside the transformer"):
-        initial_adapter(qwen3_path, LoraSettings(target_modules=("q_proj", target)))
+        initial_adapter(qwen3_path, LoraSettings.model_construct(**{**dict(LoraSettings()), "target_modules": names}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

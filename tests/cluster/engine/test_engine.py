@@ -22,9 +22,10 @@ import torch
 from policy_reference import PolicyReference, sampled_tokens, write_adapter
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.engine import Engine, adapter_name, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+from tandem.rl.settings import LoraSettings
 
 MAX_MODEL_LEN = 256
 CONFIG = EngineConfig(max_num_seqs=32, max_loras=3, max_cpu_loras=4, kv_cache_memory_bytes=1 << 20)
@@ -112,7 +113,7 @@ def reference(tiny_model, artifacts) -> PolicyReference:
 def client(ray_local, tiny_model, artifacts) -> Iterator[Client]:
     environment = {"env_vars": engine_environment("cpu", str(tiny_model))}
     actor = ray.remote(num_cpus=1, max_concurrency=512, runtime_env=environment)(Engine).remote(
-        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, MAX_MODEL_LEN, LoraConfig()
+        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, MAX_MODEL_LEN, LoraSettings()
     )
     ray.get(actor.start.remote())
     yield Client(actor)
@@ -255,7 +256,7 @@ def test_an_adapter_that_would_disturb_others_is_refused(client, artifacts, tiny
     before = greedy(client, VERSIONS[1])
     directories = {name: artifacts.checkpoints_dir / (name * 64) for name in "abc"}
     write_adapter(tiny_model, directories["a"], seed=1, scale=float("nan"))
-    write_adapter(tiny_model, directories["b"], seed=1, scale=0.1, lora=LoraConfig(r=64))
+    write_adapter(tiny_model, directories["b"], seed=1, scale=0.1, lora=LoraSettings(r=64))
     shutil.copytree(artifacts.checkpoints_dir / VERSIONS[1], directories["c"])
     (directories["c"] / "adapter_model.safetensors").write_bytes(b"not safetensors")
     for name, reason in (("a", "isn't finite"), ("b", "rank 64"), ("c", "header")):

@@ -15,9 +15,10 @@ import ray
 from policy_reference import write_adapter
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.errors import EngineDeadError
+from tandem.rl.settings import LoraSettings
 
 CONFIG = EngineConfig(max_num_seqs=8, kv_cache_memory_bytes=1 << 20)
 WAIT_S = 180  # longer than a core may be silent by default
@@ -31,7 +32,7 @@ def engine(ray_local, tiny_model, tmp_path):
         write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed=0, scale=0.0)
     environment = {"env_vars": engine_environment("cpu", str(tiny_model))}
     actor = ray.remote(num_cpus=1, max_concurrency=64, runtime_env=environment)(Engine).remote(
-        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, 256, LoraConfig()
+        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, 256, LoraSettings()
     )
     ray.get(actor.start.remote())
     yield actor

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from tandem.cluster.config import EngineConfig, LoraConfig
+from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.settings import engine_arguments, engine_environment
+from tandem.rl.settings import LoraSettings
 
 
-def arguments(device: str = "cpu", lora: LoraConfig | None = None, **settings) -> list[str]:
-    return engine_arguments(EngineConfig(**settings), "/models/x", "x", 512, lora or LoraConfig(), device)
+def arguments(device: str = "cpu", lora: LoraSettings | None = None, **settings) -> list[str]:
+    return engine_arguments(EngineConfig(**settings), "/models/x", "x", 512, lora or LoraSettings(), device)
 
 
 def test_importing_the_engine_imports_neither_vllm_nor_torch():
@@ -40,7 +41,7 @@ def test_the_dtype_follows_the_device_unless_it_is_configured(device, dtype):
 
 @pytest.mark.parametrize(("rank", "max_rank"), [(1, 1), (2, 8), (8, 8), (48, 64), (512, 512)])
 def test_the_rank_is_the_next_one_that_vllm_has(rank, max_rank):
-    assert f"--max-lora-rank={max_rank}" in arguments(lora=LoraConfig(r=rank))
+    assert f"--max-lora-rank={max_rank}" in arguments(lora=LoraSettings(r=rank))
 
 
 def test_memory_is_bounded_on_a_cpu_even_when_nothing_says_so():
@@ -51,8 +52,3 @@ def test_memory_is_bounded_on_a_cpu_even_when_nothing_says_so():
 
 def test_further_arguments_come_last_and_win():
     assert arguments(extra_args=("--max-num-seqs=7",))[-1] == "--max-num-seqs=7"
-
-
-def test_a_lora_on_the_output_layer_is_refused():
-    with pytest.raises(ValueError, match="lm_head"):
-        arguments(lora=LoraConfig(target_modules=("q_proj", "lm_head")))
