@@ -52,7 +52,7 @@ def serve(directory: Path) -> None:
     import uvicorn
 
     from tandem.cluster.artifacts import Artifacts
-    from tandem.cluster.base_models import BaseModel
+    from tandem.cluster.base_models import ResolvedBaseModel
     from tandem.cluster.config import TandemConfig
     from tandem.serve.api.application import create_app
     from tandem.serve.api.services import Services
@@ -61,7 +61,7 @@ def serve(directory: Path) -> None:
 
     config = TandemConfig(home=directory, limits={"min_free_disk_bytes": 0})
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
-    bases = {base.name: BaseModel(base) for base in config.base_models}
+    bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
     others = {"preparation": Checker(bases, artifacts), "coordinator_status": None, "engine_faults": None}
     others = {name: part for name, part in others.items() if name in Services.__dataclass_fields__}
     model = store.add_model("team", "bench", "agent", config.base_models[0].name, return_existing=True)

@@ -25,7 +25,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, EngineConfig, LearnersConfig, LogprobsConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.learners.group import LearnerGroup
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
         engine=EngineConfig(num_gpus=options.gpus, kv_cache_memory_bytes=512 << 20),
     )  # fmt: skip
     artifacts = Artifacts(str(home))
-    digest = BaseModel(base).write_initial_version(artifacts)
+    digest = ResolvedBaseModel(base).write_initial_version(artifacts)
     learners = LearnerGroup(base, str(home), DeadlinesConfig())
     environment = engine_environment("cuda" if options.gpus else "cpu", str(model))
     actor = ray.remote(Engine).options(

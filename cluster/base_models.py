@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class ResolvedBaseModel:
     """A base model on this node. Cheap to make; the tokenizer and the model's own configuration load on first use."""
 
     config: BaseModelConfig

@@ -19,7 +19,7 @@ import torch
 from queueing.service_load import QUESTION
 from queueing.timing import machine, measure
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TINY, TandemConfig
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.preparation import PreparationWorker
@@ -125,7 +125,7 @@ def choice(num_tokens: int) -> Record:
 
 def tiny_sizes() -> Record:
     """Return the tiny model's prompt tokens of the question, and the bytes of its adapter."""
-    base = BaseModel(TINY)
+    base = ResolvedBaseModel(TINY)
     prompt = base.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
     )
@@ -136,7 +136,7 @@ def tiny_sizes() -> Record:
 def measure_payloads(directory: Path) -> list[Record]:
     """Measure storing a job's body, as the API does, and packing its sequences, as API and coordinator do."""
     artifacts = Artifacts(str(directory))
-    worker = PreparationWorker({TINY.name: BaseModel(TINY)}, artifacts)
+    worker = PreparationWorker({TINY.name: ResolvedBaseModel(TINY)}, artifacts)
     records = []
     for groups, num_tokens in ((8, 16), (8, 256), (32, 64)):
         question = {"role": "user", "content": QUESTION}

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.kept_states import KeptStates
@@ -70,7 +70,7 @@ class LearnerWorker:
                     backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
                 )
         policy = Policy.load(
-            BaseModel(self._base).path,
+            ResolvedBaseModel(self._base).path,
             device=learners.device,
             dtype=learners.dtype,
             attention=learners.attention,

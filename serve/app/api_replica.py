@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.processes.heap import freeze_heap
@@ -43,7 +43,7 @@ class ApiReplica:
         coordinator: DeploymentHandle[Any],
         _runner: DeploymentHandle[Any],
     ):
-        bases = {base.name: BaseModel(base) for base in config.base_models}
+        bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
         preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
         preparation.start()

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import ServiceStopsError
 from tandem.cluster.jobs.coordinator import Coordinator
@@ -46,7 +46,7 @@ class CoordinatorReplica:
         self._database = Store(config.resolved_store_url)
         ensure_admin_key(self._database, config)
         store = PatientStore(self._database, deadlines.publish_s)
-        bases = {base.name: BaseModel(base) for base in config.base_models}
+        bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._preparation.start()
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}

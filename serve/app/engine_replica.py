@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from ray import serve
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.engine.settings import EngineDevice
@@ -22,7 +22,7 @@ class EngineReplica:
     """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
 
     async def __init__(self, config: TandemConfig, base_model: str):  # type: ignore[misc]  # Serve awaits it
-        base = BaseModel(config.base_model(base_model))
+        base = ResolvedBaseModel(config.base_model(base_model))
         artifacts = Artifacts(config.artifacts_root)
         self._engine = Engine(
             base.config.engine,
@@ -56,7 +56,7 @@ class EngineReplica:
 def engine_application(config: TandemConfig, base: BaseModelConfig) -> serve.Application:
     settings = base.engine
     device: EngineDevice = "cuda" if settings.num_gpus else "cpu"
-    environment = engine_environment(device, BaseModel(base).path, num_threads=max(1, int(settings.num_cpus)))
+    environment = engine_environment(device, ResolvedBaseModel(base).path, num_threads=max(1, int(settings.num_cpus)))
     deployment = serve.deployment(
         name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
         num_replicas=settings.replicas,

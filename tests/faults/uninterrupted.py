@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, TrainingConfig
@@ -26,7 +26,7 @@ class UninterruptedRun:
     """
 
     def __init__(self, config: BaseModelConfig, directory: Path):
-        self._base, self._artifacts = BaseModel(config), Artifacts(str(directory))
+        self._base, self._artifacts = ResolvedBaseModel(config), Artifacts(str(directory))
         self._learner = LearnerWorker(0, 1, config, str(directory))
         self._learner.start(None, timeout_s=60)
 

@@ -13,7 +13,7 @@ from coordinator_fakes import TOKENIZER, Base, make_job, trajectory
 from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TINY
 from tandem.cluster.errors import ArtifactError, StageError
 from tandem.cluster.jobs.preparation import Preparation, PreparationWorker
@@ -50,7 +50,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def preparation(ray_local, artifacts, base):
-    preparation = Preparation({"base": base, "tiny": BaseModel(TINY)}, artifacts, deadline_s=300)
+    preparation = Preparation({"base": base, "tiny": ResolvedBaseModel(TINY)}, artifacts, deadline_s=300)
     yield preparation
     preparation.stop()
 
@@ -77,7 +77,7 @@ def in_background(call):
 def test_version_0_is_the_one_made_here(preparation, artifacts, tmp_path):
     digest = preparation.initial_version("tiny")
     assert artifacts.pull_checkpoint(digest).is_dir()
-    assert digest == BaseModel(TINY).write_initial_version(Artifacts(str(tmp_path)))
+    assert digest == ResolvedBaseModel(TINY).write_initial_version(Artifacts(str(tmp_path)))
 
 
 def test_a_batch_from_the_actor_equals_one_made_here_and_its_tensors_can_be_changed(preparation, artifacts, base):

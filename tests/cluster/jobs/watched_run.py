@@ -5,7 +5,7 @@ import uuid
 from coordinator_fakes import LocalPreparation, make_coordinator, make_job, trajectory
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
 from tandem.cluster.jobs.patient_store import PatientStore
 from tandem.cluster.learners.group import LearnerGroup
@@ -20,7 +20,7 @@ class Run:
 
     def __init__(self, directory, learners, at_step=lambda run: None, **settings):
         """`directory` holds what `accept_job` made; `learners` are options of LearnersConfig."""
-        self.base = BaseModel(base_config(**learners))
+        self.base = ResolvedBaseModel(base_config(**learners))
         self.root, self.settings = str(directory / "artifacts"), settings
         self.at_step, self.count = at_step, 0
         self.store = Store(store_url(directory))
@@ -72,7 +72,7 @@ def accept_job(directory, num_groups):
     """
     artifacts = Artifacts(str(directory / "artifacts"))
     store = Store(store_url(directory))
-    store.put_initial_version("tandem/tiny", BaseModel(base_config()).write_initial_version(artifacts))
+    store.put_initial_version("tandem/tiny", ResolvedBaseModel(base_config()).write_initial_version(artifacts))
     model = store.add_model("default", "tests", "m", "tandem/tiny", return_existing=False)
     groups = [
         {"trajectories": [trajectory(1.0, 70 + k % 20, 11), trajectory(0.0, 90 + k % 20, 13)]}

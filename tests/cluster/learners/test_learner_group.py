@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig, LogprobsConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.learners.group import LearnerGroup, shard_by_tokens
@@ -60,7 +60,7 @@ def start(ray_local, tmp_path):
     def start(count, **deadlines):
         base, learners = group(tmp_path, count, **deadlines)
         groups.append(learners)
-        learners.load(BaseModel(base).write_initial_version(Artifacts(str(tmp_path))))
+        learners.load(ResolvedBaseModel(base).write_initial_version(Artifacts(str(tmp_path))))
         return learners
 
     yield start
@@ -76,7 +76,7 @@ def test_two_learners_equal_one(start, tmp_path):
         metrics = [learners.step(rows[i : i + 3], LossConfig(), 1e-3, 64) for i in (0, 3)]
         digest = learners.save({"base_model": "tandem/tiny"})
         states.append((metrics, read_checkpoint(tmp_path / "checkpoints" / digest)))
-        learners.load(BaseModel(group(tmp_path, count)[0]).write_initial_version(Artifacts(str(tmp_path))))
+        learners.load(ResolvedBaseModel(group(tmp_path, count)[0]).write_initial_version(Artifacts(str(tmp_path))))
         shutil.rmtree(tmp_path / "checkpoints" / digest)
         learners.load(digest)  # which each of them remembers
         assert learners.save({"base_model": "tandem/tiny"}) == digest

@@ -10,7 +10,7 @@ from coordinator_fakes import RecordingStore, make_coordinator, make_job, trajec
 from policy_reference import PolicyReference
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.base_models import BaseModel
+from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, LearnersConfig, LogprobsConfig
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.learners.worker import LearnerWorker
@@ -84,7 +84,7 @@ def worker(tiny_model, artifacts):
 @pytest.fixture(scope="module")
 def versions(worker, artifacts) -> list[str]:
     """The zero adapter and two that training has made of it."""
-    digests = [BaseModel(CONFIG).write_initial_version(artifacts)]
+    digests = [ResolvedBaseModel(CONFIG).write_initial_version(artifacts)]
     worker.load(digests[0])
     for step in (1, 2):
         for _ in range(3):
@@ -200,7 +200,7 @@ def test_the_update_is_the_same_whoever_scored(worker, versions, reference, arti
     adapters, metrics = {}, {}
     for mode in ("learner", "engine", "shared"):
         settings = LogprobsConfig(mode=mode, chunk_tokens=48, sample_fraction=0 if mode == "engine" else 0.05)
-        base = BaseModel(CONFIG.model_copy(update={"logprobs": settings}))
+        base = ResolvedBaseModel(CONFIG.model_copy(update={"logprobs": settings}))
         store = RecordingStore(job)
         make_coordinator(base, store, artifacts, OneLearner(worker), [engine]).run_next()
         assert store.log[-1][0] == "complete", store.log
