@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+import tandem
+from tandem.cli import service_commands
 from tandem.cli.exposure import is_local, url
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
@@ -36,7 +36,7 @@ err = Console(stderr=True, highlight=False)
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="A tandem.yaml. Default: the built-in tiny model.")
 ]
-EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
+EXAMPLE = Path(tandem.__file__).parent / "examples" / "quickstart.py"
 
 
 def _config(path: Path | None) -> TandemConfig:
@@ -153,95 +153,8 @@ def train(
     exit_process(status)
 
 
-# Commands that talk to a running service
-
-
-def _get(path: str, **params: Any) -> Any:
-    url, key = os.environ.get("TANDEM_URL", "http://127.0.0.1:8000"), os.environ.get("TANDEM_API_KEY")
-    if not key:
-        err.print("Set TANDEM_API_KEY to one of the service's keys (`tandem keys create` makes one).")
-        raise typer.Exit(2)
-    try:
-        response = httpx.get(f"{url}/v1{path}", params=params, headers={"Authorization": f"Bearer {key}"}, timeout=30)
-    except httpx.HTTPError as error:
-        err.print(
-            f"[red]No answer from {url}: {error}.[/red] Is the service running (`tandem up`)? TANDEM_URL names another."
-        )
-        raise typer.Exit(1) from None
-    if response.is_error:
-        err.print(f"[red]{url} answered {response.status_code}:[/red] {_message(response)}")
-        raise typer.Exit(1)
-    return response.json()
-
-
-def _message(response: httpx.Response) -> str:
-    try:
-        error = response.json()["error"]
-        return error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        return response.text[:500]
-
-
-@app.command()
-def models(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
-    """List your models and their newest versions."""
-    table = Table("model", "base model", "newest version", "id")
-    for model in _get("/preview/models", limit=limit, order="desc")["data"]:
-        name = f"{model['entity']}/{model['project']}/{model['name']}"
-        table.add_row(name, model["base_model"], str(model["step"]), model["id"])
-    out.print(table)
-
-
-@app.command()
-def jobs(
-    model: Annotated[str | None, typer.Option(help="Only jobs of this model id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
-) -> None:
-    """List your training jobs, newest first."""
-    table = Table("job", "state", "version", "attempt", "created", "error", title=None)
-    filters = {"model_id": model} if model else {}
-    for job in _get("/preview/training-jobs", limit=limit, order="desc", **filters)["data"]:
-        step = "" if job["step"] is None else str(job["step"])
-        table.add_row(job["id"], job["state"], step, str(job["attempt"]), job["created_at"], job["error"] or "")
-    out.print(table)
-
-
-@app.command()
-def watch(job: str) -> None:
-    """Follow a training job until it ends."""
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with Progress(*columns, console=out) as progress:
-        task = progress.add_task("queued", total=None, note="")
-        after: str | None = None
-        while True:
-            page = _get(f"/preview/training-jobs/{job}/events", **({"after": after} if after else {}))
-            for event in page["data"]:
-                after, data = event["id"], event["data"]
-                match event["type"]:
-                    case "training_started":
-                        progress.update(task, description="training", total=data["num_gradient_steps"])
-                    case "gradient_step":
-                        note = "  ".join(f"{name.split('/')[-1]} {data[name]:.4g}" for name in _SHOWN if name in data)
-                        progress.update(task, advance=1, note=note)
-                    case "training_ended":
-                        progress.update(task, description="[green]succeeded[/green]")
-                        return
-                    case "training_failed":
-                        progress.update(task, description="[red]failed[/red]")
-                        progress.stop()
-                        err.print(data["error_message"])
-                        raise typer.Exit(1)
-            if not page["has_more"]:
-                time.sleep(0.5)
-
-
-_SHOWN = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
+for command in (service_commands.models, service_commands.jobs, service_commands.watch):
+    app.command()(command)
 
 
 # Keys are in the service's store, so these commands read its configuration.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tandem.client.calls import Call
-from tandem.client.errors import MissingKeyError, NoAnswerError, TandemError, UnexpectedAnswerError, status_error
+from tandem.client.errors import NoAnswerError, SettingsError, TandemError, UnexpectedAnswerError, status_error
 from tandem.client.retries import SAFE, Retries
 
 T = TypeVar("T")
@@ -25,10 +25,10 @@ class Connection:
     def __init__(self, url: str | None, key: str | None, timeout_s: float, retries: Retries | float):
         self.url = (url or os.environ.get("TANDEM_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"The URL of the service must begin with http:// or https://, but is {self.url!r}.")
+            raise SettingsError(f"The URL of the service must begin with http:// or https://, but is {self.url!r}.")
         self.key = (key or os.environ.get("TANDEM_API_KEY") or "").strip()
         if not self.key:
-            raise MissingKeyError(
+            raise SettingsError(
                 "There is no API key. Set TANDEM_API_KEY to one of the service's keys, or pass it; "
                 "`tandem keys create` makes one."
             )

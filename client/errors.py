@@ -21,8 +21,8 @@ class TandemError(Exception):
         self.message = message
 
 
-class MissingKeyError(TandemError, ValueError):
-    """There is no API key: neither an argument nor TANDEM_API_KEY."""
+class SettingsError(TandemError, ValueError):
+    """The API key is missing or the service's URL isn't one."""
 
 
 class NoAnswerError(TandemError, ConnectionError):

@@ -8,12 +8,15 @@ from paths import ROOT
 from ray._private.runtime_env.packaging import create_package
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = [path.name for path in (ROOT / "tandem").iterdir() if path.is_symlink()]
+LINKS = [path.name for path in (ROOT / "tandem").iterdir() if path.is_symlink()]
+FOLDERS = [name for name in LINKS if name != "examples"]
+
+EXAMPLE = "tandem/examples/quickstart.py"  # `tandem demo` runs it
 
 
 def test_every_link_is_relative_and_leads_to_the_folder_of_its_name():
     assert {"rl", "cluster", "serve", "client", "runs", "cli"} <= set(FOLDERS)
-    for name in FOLDERS:
+    for name in LINKS:
         assert str((ROOT / "tandem" / name).readlink()) == f"../{name}"
 
 
@@ -23,7 +26,7 @@ def test_a_wheel_holds_every_file_once(tmp_path):
     code = [path.relative_to(ROOT) for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
     weights = [path.relative_to(ROOT) for path in (ROOT / "rl" / "tiny" / "weights").iterdir()]
     assert len(code) > 150 and len(weights) == 6
-    assert {f"tandem/{path}" for path in (*code, *weights)} | {"tandem/__init__.py"} <= set(held)
+    assert {f"tandem/{path}" for path in (*code, *weights)} | {"tandem/__init__.py", EXAMPLE} <= set(held)
     assert len(held) == len(set(held)) and {name.split("/")[0] for name in held} == {"tandem"}
 
 

@@ -1,4 +1,4 @@
-"""An environment of one's own: a class with tasks, messages and a reward. Its task file names it in one line."""
+"""A custom environment: a class with tasks, messages and a reward, which the task file names in one line."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ VERBS = {"train": ["Answer with", "Respond with", "Say"], "eval": ["Just say"]}
 
 
 class FirstOffered(SingleTurnEnvironment[tuple[str, tuple[str, ...]]]):
-    """Say the word that is offered first. The built-in tiny model was taught to say any of them."""
+    """Say the word that is offered first. The built-in tiny model can say any of them."""
 
     def tasks(self, split: Split) -> Sequence[tuple[str, tuple[str, ...]]]:
         return list(itertools.product(VERBS[split], OFFERS))

@@ -1,9 +1,9 @@
-"""Saves a configuration that trains on two workers, runs it, and follows its logs to the end.
+"""Save a configuration that trains on two workers, run it, and follow its logs to the end.
 
     export TANDEM_URL=http://127.0.0.1:8000 TANDEM_API_KEY=tdm_...
     python examples/training_job_configs/run.py --bucket ~/.tandem/projects/default/example
 
-The project of the key must be allowed to run code, and `--bucket` is a bucket of it: a folder below its bucket_root.
+The key's project must be allowed to run code, and `--bucket` must be a folder in the project's bucket_root.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 HERE = Path(__file__).parent
-OPEN = (1, 4, 7, 8, 9)  # init, submitting, waiting, running, being stopped
+OPEN = (1, 4, 7, 8, 9)  # init, submitting, waiting, running, stopping
 COMPLETED = 10
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bucket", type=Path, required=True, help="folder of a bucket that the project may use")
-    parser.add_argument("--project", default="default", help="the project that the key belongs to")
+    parser.add_argument("--project", default="default", help="the key's project")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--spec", type=int, default=1, help="spec_id of one worker; GET job/resource-specs lists them")
     options = parser.parse_args()
@@ -57,8 +58,8 @@ def main() -> int:
     return 0 if version["status"] == COMPLETED else 1
 
 
-def follow(http: httpx.Client, path: str) -> dict:
-    """Prints what the workers write, as they write it, until the job has ended."""
+def follow(http: httpx.Client, path: str) -> dict[str, Any]:
+    """Print the workers' output as it appears, until the job has ended."""
     seen: dict[str, int] = {}
     while True:
         version = ask(http, "GET", path)
@@ -75,8 +76,8 @@ def follow(http: httpx.Client, path: str) -> dict:
         time.sleep(1)
 
 
-def ask(http: httpx.Client, method: str, path: str, **options) -> dict:
-    body = http.request(method, path, **options).json()
+def ask(http: httpx.Client, method: str, path: str, **options: Any) -> dict[str, Any]:
+    body: dict[str, Any] = http.request(method, path, **options).json()
     if not body["is_success"]:
         sys.exit(f"{body['error_code']}: {body['error_message']}")
     return body

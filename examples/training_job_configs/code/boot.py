@@ -1,7 +1,7 @@
-"""A boot file: fits a small regression on several workers with torch.distributed, and leaves the model at train_url.
+"""A boot file: fits a small regression on several workers with torch.distributed and saves the model at train_url.
 
-The service runs it on each worker with --data_url, --train_url, --num_gpus and the parameters of the configuration;
-with more than one worker also with --init_method, --rank and --world_size.
+The service runs it on each worker with --data_url, --train_url, --num_gpus and the configuration's parameters, and
+with --init_method, --rank and --world_size if there are several workers.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def main() -> None:
     points = torch.tensor([[row["x"], row["y"]] for row in rows], device=device)[args.rank :: args.world_size]
 
     torch.manual_seed(0)
-    model: nn.Module = nn.Linear(1, 1).to(device)
-    trained = DistributedDataParallel(model) if args.world_size > 1 else model
+    model = nn.Linear(1, 1).to(device)
+    trained: nn.Module = DistributedDataParallel(model) if args.world_size > 1 else model
     optimizer = torch.optim.SGD(trained.parameters(), lr=args.learning_rate)
     for step in range(args.num_steps):
         loss = nn.functional.mse_loss(trained(points[:, :1]), points[:, 1:])
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         if step % 50 == 0 or step == args.num_steps - 1:
             print(f"worker {args.rank} of {args.world_size}: step {step}, loss {loss.item():.6f}")
