@@ -10,7 +10,7 @@ Base weights may be bfloat16; adapter weights, their gradients and AdamW's momen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum, auto
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tandem.rl.checkpoints import LearnerState
-from tandem.rl.config import LossConfig
+from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig
 from tandem.rl.errors import RLError
 from tandem.rl.losses import (
     LossInputs,
@@ -64,14 +64,18 @@ class _Sum(IntEnum):
 
 
 class Learner:
-    """One learner of a group. Every learner of the group makes the same calls in the same order.
+    """One learner, alone or of a group. Every learner of a group makes the same calls in the same order.
 
-    learner.load_state(state)
-    for step in steps:
-        learner.forward_backward(my_share_of(step), loss)
-        metrics = learner.optim_step(learning_rate)
-    state = learner.state()
+        learner.load_state(state)
+        for share in my_shares_of_the_steps:
+            metrics = learner.step(share, loss, learning_rate)
+        state = learner.state()
+
+    `rl.steps` has the loop of a whole training job.
     """
+
+    sequences_per_step = 1
+    """Of a learner alone."""
 
     def __init__(self, policy: Policy, optimizer: OptimizerSettings | None = None) -> None:
         self.policy = policy
@@ -119,8 +123,22 @@ class Learner:
             },
         )
 
+    def step(
+        self,
+        sequences: Sequence[PackedSequence],
+        loss: LossConfig,
+        learning_rate: float,
+        logprob_chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
+    ) -> dict[str, float]:
+        """Take one gradient step: `forward_backward` over this learner's share of it, then `optim_step`."""
+        self.forward_backward(sequences, loss, logprob_chunk_size)
+        return self.optim_step(learning_rate)
+
     def forward_backward(
-        self, sequences: Sequence[PackedSequence], loss: LossConfig, logprob_chunk_size: int = 1024
+        self,
+        sequences: Sequence[PackedSequence],
+        loss: LossConfig,
+        logprob_chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
     ) -> None:
         """Add the gradients and sums of `sequences` (this learner's share, possibly none) to those of the step.
 
@@ -170,12 +188,25 @@ class Learner:
         return metrics
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[PackedSequence], chunk_size: int = 1024) -> list[Tensor]:
-        """Token-aligned float32 logprobs [T] of each packed sequence under the loaded version, on the CPU.
+    def score(
+        self,
+        sequences: Sequence[PackedSequence],
+        chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
+        adapter: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return token-aligned float32 logprobs [T] of each packed sequence under the loaded version, on the CPU.
 
-        NaN at the first token of each segment, which has no prediction (and is never trained).
+        NaN at the first token of each segment, which has no prediction (and is never trained). `adapter` is that of
+        another version to score under; the one in training is put back afterwards.
         """
-        return [shift_right(self.policy.logprobs(packed, chunk_size)[0], float("nan")).cpu() for packed in sequences]
+        own = None if adapter is None else self.policy.adapter_state()
+        try:
+            if adapter is not None:
+                self.policy.load_adapter_state(adapter)
+            return [shift_right(self.policy.logprobs(row, chunk_size)[0], float("nan")).cpu() for row in sequences]
+        finally:
+            if own is not None:
+                self.policy.load_adapter_state(own)
 
     def _step_kl_mean(self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int) -> Tensor | None:
         """The mean KL over the trained tokens of the step, all learners; None where the one sequence is the step.

@@ -1,1 +1,1 @@
-"""Training jobs: claimed, prepared, trained, committed."""
+"""Training jobs: claim, preparation, training, commit."""

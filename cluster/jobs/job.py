@@ -1,4 +1,4 @@
-"""A training job as the coordinator sees it, and the store it needs. The service implements the store."""
+"""A training job as the coordinator sees it, and the store that it needs. The service implements the store."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tandem.rl.config import TrainingConfig
 
 @dataclass(frozen=True)
 class PolicyVersion:
-    """One immutable version of a model: version `step` is the checkpoint with this digest, for ever."""
+    """One immutable version of a model: version `step` is always the checkpoint with this digest."""
 
     model_id: str
     step: int
-    digest: str  # sha256 of the checkpoint's manifest; names the adapter in the engine and the artifact store
+    digest: str  # sha256 of the checkpoint's manifest; the adapter's name in the engine and the artifact store
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """What a job's batch follows from."""
+    """The part of a job that determines its batch."""
 
     id: str
     payload_key: str  # artifact key of the zstd-compressed JSON {"trajectory_groups": [...]}
@@ -34,62 +34,65 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class ClaimedJob(QueuedJob):
-    """A job that this coordinator may run. `attempt` fences every later write of this claim."""
+    """A job that this coordinator may run. `attempt` fences every later write of the claim."""
 
     model_id: str
     attempt: int
     version: PolicyVersion  # the model's newest version, which the job starts from
-    next_step: int  # the step of the version the job will make; never reused
-    num_recorded_gradient_steps: int  # events an interrupted attempt has already recorded; not recorded again
+    next_step: int  # the step of the version that the job will make; never reused
+    num_recorded_gradient_steps: int  # by interrupted attempts; not recorded again
     reference_digest: str | None = None  # checkpoint of the KL reference; None when there is no KL penalty
     reward_std_devs: tuple[float, ...] = ()  # of the jobs that made the model's versions, oldest first
     num_handed_back: int = 0  # earlier attempts that ended because the service was stopped
 
     @property
     def num_tries(self) -> int:
-        """Attempts that count against the most a job may have, this one included."""
+        """Attempts that count towards `max_attempts`, this one included."""
         return self.attempt - self.num_handed_back
 
 
 class JobStore(Protocol):
-    """What the coordinator asks of the job store. Each write is one transaction, fenced by the claim's attempt.
+    """The job store as the coordinator uses it. Each write is one transaction, fenced by the claim's attempt.
 
-    Methods that take a claim raise LeaseLostError when the claim no longer holds (taken over, cancelled, model
-    deleted), and JobCancelledError from `renew` when the user asked for cancellation.
+    Methods that take a claim raise LeaseLostError if the claim no longer holds (taken over, cancelled, model deleted).
+    `renew` also raises JobCancelledError if the user asked for cancellation.
     """
 
     def put_initial_version(self, base_model: str, digest: str) -> None:
-        """Records the zero adapter that is version 0 of every model on this base. Idempotent."""
+        """Record the zero adapter that is version 0 of every model on this base. Idempotent."""
 
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
-        """Claims a queued job, or a running one whose lease has run out: one per model, in order of acceptance,
-        taking turns between models (the model that waited longest since its last claim goes first)."""
+        """Claim a queued job, or a running one whose lease has run out; None if there is none.
+
+        One job per model, in order of acceptance, and models take turns: the one that has waited longest since its
+        last claim is first.
+        """
 
     def next_queued(self, base_model: str) -> QueuedJob | None:
-        """The queued job that will probably be claimed next, those of models whose job runs included. A look only."""
+        """Return the queued job that will probably be claimed next, possibly of a model whose job runs. Read-only."""
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
-        """Extends the lease."""
+        """Extend the lease."""
 
     def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
-        """Shows users what the job waits for before it can begin, until it begins, ends or is given back."""
+        """Show users what the job waits for before it can begin, until it begins, ends or is given back."""
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
-        """Appends an event. Repeats are ignored, so that it can be asked for again when its answer was lost: a second
+        """Append an event. Idempotent, so that the call can be repeated when its answer was lost: ignore a second
         training_started, and a gradient_step whose `index` among the job's steps, from 0, is recorded already."""
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
-        """In one transaction: adds the version, records training_ended, marks the job succeeded."""
+        """In one transaction, add the version, record training_ended and mark the job succeeded."""
 
     def fail(self, job: ClaimedJob, error_message: str) -> None:
-        """Records training_failed and marks the job failed."""
+        """Record training_failed and mark the job failed."""
 
     def cancel(self, job: ClaimedJob) -> None:
-        """Ends a job whose cancellation was requested: training_failed event, state cancelled."""
+        """End a job whose cancellation was requested: training_failed event, state cancelled."""
 
     def requeue(self, job: ClaimedJob, reason: str) -> None:
-        """Gives the job back, to be claimed again at once with the next attempt number."""
+        """Give the job back, to be claimed again at once with the next attempt number."""
 
     def hand_back(self, job: ClaimedJob, reason: str) -> None:
-        """Gives the job back because the service stops. The next claim has the next attempt number, as that fences,
-        but the same `num_tries`."""
+        """Give the job back because the service stops. The next claim has the next attempt number, which fences this
+        one, but the same `num_tries`."""

@@ -1,4 +1,4 @@
-"""Keeps the claim on a job alive while the job runs."""
+"""The lease of a job: renewed in the background while the job runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from types import TracebackType
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
 
 logger = logging.getLogger(__name__)
-MAX_INTERVAL_S = 2.0  # a renewal is also how a cancellation is noticed
+MAX_INTERVAL_S = 2.0  # because a cancellation is noticed at a renewal
 
 
 class LeaseKeeper:
-    """Renews a job's lease from a thread of its own, so that no long stage can let it run out.
+    """Renews a job's lease in a thread, so that it doesn't run out during a long stage.
 
     with LeaseKeeper(lambda: store.renew(job, lease_s), lease_s, f"job {job.id}") as lease:
         ...
-        lease.check()          # between gradient steps: raises when the claim is lost or the job is cancelled
+        lease.check()          # raises if the claim is lost or the job is cancelled
 
-    `renew` raises LeaseLostError when the claim doesn't hold any more, and JobCancelledError, the lease renewed all the
-    same, when the job is to end.
+    `renew` raises LeaseLostError if the claim no longer holds. If the user has cancelled the job, it renews the lease
+    and raises JobCancelledError.
     """
 
     def __init__(self, renew: Callable[[], None], lease_s: float, what: str):
@@ -43,12 +43,12 @@ class LeaseKeeper:
         self._thread.join(self._lease_s)  # it may be waiting for the store
 
     def check_held(self) -> None:
-        """Raises LeaseLostError when another process, or the job's deletion, has ended this claim."""
+        """Raise LeaseLostError if this claim was taken over by another process or ended by the job's deletion."""
         if self._lost:
             raise self._lost
 
     def check(self) -> None:
-        """Raises LeaseLostError, or JobCancelledError when the user asked for cancellation."""
+        """Raise LeaseLostError as `check_held` does, or JobCancelledError if the user asked for cancellation."""
         self.check_held()
         if self._cancelled:
             raise self._cancelled
@@ -61,7 +61,7 @@ class LeaseKeeper:
                 self._lost = error
                 return
             except JobCancelledError as error:
-                self._cancelled = error  # the lease is held on until the job has ended
+                self._cancelled = error  # the lease is renewed until the job has ended
             except Exception:
-                # A store that doesn't answer for a moment isn't a lost lease; if it lasts, the next write is fenced.
-                logger.exception("The lease of %s couldn't be renewed; trying again", self._what)
+                # The lease may still hold. If another process takes the job over, the next write is fenced.
+                logger.exception("The lease of %s couldn't be renewed; retrying", self._what)

@@ -1,8 +1,8 @@
-"""From a stored payload to packed sequences, and from a base model to its version 0, in a process of its own.
+"""Turns stored payloads into packed sequences, and base models into their version 0, in a separate process.
 
 Parsing and tokenising hold Python's interpreter lock for seconds on a large payload, and take memory in proportion. A
-process apart keeps API and lease threads responsive meanwhile, can be ended at a deadline, and takes nobody along when
-memory runs out. Who asks needs none of the libraries that this takes.
+separate process keeps API and lease threads responsive, can be ended at a deadline, and is alone in dying when memory
+runs out. The calling process needs none of the libraries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import StageError
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.ray_failures import stage_error
+from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.rl.errors import RLError
 
 if TYPE_CHECKING:
@@ -34,22 +35,21 @@ if TYPE_CHECKING:
     from tandem.rl.trajectories import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
-TICK_S = 0.5
-MAX_AT_ONCE = 4  # so that small payloads needn't wait for a large one
+MAX_AT_ONCE = 4  # so that small payloads don't wait for a large one
 WHO = "the process that prepares jobs"
 _WORK = {"initial_version": "making the base model's version 0"}
 
 
 class TextModel(Protocol):
-    """What a base model makes of trajectories, and its version 0."""
+    """The part of a base model that preparation needs."""
 
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
-        """Raises TrajectoryError or ConfigError for what it can't train on."""
+        """Return what a job trains on. Raise TrajectoryError or ConfigError for trajectories that can't be trained."""
 
     def write_initial_version(self, artifacts: Artifacts) -> str:
-        """Makes version 0 durable and returns its digest. Raises PolicyError for an adapter that can't be made."""
+        """Make version 0 durable and return its digest. Raise PolicyError if its adapter can't be made."""
 
 
 class PreparationWorker:
@@ -60,11 +60,11 @@ class PreparationWorker:
         self._warm: set[str] = set()
 
     def initial_version(self, base_model: str) -> str:
-        """What `TextModel.write_initial_version` returns."""
+        """See `TextModel.write_initial_version`."""
         return self._base_models[base_model].write_initial_version(self._artifacts)
 
     def warm_up(self, base_model: str) -> None:
-        """Loads what the first payload would have to wait for: some libraries, and the model's tokenizer."""
+        """Load some libraries and the model's tokenizer, so that the first payload doesn't wait for them."""
         from tandem.rl.config import TrainingConfig
 
         if base_model not in self._warm:
@@ -73,13 +73,13 @@ class PreparationWorker:
             self._warm.add(base_model)
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
-        """Raises the RLError that says why a job of this payload can't be trained, or ArtifactError."""
+        """Raise the RLError that says why a job of this payload can't be trained, or ArtifactError."""
         self.batch(base_model, payload_key, config, shuffle_seed=None)
 
     def batch(
         self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
-        """What a job trains on. Raises what `check` does."""
+        """Return what a job trains on. Raise what `check` does."""
         from tandem.cluster.payloads.reading import read_groups
 
         self.warm_up(base_model)
@@ -87,7 +87,7 @@ class PreparationWorker:
         return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
-        """How much a log of trajectories holds, and their mean reward. Raises PayloadError or ArtifactError."""
+        """Return the size of a log of trajectories and their mean reward. Raise PayloadError or ArtifactError."""
         from tandem.cluster.payloads.reading import read_groups
 
         rewards: list[float] = []
@@ -95,11 +95,11 @@ class PreparationWorker:
         for group in read_groups(self._artifacts, payload_key):
             num_groups += 1
             rewards += [trajectory.reward for trajectory in group.trajectories]
-        metrics = {"num_groups": num_groups, "num_trajectories": len(rewards)}
+        metrics: dict[str, float] = {"num_groups": num_groups, "num_trajectories": len(rewards)}
         return {**metrics, "reward": fmean(rewards)} if rewards else metrics
 
     def plot(self, job_id: str, sequences: Sequence[PackedSequence]) -> None:
-        """Leaves pictures of packed sequences among the job's artifacts."""
+        """Write pictures of packed sequences to the job's artifacts."""
         from tandem.rl.plots import plot_batch
 
         for name, png in plot_batch(sequences).items():
@@ -109,18 +109,17 @@ class PreparationWorker:
 @dataclass(eq=False)
 class _Actor:
     handle: Any
-    was_ended: bool = False  # by this process, at a deadline: what else ran there isn't to blame
+    was_ended: bool = False  # by this process, at a deadline: other calls that ran there are repeated
 
 
 class Preparation:
-    """The way to a PreparationWorker in an actor of its own, which is started, and started again, as needed.
+    """Calls a PreparationWorker in an actor of its own, which is started and replaced as needed.
 
         preparation = Preparation(base_models, artifacts, deadlines.prepare_s)
         preparation.check(base_model, payload_key, config)
 
-    Thread-safe. Its calls raise the worker's RLError and OSError as they are. A deadline that passed, a worker that
-    died or raised anything else is a StageError("prepare"). `tick` is called about twice a second; what it raises ends
-    the work.
+    Thread-safe. Calls raise the worker's RLError and OSError as they are. A missed deadline, a dead worker and any
+    other error of the worker become a StageError("prepare").
     """
 
     def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts, deadline_s: float):
@@ -129,46 +128,48 @@ class Preparation:
         self._actor: _Actor | None = None
 
     def start(self) -> None:
-        """Starts the process, without waiting for it."""
+        """Start the process without waiting for it."""
         self._running()
 
     def warm_up(self, base_model: str) -> None:
-        """Lets the process load what a first payload of the model needs, without waiting for it."""
+        """Load in the process what a first payload of the model needs, without waiting for it."""
         self._running().handle.warm_up.remote(base_model)
 
     def stop(self) -> None:
-        """Ends the process; a later call would start another."""
+        """End the process. A later call starts another."""
         if actor := self._actor:
             self._end(actor)
 
     def initial_version(self, base_model: str) -> str:
-        """What `PreparationWorker.initial_version` returns."""
-        return self._call("initial_version", (base_model,), lambda: None)
+        """See `PreparationWorker.initial_version`."""
+        digest: str = self._call("initial_version", (base_model,), wait_on)
+        return digest
 
-    def check(
-        self, base_model: str, payload_key: str, config: TrainingConfig, tick: Callable[[], None] = lambda: None
-    ) -> None:
-        """Raises what `PreparationWorker.check` does, or StageError."""
-        self._call("check", (base_model, payload_key, config), tick)
+    def check(self, base_model: str, payload_key: str, config: TrainingConfig, on_wait: OnWait = wait_on) -> None:
+        """See `PreparationWorker.check`."""
+        self._call("check", (base_model, payload_key, config), on_wait)
 
-    def batch(self, base_model: str, job: QueuedJob, tick: Callable[[], None] = lambda: None) -> TrainingBatch:
-        """What the job trains on: packed sequences, whose order follows from the job's id alone."""
-        return self._call("batch", (base_model, job.payload_key, job.config, job.shuffle_seed), tick)
+    def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on) -> TrainingBatch:
+        """Return what the job trains on: packed sequences, whose order follows from the job's id alone."""
+        arguments = base_model, job.payload_key, job.config, job.shuffle_seed
+        batch: TrainingBatch = self._call("batch", arguments, on_wait)
+        return batch
 
-    def log_metrics(self, payload_key: str, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """What `PreparationWorker.log_metrics` returns."""
-        return self._call("log_metrics", (payload_key,), tick)
+    def log_metrics(self, payload_key: str, on_wait: OnWait = wait_on) -> dict[str, float]:
+        """See `PreparationWorker.log_metrics`."""
+        metrics: dict[str, float] = self._call("log_metrics", (payload_key,), on_wait)
+        return metrics
 
-    def plot(self, job_id: str, sequences: Sequence[PackedSequence], tick: Callable[[], None] = lambda: None) -> None:
-        """Does what `PreparationWorker.plot` does."""
-        self._call("plot", (job_id, sequences), tick)
+    def plot(self, job_id: str, sequences: Sequence[PackedSequence], on_wait: OnWait = wait_on) -> None:
+        """See `PreparationWorker.plot`."""
+        self._call("plot", (job_id, sequences), on_wait)
 
-    def _call(self, method: str, arguments: tuple[Any, ...], tick: Callable[[], None]) -> Any:
+    def _call(self, method: str, arguments: tuple[Any, ...], on_wait: OnWait) -> Any:
         deadline = time.monotonic() + self._deadline_s
         while True:
             actor = self._running()
             try:
-                return self._result(actor, method, arguments, deadline, tick)
+                return self._result(actor, method, arguments, deadline, on_wait)
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, (RLError, OSError)):
                     raise error.cause from None
@@ -182,17 +183,15 @@ class Preparation:
                 self._end(actor)
                 raise
 
-    def _result(
-        self, actor: _Actor, method: str, arguments: tuple[Any, ...], deadline: float, tick: Callable[[], None]
-    ) -> Any:
+    def _result(self, actor: _Actor, method: str, arguments: tuple[Any, ...], deadline: float, on_wait: OnWait) -> Any:
         ref = getattr(actor.handle, method).remote(*arguments)
-        while not ray.wait([ref], timeout=TICK_S)[0]:
-            tick()
+        while not ray.wait([ref], timeout=WAIT_PERIOD_S)[0]:
+            on_wait()
             if time.monotonic() > deadline:
                 raise StageError(
                     "prepare",
                     f"{_WORK.get(method, 'the work on the payload')} took longer than {self._deadline_s:g} s.",
-                    "Raise deadlines.prepare_s if it is really this much work; otherwise look at the machine's load.",
+                    "Raise deadlines.prepare_s if the work really takes this long; otherwise check the machine's load.",
                     retryable=True,
                 )
         return ray.get(ref)
@@ -200,7 +199,7 @@ class Preparation:
     def _running(self) -> _Actor:
         with self._lock:
             if self._actor is None:
-                # On the node of who asks: no other node's death can take it along.
+                # On the node of the caller, so that the death of another node can't end it.
                 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
                 worker = ray.remote(PreparationWorker).options(
                     num_cpus=0,

@@ -1,16 +1,18 @@
-"""The batch of the job that comes next, made while the learners work on the one before."""
+"""The batch of the next job, prepared while the learners work on the current one."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tandem.cluster.jobs.job import JobStore, QueuedJob
-from tandem.cluster.jobs.preparation import TICK_S, Preparation
+from tandem.cluster.jobs.preparation import Preparation
+from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait
 
 if TYPE_CHECKING:
     from tandem.rl.batch import TrainingBatch
@@ -19,63 +21,71 @@ logger = logging.getLogger(__name__)
 LOOK_PERIOD_S = 0.5
 
 
-@dataclass
-class _Work:
-    """One look at the queue, and what it led to."""
+@dataclass(frozen=True)
+class _Foreseen:
+    """The job that will probably be claimed next, and what its preparation comes to."""
 
-    job_id: str | None = None
-    batch: TrainingBatch | None = None
-    is_done: threading.Event = field(default_factory=threading.Event)
+    job_id: str
+    batch: Future[TrainingBatch] = field(default_factory=Future)
 
 
 class PreparingAhead:
-    """Prepares at most one job of a base model ahead of its claim.
+    """Prepares at most one job of a base model before it is claimed.
 
-        ahead.look()                       # again and again, while the learners are busy
-        batch = ahead.batch(job, tick)     # of a job that was claimed
+        with ahead.while_training():
+            ...                                # the learners are busy with a job
+        batch = ahead.batch(next_job, on_wait)
 
     A batch follows from the job alone, so it doesn't matter when it is made, nor whether it is used. A failure is left
-    to the job itself, which is prepared again then and says what is wrong.
+    to the job itself: it is then prepared again, once it is claimed, and reports the error.
     """
 
     def __init__(self, base_model: str, store: JobStore, preparation: Preparation):
         self._base_model, self._store, self._preparation = base_model, store, preparation
-        self._work = _Work()
-        self._work.is_done.set()
-        self._next_look = 0.0
+        self._foreseen: _Foreseen | None = None
+        self._one_at_a_time = threading.Lock()
 
-    def look(self) -> None:
-        """Begins with the job that will probably be claimed next, unless it is ready or under way. Doesn't wait."""
-        now = time.monotonic()
-        if now < self._next_look or not self._work.is_done.is_set():
-            return
-        self._next_look = now + LOOK_PERIOD_S
-        done, self._work = self._work, _Work()
-        threading.Thread(
-            target=self._prepare_next, args=(self._work, done), daemon=True, name="preparing-ahead"
-        ).start()
+    @contextmanager
+    def while_training(self) -> Iterator[None]:
+        """Look for the next job in the background. A preparation that has begun continues after the block."""
+        stop = threading.Event()
+        threading.Thread(target=self._look, args=(stop,), daemon=True, name="preparing-ahead").start()
+        try:
+            yield
+        finally:
+            stop.set()
 
-    def batch(self, job: QueuedJob, tick: Callable[[], None]) -> TrainingBatch:
-        """The job's batch, as `Preparation.batch` makes it and with its errors."""
-        work = self._work
-        while work.job_id == job.id and not work.is_done.wait(TICK_S):
-            tick()
-        if work.job_id == job.id and work.batch is not None:
-            batch, work.batch = work.batch, None
-            return batch
-        return self._preparation.batch(self._base_model, job, tick)
+    def batch(self, job: QueuedJob, on_wait: OnWait) -> TrainingBatch:
+        """Return the job's batch, as `Preparation.batch` makes it and with its errors."""
+        foreseen = self._foreseen
+        if foreseen is not None and foreseen.job_id == job.id:
+            while not wait([foreseen.batch], WAIT_PERIOD_S).done:
+                on_wait()
+            if foreseen.batch.exception() is None:
+                self._foreseen = None
+                return foreseen.batch.result()
+        return self._preparation.batch(self._base_model, job, on_wait)
 
-    def _prepare_next(self, work: _Work, before: _Work) -> None:
+    def _look(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if self._one_at_a_time.acquire(blocking=False):
+                try:
+                    self._prepare_next()
+                finally:
+                    self._one_at_a_time.release()
+            stop.wait(LOOK_PERIOD_S)
+
+    def _prepare_next(self) -> None:
         try:
             job = self._store.next_queued(self._base_model)
-            if job is None:
-                return
-            work.job_id = job.id
-            if before.job_id == job.id:  # also when that failed: once is enough
-                work.batch = before.batch
-            else:
-                work.batch = self._preparation.batch(self._base_model, job)
         except Exception:
-            logger.info("Job %s of %s isn't prepared ahead", work.job_id, self._base_model, exc_info=True)
-        finally:
-            work.is_done.set()
+            logger.info("The store didn't answer which job of %s comes next", self._base_model, exc_info=True)
+            return
+        if job is None or (self._foreseen is not None and self._foreseen.job_id == job.id):  # failed ones included
+            return
+        self._foreseen = foreseen = _Foreseen(job.id)
+        try:
+            foreseen.batch.set_result(self._preparation.batch(self._base_model, job))
+        except Exception as error:
+            logger.info("Job %s of %s isn't prepared ahead", job.id, self._base_model, exc_info=True)
+            foreseen.batch.set_exception(error)

@@ -2,110 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import StageError
-from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion
+from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
+from tandem.cluster.jobs.running_job import RunningJob
 from tandem.cluster.learners.group import LearnerGroup
-from tandem.cluster.logprobs.of_job import JobLogprobs, mark_fresh
-from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE
+from tandem.cluster.logprobs.of_job import JobLogprobs
+from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.errors import RLError
-from tandem.rl.learning_rate import step_learning_rate
 from tandem.rl.policy_lag import policy_lag
+from tandem.rl.steps import fill_logprobs, gradient_steps, logprob_chunk_size
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tandem.rl.batch import TrainingBatch
+    from tandem.rl.config import LossConfig
     from tandem.rl.packing import PackedSequence
 
-Tick = Callable[[], None]
+RESCORED = "logprobs_rescored"
 
 
 @dataclass(frozen=True)
 class JobStages:
-    """Does the work of the jobs of one base model, and records its events.
-
-    Two callbacks say when to stop, by raising: `check` where the job can be ended without damage, and `tick`, called
-    about twice a second, also where ending it costs new learners.
-    """
+    """The work of the jobs of one base model, and the events that it records."""
 
     base: BaseModelConfig
-    store: JobStore
     preparation: Preparation
     ahead: PreparingAhead
     learners: LearnerGroup
     logprobs: JobLogprobs
 
-    def train(self, job: ClaimedJob, tick: Tick, check: Tick) -> tuple[PolicyVersion, dict[str, float]]:
-        """The version that the job makes, its checkpoint durable, and the metrics of the whole job."""
-
-        def tick_and_look() -> None:
-            tick()
-            self.ahead.look()
-
-        batch = self._prepare(job, check)
-        lag = policy_lag(batch.sampled_versions, job.version.step)
+    def train(self, job: RunningJob) -> tuple[PolicyVersion, dict[str, float]]:
+        """Return the version that the job makes, its checkpoint durable, and the metrics of the whole job."""
+        claim = job.claim
+        batch = self._prepare(job)
+        lag = policy_lag(batch.sampled_versions, claim.version.step)
         if batch.sequences:
-            self._start_learners(job, check)
-        check()
-        self.store.record_event(job, "training_started", self._started(batch) | lag)
-        digest, metrics = job.version.digest, batch.metrics() | lag
+            self._start_learners(job)
+        job.check()
+        job.record("training_started", self._started(batch) | lag)
+        digest, metrics = claim.version.digest, batch.metrics() | lag
         if batch.sequences:  # otherwise the version advances with unchanged weights
-            self.learners.load(digest, tick_and_look)
-            metrics |= self._gradient_steps(job, batch.sequences, tick_and_look, check)
-            check()
-            digest = self.learners.save(
-                {"base_model": self.base.name, "model_id": job.model_id, "step": job.next_step}, tick_and_look
-            )
-        return PolicyVersion(job.model_id, job.next_step, digest), metrics
+            with self.ahead.while_training():
+                self.learners.load(digest, job.check_urgent)
+                metrics |= self._gradient_steps(job, batch.sequences)
+                digest = self.learners.save(
+                    {"base_model": self.base.name, "model_id": claim.model_id, "step": claim.next_step},
+                    job.check_urgent,
+                )
+        return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
 
-    def _prepare(self, job: ClaimedJob, check: Tick) -> TrainingBatch:
+    def _prepare(self, job: RunningJob) -> TrainingBatch:
         try:
-            return self.ahead.batch(job, check)
+            return self.ahead.batch(job.claim, job.check)
         except RLError as error:
             raise StageError("prepare", str(error), "Correct the trajectories and post them as a new job.") from error
         except OSError as error:
             raise StageError("prepare", str(error), "Check the artifact store.", retryable=True) from error
 
-    def _start_learners(self, job: ClaimedJob, check: Tick) -> None:
-        """Users see it in the job when the cluster has no room for them."""
-        reported: str | None = None
+    def _start_learners(self, job: RunningJob) -> None:
+        """Start them, and show users in the job if the cluster has no room for them."""
 
-        def tick() -> None:
-            nonlocal reported
-            check()
-            if self.learners.waiting_for != reported:
-                reported = self.learners.waiting_for
-                self.store.report_waiting(job, reported)
+        def on_wait() -> None:
+            job.check()
+            job.show_waiting(self.learners.waiting_for)
 
-        self.learners.start(tick)
+        self.learners.start(on_wait)
 
-    def _gradient_steps(
-        self, job: ClaimedJob, sequences: Sequence[PackedSequence], tick: Tick, check: Tick
-    ) -> dict[str, float]:
-        """Trains the loaded learners. Returns the metrics of the last step, and those of the logprobs it needed."""
-        config = job.config
-        base_rate = self.base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
-        chunk_size = config.logprob_calculation_chunk_size or DEFAULT_LOGPROB_CHUNK_SIZE
-        sequences, scored = self.logprobs.fill(
-            job, sequences, lambda type, data: self.store.record_event(job, type, data), check
-        )
+    def _gradient_steps(self, job: RunningJob, sequences: Sequence[PackedSequence]) -> dict[str, float]:
+        """Train the loaded learners. Return the metrics of the last step, and those of scoring."""
+        claim, config = job.claim, job.claim.config
+        rows, scored = self._fill_logprobs(job, sequences)
         if config.plot_tensors:
-            self.preparation.plot(job.id, sequences, tick=check)
+            self.preparation.plot(claim.id, rows, job.check)
+        rate = self.base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
+        learners = _LearnersOfJob(self.learners, job)
+        job.check()
         metrics: dict[str, float] = {}
-        for index, of_step in enumerate(self._steps(sequences)):
-            check()
-            if index == 0:  # later steps begin with another policy than the one that sampled
-                of_step = [mark_fresh(row, job.version.step) for row in of_step]
-            rate = step_learning_rate(base_rate, config, of_step, job.reward_std_devs)
-            metrics = self.learners.step(of_step, config.loss(), rate, chunk_size, tick)
-            if index >= job.num_recorded_gradient_steps:
-                self.store.record_event(job, "gradient_step", metrics | scored if index == 0 else metrics, index)
+        steps = gradient_steps(learners, rows, config, rate, claim.version.step, claim.reward_std_devs)
+        for index, metrics in enumerate(steps):
+            job.record_step(index, metrics | scored if index == 0 else metrics)
+            job.check()
         return metrics | scored
+
+    def _fill_logprobs(
+        self, job: RunningJob, sequences: Sequence[PackedSequence]
+    ) -> tuple[list[PackedSequence], dict[str, float]]:
+        """Return the rows with the logprobs that the job needs, and metrics of computing them, if any were needed.
+
+        Records an event where learners and engines disagreed.
+        """
+        config, reports = job.claim.config, list[ScoreReport]()
+
+        def score(digest: str, rows: Sequence[PackedSequence]) -> list[Tensor]:
+            logprobs, report = self.logprobs.score(digest, rows, logprob_chunk_size(config), job.check)
+            if report.num_discarded:
+                discarded = {"num_tokens": report.num_discarded, "tolerance": self.logprobs.pool.tolerance}
+                job.record(RESCORED, discarded | report.metrics())
+            reports.append(report)
+            return logprobs
+
+        filled = fill_logprobs(sequences, config, score, job.claim.version.digest, job.claim.reference_digest)
+        return filled, sum(reports, ScoreReport()).metrics() if reports else {}
 
     def _started(self, batch: TrainingBatch) -> dict[str, float]:
         num_sequences = len(batch.sequences)
@@ -116,7 +121,19 @@ class JobStages:
             "num_dropped_too_long": batch.num_dropped_too_long,
         }
 
-    def _steps(self, sequences: Sequence[PackedSequence]) -> Iterator[Sequence[PackedSequence]]:
-        per_step = self.learners.sequences_per_step
-        for start in range(0, len(sequences), per_step):
-            yield sequences[start : start + per_step]
+
+@dataclass(frozen=True)
+class _LearnersOfJob:
+    """The learners as `rl.steps` sees them. A step is abandoned when its job urgently has to end."""
+
+    group: LearnerGroup
+    job: RunningJob
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.group.sequences_per_step
+
+    def step(
+        self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
+    ) -> dict[str, float]:
+        return self.group.step(sequences, loss, learning_rate, logprob_chunk_size, self.job.check_urgent)

@@ -1,4 +1,4 @@
-"""States that a learner had before, in memory: with several models in turn, each is needed again soon."""
+"""Learner states kept in memory, because with several models in turn each is needed again soon."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KeptStates:
             self._states.popitem(last=False)
 
     def take(self, digest: str) -> LearnerState | None:
-        """The state, which isn't kept any longer; None when it isn't here."""
+        """Remove and return the state; None if it isn't here."""
         return self._states.pop(digest, None)
 
 

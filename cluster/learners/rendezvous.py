@@ -1,4 +1,4 @@
-"""Where the processes of a torch.distributed group meet, and over which network they talk."""
+"""The meeting place of a torch.distributed group, and the network that it uses."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def hold_meeting_place() -> socket.socket:
-    """A held port on this node, on the address by which the cluster's other nodes reach it. For a Ray actor."""
+    """Hold a port on this node, on the address by which the cluster's other nodes reach it. For a Ray actor."""
     import ray
 
     return hold_port(ray.util.get_node_ip_address())
 
 
 def init_method(held: socket.socket) -> str:
-    """The address of a socket as torch.distributed takes it: `tcp://HOST:PORT`."""
+    """Return the address of a socket as torch.distributed takes it: `tcp://HOST:PORT`."""
     host, port = held.getsockname()[:2]
     return f"tcp://[{host}]:{port}" if held.family == socket.AF_INET6 else f"tcp://{host}:{port}"
 
 
 def meet(address: str, world_size: int, timeout: timedelta, held: socket.socket | None) -> TCPStore:
-    """The store through which the ranks of a group find each other, as `init_process_group(store=...)` takes it.
+    """Return the store through which the ranks of a group find each other, for `init_process_group(store=...)`.
 
-    `address` is the `init_method` of the socket that rank 0 holds, and only rank 0 passes: the store listens on that
-    very socket, so on that address only, where torch.distributed by itself would listen on all interfaces.
+    `address` is the `init_method` of the socket that rank 0 holds. Only rank 0 passes the socket. The store listens on
+    it, so on that address only; torch.distributed by itself would listen on all interfaces.
     """
     from torch.distributed import TCPStore
 
     place = urlsplit(address)
+    assert place.hostname and place.port, address
     listening = None
     if held is not None:
         held.listen()
@@ -50,10 +51,10 @@ def meet(address: str, world_size: int, timeout: timedelta, held: socket.socket 
 
 
 def talk_over_rays_network() -> None:
-    """Has torch.distributed, in this process, use the interface that Ray uses, unless the environment names one.
+    """Make torch.distributed in this process use the interface that Ray uses, unless the environment names one.
 
-    By itself, gloo listens where the machine's name leads. On Debian and its kin that is a loopback address, so no
-    process of another node would reach it.
+    By default, gloo listens on the address of the machine's name. On Debian and Ubuntu that is a loopback address,
+    which other nodes can't reach.
     """
     import ray
 
@@ -64,7 +65,7 @@ def talk_over_rays_network() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of this machine's network interface that has the address, or whose network it is in; else None."""
+    """Return the name of this machine's network interface that has the address or whose network contains it."""
     import psutil
 
     wanted, nearby = ipaddress.ip_address(address), None

@@ -1,4 +1,4 @@
-"""One learner process: a `rl.Learner`, its place in the process group, and its way to the checkpoints."""
+"""One learner process: an `rl.Learner`, its place in the process group, and its access to checkpoints."""
 
 from __future__ import annotations
 
@@ -27,29 +27,34 @@ if TYPE_CHECKING:
 class LearnerWorker:
     """Rank `rank` of a learner group. A Ray actor in production, a plain object in tests.
 
-    `start` and `step` raise PeerLostError when the connection to another rank breaks off.
+    `start` and `step` raise PeerLostError when the connection to another rank breaks.
 
-    Every rank holds the same adapter and optimizer state; a gradient step keeps them the same, because gradients are
-    all-reduced before the update. So any one rank's checkpoint is the group's.
+    Every rank holds the same adapter and optimizer state. A gradient step keeps them the same, because gradients are
+    all-reduced before the update, so any rank can write the group's checkpoint.
     """
 
     def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
         self._rank, self._world_size, self._base = rank, world_size, base
         self._artifacts = Artifacts(artifacts_root)
-        self._digest: str | None = None  # of the state held, while it is a checkpoint's
+        self._digest: str | None = None  # of the state held, if a checkpoint has it
         self._kept = KeptStates(base.learners.kept_state_bytes)
-        self._meeting: socket.socket | None = None  # where the ranks meet, held from when rank 0 was asked
+        self._meeting: socket.socket | None = None  # of rank 0: where the ranks meet
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
 
+    @property
+    def sequences_per_step(self) -> int:
+        """Of the whole group."""
+        return self._base.learners.sequences_per_step or self._world_size
+
     def rendezvous(self) -> str:
-        """Where the group meets, if this is rank 0."""
+        """Return where the group meets. For rank 0."""
         self._meeting = hold_meeting_place()
         return init_method(self._meeting)
 
     def start(self, meeting: str | None, timeout_s: float) -> str:
-        """Joins the process group and loads the base model. Returns the device, for the log.
+        """Join the process group, load the base model and return the device, for the log.
 
-        `meeting` is what rank 0's `rendezvous` returned; None if there is one rank.
+        `meeting` is what rank 0's `rendezvous` returned; None if there is only one rank.
         """
         import torch
         import torch.distributed as dist
@@ -61,6 +66,7 @@ class LearnerWorker:
         torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
         device = resolve_device(learners.device)
         if self._world_size > 1:
+            assert meeting is not None, "several ranks meet at the rendezvous of rank 0"
             talk_over_rays_network()
             backend = "nccl" if device.type == "cuda" else "gloo"
             with _connected():
@@ -82,7 +88,7 @@ class LearnerWorker:
         return str(device)
 
     def load(self, digest: str) -> None:
-        """Takes adapter and optimizer state from memory, or from a checkpoint, after verifying its digests."""
+        """Load adapter and optimizer state from memory, or from a checkpoint after verifying its digests."""
         from tandem.rl.checkpoints import read_checkpoint
 
         if digest == self._digest:
@@ -94,19 +100,13 @@ class LearnerWorker:
         self._digest = digest
 
     def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
-        """Token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` gives them.
+        """Return token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` does.
 
-        The state in training isn't disturbed, and the other ranks aren't needed.
+        The state in training stays as it is, and the other ranks aren't needed.
         """
         if digest == self._digest:
             return self._learner.score(rows, chunk_size)
-        adapter, policy = self._adapter(digest), self._learner.policy
-        aside = policy.adapter_state()
-        try:
-            policy.load_adapter_state(adapter)
-            return self._learner.score(rows, chunk_size)
-        finally:
-            policy.load_adapter_state(aside)
+        return self._learner.score(rows, chunk_size, self._adapter(digest))
 
     def _adapter(self, digest: str) -> dict[str, Tensor]:
         from tandem.rl.checkpoints import read_adapter
@@ -118,14 +118,13 @@ class LearnerWorker:
     def step(
         self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
     ) -> dict[str, float]:
-        """One gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
+        """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
         self._digest = None
-        self._learner.forward_backward(sequences, loss, logprob_chunk_size)
         with _connected():
-            return self._learner.optim_step(learning_rate)
+            return self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
 
     def save(self, metadata: dict[str, str | int]) -> str:
-        """Writes the current state as a durable checkpoint and returns its digest."""
+        """Write the current state as a durable checkpoint and return its digest."""
         from tandem.rl.checkpoints import write_checkpoint
 
         policy = self._learner.policy
@@ -137,20 +136,20 @@ class LearnerWorker:
         return checkpoint.digest
 
     def hold(self, digest: str) -> None:
-        """Notes that the state held is that of a checkpoint, which another rank has written."""
+        """Note that the state held is that of a checkpoint which another rank has written."""
         self._digest = digest
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Raises PeerLostError for what torch.distributed raises when a rank is lost."""
+    """Raise PeerLostError in place of the errors that torch.distributed raises when a rank is lost."""
     import torch.distributed as dist
 
     try:
         yield
     except RuntimeError as error:
-        # NCCL's errors have a type of their own, gloo's only the place in its source where they come from.
+        # NCCL's errors have a type of their own. Gloo's can only be told by their place in its source.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             sentence = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition(". ")[0]
-            raise PeerLostError(f"the connection to another learner broke off: {sentence}") from error
+            raise PeerLostError(f"the connection to another learner broke: {sentence}") from error
         raise

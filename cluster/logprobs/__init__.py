@@ -1,1 +1,1 @@
-"""Logprob computation, shared between learners and engines."""
+"""Logprobs computed by learners and engines together."""

@@ -1,6 +1,6 @@
-"""The queue of a scoring: which chunk goes to whom, what comes back, and what has to be done again.
+"""The queue of a scoring: it assigns chunks to scorers, takes their results, and repeats what has to be repeated.
 
-Plain bookkeeping, without threads or clocks; `logprob_pool` calls it under its lock.
+Plain bookkeeping, without threads or clocks. `pool` calls it under its lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tandem.rl.packing import PackedSequence
 
-CHUNKS_PER_SCORER = 4  # at least, where there are rows enough: so that all finish at about the same time
+CHUNKS_PER_SCORER = 4  # at least, if there are enough rows, so that all scorers finish at about the same time
 OVERDUE_FACTOR = 2.0  # times the slowest pace seen
 
 
@@ -29,7 +29,7 @@ class Kind(Enum):
 
 @dataclass(eq=False)
 class Task:
-    """One chunk, to be scored once by one of `kinds`. A chunk of the sample is two tasks, one of each kind."""
+    """A chunk to score once, by a scorer of one of `kinds`. A chunk of the sample is two tasks, one of each kind."""
 
     rows: tuple[int, ...]
     """Indices of packed rows."""
@@ -38,20 +38,20 @@ class Task:
     twin: Task | None = None
     """The same chunk's task of the other kind."""
     runners: dict[str, tuple[Kind, float]] = field(default_factory=dict)
-    """The scorers that have the chunk, and when each took it."""
+    """The scorers that work on the chunk: the kind of each, and when it took the chunk."""
     done_by: Kind | None = None
     results: list[Tensor] | None = None
 
 
 class ChunkQueue:
-    """Chunks of packed rows, handed out to scorers of either kind.
+    """Chunks of packed rows, assigned to scorers of either kind.
 
-    A task goes to whoever asks first; one that is out for too long is given to a second scorer, and the first result
-    counts. The sample comes first, so that a disagreement is found before much has been scored in vain.
+    A task goes to the first scorer that is free. A task that takes too long is also given to a second scorer, and the
+    first result counts. The sample comes first, so that a disagreement is found before much work is wasted.
     """
 
     def __init__(self, rows: Sequence[PackedSequence], scorers: Sequence[Kind], settings: LogprobsConfig):
-        """`scorers`: the kind of each; one per puller."""
+        """`scorers`: the kind of each scorer."""
         self._settings = settings
         self._slowest_s_per_token = 0.0
         kinds = set(scorers)
@@ -75,7 +75,7 @@ class ChunkQueue:
         return all(task.done_by for task in self.tasks)
 
     def take(self, scorer: str, kind: Kind, now: float) -> Task | None:
-        """The next task for a scorer that is free; None when there is nothing for it at present."""
+        """Return the next task for a scorer that is free; None when there is nothing for it at present."""
         open_tasks = [task for task in self.tasks if not task.done_by and kind in task.kinds]
         waiting = [task for task in open_tasks if not task.runners]
         overdue = [task for task in open_tasks if scorer not in task.runners and self._is_overdue(task, now)]
@@ -85,7 +85,7 @@ class ChunkQueue:
         return task
 
     def finish(self, task: Task, scorer: str, kind: Kind, results: list[Tensor], now: float) -> bool:
-        """Takes in what a scorer made of a task. False when it isn't wanted any more."""
+        """Take the results of a task from a scorer. Return False if they aren't needed any more."""
         runner = task.runners.pop(scorer, None)
         if runner is None or task.done_by:
             return False
@@ -94,12 +94,14 @@ class ChunkQueue:
         return True
 
     def give_back(self, task: Task, scorer: str) -> None:
-        """A scorer failed: others may take its task at once."""
+        """Release the task of a scorer that failed, so that others may take it at once."""
         task.runners.pop(scorer, None)
 
     def end_kind(self, kind: Kind, discard: bool = False) -> int:
-        """No scorer of this kind is asked any more: the other kind does what is left, and with `discard` also anew
-        what this kind did. Returns the number of tokens whose results were discarded.
+        """Give no more tasks to this kind of scorer; the other kind takes what is left.
+
+        With `discard`, the other kind also repeats what this kind has done. Return the number of tokens whose results
+        were discarded.
         """
         num_discarded = self.tokens_by(kind) if discard else 0
         self.tasks = [
@@ -122,7 +124,7 @@ class ChunkQueue:
 
 
 def _chunks(rows: Sequence[PackedSequence], chunk_tokens: int, num_scorers: int) -> list[tuple[int, ...]]:
-    """Neighbouring rows put together up to `chunk_tokens`, or less where that would leave scorers idle."""
+    """Return neighbouring rows in chunks of up to `chunk_tokens`, or fewer if that would leave scorers idle."""
     total = sum(row.num_tokens for row in rows)
     limit = min(chunk_tokens, total // (CHUNKS_PER_SCORER * num_scorers))
     chunks: list[list[int]] = []

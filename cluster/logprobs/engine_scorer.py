@@ -1,4 +1,4 @@
-"""An engine as a scorer of packed rows: it scores the unpacked sequences, and their logprobs are packed again."""
+"""Makes an engine a scorer of packed rows: rows are unpacked for it, and its logprobs are packed again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tandem.rl.packing import PackedSequence
 
 EngineScore = Callable[[list[list[int]], str, float], list[list[float]]]
-"""Token ids of N sequences, the digest of a policy version, and a timeout in seconds, to the logprob of each token
-given those before it (`Engine.score`)."""
+"""Takes token ids of N sequences, the digest of a policy version and a timeout in seconds. Returns the logprob of each
+token given those before it (`Engine.score`)."""
 
 
 def engine_scorer(engine: EngineScore, digest: str) -> Score:
-    """What makes an engine look like a learner to the pool."""
+    """Return an engine as the pool uses it, scoring under one policy version."""
 
     def score(rows: Sequence[PackedSequence], timeout_s: float) -> list[Tensor]:
         from tandem.rl.packing import unpack
@@ -35,7 +35,7 @@ def engine_scorer(engine: EngineScore, digest: str) -> Score:
 
 
 def _packed(row: PackedSequence, indices: Sequence[Tensor], logprobs: Sequence[Sequence[float]]) -> Tensor:
-    """Token-aligned logprobs [T] of a row, with NaN where a learner has none: at the first token of each segment."""
+    """Return token-aligned logprobs [T] of a row, NaN at the first token of each segment, as a learner has it."""
     import torch
 
     packed = torch.full((row.num_tokens,), math.nan)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tandem.cluster.config import LogprobsConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.logprobs.chunks import ChunkQueue, Kind, Task
+from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
     from tandem.rl.packing import PackedSequence
 
 Score = Callable[[Sequence["PackedSequence"], float], list["Tensor"]]
-"""Packed rows and a timeout in seconds to the token-aligned float32 logprobs [T] of each, NaN at the first token of
-each segment. May block, and may raise anything; a scorer that has raised isn't asked again."""
+"""Takes packed rows and a timeout in seconds. Returns the token-aligned float32 logprobs [T] of each row, NaN at the
+first token of each segment. May block, and may raise anything; a scorer that has raised isn't called again."""
 
 logger = logging.getLogger(__name__)
-TICK_S = 0.5
 MAX_ENGINE_WORK = 2.0
 """Measured on 2 cores, one learner and one engine (benchmarks/logprob_sharing.py): sharing is 1.6 times as fast as the
 learner alone where an engine computes as many tokens as it, and 0.7 times where it computes 4.5 times as many."""
@@ -31,7 +31,7 @@ learner alone where an engine computes as many tokens as it, and 0.7 times where
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """Who scored what, and how well learners and engine agreed. Reports of several scorings add up."""
+    """The shares of learners and engines in a scoring, and how well they agreed. Reports can be added."""
 
     learner_tokens: int = 0
     engine_tokens: int = 0
@@ -55,7 +55,7 @@ class ScoreReport:
         )
 
     def metrics(self) -> dict[str, float]:
-        """The report in numbers, under the names of the wire. Shares are of the tokens scored, the sample twice."""
+        """Return the report under the names of the wire. Shares are of the tokens scored; the sample counts twice."""
         num_tokens = self.learner_tokens + self.engine_tokens
         metrics = {"logprobs/seconds": self.seconds}
         if num_tokens:
@@ -74,9 +74,9 @@ class LogprobPool:
         pool = LogprobPool(config.logprobs, config.logprob_tolerance, deadlines.score_s)
         logprobs, report = pool.score(rows, learners, engines)
 
-    Every scorer has a thread, which pulls a chunk when it is free. What a slow or failed scorer has is taken over. A
-    sample is scored by both kinds; where a trained token's logprobs differ by more than `tolerance`, the engines'
-    part is discarded and scored again by learners.
+    Every scorer has a thread, which pulls a chunk when it is free. Another scorer takes over the chunk of one that is
+    slow or has failed. A sample is scored by both kinds; where a trained token's logprobs differ by more than
+    `tolerance`, the engines' results are discarded and learners score those rows again.
     """
 
     settings: LogprobsConfig
@@ -88,22 +88,19 @@ class LogprobPool:
         rows: Sequence[PackedSequence],
         learners: Sequence[Score],
         engines: Sequence[Score],
-        tick: Callable[[], None] = lambda: None,
+        on_wait: OnWait = wait_on,
     ) -> tuple[list[Tensor], ScoreReport]:
-        """Logprobs of every row, in order. `tick` is called about twice a second; what it raises ends the scoring.
-
-        Raises StageError when no scorer is left that works, or at the deadline.
-        """
+        """Return the logprobs of every row, in order. Raise StageError when no scorer is left, or at the deadline."""
         mode = self.settings.mode
         if mode == "learner" or (mode == "auto" and engine_work(rows) > MAX_ENGINE_WORK):
             engines = ()
         run = _Run(self, rows, learners, engines)
-        return run.to_its_end(tick)
+        return run.to_its_end(on_wait)
 
 
 @dataclass
 class _Run:
-    """One scoring. Its state is guarded by `changed`; threads that outlive it find it over and end."""
+    """One scoring. `changed` guards its state; threads that outlive it see `is_over` and end."""
 
     pool: LogprobPool
     rows: Sequence[PackedSequence]
@@ -131,7 +128,7 @@ class _Run:
             for name, score in scorers.items()
         ]
 
-    def to_its_end(self, tick: Callable[[], None]) -> tuple[list[Tensor], ScoreReport]:
+    def to_its_end(self, on_wait: OnWait) -> tuple[list[Tensor], ScoreReport]:
         for thread in self.threads:
             thread.start()
         try:
@@ -140,15 +137,15 @@ class _Run:
                     if self.queue.is_done:
                         return self._results(), self._final_report()
                     self._check()
-                    self.changed.wait(TICK_S)
-                tick()
+                    self.changed.wait(WAIT_PERIOD_S)
+                on_wait()
         finally:
             with self.changed:
                 self.is_over = True
                 self.changed.notify_all()
 
     def _pull(self, name: str, kind: Kind, score: Score) -> None:
-        """The life of one scorer's thread."""
+        """Score chunks until none is left, in the scorer's thread."""
         while (task := self._next(name, kind)) is not None:
             rows = [self.rows[index] for index in task.rows]
             try:
@@ -163,12 +160,12 @@ class _Run:
                 self.changed.notify_all()
 
     def _next(self, name: str, kind: Kind) -> Task | None:
-        """Waits for a task; None when there will be none any more."""
+        """Wait for a task and return it, or None when the scoring is over."""
         with self.changed:
             while not self.is_over:
                 if task := self.queue.take(name, kind, time.monotonic()):
                     return task
-                self.changed.wait(TICK_S)
+                self.changed.wait(WAIT_PERIOD_S)
             return None
 
     def _retire(self, name: str, kind: Kind, task: Task, error: Exception) -> None:
@@ -178,13 +175,13 @@ class _Run:
             self.errors.append((name, error))
             del self.working[name]
             self.queue.give_back(task, name)
-            # Engines that were found to disagree don't get the work of learners that died.
+            # Engines that disagreed don't take over from learners that died.
             if self.working and kind not in self.working.values() and not self.report.num_discarded:
                 self.queue.end_kind(kind)
             self.changed.notify_all()
 
     def _compare(self, task: Task) -> None:
-        """Once both have scored a chunk of the sample: how far are they apart, and is that too far?"""
+        """Compare the results of a chunk that both kinds have scored; drop the engines if they differ too much."""
         if task.results is None or task.twin is None or task.twin.results is None:
             return
         trained = [self.rows[index].loss_mask for index in task.rows]
@@ -198,15 +195,15 @@ class _Run:
             self.report += ScoreReport(num_discarded=self.queue.end_kind(Kind.ENGINE, discard=True))
 
     def _check(self) -> None:
-        """Raises StageError when this can't go on."""
-        possible = set().union(*(task.kinds for task in self.queue.tasks if not task.done_by))
+        """Raise StageError if no scorer is left or the deadline has passed."""
+        possible = {kind for task in self.queue.tasks if not task.done_by for kind in task.kinds}
         if not possible & set(self.working.values()):
             name, error = self.errors[0]
             retryable = getattr(error, "retryable", not isinstance(error, ValueError))
             raise StageError(
                 "score",
-                f"no scorer of logprobs works any more; the first to fail was {name}: {type(error).__name__}: {error}",
-                "The logs of the learners and the engine say more.",
+                f"all scorers of logprobs have failed; the first was {name}: {type(error).__name__}: {error}",
+                "Check the logs of the learners and the engine.",
                 retryable=retryable,
             ) from error
         if time.monotonic() - self.began > self.pool.deadline_s:
@@ -214,13 +211,13 @@ class _Run:
             raise StageError(
                 "score",
                 f"{num_open} of {len(self.queue.tasks)} chunks had no logprobs after {self.pool.deadline_s:g} s.",
-                "Raise deadlines.score_s if the work is really this long; otherwise look at the learners' logs "
+                "Raise deadlines.score_s if the work really takes this long; otherwise check the learners' logs "
                 "(`ray logs`) and the machine's load.",
                 retryable=True,
             )
 
     def _results(self) -> list[Tensor]:
-        """One tensor per row; where both kinds scored it, the learner's."""
+        """Return one tensor per row, the learner's where both kinds scored it."""
         found: dict[int, Tensor] = {}
         for task in sorted(self.queue.tasks, key=lambda task: task.done_by is Kind.LEARNER):
             found.update(zip(task.rows, task.results or (), strict=True))
@@ -235,7 +232,7 @@ class _Run:
 
 
 def engine_work(rows: Sequence[PackedSequence]) -> float:
-    """Tokens that an engine computes for each token of a learner: a prompt once per completion, not once per group."""
+    """Return how many tokens an engine computes per token of a learner: it repeats a prompt for each completion."""
     from tandem.rl.packing import unpack
 
     unpacked = sum(own.numel() for row in rows for own in unpack(row))
@@ -243,7 +240,7 @@ def engine_work(rows: Sequence[PackedSequence]) -> float:
 
 
 def _check_results(rows: Sequence[PackedSequence], results: Sequence[Tensor]) -> None:
-    """Raises ValueError for what can't be logprobs of these rows."""
+    """Raise ValueError for results that can't be logprobs of these rows."""
     shapes = [(tuple(row.token_ids.shape), tuple(result.shape)) for row, result in zip(rows, results, strict=True)]
     if any(wanted != found for wanted, found in shapes):
         raise ValueError(f"Logprobs of the wrong length: (wanted, found) is {shapes}.")

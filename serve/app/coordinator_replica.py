@@ -57,7 +57,7 @@ class CoordinatorReplica:
             pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
             ahead = PreparingAhead(name, store, self._preparation)
-            stages = JobStages(settings, store, self._preparation, ahead, learners, logprobs)
+            stages = JobStages(settings, self._preparation, ahead, learners, logprobs)
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
@@ -66,14 +66,14 @@ class CoordinatorReplica:
             thread.start()
 
     def _run(self, name: str, coordinator: Coordinator, learners: LearnerGroup) -> None:
-        def tick() -> None:
+        def on_wait() -> None:
             if learners.waiting_for:  # a job may wait as well, and its sender can see that
                 raise TimeoutError(learners.waiting_for)
             if coordinator.is_stopping:
                 raise ServiceStopsError("The service was stopped while the learners started.")
 
         try:
-            learners.start(tick)  # so that the first job needn't wait for it
+            learners.start(on_wait)  # so that the first job needn't wait for it
             self._preparation.warm_up(name)  # nor for this, which earlier would delay the start of the engine
         except Exception:  # the first job tries again and reports the cause
             logger.exception("The learners of %s didn't start", name)

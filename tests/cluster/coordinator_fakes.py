@@ -1,4 +1,4 @@
-"""Stand-ins for what a coordinator leads: a base model, a store and learners that remember what happens to them."""
+"""Stand-ins for the parts that a coordinator uses: a base model, and a store and learners that record their calls."""
 
 import json
 import time
@@ -23,7 +23,7 @@ TOKENIZER = DATA / "tokenizer"
 
 
 class Base:
-    """A base model of which only the tokenizer is needed."""
+    """A base model that has only a tokenizer."""
 
     name = "base"
     config = BaseModelConfig(name="base", path="unused")
@@ -36,15 +36,17 @@ class Base:
 
 
 class RecordingStore:
-    """Claims its jobs in order; `renewals` are what successive renewals raise (None: the lease is extended)."""
+    """Claims its jobs in order. Successive renewals raise the errors in `renewals` (None: the lease is extended)."""
 
     def __init__(self, *jobs, renewals=()):
         self.jobs, self.renewals, self.log = list(jobs), list(renewals), []
+        self.num_looks = 0  # at the queue
 
     def claim_next(self, base_model, owner, lease_s):
         return self.jobs.pop(0) if self.jobs else None
 
     def next_queued(self, base_model):
+        self.num_looks += 1
         return self.jobs[0] if self.jobs else None
 
     def renew(self, job, lease_s):
@@ -78,31 +80,31 @@ class RecordingStore:
 
 
 class RecordingLearners:
-    """A learner group that does nothing but remember; `failures` are raised by successive steps (None: it succeeds)."""
+    """A learner group that only records its calls. Successive steps raise the `failures` (None: the step succeeds)."""
 
     sequences_per_step = 1
     waiting_for = None
 
-    def __init__(self, failures=(), step_s=0.0, in_step=lambda tick: None):
+    def __init__(self, failures=(), step_s=0.0, in_step=lambda on_wait: None):
         """`in_step` is called in every step."""
         self.failures, self.step_s, self.in_step, self.log = list(failures), step_s, in_step, []
 
-    def start(self, tick):
-        tick()
+    def start(self, on_wait):
+        on_wait()
 
-    def load(self, digest, tick):
+    def load(self, digest, on_wait):
         self.log.append(("load", digest))
 
-    def step(self, sequences, loss, learning_rate, chunk_size, tick):
+    def step(self, sequences, loss, learning_rate, chunk_size, on_wait):
         time.sleep(self.step_s)
-        self.in_step(tick)
-        tick()
+        self.in_step(on_wait)
+        on_wait()
         if self.failures and (error := self.failures.pop(0)):
             raise error
         self.log.append(("step", len(sequences), loss.loss_fn, learning_rate))
         return {"loss/train": float(len(self.log))}
 
-    def save(self, metadata, tick):
+    def save(self, metadata, on_wait):
         self.log.append(("save", metadata["step"]))
         return "digest-after"
 
@@ -113,18 +115,18 @@ class LocalPreparation:
     def __init__(self, base, artifacts):
         self.worker = PreparationWorker({base.name: base}, artifacts)
 
-    def batch(self, base_model, job, tick=None):
+    def batch(self, base_model, job, on_wait=None):
         return self.worker.batch(base_model, job.payload_key, job.config, job.shuffle_seed)
 
-    def plot(self, *arguments, tick):
-        self.worker.plot(*arguments)
+    def plot(self, job_id, sequences, on_wait):
+        self.worker.plot(job_id, sequences)
 
 
 def make_coordinator(base, store, artifacts, learners, engines=(), preparation=None, score_s=60.0, **settings):
     pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_s)
     preparation = preparation or LocalPreparation(base, artifacts)
     ahead = PreparingAhead(base.name, store, preparation)
-    stages = JobStages(base.config, store, preparation, ahead, learners, JobLogprobs(learners, engines, pool))
+    stages = JobStages(base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool))
     return Coordinator(CoordinatorConfig(**settings), store, stages)
 
 

@@ -6,6 +6,7 @@ from wire_data import choice, group, load_tokenizer, published_schemas, user
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion
+from tandem.cluster.jobs.running_job import RunningJob, ServiceStop
 from tandem.cluster.jobs.stages import JobStages
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
@@ -62,7 +63,7 @@ class Recorder:
     def __init__(self):
         self.seen, self.tolerance = [], 0.0
 
-    def step(self, sequences, loss, rate, chunk_size, tick):
+    def step(self, sequences, loss, rate, chunk_size, on_wait):
         rows = [
             {name: str(value.tolist()) for name, value in vars(row).items() if value is not None} for row in sequences
         ]
@@ -72,10 +73,10 @@ class Recorder:
     def scorers(self, digest, chunk_size):
         return []
 
-    def score(self, sequences, learners, engines, tick):
+    def score(self, sequences, learners, engines, on_wait):
         return [torch.zeros(row.num_tokens) for row in sequences], ScoreReport()
 
-    def plot(self, job_id, sequences, tick):
+    def plot(self, job_id, sequences, on_wait):
         self.seen.append("plot")
 
     def record_event(self, job, type, data, index=None):
@@ -98,9 +99,9 @@ def observed(options):
         reward_std_devs=(0.4, 0.3),
     )
     settings = BaseModelConfig(name="base", path="unused", optimizer={"learning_rate": 5e-6})
-    stages = JobStages(settings, recorder, recorder, recorder, recorder, JobLogprobs(recorder, [], recorder))
+    stages = JobStages(settings, recorder, recorder, recorder, JobLogprobs(recorder, [], recorder))
     batch = build_batch(GROUPS, load_tokenizer(), config, max_model_len=2048)
-    stages._gradient_steps(job, batch.sequences, tick=lambda: None, check=lambda: None)
+    stages._gradient_steps(RunningJob(job, recorder, 30, ServiceStop(0)), batch.sequences)
     return kl_reference(config, "/root"), recorder.seen
 
 

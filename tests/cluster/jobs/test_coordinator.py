@@ -1,4 +1,4 @@
-"""The life of a job, with a store and learners that record the order of what happens to them."""
+"""The stages and ends of a job, with a store and learners that record the order of their calls."""
 
 from dataclasses import replace
 
@@ -70,7 +70,7 @@ def test_a_job_that_ends_its_coordinator_again_and_again_is_given_up(run, artifa
     store = RecordingStore(make_job(artifacts, attempt=4))
     assert run(store, max_attempts=3).log == []
     assert store.order == ["fail"]
-    assert "Each of 3 attempts broke off" in store.log[0][1]
+    assert "3 attempts" in store.log[0][1]
     store = RecordingStore(make_job(artifacts, attempt=4, num_handed_back=1))
     run(store, max_attempts=3)
     assert store.order[-1] == "complete"
@@ -85,7 +85,7 @@ def test_a_second_attempt_repeats_no_recorded_step(run, artifacts):
 
 
 def test_a_cancelled_job_ends_between_steps(run, artifacts):
-    def cancel(tick):
+    def cancel(on_wait):
         store.renewals += [JobCancelledError("please"), None]
         wait_until(lambda: not store.renewals)  # when the lease is renewed again, the cancellation has been noticed
 
@@ -95,9 +95,9 @@ def test_a_cancelled_job_ends_between_steps(run, artifacts):
 
 
 def test_a_lost_lease_writes_nothing_more(run, artifacts):
-    def lose(tick):
+    def lose(on_wait):
         store.renewals += [None, LeaseLostError("taken over")]
-        wait_until(tick)  # which raises
+        wait_until(on_wait)  # which raises
 
     store = RecordingStore(make_job(artifacts))
     run(store, RecordingLearners(in_step=lose), lease_s=0.15)
@@ -175,9 +175,9 @@ def test_a_job_that_outlives_the_grace_is_handed_back_and_no_try_is_counted(arti
 
 def test_what_a_job_waits_for_is_shown_until_it_begins(run, artifacts):
     class Learners(RecordingLearners):
-        def start(self, tick):
+        def start(self, on_wait):
             for self.waiting_for in ("room", "room", None):
-                tick()
+                on_wait()
 
     store = RecordingStore(make_job(artifacts))
     run(store, Learners())

@@ -114,7 +114,7 @@ def test_a_killed_worker_is_told_and_replaced(preparation, artifacts):
     key = make_job(artifacts).payload_key
     pid = pid_of(preparation)
     begun = threading.Event()
-    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, tick=begun.set))
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, on_wait=begun.set))
     assert begun.wait(60)
     os.kill(pid, signal.SIGKILL)
     thread.join(timeout=120)
@@ -144,19 +144,19 @@ def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
     pid_of(preparation)
     first, begun, other_begun = preparation._actor, threading.Event(), threading.Event()
 
-    def tick():
+    def on_wait():
         begun.set()
         if other_begun.is_set():
             raise KeyError("abandoned")
 
-    def other_tick():
+    def other_on_wait():
         if begun.is_set():
             other_begun.set()
         if preparation._actor not in (None, first):
             raise TimeoutError("enough: it runs again")
 
-    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, tick))
-    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, other_tick))
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, on_wait))
+    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, other_on_wait))
     thread.join(timeout=120)
     other.join(timeout=120)
     assert [type(error) for error in errors + other_errors] == [KeyError, TimeoutError]

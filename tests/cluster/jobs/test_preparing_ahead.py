@@ -1,7 +1,6 @@
-"""The next job's batch is made while the learners work, and whatever goes wrong with that is the job's own business."""
+"""The next job's batch is prepared while the learners work, and a failure of it is left to that job."""
 
 import threading
-import time
 
 import pytest
 from coordinator_fakes import (
@@ -12,29 +11,36 @@ from coordinator_fakes import (
     make_job,
     trajectory,
 )
+from waiting import wait_until
 
 from tandem.cluster.errors import StageError
-from tandem.cluster.jobs.preparing_ahead import LOOK_PERIOD_S, PreparingAhead
+from tandem.cluster.jobs import preparing_ahead
+from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 
 
 class WatchedPreparation(LocalPreparation):
-    """Remembers which jobs it prepared, and in which thread. It waits for `gate` where it isn't asked to tick."""
+    """Records which jobs it prepared, and in which thread. Ahead of a claim, it waits for `gate`."""
 
     def __init__(self, base, artifacts):
         super().__init__(base, artifacts)
         self.calls, self.gate, self.fault = [], threading.Event(), None
         self.gate.set()
 
-    def batch(self, base_model, job, tick=None):
+    def batch(self, base_model, job, on_wait=None):
         self.calls.append((job.id, threading.current_thread().name))
-        if tick is None:
+        if on_wait is None:
             assert self.gate.wait(20)
             if self.fault:
                 raise self.fault
-        return super().batch(base_model, job, tick)
+        return super().batch(base_model, job, on_wait)
 
     def num_calls(self, job):
         return sum(id == job.id for id, _ in self.calls)
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch):
+    monkeypatch.setattr(preparing_ahead, "LOOK_PERIOD_S", 0.01)
 
 
 @pytest.fixture
@@ -51,10 +57,11 @@ def ahead_of(preparation):
 
 
 def look(ahead):
-    """One look, and its end."""
-    time.sleep(LOOK_PERIOD_S)
-    ahead.look()
-    assert ahead._work.is_done.wait(20)
+    """Train until the queue has been looked at, and what was found is prepared."""
+    store = ahead._store
+    num_looks = store.num_looks
+    with ahead.while_training():
+        wait_until(lambda: store.num_looks >= num_looks + 2)
 
 
 def nothing():
@@ -87,20 +94,16 @@ def test_a_claim_waits_for_what_is_under_way_and_may_give_it_up(ahead_of, prepar
     job = make_job(artifacts)
     ahead = ahead_of(job)
     preparation.gate.clear()
-    ahead.look()
-    deadline = time.monotonic() + 20
-    while not preparation.calls:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with ahead.while_training():
+        wait_until(lambda: preparation.calls)
 
     def give_up():
         raise KeyError("cancelled")
 
     with pytest.raises(KeyError, match="cancelled"):
         ahead.batch(job, give_up)
-    ticks = []
-    batch = ahead.batch(job, lambda: (ticks.append(1), preparation.gate.set()))
-    assert ticks and batch.sequences and preparation.num_calls(job) == 1
+    batch = ahead.batch(job, preparation.gate.set)
+    assert preparation.gate.is_set() and batch.sequences and preparation.num_calls(job) == 1
 
 
 @pytest.mark.parametrize("fault", [StageError("prepare", "it died.", "Again.", retryable=True), OSError("no disk")])
@@ -117,6 +120,7 @@ def test_a_failure_is_left_to_the_job(ahead_of, preparation, artifacts, fault):
 def test_a_store_that_is_away_is_no_trouble(preparation, artifacts):
     class Away(RecordingStore):
         def next_queued(self, base_model):
+            super().next_queued(base_model)
             raise OSError("the database is away")
 
     ahead = PreparingAhead("base", Away(), preparation)
@@ -130,14 +134,10 @@ def test_the_coordinator_prepares_the_next_job_beside_the_steps_of_this_one(base
     store, seen = RecordingStore(first, second), []
 
     class Learners(RecordingLearners):
-        def step(self, sequences, loss, learning_rate, chunk_size, tick):
+        def step(self, sequences, *arguments):
             seen.append([row.token_ids.tolist() for row in sequences])
-            deadline = time.monotonic() + 20
-            while len(store.jobs) == 1 and not preparation.num_calls(second):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-                tick()
-            return super().step(sequences, loss, learning_rate, chunk_size, tick)
+            wait_until(lambda: not store.jobs or preparation.num_calls(second))
+            return super().step(sequences, *arguments)
 
     coordinator = make_coordinator(base, store, artifacts, Learners(), preparation=preparation)
     assert coordinator.run_next() and coordinator.run_next()

@@ -1,4 +1,4 @@
-"""A learner scores under any version while another one is in training, and whoever scores, the update is the same."""
+"""A learner scores under any version while another one is in training. The update doesn't depend on the scorer."""
 
 import shutil
 from dataclasses import replace
@@ -53,19 +53,19 @@ class OneLearner:
     def __init__(self, worker):
         self.worker = worker
 
-    def start(self, tick):
+    def start(self, on_wait):
         pass
 
-    def load(self, digest, tick):
+    def load(self, digest, on_wait):
         self.worker.load(digest)
 
     def scorers(self, digest, chunk_size):
         return [lambda rows, timeout_s: self.worker.score(digest, rows, chunk_size)]
 
-    def step(self, sequences, loss, rate, chunk_size, tick):
+    def step(self, sequences, loss, rate, chunk_size, on_wait):
         return self.worker.step(sequences, loss, rate, chunk_size)
 
-    def save(self, metadata, tick):
+    def save(self, metadata, on_wait):
         return self.worker.save(metadata)
 
 

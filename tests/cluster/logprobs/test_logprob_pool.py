@@ -37,9 +37,9 @@ class Scorer:
         return [result + self.error for result in truth(rows)]
 
 
-def score(rows, learners=(), engines=(), deadline_s=60.0, tick=lambda: None, **settings):
+def score(rows, learners=(), engines=(), deadline_s=60.0, on_wait=lambda: None, **settings):
     settings = {"chunk_tokens": 4, "takeover_s": 1000, **settings}
-    return LogprobPool(LogprobsConfig(**settings), 1e-3, deadline_s).score(rows, learners, engines, tick)
+    return LogprobPool(LogprobsConfig(**settings), 1e-3, deadline_s).score(rows, learners, engines, on_wait)
 
 
 def assert_true(logprobs, rows, atol=0.0):
@@ -233,14 +233,14 @@ def test_the_deadline_ends_the_wait():
     assert stuck.timeout_s <= 0.3
 
 
-def test_what_the_tick_raises_ends_the_scoring():
+def test_an_exception_of_on_wait_ends_the_scoring():
     release = threading.Event()
 
-    def tick():
+    def on_wait():
         raise LeaseLostError("taken over")
 
     with pytest.raises(LeaseLostError):
-        score([row(1)], [Scorer(then=lambda: release.wait(10))], tick=tick)
+        score([row(1)], [Scorer(then=lambda: release.wait(10))], on_wait=on_wait)
     release.set()
 
 
