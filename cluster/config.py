@@ -161,7 +161,7 @@ class DeadlinesConfig(Settings):
 
 
 class CoordinatorConfig(Settings):
-    poll_s: float = Field(0.2, gt=0, description="How often the coordinator looks for a queued job.")
+    poll_s: float = Field(0.4, gt=0, description="How often the coordinator looks for a queued job.")
     lease_s: float = Field(30, gt=0, description="A claim that isn't renewed for this long may be taken over.")
     max_attempts: int = Field(3, ge=1, description="Attempts of a job whose learners died or missed a deadline.")
     stop_grace_s: float = Field(

@@ -1,85 +1,89 @@
-"""A job store that is asked again while it doesn't answer, until a deadline."""
+"""A job store whose writes are retried while it fails, until a deadline."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from tenacity import RetryCallState, Retrying, before_sleep_log, retry_if_exception, stop_before_delay, wait_exponential
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StoreUnavailableError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
-from tandem.cluster.processes.deadlines import within
 
 logger = logging.getLogger(__name__)
-CALL = "store-call"
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
 
 
 class PatientStore(JobStore):
-    """Repeats writes that fail, and gives up one that hangs: after `publish_s`, it raises StoreUnavailableError.
+    """Retries writes that fail, for up to `publish_s`. After that, they raise StoreUnavailableError.
 
-    A write whose answer was lost may have happened. Repeating it is safe: an event that is there already is ignored,
-    and the claim's attempt fences the rest, so that the end of a job that has ended raises LeaseLostError.
+    A failed write may have happened if only its answer was lost. Repeating it is safe: an event that is recorded
+    already is ignored, and the claim's attempt fences the rest, so ending a job twice raises LeaseLostError.
+
+    The store itself must give up a call that hangs, by timeouts of its database.
     """
 
     def __init__(self, store: JobStore, publish_s: float):
-        self._store, self._publish_s = store, publish_s
+        self._store = store
+        self._retrying = Retrying(
+            retry=retry_if_exception(_is_fault),
+            wait=wait_exponential(FIRST_PAUSE_S, max=MAX_PAUSE_S),
+            stop=stop_before_delay(publish_s),
+            before_sleep=before_sleep_log(logger, logging.WARNING, exc_info=True),
+            retry_error_callback=_give_up,
+        )
 
     def put_initial_version(self, base_model: str, digest: str) -> None:
-        self._repeat(lambda: self._store.put_initial_version(base_model, digest))
+        self._retrying(lambda: self._store.put_initial_version(base_model, digest))
 
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
-        """Asks once: the coordinator asks again anyway."""
-        return within(self._publish_s, lambda: self._store.claim_next(base_model, owner, lease_s), CALL)
+        """Not retried: the coordinator calls it again anyway."""
+        return self._store.claim_next(base_model, owner, lease_s)
 
     def next_queued(self, base_model: str) -> QueuedJob | None:
-        """Asks once: it is only to save time."""
-        return within(self._publish_s, lambda: self._store.next_queued(base_model), CALL)
+        """Not retried: it only saves time."""
+        return self._store.next_queued(base_model)
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
-        """Asks once: the lease's keeper asks again anyway."""
-        within(min(lease_s, self._publish_s), lambda: self._store.renew(job, lease_s), CALL)
+        """Not retried: the LeaseKeeper calls it again anyway."""
+        self._store.renew(job, lease_s)
 
     def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
-        """Asks once, and work goes on if that fails: it is only there to be looked at."""
+        """Not retried, and a failure is only logged: it doesn't affect the job."""
         try:
-            within(self._publish_s, lambda: self._store.report_waiting(job, reason), CALL)
+            self._store.report_waiting(job, reason)
         except (LeaseLostError, JobCancelledError):
             raise
         except Exception:
             logger.warning("The store can't show what job %s waits for", job.id, exc_info=True)
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
-        self._repeat(lambda: self._store.record_event(job, type, data, index))
+        self._retrying(lambda: self._store.record_event(job, type, data, index))
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
-        self._repeat(lambda: self._store.complete(job, version, metrics))
+        self._retrying(lambda: self._store.complete(job, version, metrics))
 
     def fail(self, job: ClaimedJob, error_message: str) -> None:
-        self._repeat(lambda: self._store.fail(job, error_message))
+        self._retrying(lambda: self._store.fail(job, error_message))
 
     def cancel(self, job: ClaimedJob) -> None:
-        self._repeat(lambda: self._store.cancel(job))
+        self._retrying(lambda: self._store.cancel(job))
 
     def requeue(self, job: ClaimedJob, reason: str) -> None:
-        self._repeat(lambda: self._store.requeue(job, reason))
+        self._retrying(lambda: self._store.requeue(job, reason))
 
     def hand_back(self, job: ClaimedJob, reason: str) -> None:
-        self._repeat(lambda: self._store.hand_back(job, reason))
+        self._retrying(lambda: self._store.hand_back(job, reason))
 
-    def _repeat(self, write: Callable[[], None]) -> None:
-        deadline, pause = time.monotonic() + self._publish_s, FIRST_PAUSE_S
-        while True:
-            try:
-                return within(max(0.0, deadline - time.monotonic()), write, CALL)
-            except (LeaseLostError, JobCancelledError):
-                raise
-            except Exception as error:
-                if time.monotonic() + pause > deadline:
-                    raise StoreUnavailableError(
-                        f"The job store took no write for {self._publish_s:g} s: {type(error).__name__}: {error}"
-                    ) from error
-                logger.warning("The job store failed; trying again in %.1f s", pause, exc_info=True)
-            time.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE_S)
+
+def _is_fault(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, (LeaseLostError, JobCancelledError))
+
+
+def _give_up(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    raise StoreUnavailableError(
+        f"The job store accepted no write for {state.seconds_since_start or 0:.1f} s: {type(error).__name__}: {error}"
+    ) from error

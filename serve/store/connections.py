@@ -48,9 +48,13 @@ def open_engine(url: str) -> Engine:
 def _open_postgres(url: URL, options: dict[str, Any]) -> Engine:
     url = url.set(drivername="postgresql+psycopg", query={**_POSTGRES, **url.query})
     try:
-        return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **options)
+        from tandem.serve.store.postgres import limit_waiting
+
+        engine = create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **options)
     except ModuleNotFoundError as error:
         raise ValueError("A store on PostgreSQL needs the extra: pip install '.[postgres]'.") from error
+    limit_waiting(engine)
+    return engine
 
 
 def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:

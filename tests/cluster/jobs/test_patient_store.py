@@ -1,20 +1,16 @@
-"""A store that fails or hangs for a while, or for good, under a coordinator's writes."""
-
-import threading
-import time
+"""A store that fails for a while, or does not recover, during a coordinator's writes."""
 
 import pytest
 from coordinator_fakes import RecordingStore, make_job
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import LeaseLostError, StoreUnavailableError
-from tandem.cluster.jobs import patient_store
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.patient_store import PatientStore
 
 
 class BadStore(RecordingStore):
-    """Does something else first at each of the next writes."""
+    """Calls one of `faults` at each of the next writes."""
 
     def __init__(self, *faults):
         super().__init__()
@@ -27,18 +23,6 @@ class BadStore(RecordingStore):
 
     def report_waiting(self, *arguments):
         raise OSError("the database is away")
-
-
-class Clock:
-    """Time that passes only in sleep."""
-
-    now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
 
 
 def away():
@@ -57,26 +41,14 @@ def test_a_write_is_repeated_until_the_store_takes_it(complete):
     assert store.order == ["complete"]
 
 
-def test_a_store_that_stays_away_is_given_up_at_the_deadline(complete, monkeypatch):
-    monkeypatch.setattr(patient_store, "time", clock := Clock())
+def test_a_store_that_does_not_recover_is_given_up(complete):
     store = BadStore(*[away] * 100)
     with pytest.raises(StoreUnavailableError, match="OSError: the database is away"):
-        complete(PatientStore(store, publish_s=60))
-    assert store.order == [] and 50 < clock.now <= 60
+        complete(PatientStore(store, publish_s=0.5))
+    assert store.order == [] and 90 <= len(store.faults) < 99, "not retried, or without pauses"
 
 
-def test_a_store_that_hangs_is_given_up_at_the_deadline(complete):
-    released = threading.Event()
-    store, began = BadStore(released.wait), time.monotonic()
-    try:
-        with pytest.raises(StoreUnavailableError, match="no answer"):
-            complete(PatientStore(store, publish_s=0.3))
-        assert time.monotonic() - began < 30
-    finally:
-        released.set()
-
-
-def test_a_lost_lease_is_not_argued_with(complete):
+def test_a_write_under_a_lost_lease_is_not_retried(complete):
     def lost():
         raise LeaseLostError("taken over")
 
@@ -86,5 +58,5 @@ def test_a_lost_lease_is_not_argued_with(complete):
     assert len(store.faults) == 1
 
 
-def test_work_goes_on_when_waiting_cannot_be_shown(tmp_path):
+def test_work_continues_when_waiting_cannot_be_shown(tmp_path):
     PatientStore(BadStore(), publish_s=10).report_waiting(make_job(Artifacts(str(tmp_path))), "room")

@@ -1,5 +1,7 @@
 """Which databases a store can be on, and that no failure of a connection outlasts its cause."""
 
+import os
+import signal
 import sys
 import time
 import uuid
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from tandem.cli.main import app
 from tandem.serve.errors import UnavailableError
+from tandem.serve.store import postgres as postgres_connections
 from tandem.serve.store.connections import open_engine
 from tandem.serve.store.store import Store
 
@@ -108,6 +111,22 @@ def test_waiting_for_a_lock_has_an_end(store_url, store, add_model):
             add_job_with(hurried, model)
     assert add_job_with(hurried, model).state == "queued"
     hurried.close()
+
+
+@on_postgres
+def test_a_server_process_that_hangs_is_given_up_and_replaced(store, claim, monkeypatch):
+    monkeypatch.setattr(postgres_connections, "ANSWER_S", 0.5)
+    with store._read() as session:
+        pid = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert claim() is None  # the pool finds that its connection hangs, and opens another
+        with pytest.raises(UnavailableError, match="doesn't answer"), store._read() as session:
+            other = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
+            assert other != pid
+            session.connection().exec_driver_sql("SELECT pg_sleep(1000)")
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_what_protects_postgresql_users_is_set(postgres):
