@@ -1,11 +1,11 @@
 """The effect of receiving a large training job on the API process: latency of other requests, and memory.
 
-    .venv/bin/python benchmarks/ingest.py --before b62ba27 --output benchmarks/results/ingest.json
+    .venv/bin/python benchmarks/ingest.py --output benchmarks/results/ingest.json
 
 This starts the API on a free port in a separate process, with a store, artifacts and a process that checks payloads,
 posts one job of about `--megabytes` (trajectories of `--tokens` sampled tokens with logprobs), and meanwhile requests
-`GET /v1/models` every 20 ms. `--before` does the same with the code of another revision, on the same machine and in
-the same run. The results are, for each:
+`GET /v1/models` every 20 ms. `--before` also measures another revision, which serves with its own copy of this script.
+The results are, for each:
 
 - `post_s`: from the first byte sent to the job's id;
 - `idle_longest_s`, `busy_longest_s`: the slowest other request, in the seconds before the job and during it;
@@ -46,7 +46,7 @@ CHECKER = "spawn_main"
 
 
 def serve(directory: Path) -> None:
-    """Run the API as a Serve replica does, without engine and coordinator. Works with older revisions too."""
+    """Run the API as a Serve replica does, without engine and coordinator."""
     import socket
 
     import uvicorn
@@ -63,7 +63,6 @@ def serve(directory: Path) -> None:
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
     bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
     others = {"preparation": Checker(bases, artifacts), "coordinator_status": None, "engine_faults": None}
-    others = {name: part for name, part in others.items() if name in Services.__dataclass_fields__}
     model = store.add_model("team", "bench", "agent", config.base_models[0].name, return_existing=True)
     app = create_app(Services(config, store, artifacts, None, bases, **others))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -167,7 +166,10 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
         directory = Path(temporary)
         environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
         api = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(directory)], env=environment, cwd=code, start_new_session=True
+            [sys.executable, code / "benchmarks/ingest.py", "--serve", directory],
+            env=environment,
+            cwd=code,
+            start_new_session=True,
         )
         try:
             ready = wait_for(directory / "ready.json", api)

@@ -64,8 +64,10 @@ def test_examples_are_found():
 def test_every_option_is_documented_with_its_default_and_no_other_is():
     options = fields(TaskConfig)
     section = DOCS.split("## All options")[1].split("\n## ")[0]
-    table = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", section, re.MULTILINE))
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.*?) ?\| (.*?) \|$", section, re.MULTILINE)
+    table = {name: default for name, default, _ in rows}
     assert sorted(table) == sorted(options)
+    assert {name: text for name, _, text in rows} == {name: field.description for name, field in options.items()}
     for name, field in options.items():
         if field.is_required():
             assert table[name] == "required", name
