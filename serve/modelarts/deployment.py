@@ -37,10 +37,10 @@ class JobRunnerReplica:
 
 def job_runner(config: TandemConfig, **options: Any) -> serve.Application:
     """Return the deployment, with these Serve options, bound to the configuration."""
-    return serve.deployment(
-        JobRunnerReplica,
+    deployment = serve.deployment(
         name="job-runner",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
         **options,
-    ).bind(config)
+    )
+    return deployment(JobRunnerReplica).bind(config)

@@ -22,8 +22,8 @@ from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
 from tandem.serve.keys import create_key
-from tandem.serve.modelarts.api.requests import cluster_specs
-from tandem.serve.modelarts.running.resource_specs import ResourceSpec
+from tandem.serve.modelarts.api.projects import cluster_specs
+from tandem.serve.modelarts.settings.resource_specs import ResourceSpec
 from tandem.serve.store.store import Store
 
 BASE = "tandem/tiny"

@@ -1,1 +1,1 @@
-"""Routes of saved training configurations and their jobs."""
+"""HTTP routes of saved configurations and their jobs."""

@@ -1,4 +1,4 @@
-"""Routes that list what a configuration can choose from: resources, engines, built-in algorithms."""
+"""Routes that list resource specifications, engines and built-in algorithms."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 
 from tandem.serve.modelarts.api.envelope import envelope_router
-from tandem.serve.modelarts.api.requests import ProjectDep
-from tandem.serve.modelarts.api.rules import DEFAULT_ENGINE_ID
-from tandem.serve.modelarts.running.algorithms import ALGORITHMS, published_parameters
-from tandem.serve.modelarts.running.engines import ENGINES
+from tandem.serve.modelarts.api.projects import ProjectDep
+from tandem.serve.modelarts.api.responses import spec_fields
+from tandem.serve.modelarts.settings.algorithm_parameters import listed_parameters
+from tandem.serve.modelarts.settings.algorithms import ALGORITHMS
+from tandem.serve.modelarts.settings.engines import DEFAULT_ENGINE_ID, ENGINES
 
 router = envelope_router()
 JobType = Literal["train"]
@@ -20,7 +21,7 @@ JobType = Literal["train"]
 def list_resource_specs(
     project: ProjectDep, job_type: JobType = "train", engine_id: Annotated[int | None, Query(ge=0)] = None
 ) -> dict[str, Any]:
-    """What a worker can be given, from the live cluster and the configuration. Every engine runs on all of them."""
+    """List the resource specifications of workers. Every engine runs on each of them."""
     specs = project.specs() if engine_id is None or engine_id in ENGINES else []
     return {
         "is_success": True,
@@ -28,11 +29,7 @@ def list_resource_specs(
         "specs": [
             {
                 "spec_id": spec.spec_id,
-                "spec_code": spec.spec_code,
-                "core": f"{spec.num_cpus:g}",
-                "cpu": f"{spec.num_cpus:g}",
-                "gpu_num": spec.num_gpus,
-                "gpu_type": spec.gpu_type,
+                **spec_fields(spec),
                 "max_num": spec.max_num,
                 "unit_num": 1,
                 "storage": None,
@@ -46,7 +43,7 @@ def list_resource_specs(
 
 @router.get("/job/ai-engines")
 def list_ai_engines(project: ProjectDep, job_type: JobType = "train") -> dict[str, Any]:
-    """The engines that boot files run with, in the versions that are installed."""
+    """List the engines that run boot files, in their installed versions."""
     return {
         "is_success": True,
         "engines": [
@@ -70,7 +67,7 @@ def list_built_in_algorithms(
     order: Literal["asc", "desc"] = "desc",
     search_content: Annotated[str | None, Query(max_length=64)] = None,
 ) -> dict[str, Any]:
-    """Algorithms that need data and parameters, but no code. `parameter` is JSON text of what they take."""
+    """List the algorithms, which need data and parameters but no code. `parameter` is JSON text."""
     engine = ENGINES[DEFAULT_ENGINE_ID]
     found = [a for a in ALGORITHMS.values() if (search_content or "").lower() in a.name.lower()]
     found.sort(key=lambda a: a.name if sort_by == "model_name" else a.model_id, reverse=order == "desc")
@@ -82,7 +79,7 @@ def list_built_in_algorithms(
                 "model_id": algorithm.model_id,
                 "model_name": algorithm.name,
                 "model_usage": algorithm.usage,
-                "parameter": published_parameters(),
+                "parameter": listed_parameters(),
                 "engine_id": engine.engine_id,
                 "engine_name": engine.name,
                 "engine_version": engine.version,

@@ -1,4 +1,4 @@
-"""Routes of saved training configurations."""
+"""Routes of saved configurations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Query
 
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
-from tandem.serve.modelarts.api.details import listed_config, whole_config
-from tandem.serve.modelarts.api.envelope import NOT_FOUND, Refused, Success, envelope_router
-from tandem.serve.modelarts.api.requests import ProjectDep
-from tandem.serve.modelarts.api.schemas import CreateConfig, RunSettings, UpdateConfig
+from tandem.serve.modelarts.api.bodies import CreateConfig, UpdateConfig
+from tandem.serve.modelarts.api.envelope import Success, envelope_router
+from tandem.serve.modelarts.api.projects import ProjectDep
+from tandem.serve.modelarts.api.responses import listed_config, whole_config
+from tandem.serve.modelarts.errors import NOT_FOUND, Refused
+from tandem.serve.modelarts.settings.run_settings import RunSettings
 from tandem.serve.modelarts.store.configs import ConfigOrder
 
 router = envelope_router()
@@ -21,7 +23,7 @@ ConfigType = Literal["custom", "sample"]
 def create_training_job_config(
     project: ProjectDep, body: Annotated[Received[CreateConfig], Depends(json_body(CreateConfig))]
 ) -> Success:
-    """Saves the settings of a training job under a name."""
+    """Save the settings of a training job under a name."""
     wanted = body.value
     project.store.configs.add(
         project.id, wanted.config_name, wanted.config_desc or "", project.check(_settings(wanted))
@@ -39,7 +41,7 @@ def list_training_job_configs(
     search_content: Annotated[str | None, Query(max_length=64)] = None,
     config_type: ConfigType = "custom",
 ) -> dict[str, Any]:
-    """The project's saved configurations. There are no sample ones, so asking for those lists nothing."""
+    """List the project's saved configurations. The list of sample configurations is empty."""
     if config_type == "sample":
         return {"is_success": True, "config_total_count": 0, "configs": []}
     rows, total = project.store.configs.page(
@@ -52,9 +54,9 @@ def list_training_job_configs(
 def get_training_job_config(
     project: ProjectDep, config_name: str, config_type: ConfigType = "custom"
 ) -> dict[str, Any]:
-    """A saved configuration with all its settings."""
+    """Return a saved configuration with all its settings."""
     if config_type == "sample":
-        raise Refused(NOT_FOUND, f"There is no sample configuration {config_name!r}: this service has none.")
+        raise Refused(NOT_FOUND, f"This service has no sample configurations, so none is named {config_name!r}.")
     row = project.store.configs.get(project.id, config_name)
     return whole_config(row, project.spec(row.settings.get("spec_id")))
 
@@ -63,7 +65,7 @@ def get_training_job_config(
 def update_training_job_config(
     project: ProjectDep, config_name: str, body: Annotated[Received[UpdateConfig], Depends(json_body(UpdateConfig))]
 ) -> Success:
-    """Replaces a saved configuration as a whole."""
+    """Replace a saved configuration as a whole."""
     settings = project.check(_settings(body.value))
     project.store.configs.replace(project.id, config_name, body.value.config_desc or "", settings)
     return Success()
@@ -71,7 +73,7 @@ def update_training_job_config(
 
 @router.delete("/training-job-configs/{config_name}")
 def delete_training_job_config(project: ProjectDep, config_name: str) -> Success:
-    """Deletes a saved configuration; jobs that were made from it keep their settings."""
+    """Delete a saved configuration. Jobs that used it keep their settings."""
     project.store.configs.delete(project.id, config_name)
     return Success()
 

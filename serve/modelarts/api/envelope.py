@@ -1,4 +1,4 @@
-"""How this API says yes and no: `is_success`, and for a failure `error_code` and `error_message`."""
+"""The envelope of every response: `is_success`, and after a failure `error_code` and `error_message`."""
 
 from __future__ import annotations
 
@@ -33,25 +33,27 @@ from tandem.serve.errors import (
     QueueFullError,
     ServeError,
 )
+from tandem.serve.modelarts.errors import (
+    DUPLICATE_NAME,
+    FORBIDDEN,
+    INTERNAL,
+    INVALID_REQUEST,
+    INVALID_VALUE,
+    NOT_AUTHORIZED,
+    NOT_FOUND,
+    PATH_DENIED,
+    PATH_INVALID,
+    TOKEN_INVALID,
+    TOKEN_MISSING,
+    TOO_MANY_REQUESTS,
+    TOO_MANY_RESOURCES,
+    WRONG_PROJECT,
+    Refused,
+)
 from tandem.serve.names import RESERVED_ENTITIES
 
 logger = logging.getLogger(__name__)
-MAX_FAULTS = 5  # that one message names
-INTERNAL = "ModelArts.0010"
-NOT_FOUND = "ModelArts.0102"
-DUPLICATE_NAME = "ModelArts.0103"
-INVALID_VALUE = "ModelArts.0104"
-FORBIDDEN = "ModelArts.0105"
-TOO_MANY_RESOURCES = "ModelArts.0106"
-INVALID_REQUEST = "ModelArts.0107"
-NOT_AUTHORIZED = "ModelArts.0108"
-TOO_MANY_REQUESTS = "ModelArts.0114"
-TOKEN_MISSING = "ModelArts.0201"
-TOKEN_INVALID = "ModelArts.0203"
-WRONG_PROJECT = "ModelArts.0210"
-PATH_INVALID = "ModelArts.0404"
-PATH_DENIED = "ModelArts.0415"
-
+MAX_PROBLEMS = 5  # in one message
 _STATUS = {
     NOT_FOUND: 404,
     DUPLICATE_NAME: 409,
@@ -75,22 +77,12 @@ _CODE: dict[type[ServeError], str] = {
 _FAMILY = re.compile(r"/v1/(?!preview/)[^/]+/(training-job-configs|training-jobs|job|built-in-algorithms)(/.*)?")
 
 
-class Refused(ServeError, ValueError):
-    """A request that this API refuses; `code` is one of its error codes."""
-
-    def __init__(self, code: str, message: str, param: str | None = None):
-        super().__init__(message, code, param)
-
-    def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
-        return type(self), (self.code, self.message, self.param)
-
-
 class Success(BaseModel):
     is_success: bool = True
 
 
 class EnvelopeRoute(APIRoute):
-    """A route that answers every error in the envelope."""
+    """A route that puts every error into the envelope."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, found = super().matches(scope)
@@ -119,18 +111,18 @@ class Failure(BaseModel):
 
 
 def envelope_router() -> APIRouter:
-    """A router of this API, whose routes need a key with role train."""
+    """Return a router whose routes need a key with role train."""
     return APIRouter(
         prefix="/{project_id}",
         route_class=EnvelopeRoute,
         tags=["training-job-configs"],
         dependencies=[requires("train")],
-        responses={"default": {"model": Failure, "description": "Refused, or failed"}},
+        responses={"default": {"model": Failure, "description": "The request was rejected, or failed"}},
     )
 
 
 class OptionalSlash:
-    """Middleware: a slash at the end of a path of this API makes no difference."""
+    """Middleware that drops a slash at the end of a path of this API."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -143,9 +135,10 @@ class OptionalSlash:
 
 
 def install(app: FastAPI) -> None:
-    """Answers requests in the envelope that belong to this API by their path but have no route."""
+    """Put errors of requests without a route into the envelope if their path belongs to this API."""
 
-    async def answer(request: Request, error: HTTPException) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
         if not _FAMILY.fullmatch(request.url.path):
             return await answer_http_exception(request, error)
         code = NOT_FOUND if error.status_code == 404 else INVALID_REQUEST
@@ -156,7 +149,7 @@ def install(app: FastAPI) -> None:
 
 
 def error_response(request: Request, error: Exception) -> JSONResponse:
-    """Any error, in the envelope."""
+    """Return the response for an error."""
     known = as_serve_error(error)
     if known is None:
         id = request_id(request.scope)
@@ -166,8 +159,8 @@ def error_response(request: Request, error: Exception) -> JSONResponse:
         return envelope(known.code, known.message, _STATUS[known.code])
     status, headers = status_of(known)
     if isinstance(known, InvalidRequestError):
-        is_missing = any(fault.type in ("missing", "extra_forbidden") for fault in known.problems)
-        message = "; ".join(f"{fault.path}: {fault.msg}" for fault in known.problems[:MAX_FAULTS])
+        is_missing = any(problem.type in ("missing", "extra_forbidden") for problem in known.problems)
+        message = "; ".join(f"{problem.path}: {problem.msg}" for problem in known.problems[:MAX_PROBLEMS])
         return envelope(INVALID_REQUEST if is_missing else INVALID_VALUE, message, 400)
     code = _CODE.get(type(known), INTERNAL if status >= 500 else INVALID_REQUEST)
     if code == TOKEN_INVALID and not has_key(request):

@@ -1,24 +1,21 @@
-"""Routes of training jobs that run a configuration: their versions, their ends, their logs."""
+"""Routes of jobs and their versions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query
 
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
-from tandem.serve.modelarts.api.details import created_version, listed_job, listed_version, whole_version
-from tandem.serve.modelarts.api.envelope import (
-    FORBIDDEN,
-    INVALID_REQUEST,
-    TOO_MANY_RESOURCES,
-    Refused,
-    Success,
-    envelope_router,
-)
-from tandem.serve.modelarts.api.requests import Project, ProjectDep
-from tandem.serve.modelarts.api.schemas import MAX_LONG, CreateJob, CreateVersion, UpdateJob
+from tandem.serve.modelarts.api.bodies import CreateJob, CreateVersion, UpdateJob
+from tandem.serve.modelarts.api.envelope import Success, envelope_router
+from tandem.serve.modelarts.api.projects import Project, ProjectDep
+from tandem.serve.modelarts.api.responses import created_version, listed_job, listed_version, whole_version
+from tandem.serve.modelarts.errors import FORBIDDEN, INVALID_REQUEST, TOO_MANY_RESOURCES, Refused
+from tandem.serve.modelarts.settings.run_settings import MAX_LONG
 from tandem.serve.modelarts.store.jobs import JobOrder, TooManyJobsError
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.tables import UserJobVersionRow
@@ -26,7 +23,6 @@ from tandem.serve.modelarts.store.tables import UserJobVersionRow
 router = envelope_router()
 JobId = Annotated[int, Path(ge=0, le=MAX_LONG)]
 VersionId = Annotated[int, Path(ge=0, le=MAX_LONG)]
-MAX_LOG_LINES = 500
 VERSION = "/training-jobs/{job_id}/versions/{version_id}"
 
 
@@ -34,19 +30,17 @@ VERSION = "/training-jobs/{job_id}/versions/{version_id}"
 def create_training_job(
     project: ProjectDep, body: Annotated[Received[CreateJob], Depends(json_body(CreateJob))]
 ) -> dict[str, Any]:
-    """Creates a job and runs its first version. The answer means that the job survives any crash."""
+    """Create a job and run its first version. After the response, the job survives any crash."""
     wanted = body.value
     if wanted.config.pre_version_id is not None:
-        raise Refused(INVALID_REQUEST, "config.pre_version_id: a new job has no versions yet; leave it out")
+        raise Refused(INVALID_REQUEST, "config.pre_version_id: leave it out; a new job has no previous version")
     if wanted.config.create_version is False:
-        raise Refused(INVALID_REQUEST, "config.create_version: a job is created with its first version; leave it out")
+        raise Refused(INVALID_REQUEST, "config.create_version: leave it out; a new job always gets its first version")
     settings = project.check_runnable(wanted.config)
-    try:
+    with _job_limit():
         version = project.store.jobs.add(
             project.id, wanted.job_name, wanted.job_desc or "", settings, _max_open(project)
         )
-    except TooManyJobsError as error:
-        raise Refused(TOO_MANY_RESOURCES, str(error)) from error
     return created_version(version, _resource_id(project, version))
 
 
@@ -54,17 +48,15 @@ def create_training_job(
 def create_training_job_version(
     project: ProjectDep, job_id: JobId, body: Annotated[Received[CreateVersion], Depends(json_body(CreateVersion))]
 ) -> dict[str, Any]:
-    """Runs a job again, with settings of its own."""
+    """Run a job again as a new version with its own settings."""
     wanted = body.value
     if wanted.config.create_version is False:
-        raise Refused(INVALID_REQUEST, "config.create_version: this call always creates a version; leave it out")
+        raise Refused(INVALID_REQUEST, "config.create_version: leave it out; this call always creates a version")
     settings = project.check_runnable(wanted.config)
-    try:
+    with _job_limit():
         version = project.store.jobs.add_version(
             project.id, job_id, wanted.job_desc, settings, wanted.config.pre_version_id, _max_open(project)
         )
-    except TooManyJobsError as error:
-        raise Refused(TOO_MANY_RESOURCES, str(error)) from error
     return created_version(version, _resource_id(project, version))
 
 
@@ -79,7 +71,7 @@ def list_training_jobs(
     search_content: Annotated[str | None, Query(max_length=64)] = None,
     workspace_id: Literal["0"] = "0",
 ) -> dict[str, Any]:
-    """The project's jobs, each with its newest version."""
+    """List the project's jobs, each with its newest version."""
     rows, total = project.store.jobs.page(
         project.id, per_page, (page - 1) * per_page, sort_by, order == "desc", status, search_content
     )
@@ -96,14 +88,14 @@ def list_training_jobs(
 def update_training_job(
     project: ProjectDep, job_id: JobId, body: Annotated[Received[UpdateJob], Depends(json_body(UpdateJob))]
 ) -> Success:
-    """Changes a job's description."""
+    """Change a job's description."""
     project.store.jobs.describe(project.id, job_id, body.value.job_desc)
     return Success()
 
 
 @router.delete("/training-jobs/{job_id}")
 def delete_training_job(project: ProjectDep, job_id: JobId) -> Success:
-    """Deletes a job with its versions; those that run are stopped."""
+    """Stop and delete all versions of a job."""
     project.store.jobs.delete(project.id, job_id)
     return Success()
 
@@ -115,7 +107,7 @@ def list_training_job_versions(
     per_page: Annotated[int, Query(ge=1, le=1000)] = 10,
     page: Annotated[int, Query(ge=1, le=65535)] = 1,
 ) -> dict[str, Any]:
-    """The versions of a job, newest first."""
+    """List the versions of a job, newest first."""
     rows = project.store.jobs.versions(project.id, job_id)
     now, job = datetime.now(UTC), rows[0].job
     specs = {spec.spec_id: spec for spec in project.specs()}
@@ -132,63 +124,34 @@ def list_training_job_versions(
 
 @router.get(VERSION)
 def get_training_job_version(project: ProjectDep, job_id: JobId, version_id: VersionId) -> dict[str, Any]:
+    """Return a version with its settings."""
     row = project.store.jobs.version(project.id, job_id, version_id)
     return whole_version(row, project.spec(row.settings.get("spec_id")), datetime.now(UTC))
 
 
 @router.post(f"{VERSION}/stop")
 def stop_training_job_version(project: ProjectDep, job_id: JobId, version_id: VersionId) -> Success:
-    """Asks a version to end. One that has ended can't be stopped."""
+    """Stop a version. A version that has ended can't be stopped."""
     if not project.store.jobs.stop(project.id, job_id, version_id):
         status = UserJobStatus(project.store.jobs.version(project.id, job_id, version_id).status)
-        raise Refused(FORBIDDEN, f"Version {version_id} has ended already ({status.name}) and can't be stopped.")
+        raise Refused(FORBIDDEN, f"Version {version_id} has already ended ({status.name}) and can't be stopped.")
     return Success()
 
 
 @router.delete(VERSION)
 def delete_training_job_version(project: ProjectDep, job_id: JobId, version_id: VersionId) -> Success:
-    """Deletes a version, which is stopped if it runs. The job goes with its last version."""
+    """Stop and delete a version. The job is deleted with its last version."""
     project.store.jobs.delete_version(project.id, job_id, version_id)
     return Success()
 
 
-@router.get(f"{VERSION}/log/file-names")
-def list_log_files(project: ProjectDep, job_id: JobId, version_id: VersionId) -> dict[str, Any]:
-    """The log files of a version, one per worker, once they have written anything."""
-    files = project.store.logs.files(project.id, job_id, version_id)
-    return {"is_success": True, "log_file_list": list(files)}
-
-
-@router.get(f"{VERSION}/aom-log")
-def get_log(
-    project: ProjectDep,
-    job_id: JobId,
-    version_id: VersionId,
-    log_file: Annotated[str, Query(max_length=64)],
-    base_line: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
-    lines: Annotated[int, Query(ge=0, le=MAX_LOG_LINES)] = 50,
-    order: Literal["asc", "desc"] = "desc",
-) -> dict[str, Any]:
-    """Lines of a log file, while the job runs and after it: `asc` those after `base_line`, `desc` those before it.
-
-    Without `base_line`, `desc` starts at the end and `asc` at the beginning. The next page is asked for with the
-    `end_line` (asc) or the `start_line` (desc) of this one.
-    """
-    size = project.store.logs.size(project.id, job_id, version_id, log_file)
-    if order == "asc":
-        first = (base_line or 0) + 1
-        last = min(size, first + lines - 1)
-    else:
-        last = size if base_line is None else min(size, base_line - 1)
-        first = max(1, last - lines + 1)
-    content = project.store.logs.read(version_id, log_file, first, last - first + 1) if last >= first else []
-    return {
-        "is_success": True,
-        "content": "".join(f"{line}\n" for line in content),
-        "lines": len(content),
-        "start_line": first,
-        "end_line": first + len(content) - 1,
-    }
+@contextmanager
+def _job_limit() -> Iterator[None]:
+    """Turn TooManyJobsError into Refused."""
+    try:
+        yield
+    except TooManyJobsError as error:
+        raise Refused(TOO_MANY_RESOURCES, str(error)) from error
 
 
 def _max_open(project: Project) -> int:
@@ -196,6 +159,6 @@ def _max_open(project: Project) -> int:
 
 
 def _resource_id(project: Project, version: UserJobVersionRow) -> str:
-    """What the version runs on, by the code of its resource specification."""
+    """Return the code of the resource specification that the version runs on."""
     spec = project.spec(version.settings["spec_id"])
     return spec.spec_code if spec else ""

@@ -1,1 +1,1 @@
-"""Runs the jobs of saved training configurations."""
+"""Runs jobs: claims them, starts their programs or training jobs, and records their ends."""

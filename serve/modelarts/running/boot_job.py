@@ -1,23 +1,21 @@
-"""A job that runs the user's boot file: fetched, submitted to Ray, followed to its end."""
+"""A job that runs the user's boot file as a Ray job."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from tandem.cluster.errors import JobCancelledError
-from tandem.serve.modelarts.api.rules import boot_path
-from tandem.serve.modelarts.api.schemas import RunSettings
-from tandem.serve.modelarts.running.data import data_locations
-from tandem.serve.modelarts.running.project_storage import Location, ProjectStorage
-from tandem.serve.modelarts.running.ray_jobs import RayJob, RayJobs, RayJobsError, RayJobState, UserProgram
-from tandem.serve.modelarts.running.resource_specs import ResourceSpec
-from tandem.serve.modelarts.running.supervision import JobFailedError, Supervision
-from tandem.serve.modelarts.running.workers import demultiplex
+from tandem.serve.modelarts.running.job_data import data_locations
+from tandem.serve.modelarts.running.program_output import ProgramOutput
+from tandem.serve.modelarts.running.ray_jobs import RayJob, RayJobs, RayJobsError, RayJobState
+from tandem.serve.modelarts.running.supervision import JobFailedError, Supervision, log_file
+from tandem.serve.modelarts.running.user_program import UserProgram
+from tandem.serve.modelarts.settings.project_storage import ProjectStorage
+from tandem.serve.modelarts.settings.resource_specs import ResourceSpec
+from tandem.serve.modelarts.settings.run_settings import RunSettings
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.store import ModelArtsStore
 
@@ -25,18 +23,14 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 RETRY_S = 2.0
 JOB_SERVER_S = 120.0
-"""How long Ray's job server may be out of reach before the job counts as lost."""
+"""How long Ray's job server may be unreachable before the job counts as lost."""
 STOP_S = 60.0
 MAX_SUBMISSIONS = 3
 SET_BY_SERVICE = ("data_url", "train_url", "num_gpus", "init_method", "rank", "world_size")
 
 
-def log_file(rank: int) -> str:
-    return f"worker-{rank}.log"
-
-
 class BootJob:
-    """One claimed version with a boot file. `run` returns when it has succeeded and raises otherwise."""
+    """One claimed version with a boot file."""
 
     def __init__(
         self,
@@ -50,25 +44,18 @@ class BootJob:
         self._ray, self._spec = ray_jobs, spec
         self._settings = RunSettings.model_validate(supervision.job.settings)
         self._num_workers = self._settings.worker_server_num or 1
+        self._log_files = [log_file(rank) for rank in range(self._num_workers)]
 
     def run(self) -> None:
-        """Raises JobFailedError, and what `Supervision.wait` raises: JobCancelledError once the program has ended."""
-        number = self._supervision.job.num_submissions
-        id = self._id(number)
-        if not number or self._find(id) is None:
-            if number:
-                self._say(f"the Ray cluster that ran this job has gone; it is started again (submission {number + 1})")
-            if number >= MAX_SUBMISSIONS:
-                raise JobFailedError(
-                    f"Its Ray cluster has gone {number} times while it ran. Look at the cluster's nodes, "
-                    "then start the job again.",
-                    UserJobStatus.LOST,
-                )
-            id = self._submit()
+        """Run the program to its end, or continue to follow it. Returns if it succeeds.
+
+        Raises JobFailedError, and what `Supervision.wait` raises: JobCancelledError after the program has ended.
+        """
+        id = self._running_submission() or self._submit()
         try:
             self._follow(id)
         except JobCancelledError:
-            self._end(id)
+            self._stop(id)
             self._copy_logs()
             raise
         except JobFailedError:
@@ -76,25 +63,55 @@ class BootJob:
             raise
         self._copy_logs()
 
+    def _running_submission(self) -> str | None:
+        """Return the id of the last submission if Ray knows it. Raises JobFailedError after too many lost ones."""
+        number = self._supervision.job.num_submissions
+        if not number:
+            return None
+        if self._find(id := self._id(number)) is not None:
+            return id
+        if number >= MAX_SUBMISSIONS:
+            raise JobFailedError(
+                f"The Ray cluster was lost {number} times during this job. Check the cluster's nodes, "
+                "then start the job again.",
+                UserJobStatus.LOST,
+            )
+        message = f"tandem: the Ray cluster of this job was lost; restarting the program (submission {number + 1})"
+        for file in self._log_files:
+            self._supervision.log(file, [message])
+        return None
+
     def _id(self, number: int) -> str:
         return f"{self._supervision.job.submission_prefix}-{number}"
 
     def _submit(self) -> str:
-        self._supervision.wait(0)  # a job that is to end isn't handed over any more
+        """Fetch the code and submit it. Returns the submission's id."""
+        self._supervision.wait(0)  # raises if the job is to be stopped
         self._supervision.status(UserJobStatus.SUBMITTING)
-        arguments = [f"--{label}={value}" for label, value in self._arguments()]
+        arguments = self._arguments()
         with tempfile.TemporaryDirectory(prefix="tandem-code-") as directory:
-            code = self._storage.resolve(self._settings.app_url or "")
-            boot = boot_path(self._settings) or ""
-            _fetch_code(code, Path(directory), boot)
-            # Counted before it is submitted: a runner that dies in between finds no such job and takes the next id.
+            boot_file = self._fetch_code(Path(directory))
+            # Counted first: if this runner dies before the submission, the next one finds no job and uses a new id.
             self._supervision.flush()
             id = self._id(self._store.claims.count_submission(self._supervision.job))
-            self._hand_over(id, UserProgram(Path(directory), boot, arguments, self._spec, self._num_workers))
+            program = UserProgram(Path(directory), boot_file, arguments, self._spec, self._num_workers)
+            self._submit_program(id, program)
         return id
 
-    def _hand_over(self, id: str, program: UserProgram) -> None:
-        """Submits the program, trying again while the job server isn't there: on a new cluster it comes up last."""
+    def _fetch_code(self, directory: Path) -> str:
+        """Copy the code into the directory. Returns the boot file's path in it."""
+        code, boot_file = self._storage.resolve(self._settings.app_url or ""), self._settings.boot_file() or ""
+        if not code.is_directory():
+            raise JobFailedError(f"app_url: there is no directory {code.url}.", UserJobStatus.SUBMIT_FAILED)
+        code.fetch(directory)
+        if not (directory / boot_file).is_file():
+            raise JobFailedError(
+                f"boot_file_url: there is no file {boot_file} in {code.url}.", UserJobStatus.SUBMIT_FAILED
+            )
+        return boot_file
+
+    def _submit_program(self, id: str, program: UserProgram) -> None:
+        """Submit the program, with retries: in a new cluster, the job server starts last."""
         deadline = time.monotonic() + JOB_SERVER_S
         while True:
             try:
@@ -103,7 +120,7 @@ class BootJob:
             except RayJobsError as error:
                 reason = str(error)
             try:
-                if self._ray.find(id) is not None:  # it was taken, and only the answer was lost
+                if self._ray.find(id) is not None:  # Ray accepted it, and only the answer was lost
                     return
             except RayJobsError:
                 logger.warning("Ray's job server doesn't answer", exc_info=True)
@@ -112,8 +129,8 @@ class BootJob:
             self._supervision.status(UserJobStatus.SUBMITTING, reason)
             self._supervision.wait(RETRY_S)
 
-    def _arguments(self) -> list[tuple[str, str]]:
-        """The program's arguments: where data lies and results go, its GPUs, then the user's own parameters."""
+    def _arguments(self) -> list[str]:
+        """Return the program's arguments: data, results, number of GPUs, then the user's own parameters."""
         data = data_locations(self._settings, self._storage, self._store.datasets, self._supervision.job.project)
         arguments = [("data_url", location.url) for location in data]
         if self._settings.train_url:
@@ -121,38 +138,41 @@ class BootJob:
             train.fs.makedirs(train.path, exist_ok=True)
             arguments.append(("train_url", train.url))
         arguments.append(("num_gpus", str(self._spec.num_gpus)))
-        own = [(p.label, p.value) for p in self._settings.parameter or () if p.label not in SET_BY_SERVICE]
-        return arguments + own
+        arguments += [(p.label, p.value) for p in self._settings.parameter or () if p.label not in SET_BY_SERVICE]
+        return [f"--{label}={value}" for label, value in arguments]
 
     def _follow(self, id: str) -> None:
-        """Until the program has ended. Raises JobFailedError."""
-        output = _Output(self._ray, id, self._num_workers, self._supervision, self._stored_lines())
+        """Return when the program has succeeded. Raises JobFailedError."""
+        stored = self._store.logs.sizes_since_submission(self._supervision.job)
+        output = ProgramOutput(self._ray, id, self._num_workers, self._supervision, stored)
         shown: RayJobState | None = None
         while True:
             job = self._find(id)
             if job is None:
-                raise JobFailedError("Ray doesn't know this job any more. Start it again.", UserJobStatus.LOST)
+                raise JobFailedError("Ray no longer knows this job. Start it again.", UserJobStatus.LOST)
             if job.state is not shown:
                 shown = job.state
-                is_running = job.state is not RayJobState.WAITING  # a short program may have ended already
-                self._supervision.status(
-                    UserJobStatus.RUNNING if is_running else UserJobStatus.WAITING, None if is_running else job.message
-                )
-            if job.state is RayJobState.RUNNING or job.state.has_ended:
+                if job.state is RayJobState.WAITING:
+                    self._supervision.status(UserJobStatus.WAITING, job.message)
+                else:  # a short program may have ended already
+                    self._supervision.status(UserJobStatus.RUNNING)
+            if job.state is not RayJobState.WAITING:
                 output.start()
             if job.state.has_ended:
                 break
             self._supervision.wait(POLL_S)
         output.finish()
         if job.state is RayJobState.STOPPED:
-            raise JobFailedError("It was stopped on the Ray cluster, not through this service.", UserJobStatus.KILLED)
+            raise JobFailedError(
+                "The program was stopped on the Ray cluster, not by this service.", UserJobStatus.KILLED
+            )
         if job.state is RayJobState.FAILED:
-            raise JobFailedError(f"The program failed: {' '.join(job.message.split())} Its log says more.")
+            raise JobFailedError(f"The program failed: {' '.join(job.message.split())} See its log.")
 
     def _find(self, id: str) -> RayJob | None:
-        """What Ray knows of the job, once its job server answers: after a restart it comes up last.
+        """Return Ray's state of the job, with retries: after a restart, the job server starts last.
 
-        Raises JobFailedError when it is out of reach for too long.
+        Raises JobFailedError if the job server is unreachable for too long.
         """
         deadline = time.monotonic() + JOB_SERVER_S
         while True:
@@ -163,8 +183,8 @@ class BootJob:
                     raise JobFailedError(str(error), UserJobStatus.LOST) from error
             self._supervision.wait(POLL_S)
 
-    def _end(self, id: str) -> None:
-        """Ends the program and waits until it has."""
+    def _stop(self, id: str) -> None:
+        """Stop the program and wait until it has ended."""
         deadline = time.monotonic() + STOP_S
         try:
             self._ray.stop(id)
@@ -176,79 +196,6 @@ class BootJob:
         except RayJobsError:
             logger.warning("Ray job %s can't be stopped", id, exc_info=True)
 
-    def _stored_lines(self) -> Mapping[str, int]:
-        """How many lines of this submission an earlier runner has stored: Ray gives the output from its beginning."""
-        return self._store.logs.sizes_since_submission(self._supervision.job)
-
-    def _say(self, line: str) -> None:
-        for rank in range(self._num_workers):
-            self._supervision.log(log_file(rank), [f"tandem: {line}"])
-
     def _copy_logs(self) -> None:
         if self._settings.log_url:
-            target = self._storage.resolve(self._settings.log_url)
-            self._supervision.copy_logs(target, [log_file(rank) for rank in range(self._num_workers)])
-
-
-class _Output:
-    """Brings a program's output into the job's log while it runs."""
-
-    def __init__(
-        self, ray_jobs: RayJobs, id: str, num_workers: int, supervision: Supervision, stored: Mapping[str, int]
-    ):
-        self._ray, self._id, self._num_workers, self._supervision = ray_jobs, id, num_workers, supervision
-        self._skip = dict(stored)
-        self._rest = ""
-        self._num_lines = 0
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._is_finished = False
-
-    def start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._follow, name=f"output-{self._id}", daemon=True)
-            self._thread.start()
-
-    def finish(self) -> None:
-        """Takes what is left once the program has ended."""
-        if self._thread is not None:
-            self._thread.join(10)
-        with self._lock:  # a thread that lags behind takes nothing more
-            self._is_finished = True
-        try:
-            text = self._ray.output(self._id)
-        except RayJobsError:
-            logger.warning("The end of the output of Ray job %s can't be read", self._id, exc_info=True)
-            text = ""
-        self._take_lines(text.removesuffix("\n").split("\n")[self._num_lines :] if text else [])
-        self._supervision.flush()
-
-    def _follow(self) -> None:
-        try:
-            self._ray.follow(self._id, self._take)
-        except RayJobsError:
-            logger.warning("The output of Ray job %s will be read at its end", self._id, exc_info=True)
-
-    def _take(self, text: str) -> None:
-        with self._lock:
-            if self._is_finished:
-                return
-            complete, newline, self._rest = (self._rest + text).rpartition("\n")
-            if newline:
-                self._take_lines(complete.split("\n"))
-
-    def _take_lines(self, lines: list[str]) -> None:
-        self._num_lines += len(lines)
-        for rank, of_worker in demultiplex(lines, self._num_workers).items():
-            file = log_file(rank)
-            skipped = min(self._skip.get(file, 0), len(of_worker))
-            self._skip[file] = self._skip.get(file, 0) - skipped
-            self._supervision.log(file, of_worker[skipped:])
-
-
-def _fetch_code(code: Location, directory: Path, boot: str) -> None:
-    if not code.is_directory():
-        raise JobFailedError(f"app_url: there is no directory {code.url}.", UserJobStatus.SUBMIT_FAILED)
-    code.fetch(directory)
-    if not (directory / boot).is_file():
-        raise JobFailedError(f"boot_file_url: there is no file {boot} in {code.url}.", UserJobStatus.SUBMIT_FAILED)
+            self._supervision.copy_logs(self._storage.resolve(self._settings.log_url), self._log_files)

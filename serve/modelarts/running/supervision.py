@@ -1,4 +1,4 @@
-"""What every supervised job shares: its claim, its log, whether it is to stop."""
+"""The care of one claimed job: its lease, its status, its log files, and requests to stop it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from types import TracebackType
 
 from tandem.cluster.errors import JobCancelledError
 from tandem.cluster.jobs.lease import LeaseKeeper
-from tandem.serve.modelarts.running.project_storage import Location
+from tandem.serve.modelarts.settings.project_storage import Location
 from tandem.serve.modelarts.store.claims import ClaimedUserJob
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.store import ModelArtsStore
 
 MAX_LOG_LINES = 1_000_000
-"""Of one worker; a program that writes more has its log cut here, and a line that says so."""
+"""Per log file. The log of a program that writes more is cut here, with a note."""
 MAX_LINE_CHARS = 16_384
 
 
 class RunnerStoppedError(Exception):
-    """The service ends; the job goes on with the next runner."""
+    """The service shuts down. The job continues, and another runner will claim it."""
 
 
 class JobFailedError(Exception):
-    """The job ends as failed, with this message."""
+    """The job has failed, and ends with this message and status."""
 
     def __init__(self, message: str, status: UserJobStatus = UserJobStatus.FAILED):
         super().__init__(message)
         self.status = status
 
 
+def log_file(rank: int) -> str:
+    """Return the name of a worker's log file."""
+    return f"worker-{rank}.log"
+
+
 class Supervision:
-    """One job in the care of this runner. Safe to share between the job's threads.
+    """One claimed job. Safe to share between the job's threads.
 
     with Supervision(store, job, lease_s, stop) as supervision:
         supervision.log("worker-0.log", lines)
-        supervision.wait(0.5)    # raises when the job is to stop, the service ends, or the claim is lost
+        supervision.wait(0.5)    # raises if the job is to stop, the service shuts down, or the claim is lost
 
-    The claim is renewed by a thread of its own, so that nothing that takes long (code to fetch, a job server that is
-    slow to answer) can let it run out.
+    A thread of its own renews the lease, so that slow work (fetching code, a slow job server) can't let it expire.
     """
 
     def __init__(self, store: ModelArtsStore, job: ClaimedUserJob, lease_s: float, stop: threading.Event):
@@ -60,33 +64,38 @@ class Supervision:
         self._lease.__exit__(kind, error, trace)
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass and writes the log. Raises RunnerStoppedError, LeaseLostError, and JobCancelledError when the
-        user wants the job to end."""
+        """Sleep, then store the log. Raises RunnerStoppedError, LeaseLostError, and JobCancelledError after a request
+        to stop the job."""
         if self._stop.wait(seconds):
             raise RunnerStoppedError
         self.flush()
         self._lease.check()
         if self.job.stop_requested:
-            raise JobCancelledError(f"Job {self.job.name} was to be stopped before this runner took it over.")
+            raise JobCancelledError(f"A stop of job {self.job.name} was requested before this runner claimed it.")
+
+    def status(self, status: UserJobStatus, reason: str | None = None) -> None:
+        """Set the job's status, with what it waits for as `reason`. Raises LeaseLostError."""
+        self._store.claims.set_status(self.job, status, reason)
 
     def log(self, file: str, lines: Sequence[str]) -> None:
-        """Adds lines to a log file of the job; they are stored at the next `wait` or `flush`."""
+        """Add lines to a log file of the job. The next `wait` or `flush` stores them."""
         with self._lock:
             count = self._counts.get(file, 0)
             kept = [line[:MAX_LINE_CHARS] for line in lines[: max(0, MAX_LOG_LINES - count)]]
             if count < MAX_LOG_LINES <= count + len(lines):
-                kept.append(f"tandem: the log ends here, after {MAX_LOG_LINES} lines.")
+                kept.append(f"tandem: this log is cut after {MAX_LOG_LINES} lines.")
             self._counts[file] = count + len(lines)
             self._lines.setdefault(file, []).extend(kept)
 
     def flush(self) -> None:
+        """Store the added lines. Raises LeaseLostError."""
         with self._lock:
             waiting, self._lines = self._lines, {}
         for file, lines in waiting.items():
             self._store.logs.append(self.job, file, lines)
 
     def copy_logs(self, target: Location, files: Sequence[str]) -> None:
-        """Writes the job's log files to a place of the user's. What can't be written is told in the log."""
+        """Copy log files to the user's storage. A failure is reported in the log."""
         self.flush()
         for file in files:
             lines = self._store.logs.read(self.job.version_id, file, 1, 2**31)
@@ -94,6 +103,3 @@ class Supervision:
                 target.write(file, "".join(f"{line}\n" for line in lines).encode())
             except OSError as error:
                 self.log(file, [f"tandem: this log can't be copied to {target.url}: {error}"])
-
-    def status(self, status: UserJobStatus, reason: str | None = None) -> None:
-        self._store.claims.set_status(self.job, status, reason)

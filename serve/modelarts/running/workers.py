@@ -1,8 +1,9 @@
-"""Lead a user's program on several workers: `python -m THIS_MODULE N CPUS GPUS python boot.py ...`.
+"""Run a user's program on several workers: `python -m THIS_MODULE N CPUS GPUS python boot.py ...`.
 
-Runs as the entrypoint of a Ray job. Each worker has resources of its own, on nodes of their own where there are such,
-and runs the command with `--init_method=tcp://HOST:PORT --rank=I --world_size=N` added. What a worker writes is passed
-on line by line, marked with its rank (`demultiplex` takes the marks off). The first worker that fails ends the others.
+This is the entrypoint of a Ray job. Each worker has its own resources, on its own node if there are enough nodes, and
+runs the command with `--init_method=tcp://HOST:PORT --rank=I --world_size=N` added. The output of all workers is
+printed line by line, each line marked with the worker's rank (`demultiplex` removes the marks). If a worker fails, the
+others are stopped.
 """
 
 from __future__ import annotations
@@ -16,30 +17,31 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import IO, Any
 
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method
 
-MARK = "\x1e"  # "record separator": no program writes it at the beginning of a line
+MARK = "\x1e"  # "record separator", which no program prints at the start of a line
 READ_S = 0.5
 PLACEMENT_HINT_S = 30.0
-START_S = 300.0  # of a process on a busy node, once there is room for it
+START_S = 300.0  # for a process on a busy node, after its resources are reserved
 
 
 class UserWorker:
-    """One worker: a child process of a Ray actor, so it ends with the actor, and its output."""
+    """A Ray actor that runs the program as a child process, which dies with the actor, and reads its output."""
 
     def __init__(self) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process: subprocess.Popen[str] | None = None
-        self._meeting: socket.socket | None = None  # keeps the port for the program of worker 0
+        self._meeting: socket.socket | None = None  # holds the port for the program of worker 0
 
     def rendezvous(self) -> str:
-        """Where the workers meet, if this is worker 0."""
+        """Return the address at which all workers meet, on this worker's node."""
         self._meeting = hold_meeting_place()
         return init_method(self._meeting)
 
     def start(self, command: Sequence[str]) -> None:
+        """Start the program."""
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -48,10 +50,10 @@ class UserWorker:
             errors="replace",
             preexec_fn=_die_with_parent,
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
 
     def read(self) -> tuple[list[str], int | None]:
-        """The lines since the last call, waiting a moment for the first, and the exit status once there are no more."""
+        """Return the lines since the last call, after a short wait for the first, and at the end the exit status."""
         lines: list[str] = []
         try:
             line = self._lines.get(timeout=READ_S)
@@ -60,10 +62,11 @@ class UserWorker:
                 line = self._lines.get_nowait()
         except queue.Empty:
             return lines, None
+        assert self._process is not None, "read() comes after start()"
         return lines, self._process.wait()
 
-    def _read(self) -> None:
-        for line in self._process.stdout:
+    def _read(self, output: IO[str]) -> None:
+        for line in output:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
@@ -73,7 +76,7 @@ def _die_with_parent() -> None:
 
 
 def demultiplex(lines: Iterable[str], num_workers: int) -> dict[int, list[str]]:
-    """Lines of a job's output by the worker that wrote them. Unmarked ones (Ray's own) count as worker 0's."""
+    """Sort lines of a job's output by worker, without marks. Unmarked lines (from Ray) go to worker 0."""
     by_worker: dict[int, list[str]] = {}
     for line in lines:
         rank, text = 0, line
@@ -86,7 +89,7 @@ def demultiplex(lines: Iterable[str], num_workers: int) -> dict[int, list[str]]:
 
 
 def lead(num_workers: int, num_cpus: float, num_gpus: float, command: Sequence[str]) -> int:
-    """Runs the command on all workers. Returns 0, or the exit status of the first worker that failed."""
+    """Run the command on all workers. Returns 0, or the exit status of the first worker that fails."""
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -95,7 +98,7 @@ def lead(num_workers: int, num_cpus: float, num_gpus: float, command: Sequence[s
     bundle = {kind: amount for kind, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
     group = placement_group([bundle] * num_workers, strategy="SPREAD")
     while not group.wait(PLACEMENT_HINT_S):
-        _say(0, f"tandem: waiting for room for {num_workers} workers of {bundle} each")
+        _print(0, f"tandem: waiting for free resources for {num_workers} workers with {bundle} each")
     workers = [
         ray.remote(UserWorker)
         .options(
@@ -110,7 +113,7 @@ def lead(num_workers: int, num_cpus: float, num_gpus: float, command: Sequence[s
     try:
         _start(workers, command)
     except _StartError as error:
-        _say(error.rank, f"tandem: {error}")
+        _print(error.rank, f"tandem: {error}")
         return 1
     return _follow(workers)
 
@@ -122,17 +125,17 @@ class _StartError(Exception):
 
 
 def _start(workers: Sequence[Any], command: Sequence[str]) -> None:
-    """Runs the command on each worker. Raises _StartError, which names the worker and the cause."""
-    [meeting] = _answers([workers[0].rendezvous.remote()])
+    """Start the command on each worker. Raises _StartError, which names the worker and the cause."""
+    [meeting] = _wait_for_all([workers[0].rendezvous.remote()])
     starts = []
     for rank, worker in enumerate(workers):
         arguments = [f"--init_method={meeting}", f"--rank={rank}", f"--world_size={len(workers)}"]
         starts.append(worker.start.remote([*command, *arguments]))
-    _answers(starts)
+    _wait_for_all(starts)
 
 
-def _answers(refs: Sequence[Any]) -> list[Any]:
-    """Of workers 0, 1, ..."""
+def _wait_for_all(refs: Sequence[Any]) -> list[Any]:
+    """Return the results of workers 0, 1, ... Raises _StartError."""
     import ray
 
     deadline, answers = time.monotonic() + START_S, []
@@ -141,8 +144,8 @@ def _answers(refs: Sequence[Any]) -> list[Any]:
             answers.append(ray.get(ref, timeout=max(0.0, deadline - time.monotonic())))
         except ray.exceptions.GetTimeoutError:
             cause = (
-                f"hasn't started within {START_S:g} s, though there is room for it: its node hangs or is overloaded. "
-                "Look at the load and the memory of the cluster's nodes, then start the job again."
+                f"hasn't started within {START_S:g} s although its resources are reserved: its node hangs or is "
+                "overloaded. Check the load and the memory of the cluster's nodes, then start the job again."
             )
             raise _StartError(rank, cause) from None
         except ray.exceptions.RayActorError as error:
@@ -152,8 +155,8 @@ def _answers(refs: Sequence[Any]) -> list[Any]:
     return answers
 
 
-def _follow(workers: Sequence[object]) -> int:
-    """Passes on what the workers write until all have ended, or one has failed."""
+def _follow(workers: Sequence[Any]) -> int:
+    """Print the output of the workers until all have ended, or one has failed. Returns the exit status."""
     import ray
 
     reading = {worker.read.remote(): rank for rank, worker in enumerate(workers)}
@@ -163,20 +166,20 @@ def _follow(workers: Sequence[object]) -> int:
         try:
             lines, status = ray.get(ready)
         except ray.exceptions.RayActorError as error:
-            _say(rank, f"tandem: worker {rank} died: {' '.join(str(error).split())}")
+            _print(rank, f"tandem: worker {rank} died: {' '.join(str(error).split())}")
             return 1
         for line in lines:
-            _say(rank, line)
+            _print(rank, line)
         if status is None:
             reading[workers[rank].read.remote()] = rank
         elif status:
-            how = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
-            _say(rank, f"tandem: worker {rank} {how}; the other workers are ended too")
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            _print(rank, f"tandem: worker {rank} {how}; stopping the other workers")
             return status if 0 < status < 256 else 1
     return 0
 
 
-def _say(rank: int, line: str) -> None:
+def _print(rank: int, line: str) -> None:
     print(f"{MARK}{rank}{MARK}{line}", flush=True)
 
 

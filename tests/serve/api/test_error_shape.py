@@ -8,7 +8,7 @@ import pytest
 from tandem.serve.api import error_responses
 from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.keys import create_key
-from tandem.serve.modelarts.api.envelope import Refused
+from tandem.serve.modelarts.errors import Refused
 from tandem.serve.modelarts.store.jobs import TooManyJobsError
 
 ERROR = {"message", "type", "code", "param"}

@@ -1,8 +1,8 @@
-"""Which paths a project's jobs may name, and where they lead."""
+"""The paths that jobs of a project may use."""
 
 import pytest
 
-from tandem.serve.modelarts.running.project_storage import PathDeniedError, PathInvalidError, ProjectStorage
+from tandem.serve.modelarts.settings.project_storage import PathDeniedError, PathInvalidError, ProjectStorage
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def test_other_urls_lie_below_a_configured_root(storage, tmp_path):
         "http://127.0.0.1/",
     ],
 )
-def test_nothing_else_can_be_reached(storage, tmp_path, url):
+def test_all_other_paths_are_denied(storage, tmp_path, url):
     with pytest.raises(PathDeniedError):
         storage.resolve(url.format(tmp=tmp_path))
 
 
-def test_a_link_does_not_lead_out(storage, tmp_path):
+def test_a_link_out_of_the_storage_is_denied(storage, tmp_path):
     (tmp_path / "project" / "bucket" / "out").symlink_to(tmp_path)
     with pytest.raises(PathDeniedError, match="link"):
         storage.resolve("/bucket/out/secret.txt")
@@ -56,7 +56,7 @@ def test_a_link_does_not_lead_out(storage, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["", "relative/path", "/", "/.", "obs://", "/bucket/\x00", "\\\\host\\share"])
-def test_what_is_no_path_is_refused(storage, url):
+def test_text_that_is_no_path_is_rejected(storage, url):
     with pytest.raises(PathInvalidError):
         storage.resolve(url)
 
@@ -81,7 +81,7 @@ def test_a_fingerprint_changes_with_the_files(storage, tmp_path):
     assert len({first, second, version.fingerprint()}) == 3
 
 
-def test_a_directory_is_fetched_with_what_is_below(storage, tmp_path):
+def test_a_directory_is_fetched_with_its_subdirectories(storage, tmp_path):
     location = storage.resolve("/bucket/data")
     location.write("boot.py", b"print()")
     (tmp_path / "project" / "bucket" / "data" / "lib").mkdir()

@@ -1,4 +1,4 @@
-"""Saved configurations and user jobs in the store, on both databases: names, claims, stops, logs."""
+"""The store of saved configurations and jobs, on both databases: names, claims, stops, logs."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -18,10 +18,10 @@ def add(modelarts, name="job", project="team", max_open=100):
     return modelarts.jobs.add(project, name, "", SETTINGS, max_open)
 
 
-def test_a_configurations_name_is_its_projects(modelarts):
+def test_a_configurations_name_is_unique_in_its_project(modelarts):
     modelarts.configs.add("team", "one", "first", SETTINGS)
     modelarts.configs.add("others", "one", "theirs", SETTINGS)
-    with pytest.raises(ConflictError, match="one is existed"):
+    with pytest.raises(ConflictError, match="one"):
         modelarts.configs.add("team", "one", "", SETTINGS)
     modelarts.configs.replace("team", "one", "changed", {"spec_id": 2})
     row = modelarts.configs.get("team", "one")
@@ -48,9 +48,9 @@ def test_configurations_are_paged_sorted_and_searched(modelarts, clock):
     assert names(search="x%") == (["b"], 1), "a wildcard is text"
 
 
-def test_a_jobs_name_is_free_again_when_it_is_deleted(modelarts):
+def test_a_jobs_name_can_be_reused_after_it_is_deleted(modelarts):
     first = add(modelarts)
-    with pytest.raises(ConflictError, match="Job name:job is existed"):
+    with pytest.raises(ConflictError, match="job"):
         add(modelarts)
     modelarts.jobs.delete("team", first.job_id)
     second = add(modelarts)
@@ -61,7 +61,7 @@ def test_a_jobs_name_is_free_again_when_it_is_deleted(modelarts):
         modelarts.jobs.versions("others", second.job_id)
 
 
-def test_versions_are_counted_and_numbers_not_used_again(modelarts):
+def test_version_numbers_are_never_reused(modelarts):
     first = add(modelarts)
     second = modelarts.jobs.add_version("team", first.job_id, "again", SETTINGS, first.id, 100)
     assert (first.number, second.number, second.pre_version_id) == (1, 2, first.id)
@@ -78,7 +78,7 @@ def test_versions_are_counted_and_numbers_not_used_again(modelarts):
     assert modelarts.jobs.page("team", 10, 0) == ([], 0)
 
 
-def test_no_more_jobs_are_open_than_a_project_may_have(modelarts):
+def test_a_project_has_a_limit_of_open_jobs(modelarts):
     def try_one(index):
         try:
             return add(modelarts, f"job-{index}", max_open=3)
@@ -93,7 +93,7 @@ def test_no_more_jobs_are_open_than_a_project_may_have(modelarts):
     add(modelarts, project="others", max_open=1)
 
 
-def test_a_claim_is_one_runners_until_its_lease_runs_out(modelarts, clock):
+def test_a_claim_holds_until_its_lease_expires(modelarts, clock):
     version = add(modelarts)
     job = modelarts.claims.claim("runner-1", 30)
     assert (job.version_id, job.name, job.attempt) == (version.id, "job", 1)
@@ -119,7 +119,7 @@ def test_a_claim_is_one_runners_until_its_lease_runs_out(modelarts, clock):
     assert modelarts.claims.claim("runner-3", 30).attempt == 3
 
 
-def test_runners_that_claim_at_once_get_different_jobs(modelarts):
+def test_concurrent_claims_get_different_jobs(modelarts):
     ids = {add(modelarts, f"job-{n}").id for n in range(6)}
     with ThreadPoolExecutor(6) as pool:
         jobs = [job for job in pool.map(lambda n: modelarts.claims.claim(f"r-{n}", 30), range(12)) if job]
@@ -128,7 +128,7 @@ def test_runners_that_claim_at_once_get_different_jobs(modelarts):
     assert sorted(job.version_id for job in jobs) == sorted(ids)
 
 
-def test_a_stop_ends_what_nobody_has_begun_and_asks_for_the_end_of_the_rest(modelarts):
+def test_a_stop_ends_unclaimed_jobs_and_asks_runners_to_stop_claimed_ones(modelarts):
     waiting, running = add(modelarts, "waiting"), add(modelarts, "running")
     modelarts.jobs.stop("team", waiting.job_id, waiting.id)
     assert modelarts.jobs.version("team", waiting.job_id, waiting.id).status == UserJobStatus.CANCELED
@@ -144,7 +144,7 @@ def test_a_stop_ends_what_nobody_has_begun_and_asks_for_the_end_of_the_rest(mode
     assert modelarts.jobs.stop("team", running.job_id, running.id) is False
 
 
-def test_a_log_is_read_by_lines_across_the_pieces_it_was_written_in(modelarts):
+def test_a_log_is_read_by_lines_across_its_chunks(modelarts):
     version = add(modelarts)
     job = modelarts.claims.claim("runner", 30)
     modelarts.logs.append(job, "worker-0.log", ["1", "", "3"])
@@ -163,7 +163,7 @@ def test_a_log_is_read_by_lines_across_the_pieces_it_was_written_in(modelarts):
         modelarts.logs.size("team", version.job_id, version.id, "worker-2.log")
 
 
-def test_a_dataset_version_stays_as_it_was_first_used(modelarts):
+def test_a_dataset_version_must_not_change_after_its_first_use(modelarts):
     assert modelarts.datasets.check("team", "d", "v1", "a" * 64)
     assert modelarts.datasets.check("team", "d", "v1", "a" * 64)
     assert not modelarts.datasets.check("team", "d", "v1", "b" * 64)
@@ -171,7 +171,7 @@ def test_a_dataset_version_stays_as_it_was_first_used(modelarts):
     assert modelarts.datasets.check("others", "d", "v1", "b" * 64)
 
 
-def test_jobs_that_use_a_dataset_version_first_at_the_same_time_agree_on_what_it_is(modelarts):
+def test_concurrent_first_uses_of_a_dataset_version_record_one_fingerprint(modelarts):
     for version in range(5):
         barrier = Barrier(4)
 
@@ -180,4 +180,4 @@ def test_jobs_that_use_a_dataset_version_first_at_the_same_time_agree_on_what_it
             return modelarts.datasets.check("team", "d", version, fingerprint * 64)
 
         with ThreadPoolExecutor(4) as pool:
-            assert sum(pool.map(use, "aabb")) == 2, "those who found what the first one recorded"
+            assert sum(pool.map(use, "aabb")) == 2, "the two jobs with the recorded fingerprint"

@@ -1,14 +1,13 @@
-"""Rows as the API shows them. Times are epoch milliseconds; what is unset is null."""
+"""Responses made from rows. Times are epoch milliseconds; unset fields are null."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from tandem.serve.modelarts.api.rules import DEFAULT_ENGINE_ID
-from tandem.serve.modelarts.api.schemas import RunSettings
-from tandem.serve.modelarts.running.engines import ENGINES
-from tandem.serve.modelarts.running.resource_specs import ResourceSpec
+from tandem.serve.modelarts.settings.engines import DEFAULT_ENGINE_ID, ENGINES
+from tandem.serve.modelarts.settings.resource_specs import ResourceSpec
+from tandem.serve.modelarts.settings.run_settings import RunSettings
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.tables import SavedConfigRow, UserJobVersionRow
 
@@ -22,14 +21,14 @@ def version_name(number: int) -> str:
 
 
 def duration_ms(version: UserJobVersionRow, now: datetime) -> int:
-    """How long it has run; 0 before its start."""
+    """Return how long the version has run, 0 before its start."""
     if version.started_at is None:
         return 0
     return int(((version.ended_at or now) - version.started_at).total_seconds() * 1000)
 
 
 def engine_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """The engine of a boot file; null for a built-in algorithm."""
+    """Return the fields of a boot file's engine, null for a built-in algorithm."""
     if settings.get("model_id") is not None:
         return dict.fromkeys(("engine_id", "engine_type", "engine_name", "engine_version"))
     engine = ENGINES[settings.get("engine_id") or DEFAULT_ENGINE_ID]
@@ -42,7 +41,7 @@ def engine_fields(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec_fields(spec: ResourceSpec | None) -> dict[str, Any]:
-    """A resource specification; null where the cluster doesn't have it any more."""
+    """Return the fields of a resource specification, null if the cluster no longer has it."""
     if spec is None:
         return dict.fromkeys(("spec_code", "core", "cpu", "gpu_num", "gpu_type"))
     return {
@@ -133,5 +132,5 @@ def whole_version(version: UserJobVersionRow, spec: ResourceSpec | None, now: da
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Every field that can be sent, null where it wasn't."""
+    """Return all settings, null if unset."""
     return {**dict.fromkeys(RunSettings.model_fields), **settings}

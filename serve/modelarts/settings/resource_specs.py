@@ -1,4 +1,4 @@
-"""Resource specifications: the sizes of a worker that a cluster has room for."""
+"""Resource specifications: the sizes of workers that jobs can choose."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tandem.cluster.config import TandemConfig
+
+LEARNERS_SPEC_ID = 0
+"""Built-in algorithms run on the service's learners, whose resources the operator sets."""
 SIZES = tuple(2**n for n in range(10))
-GPU_IDS = 1000  # a GPU type has a thousand ids of its own, chosen by its name
+GPU_IDS = 1000  # each GPU type has a range of a thousand ids, derived from its name
 
 
 @dataclass(frozen=True)
 class ResourceSpec:
-    """What one worker of a job gets, and how many such workers the cluster could hold."""
+    """The resources of one worker of a job."""
 
     spec_id: int
     spec_code: str
@@ -20,8 +24,9 @@ class ResourceSpec:
     num_gpus: int
     gpu_type: str
     max_num: int
+    """The number of such workers that the whole cluster can hold."""
     has_room: bool = True
-    """Whether one such worker could start now."""
+    """True if one such worker could start now."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +38,36 @@ class NodeResources:
     gpu_type: str
 
 
-def cluster_nodes() -> list[NodeResources]:
-    """The living nodes of the Ray cluster that this process is connected to."""
+def available_specs(config: TandemConfig) -> list[ResourceSpec]:
+    """Return all specifications that jobs can choose: the learners, configured ones, and sizes of the live cluster."""
     import ray
 
-    return [node_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    # Ray gives these two functions no types.
+    nodes = [node_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    live = specs_of(nodes, ray.available_resources())  # type: ignore[no-untyped-call]
+    configured = [ResourceSpec(**spec.model_dump()) for spec in config.resource_specs]
+    return [learners_spec(config), *merged(configured, live)]
+
+
+def learners_spec(config: TandemConfig) -> ResourceSpec:
+    """Return the specification of built-in algorithms: all learners of the first base model."""
+    learners = config.base_models[0].learners
+    num_gpus = int((learners.num_gpus or 0) * learners.count)
+    num_cpus = learners.num_cpus * learners.count
+    return ResourceSpec(LEARNERS_SPEC_ID, "tandem.learners", num_cpus, num_gpus, "", max_num=1)
 
 
 def node_resources(resources: Mapping[str, float]) -> NodeResources:
-    """A node, from what Ray says that it has."""
+    """Return a node from Ray's description of its resources."""
     types = [name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")]
     num_gpus = int(resources.get("GPU", 0))
     return NodeResources(resources.get("CPU", 0), num_gpus, (sorted(types) or ["GPU"])[0] if num_gpus else "")
 
 
 def specs_of(nodes: Sequence[NodeResources], available: Mapping[str, float]) -> list[ResourceSpec]:
-    """The specifications that these nodes have room for, in sizes of powers of two, CPU ones first.
+    """Return the specifications that these nodes can hold, in sizes of powers of two, CPU sizes first.
 
-    A specification's id follows from its size and GPU type alone, so it stays the same while nodes come and go.
+    An id depends on size and GPU type alone, so it stays the same when nodes are added or removed.
     """
     specs = []
     for size in SIZES:
@@ -69,12 +86,12 @@ def specs_of(nodes: Sequence[NodeResources], available: Mapping[str, float]) -> 
 
 
 def find_spec(specs: Iterable[ResourceSpec], spec_id: int | None) -> ResourceSpec | None:
-    """None when the cluster doesn't have it (any more)."""
+    """Return a specification by its id, or None if the cluster doesn't have it now."""
     return next((spec for spec in specs if spec.spec_id == spec_id), None)
 
 
 def merged(configured: Iterable[ResourceSpec], live: Iterable[ResourceSpec]) -> list[ResourceSpec]:
-    """Configured specifications, and live ones whose id isn't taken, by id."""
+    """Return both, sorted by id. A configured specification replaces a live one with the same id."""
     by_id = {spec.spec_id: spec for spec in (*live, *configured)}
     return [by_id[id] for id in sorted(by_id)]
 
