@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from tandem.client import calls
-from tandem.client.calls import Call, Flow, Item, Pause
 from tandem.client.connection import Connection, documented
+from tandem.client.flows import Call, Flow, Item, Pause
 from tandem.client.retries import AsyncRetryingClient, Retries, is_safe
 
 if TYPE_CHECKING:

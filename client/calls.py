@@ -1,54 +1,17 @@
-"""The operations of the API, written once for both clients: each function makes a request and knows its answer."""
+"""The operations of the API, written once for both clients."""
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from tandem.client.errors import JobCancelledError, JobFailedError, WaitTimeoutError
+from tandem.client.errors import JobCancelledError, JobFailedError
+from tandem.client.flows import Call, Deadline, Flow, Item, Pause, given, pages, pauses
 from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Health, Job, Model, Page, Version
 
-T = TypeVar("T")
 LONGEST_WAIT_S = 30.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """A request, and the function that makes its result from the answer's JSON or bytes."""
-
-    method: str
-    path: str
-    parse: Callable[[Any], T]
-    params: Mapping[str, Any] = field(default_factory=dict)
-    json: Any = None
-    content: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    is_safe: bool = False
-    """It can be repeated without a second effect. Every GET can."""
-    is_json: bool = True
-    accepts: tuple[int, ...] = ()
-    """Statuses besides 2xx whose answer is a result."""
-
-
-@dataclass(frozen=True)
-class Pause:
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Item(Generic[T]):
-    """Something that a flow gives to its caller."""
-
-    value: T
-
-
-Flow: TypeAlias = Generator[Call[Any] | Pause | Item[T], Any, None]
-"""Several requests, one after another: yields calls, gets their results, and yields the items in between."""
 
 
 # Models
@@ -80,7 +43,7 @@ def get_model(model: Model | str) -> Call[Model]:
 
 def models(*, project: str | None = None, name: str | None = None, newest_first: bool = False) -> Flow[Model]:
     """Iterate over the models of the key's entity, by time of registration."""
-    return _pages("/v1/preview/models", Model.parse, project=project, name=name, order=_order(newest_first))
+    return pages("/v1/preview/models", Model.parse, project=project, name=name, order=_order(newest_first))
 
 
 def delete_model(model: Model | str) -> Call[None]:
@@ -103,7 +66,7 @@ def wait_for_version(model: Model | str, step: int, timeout_s: float | None = No
 
     Raise WaitTimeoutError after `timeout_s`. A job that fails makes no version: see `wait`.
     """
-    deadline = _Deadline(timeout_s, f"version {step} of model {_id(model)}")
+    deadline = Deadline(timeout_s, f"version {step} of model {_id(model)}")
     while True:
         found: list[Version] = yield versions(model, max(step - 1, 0), min(LONGEST_WAIT_S, deadline.remaining_s()))
         if found:
@@ -114,7 +77,7 @@ def wait_for_version(model: Model | str, step: int, timeout_s: float | None = No
 
 def checkpoints(model: Model | str, *, newest_first: bool = False) -> Flow[Checkpoint]:
     """Iterate over the model's versions with their metrics, by step."""
-    return _pages(f"/v1/preview/models/{_id(model)}/checkpoints", Checkpoint.parse, order=_order(newest_first))
+    return pages(f"/v1/preview/models/{_id(model)}/checkpoints", Checkpoint.parse, order=_order(newest_first))
 
 
 def delete_checkpoints(model: Model | str, steps: Sequence[int]) -> Call[list[int]]:
@@ -157,7 +120,7 @@ def get_job(job: Job | str) -> Call[Job]:
 def jobs(*, model: Model | str | None = None, state: str | None = None, newest_first: bool = True) -> Flow[Job]:
     """Iterate over the entity's training jobs in order of acceptance, newest first by default."""
     model_id = None if model is None else _id(model)
-    return _pages("/v1/preview/training-jobs", Job.parse, model_id=model_id, state=state, order=_order(newest_first))
+    return pages("/v1/preview/training-jobs", Job.parse, model_id=model_id, state=state, order=_order(newest_first))
 
 
 def cancel_job(job: Job | str) -> Call[Job]:
@@ -170,8 +133,8 @@ def wait(job: Job | str, timeout_s: float | None = None) -> Flow[Job]:
 
     Raise JobFailedError or JobCancelledError with the service's sentence, or WaitTimeoutError after `timeout_s`.
     """
-    deadline = _Deadline(timeout_s, f"the end of training job {_id(job)}")
-    pauses = _pauses()
+    deadline = Deadline(timeout_s, f"the end of training job {_id(job)}")
+    waits = pauses()
     while True:
         found: Job = yield get_job(job)
         match found.state:
@@ -183,7 +146,7 @@ def wait(job: Job | str, timeout_s: float | None = None) -> Flow[Job]:
             case "cancelled":
                 raise JobCancelledError(found)
         deadline.check()
-        yield Pause(min(next(pauses), deadline.remaining_s()))
+        yield Pause(min(next(waits), deadline.remaining_s()))
 
 
 def events(job: Job | str, after: str | None = None) -> Flow[Event]:
@@ -191,7 +154,7 @@ def events(job: Job | str, after: str | None = None) -> Flow[Event]:
 
     `after`: an event's id, to continue after it.
     """
-    pauses = _pauses()
+    waits = pauses()
     while True:
         found: list[Event] = yield new_events(job, after)
         for event in found:
@@ -200,21 +163,21 @@ def events(job: Job | str, after: str | None = None) -> Flow[Event]:
             if event.ends_job:
                 return
         if found:
-            pauses = _pauses()
+            waits = pauses()
         else:
-            yield Pause(next(pauses))
+            yield Pause(next(waits))
 
 
 def new_events(job: Job | str, after: str | None = None) -> Call[list[Event]]:
     """Return up to 1000 events of a job after the event with id `after`, without waiting for more."""
     page = Page.parser(Event.parse)
-    path, params = f"/v1/preview/training-jobs/{_id(job)}/events", _given(after=after, limit=1000)
+    path, params = f"/v1/preview/training-jobs/{_id(job)}/events", given(after=after, limit=1000)
     return Call("GET", path, lambda data: page(data).data, params)
 
 
 def artifacts(job: Job | str) -> Flow[Artifact]:
     """Iterate over the files that a job left, by name: with `plot_tensors=True`, pictures of its packed sequences."""
-    return _pages(f"/v1/preview/training-jobs/{_id(job)}/artifacts", Artifact.parse)
+    return pages(f"/v1/preview/training-jobs/{_id(job)}/artifacts", Artifact.parse)
 
 
 def download_artifact(job: Job | str, artifact: Artifact | str) -> Call[bytes]:
@@ -228,7 +191,7 @@ def download_artifact(job: Job | str, artifact: Artifact | str) -> Call[bytes]:
 
 def keys() -> Flow[ApiKey]:
     """Iterate over the entity's API keys, without their secrets. Needs an admin key."""
-    return _pages("/v1/preview/keys", ApiKey.parse)
+    return pages("/v1/preview/keys", ApiKey.parse)
 
 
 def create_key(name: str, role: str = "train") -> Call[ApiKey]:
@@ -249,50 +212,12 @@ def health() -> Call[Health]:
 # Helpers
 
 
-def _pages(path: str, parse: Callable[[Mapping[str, Any]], T], **params: Any) -> Flow[T]:
-    after: str | None = None
-    while True:
-        page: Page[T] = yield Call("GET", path, Page.parser(parse), _given(after=after, limit=100, **params))
-        for item in page.data:
-            yield Item(item)
-        if not page.has_more:
-            return
-        after = page.last_id
-
-
-def _pauses() -> Generator[float]:
-    pause_s = FIRST_PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(1.5 * pause_s, LONGEST_PAUSE_S)
-
-
-class _Deadline:
-    def __init__(self, timeout_s: float | None, awaited: str):
-        self._at, self._message = None, ""
-        if timeout_s is not None:
-            self._at = time.monotonic() + timeout_s
-            self._message = f"Waited {timeout_s:g} s in vain for {awaited}."
-
-    def remaining_s(self) -> float:
-        return float("inf") if self._at is None else max(0.0, self._at - time.monotonic())
-
-    def check(self) -> None:
-        """Raise WaitTimeoutError if the time is up."""
-        if not self.remaining_s():
-            raise WaitTimeoutError(self._message)
-
-
 def _id(named: Any) -> str:
     return named if isinstance(named, str) else str(named.id)
 
 
 def _order(newest_first: bool) -> str:
     return "desc" if newest_first else "asc"
-
-
-def _given(**params: Any) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
 
 
 def _nothing(_: Any) -> None:

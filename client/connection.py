@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import httpx
 
-from tandem.client.calls import Call
 from tandem.client.errors import NoAnswerError, SettingsError, TandemError, UnexpectedAnswerError, status_error
+from tandem.client.flows import Call
 from tandem.client.retries import SAFE, Retries
 
 T = TypeVar("T")
