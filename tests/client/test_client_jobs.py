@@ -1,4 +1,4 @@
-"""Training jobs: posted, followed, awaited, cancelled; what they make."""
+"""Training jobs: post, follow, wait, cancel, and their results."""
 
 import json
 

@@ -1,10 +1,12 @@
-"""The two clients have one surface; errors and records behave as Python's own."""
+"""Both clients have the same documented surface; errors and records behave as Python's own."""
 
 import inspect
 import pickle
+import re
 from datetime import UTC, datetime
 
 import pytest
+from paths import ROOT
 
 import tandem.client as public
 from tandem.client import AsyncClient, Client, Fault, Job, JobFailedError, Model, StatusError, TandemError
@@ -26,6 +28,13 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters():
         if inspect.isfunction(method):
             assert inspect.signature(method).parameters == inspect.signature(theirs[name]).parameters, name
             assert method.__doc__ or name == "close"
+
+
+def test_the_documentation_lists_every_method_and_every_error():
+    page = (ROOT / "docs" / "client.md").read_text()
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    roots = {"TandemError", "StatusError"}
+    assert listed == (methods(Client).keys() - {"url"}) | {kind.__name__ for kind in ERRORS} - roots
 
 
 def test_help_shows_the_operation():
@@ -53,6 +62,6 @@ def test_errors_survive_pickling(kind):
     assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
 
 
-def test_all_errors_but_the_roots_are_python_s_too():
+def test_all_errors_but_the_roots_are_also_pythons():
     standard = OSError | ValueError | RuntimeError | LookupError
     assert {kind for kind in ERRORS if not issubclass(kind, standard)} == {TandemError, StatusError}

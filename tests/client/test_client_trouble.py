@@ -1,4 +1,4 @@
-"""Lost answers, a service that is busy or away, and answers of something else."""
+"""Lost answers, a service that is busy or away, and answers of another service."""
 
 import time
 

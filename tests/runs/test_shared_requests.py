@@ -30,7 +30,7 @@ def sizes(service):
     return [body.get("n", 1) for body in service.completion_bodies]
 
 
-def test_a_group_asks_once(service, talk):
+def test_a_group_sends_one_request(service, talk):
     async def conversation(chat):
         chat = chat(8, temperature=1.0)
         return await asyncio.gather(*(chat(HELLO) for _ in range(8)))
@@ -61,7 +61,7 @@ def test_a_request_takes_no_more_turns_than_it_may(service, talk):
     ],
     ids=["words", "sampling", "tools", "greedy", "own n"],
 )
-def test_what_differs_or_cant_be_shared_is_asked_for_by_itself(service, talk, differing):
+def test_turns_that_differ_or_cant_be_shared_have_their_own_requests(service, talk, differing):
     async def conversation(chat):
         chat = chat(2)
         await asyncio.gather(*(chat(**asked) for asked in differing))
@@ -70,7 +70,7 @@ def test_what_differs_or_cant_be_shared_is_asked_for_by_itself(service, talk, di
     assert sizes(service) == [1, 1]
 
 
-def test_who_comes_later_asks_again(service, talk):
+def test_a_later_turn_has_its_own_request(service, talk):
     async def conversation(chat):
         chat = chat(2)
         first = asyncio.create_task(chat(HELLO))
@@ -83,7 +83,7 @@ def test_who_comes_later_asks_again(service, talk):
 
 
 @pytest.mark.parametrize("after_s", [0, GATHERING_S / 2, 20 * GATHERING_S])
-def test_a_rollout_that_is_cancelled_takes_nobody_along(service, talk, after_s):
+def test_cancelling_a_rollout_leaves_the_others(service, talk, after_s):
     is_cancelled = threading.Event()
     service.holds_completion = lambda model, version: not is_cancelled.is_set()
 
@@ -101,7 +101,7 @@ def test_a_rollout_that_is_cancelled_takes_nobody_along(service, talk, after_s):
 
 
 @pytest.mark.parametrize("after_s", [0, GATHERING_S / 2, 20 * GATHERING_S])
-def test_a_request_that_nobody_waits_for_ends_and_the_next_is_another(service, talk, after_s):
+def test_a_request_without_waiters_is_cancelled_and_the_next_is_new(service, talk, after_s):
     service.completion_s, service.is_constant = 60, True
 
     async def conversation(chat):
@@ -121,7 +121,7 @@ def test_a_request_that_nobody_waits_for_ends_and_the_next_is_another(service, t
     assert sizes(service)[-1] == 1
 
 
-def test_a_refusal_reaches_everybody(service, talk):
+def test_a_rejection_reaches_all_waiters(service, talk):
     service.intercept = lambda request: unavailable(status=400)
 
     async def conversation(chat):
@@ -132,7 +132,7 @@ def test_a_refusal_reaches_everybody(service, talk):
 
 
 @pytest.mark.parametrize("share, requests_per_group", [(True, 1), (False, 2)])
-def test_a_run_asks_once_for_each_group(service, task_file, do_run, share, requests_per_group):
+def test_a_run_sends_one_request_per_group(service, task_file, do_run, share, requests_per_group):
     do_run(task_file(training={"jobs": 3, "max_policy_lag": 1}, rollouts={"share_requests": share}))
     assert len(service.completions) == 3 * 2 * requests_per_group
     assert all(len(group["trajectories"]) == 2 for job in service.jobs for group in job.body["trajectory_groups"])
