@@ -17,6 +17,7 @@ T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_S = 30.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Connection:
@@ -38,7 +39,9 @@ class Connection:
     def http_options(self) -> dict[str, Any]:
         # No limit on connections: the caller decides how many rollouts run at the same time.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        return {"base_url": self.url, "timeout": _timeout(self.timeout_s), "limits": limits}
+        # HTTP_PROXY and the like are for remote services; not every environment excludes loopback in NO_PROXY.
+        is_remote = httpx.URL(self.url).host not in LOOPBACK
+        return {"base_url": self.url, "timeout": _timeout(self.timeout_s), "limits": limits, "trust_env": is_remote}
 
     def openai_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of an OpenAI client; its HTTP client retries, so itself it doesn't."""

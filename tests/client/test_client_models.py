@@ -86,6 +86,12 @@ def test_settings_come_from_the_environment(connect, url, key, monkeypatch):
         connect("localhost:8000", key)
 
 
+def test_a_local_service_is_reached_without_the_environment_s_proxy(connect, url, key, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert connect(url, key, retries=0).health().status == "ok"
+
+
 def test_the_openai_client_samples_and_outlasts_a_lost_answer(client, agent, engine, network):
     message = {"role": "assistant", "content": "17"}
     choice = {"index": 0, "finish_reason": "stop", "message": message, "token_ids": [1, 2]}
