@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 def run(*command, cwd, **variables):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=True)
 
 
 class Saying:

@@ -291,7 +291,7 @@ def connect(address, app, key):
     connections = []
 
     def connect(path, *headers, method="POST"):
-        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection = socket.create_connection((host, int(port)), timeout=300)
         connections.append(connection)
         lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", *headers, "", ""]
         connection.sendall("\r\n".join(lines).encode())

@@ -79,7 +79,7 @@ class Client:
 
     def wait_until_busy(self, num_unfinished: int) -> None:
         """Ask for fewer than there are: the first may have ended before this looks."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while self.load()["num_unfinished"] < num_unfinished:
             assert time.monotonic() < deadline
             time.sleep(0.01)

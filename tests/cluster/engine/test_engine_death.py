@@ -46,7 +46,7 @@ def processes(engine) -> tuple[psutil.Process, psutil.Process]:
 
 
 def wait_until_gone(process: psutil.Process) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     with suppress(psutil.NoSuchProcess):
         while process.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline, f"{process} lives on"

@@ -29,7 +29,7 @@ class WatchedPreparation(LocalPreparation):
     def batch(self, base_model, job, on_wait=None):
         self.calls.append((job.id, threading.current_thread().name))
         if on_wait is None:
-            assert self.gate.wait(20)
+            assert self.gate.wait(300)
             if self.fault:
                 raise self.fault
         return super().batch(base_model, job, on_wait)

@@ -46,10 +46,10 @@ def test_without_its_token_it_answers_nothing(ray_local, token):
         ask = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetAllNodeInfo
         request = gcs_service_pb2.GetAllNodeInfoRequest()
         if token and token != "f" * 64:
-            assert len(ask(request, metadata=metadata, timeout=30).node_info_list) == 1
+            assert len(ask(request, metadata=metadata, timeout=120).node_info_list) == 1
         else:
             with pytest.raises(grpc.RpcError) as caught:
-                ask(request, metadata=metadata, timeout=30)
+                ask(request, metadata=metadata, timeout=120)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 

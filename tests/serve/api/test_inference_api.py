@@ -274,7 +274,7 @@ def test_the_deadline_ends_the_generation(client, engine, trained, with_deadline
     started = time.monotonic()
     with pytest.raises(openai.APIError) as caught:
         list(client.chat.completions.create(model="team/project/agent", messages=MESSAGES, stream=streams))
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 50
     assert caught.value.code == "deadline_exceeded"
     assert engine.closed == 1
     if not streams:

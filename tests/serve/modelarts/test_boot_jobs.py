@@ -63,7 +63,7 @@ class Project:
             yield
         finally:
             stop.set()
-            thread.join(30)
+            thread.join(END_S)
 
     def start(self, name="job", **settings):
         return self.store.jobs.add("team", name, "", {**SETTINGS, **settings}, 100)

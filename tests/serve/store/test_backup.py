@@ -43,7 +43,7 @@ def run(script, **environment):
         env={**os.environ, "PATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, (script, done.stdout, done.stderr)
 

@@ -127,5 +127,5 @@ def test_opening_a_current_database_needs_no_alembic(database, new_url):
         Store(sys.argv[1])
         assert "alembic" not in sys.modules
     """
-    opened = subprocess.run([sys.executable, "-c", code, new_url], capture_output=True, text=True, timeout=60)
+    opened = subprocess.run([sys.executable, "-c", code, new_url], capture_output=True, text=True, timeout=300)
     assert opened.returncode == 0, opened.stderr

@@ -202,7 +202,7 @@ def test_a_process_killed_while_it_completes_leaves_no_trace(store_url, store, c
     model = add_model()
     job = add_job(model)
     first = claim()
-    died = subprocess.run([sys.executable, "-c", COMPLETE_AND_DIE, store_url, job.id, model.id], timeout=60)
+    died = subprocess.run([sys.executable, "-c", COMPLETE_AND_DIE, store_url, job.id, model.id], timeout=300)
     assert died.returncode == -signal.SIGKILL
     store.renew(first, 30)  # the claim still holds; waits until the database has noticed the death
     assert store.versions(model.id, "team", 10) == []
@@ -219,7 +219,7 @@ def test_two_coordinators_that_claim_at_once_never_get_one_job(store_url, clock,
     stores = [Store(store_url, clock) for _ in range(4)]
 
     def claim_together(own):
-        start.wait(timeout=30)
+        start.wait(timeout=300)
         return own.claim_next("tandem/tiny", "coordinator", 30)
 
     with ThreadPoolExecutor(4) as pool:

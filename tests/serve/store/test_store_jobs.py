@@ -30,7 +30,7 @@ def at_once(store_url):
 
     def call(function):
         def wait_and_call(store):
-            start.wait(timeout=30)
+            start.wait(timeout=300)
             try:
                 return function(store)
             except (ConflictError, QueueFullError) as error:
