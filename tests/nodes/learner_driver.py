@@ -1,4 +1,4 @@
-"""What the process does that leads jobs on a cluster of several nodes. The test stays outside, and kills nodes."""
+"""The process that runs jobs on a cluster of several nodes. The test stays outside and kills nodes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from watched_run import Run
 from tandem.cluster.learners.group import LearnerGroup
 
 STARTED = "started.json"  # the nodes of the ranks, written after the second gradient step of the first attempt
-HOLD = "hold"  # the job doesn't go on from there while this file is in its directory
+HOLD = "hold"  # while its directory has this file, the job waits there
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a job that has succeeded."""
+    """The outcome of a job that succeeded."""
 
     digest: str
-    """Of the version that it made."""
+    """The digest of the version that it made."""
     nodes: list[str]
-    """The ids of the nodes where the learners ran in the end, by rank."""
+    """The ids of the nodes where the learners ran at the end, by rank."""
     broken_off: list[str]
     """Why earlier attempts ended."""
 
 
 def join() -> None:
-    """Connects this process to the cluster that RAY_ADDRESS names."""
+    """Connect this process to the cluster of RAY_ADDRESS."""
     ray.init(logging_level="ERROR", log_to_driver=False)
 
 
 def run_job(directory: Path, learners: dict[str, Any]) -> Outcome:
-    """Runs the accepted job of a directory. `learners` are options of LearnersConfig."""
+    """Run the accepted job of a directory. `learners` are options of LearnersConfig."""
     nodes: list[str] = []
     causes = Causes()
     logging.getLogger("tandem.cluster.jobs.coordinator").addHandler(causes)
@@ -55,12 +55,13 @@ def run_job(directory: Path, learners: dict[str, Any]) -> Outcome:
     run = Run(directory, learners, at_step)
     run.learners.save = save
     job, digest = run.to_the_end()
+    run.learners.stop()
     assert job.attempt == 1 + len(causes.messages), causes.messages
     return Outcome(digest, nodes, causes.messages)
 
 
 class Causes(logging.Handler):
-    """Keeps what the coordinator says about attempts that broke off."""
+    """Keeps the coordinator's messages about attempts that failed."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -20,11 +20,20 @@ def accepted(tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def start(accepted, ray_local, tmp_path):
-    def start(name, count, *arguments, **settings):
-        shutil.copytree(accepted, tmp_path / name)
-        return Run(tmp_path / name, {"count": count}, *arguments, **settings)
+    """A run of a copy of the accepted job. Runs share their artifacts, so that they can share learners too."""
+    runs = []
 
-    return start
+    def start(name, count, *arguments, **settings):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "artifacts").symlink_to(accepted / "artifacts")
+        for file in accepted.glob("tandem.db*"):
+            shutil.copy(file, tmp_path / name)
+        runs.append(Run(tmp_path / name, {"count": count}, *arguments, **settings))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.learners.stop()
 
 
 def kill_a_learner(run):
@@ -38,14 +47,15 @@ def stop_the_service(run):
 
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_job_whose_learner_is_killed_or_whose_service_is_stopped_makes_the_same_version(start, count):
-    _, expected = start("undisturbed", count).to_the_end()
+    undisturbed = start("undisturbed", count)
+    _, expected = undisturbed.to_the_end()
 
-    killed = start("killed", count, kill_a_learner)
+    killed = start("killed", count, kill_a_learner, learners_of=undisturbed)
     job, digest = killed.to_the_end()
     assert (job.attempt, job.num_handed_back) == (2, 0)
     assert digest == expected
 
-    stopped = start("stopped", count, stop_the_service, stop_grace_s=0)
+    stopped = start("stopped", count, stop_the_service, learners_of=killed, stop_grace_s=0)
     stopped.coordinator.run()
     stopped.learners.stop()
     stopped.begin()

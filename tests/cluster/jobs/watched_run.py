@@ -18,16 +18,19 @@ CONFIG = TrainingConfig(packed_sequence_length=24, learning_rate=1e-3)
 class Run:
     """A coordinator over its own copy of one accepted job; `at_step` is called after the second gradient step."""
 
-    def __init__(self, directory, learners, at_step=lambda run: None, **settings):
-        """`directory` holds what `accept_job` made; `learners` are options of LearnersConfig."""
+    def __init__(self, directory, learners, at_step=lambda run: None, learners_of=None, **settings):
+        """`directory` holds what `accept_job` made; `learners` are options of LearnersConfig.
+
+        With `learners_of`, a run over the same artifacts that has ended, its learners are used instead of new ones.
+        """
         self.base = ResolvedBaseModel(base_config(**learners))
         self.root, self.settings = str(directory / "artifacts"), settings
         self.at_step, self.count = at_step, 0
         self.store = Store(store_url(directory))
-        self.begin()
+        self.begin(learners_of and learners_of.learners)
 
-    def begin(self):
-        """A new coordinator, as after a restart of the service."""
+    def begin(self, learners=None):
+        """Make a new coordinator, and new learners unless some are given, as after a restart of the service."""
         run, artifacts = self, Artifacts(self.root)
 
         class Watched(PatientStore):
@@ -37,17 +40,16 @@ class Run:
                 if type == "gradient_step" and run.count == 2:
                     run.at_step(run)
 
-        self.learners = LearnerGroup(self.base.config, self.root, DeadlinesConfig())
+        self.learners = learners or LearnerGroup(self.base.config, self.root, DeadlinesConfig())
         preparation = LocalPreparation(self.base, artifacts)
         self.coordinator = make_coordinator(
             self.base, Watched(self.store, 30), artifacts, self.learners, preparation=preparation, **self.settings
         )
 
     def to_the_end(self):
-        """Runs the job until it has ended. Returns its row and the digest of its version."""
+        """Run the job until it has ended. Return its row and the digest of its version. The learners stay."""
         while (job := self.store.jobs("default", 1)[0]).state in ("queued", "running"):
             assert self.coordinator.run_next(), job.error
-        self.learners.stop()
         assert job.state == "succeeded", job.error
         started, *steps, ended = self.store.events(job.id, "default", 1000)
         assert (started.type, ended.type) == ("training_started", "training_ended")
