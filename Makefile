@@ -36,7 +36,7 @@ test-unit: install  ## Run the lane that needs no Ray
 	$(PYTEST) logical --maxprocesses 4 --dist loadfile --lane unit
 
 test-ray: install  ## Run the lane of actors, engines and learners on a local Ray
-	$(PYTEST) 2 --dist loadfile --lane ray
+	$(PYTEST) 2 --dist loadfile --no-loadscope-reorder --lane ray
 
 test-e2e: install  ## Run the lane of whole services, clusters and jobs
 	$(PYTEST) 2 --dist loadgroup --lane e2e
