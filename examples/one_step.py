@@ -52,15 +52,15 @@ def main(directory: str) -> None:
 
     # The batch: rewards are compared within each group, and all sequences are packed into rows.
     groups = TypeAdapter(list[TrajectoryGroup]).validate_json(GROUPS)
-    config = TrainingConfig(learning_rate=1e-2, allow_training_without_logprobs=True, precalculate_logprobs=True)
+    config = TrainingConfig(allow_training_without_logprobs=True, precalculate_logprobs=True)
     batch = build_batch(groups, AutoTokenizer.from_pretrained(path), config, max_model_len=2048)
     print(f"batch: {batch.num_trajectories} trajectories, {batch.num_trained_tokens} trained tokens")
 
     # The step: the importance ratios start from the policy's own logprobs, because these choices have none.
     rows = fill_logprobs(batch.sequences, config, lambda _, rows: learner.score(rows), policy=0)
-    for metrics in gradient_steps(learner, rows, config, learning_rate=config.learning_rate, version=0):
+    for metrics in gradient_steps(learner, rows, config, learning_rate=1e-2, version=0):
         print(f"step: loss {metrics['loss/train']:.4f}, gradient norm {metrics['loss/grad_norm']:.4f}")
-    before = right_answers(rows, [row.old_logprobs for row in rows])
+    before = right_answers(rows, [row.old_logprobs for row in rows if row.old_logprobs is not None])
     after = right_answers(rows, learner.score(rows))
     print(f"mean logprob of the right answers: {before:.3f} before, {after:.3f} after")
 
