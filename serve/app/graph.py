@@ -10,9 +10,8 @@ from tandem.cluster.placement import place
 from tandem.cluster.shared_storage import check_shared
 from tandem.serve.app.api_replica import api_application
 from tandem.serve.app.coordinator_replica import coordinator_application
-from tandem.serve.app.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, STOP_MARGIN_S
 from tandem.serve.app.engine_replica import engine_application
-from tandem.serve.modelarts.deployment import job_runner
+from tandem.serve.modelarts.deployment import job_runner_application
 
 
 def build_application(config: TandemConfig, started_by: str | None = None) -> serve.Application:
@@ -25,10 +24,5 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     config = place(config, int(ray.cluster_resources().get("GPU", 0)))
     engines = {base.name: engine_application(config, base) for base in config.base_models}
     coordinator = coordinator_application(config, engines)
-    runner = job_runner(
-        config,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=STOP_MARGIN_S,
-    )
+    runner = job_runner_application(config)
     return api_application(config, engines, coordinator, runner, started_by)

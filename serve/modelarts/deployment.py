@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
 
 from ray import serve
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.serve.app.deployment_options import (
+    HEALTH_CHECK_PERIOD_S,
+    HEALTH_CHECK_TIMEOUT_S,
+    ONE_THREAD,
+    STOP_MARGIN_S,
+)
 from tandem.serve.modelarts.running.runner import JobRunner
 from tandem.serve.modelarts.store.store import ModelArtsStore
 from tandem.serve.store.store import Store
@@ -35,12 +40,14 @@ class JobRunnerReplica:
         await asyncio.to_thread(self._thread.join)
 
 
-def job_runner(config: TandemConfig, **options: Any) -> serve.Application:
-    """Return the deployment, with these Serve options, bound to the configuration."""
+def job_runner_application(config: TandemConfig) -> serve.Application:
+    """Return the deployment, bound to the configuration."""
     deployment = serve.deployment(
         name="job-runner",
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
-        **options,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD}},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=STOP_MARGIN_S,
     )
     return deployment(JobRunnerReplica).bind(config)

@@ -250,7 +250,6 @@ def test_a_log_is_cut_at_the_same_line_when_its_runner_is_replaced(project, monk
         ({"app_url": "/bucket/none/", "boot_file_url": "/bucket/none/b.py"}, "app_url"),
         ({"boot_file_url": "/bucket/code/none.py"}, "boot_file_url"),
         ({"data_url": "/bucket/nothing/"}, "data_url"),
-        ({"data_url": None, "dataset_id": "d", "dataset_version_id": "9"}, "dataset_id"),
         ({"spec_id": 77}, "spec_id"),
     ],
 )
@@ -259,22 +258,6 @@ def test_the_error_names_what_is_missing(project, settings, place):
         version = project.wait(project.start(**settings))
     assert version.status == UserJobStatus.SUBMIT_FAILED
     assert place in version.error
-
-
-def test_a_changed_dataset_version_is_rejected(project):
-    directory = project.bucket.parent / "datasets" / "d" / "1"
-    directory.mkdir(parents=True)
-    (directory / "a.txt").write_text("1")
-    data = {"data_url": None, "dataset_id": "d", "dataset_version_id": "1"}
-    project.code("import sys; print(sys.argv[1])")
-    with project.runner():
-        first = project.wait(project.start("first", **data))
-        assert first.status == UserJobStatus.COMPLETED, first.error
-        assert f"--data_url={directory}" in project.log(first)
-        (directory / "b.txt").write_text("2")
-        second = project.wait(project.start("second", **data))
-    assert second.status == UserJobStatus.SUBMIT_FAILED
-    assert "changed" in second.error
 
 
 def test_a_waiting_job_reports_what_it_waits_for(project):
