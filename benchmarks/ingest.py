@@ -63,7 +63,7 @@ def serve(directory: Path) -> None:
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
     bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
     others = {"preparation": Checker(bases, artifacts), "coordinator_status": None, "engine_faults": None}
-    model = store.add_model("team", "bench", "agent", config.base_models[0].name, return_existing=True)
+    model = store.models.add("team", "bench", "agent", config.base_models[0].name, return_existing=True)
     app = create_app(Services(config, store, artifacts, None, bases, **others))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ready = {"port": listener.getsockname()[1], "key": create_key(store, "bench", "team"), "model_id": model.id}

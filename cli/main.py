@@ -49,13 +49,13 @@ def _config(path: Path | None) -> TandemConfig:
 
 def _store(config: TandemConfig) -> Any:
     from tandem.serve.errors import NoAnswerError
-    from tandem.serve.store.migrations import NewerStoreError
+    from tandem.serve.store.migrations import SchemaError
     from tandem.serve.store.store import Store
 
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         return Store(config.resolved_store_url)
-    except (ValueError, NewerStoreError, NoAnswerError) as error:
+    except (ValueError, SchemaError, NoAnswerError) as error:
         err.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(2) from None
 
@@ -76,7 +76,7 @@ def up(
     with _service(config, verbose) as stop:
         names = ", ".join(base.name for base in config.base_models)
         out.print(f"\nTandem answers at [bold]{url(config.http)}/v1[/bold] (base models: {names}).")
-        if not store.has_keys():
+        if not store.keys.exist():
             key = create_key(store, name="first", entity="default", role="admin")
             out.print(f"This is the first start. Your API key, shown only once:\n\n    export TANDEM_API_KEY={key}\n")
         out.print("Press Ctrl-C to stop the service.")
@@ -88,7 +88,7 @@ def up(
 
 def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path: Path | None) -> None:
     """Exit unless the service has a valid key or listens only for this machine: `up` prints a first key just there."""
-    if is_local(config.http.host) or any(key.revoked_at is None for key in store.list_keys()):
+    if is_local(config.http.host) or any(key.revoked_at is None for key in store.keys.all()):
         return
     option = f" --config {config_path}" if config_path else ""
     err.print(
@@ -196,7 +196,7 @@ def keys_generate() -> None:
 def keys_list(config_path: ConfigOption = None) -> None:
     """List keys, without their secrets."""
     table = Table("id", "name", "entity", "role", "created", "revoked")
-    for key in _store(_config(config_path)).list_keys():
+    for key in _store(_config(config_path)).keys.all():
         revoked = str(key.revoked_at or "")
         table.add_row(key.id, escape(key.name), key.entity, key.role, str(key.created_at), revoked)
     out.print(table)

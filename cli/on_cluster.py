@@ -23,8 +23,7 @@ from tandem.cli.exposure import is_local, url
 from tandem.cli.launch import APPLICATION, START_DEADLINE_S
 from tandem.cli.startup import StartError
 from tandem.cluster.config import HttpConfig
-from tandem.serve.app.api_replica import STARTED_BY
-from tandem.serve.app.coordinator_replica import COORDINATOR
+from tandem.serve.app.api_replica import API, STARTED_BY
 from tandem.serve.app.serve_state import serve_details
 
 logger = logging.getLogger(__name__)
@@ -102,15 +101,15 @@ class ClusterKey:
     """A key of the service of this cluster, made by the service itself."""
 
     def __init__(self, name: str, entity: str):
-        self._coordinator = _coordinator()
-        self.id, self.key = self._coordinator.make_key.remote(name, entity).result(timeout_s=CALL_S)
+        self._api = _api()
+        self.id, self.key = self._api.make_key.remote(name, entity).result(timeout_s=CALL_S)
         self._lock, self._is_revoked = threading.Lock(), False
 
     def revoke(self) -> None:
         """Revoke the key. Safe to repeat, also from threads. Raises Serve's error if the service doesn't answer."""
         with self._lock:
             if not self._is_revoked:
-                self._coordinator.revoke_key.remote(self.id).result(timeout_s=REVOKE_S)
+                self._api.revoke_key.remote(self.id).result(timeout_s=REVOKE_S)
                 self._is_revoked = True
 
 
@@ -128,11 +127,11 @@ def key_for(name: str, entity: str, remember: Callable[[str | None], None]) -> I
 
 
 def revoke_key(key_id: str) -> None:
-    _coordinator().revoke_key.remote(key_id).result(timeout_s=CALL_S)
+    _api().revoke_key.remote(key_id).result(timeout_s=CALL_S)
 
 
-def _coordinator() -> DeploymentHandle[Any]:
-    return serve.get_deployment_handle(COORDINATOR, APPLICATION)
+def _api() -> DeploymentHandle[Any]:
+    return serve.get_deployment_handle(API, APPLICATION)
 
 
 def _details() -> dict[str, Any] | None:

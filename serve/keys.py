@@ -31,7 +31,7 @@ def add_key(store: Store, name: str, entity: str, role: str) -> tuple[ApiKeyRow,
     if role not in ROLES:
         raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
     key, key_sha256 = generate_key()
-    return store.add_key(name, entity, key_sha256, role), key
+    return store.keys.add(name, entity, key_sha256, role), key
 
 
 def generate_key() -> tuple[str, str]:
@@ -47,13 +47,13 @@ def ensure_admin_key(store: Store, config: TandemConfig) -> None:
     A revoked key stays revoked, and a key that is removed from the configuration stays valid.
     """
     if config.admin_key_sha256 is not None:
-        store.ensure_key("of the configuration", "default", config.admin_key_sha256, "admin")
+        store.keys.ensure("of the configuration", "default", config.admin_key_sha256, "admin")
 
 
 def revoke_key(store: Store, key: str) -> bool:
     """Revoke a key, given the key itself or its id. Return False if there is no such key."""
-    row = store.find_key(hash_key(key))
-    return store.revoke_key(row.id if row else key)
+    row = store.keys.find(hash_key(key))
+    return store.keys.revoke(row.id if row else key)
 
 
 def hash_key(key: str) -> str:

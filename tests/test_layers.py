@@ -1,16 +1,22 @@
 """Imports point one way: serve -> cluster -> rl, runs -> client and rl; client imports nothing of Tandem."""
 
+import ast
 import json
+import os
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
+from paths import ROOT
 
+import tandem.cli
 import tandem.client
 import tandem.cluster
 import tandem.rl
 import tandem.runs
+import tandem.serve
 
 FORBIDDEN = {
     "tandem.rl": {"ray", "vllm", "fastapi", "httpx", "sqlalchemy", "tandem.cluster", "tandem.serve"},
@@ -18,6 +24,24 @@ FORBIDDEN = {
     | {f"tandem.{layer}" for layer in ("rl", "cluster", "serve", "runs", "cli")},
     "tandem.runs": {"ray", "vllm", "torch", "fastapi", "sqlalchemy", "tandem.cluster", "tandem.serve"},
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
+}
+LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
+SERVE = {f"tandem.serve.{part}" for part in ("api", "app", "ingest", "jobs", "modelarts", "store")}
+HTTP = {"fastapi", "starlette"}
+RULES = {  # package or module: what no import in its source may name, not even inside a function
+    **{f"tandem.{layer}": {"tandem.cli"} for layer in LAYERS if layer != "cli"},
+    "tandem.serve.store": SERVE - {"tandem.serve.store"} | HTTP,
+    "tandem.serve.jobs": SERVE - {"tandem.serve.store", "tandem.serve.jobs"} | HTTP,
+    "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
+    "tandem.serve.api": {"tandem.serve.app", "tandem.serve.modelarts"},
+    "tandem.serve.api.wire.requests": {"tandem.serve.store"},
+    "tandem.serve.api.wire.responses": {"tandem.serve.store"},
+    "tandem.serve.app": {"tandem.serve.modelarts"},
+    "tandem.serve.modelarts": {"tandem.serve.app"},
+}
+REGISTRATIONS = {  # these add the training-job-configs API to the service
+    ("tandem.serve.api.application", "tandem.serve.modelarts.routes"),
+    ("tandem.serve.app.graph", "tandem.serve.modelarts.deployment"),
 }
 IMPORT_ALL = """
 import importlib, json, sys
@@ -48,3 +72,74 @@ def test_what_every_process_of_a_service_imports_needs_no_torch():
     """Seven processes do at a start, and each would take seconds for it."""
     loaded = modules_after(["tandem.serve.app.graph", "tandem.cli.launch", "tandem.cluster.learners.worker"])
     assert loaded & {"torch", "transformers", "peft", "vllm"} == set()
+
+
+def imports(path):
+    """The modules that a file imports, with `from x import y` as both x and x.y."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def is_in(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def sources():
+    for layer in LAYERS:
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            yield "tandem." + ".".join(path.relative_to(ROOT).with_suffix("").parts), path
+
+
+@pytest.mark.parametrize("package", RULES)
+def test_no_source_breaks_an_import_rule(package):
+    checked = [(name, path) for name, path in sources() if is_in(name, [package])]
+    broken = [
+        f"{name} imports {imported}"
+        for name, path in checked
+        for imported in sorted(imports(path))
+        if is_in(imported, RULES[package]) and not is_registration(name, imported)
+    ]
+    assert checked, "the package has moved"
+    assert broken == []
+
+
+def is_registration(name, imported):
+    """True for `imported` as one of the registered modules, a name in it, or its package."""
+    return any(name == importer and (is_in(imported, [m]) or is_in(m, [imported])) for importer, m in REGISTRATIONS)
+
+
+def test_nobody_imports_a_layer_by_its_bare_name():
+    """`import rl` from the root of the repository would make second objects of every class."""
+    files = [path for folder in (*LAYERS, "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 300
+    assert [path for path in files if is_bare(imports(path))] == []
+
+
+def is_bare(names):
+    return {name.split(".")[0] for name in names} & set(LAYERS)
+
+
+def test_each_source_is_one_module():
+    """A file that is loaded under two names has two objects of each class."""
+    code = """if True:
+        import importlib, json, os, pkgutil, sys, tandem
+        for layer in {layers}:
+            package = importlib.import_module(f"tandem.{{layer}}")
+            for _, name, _ in pkgutil.walk_packages(package.__path__, f"tandem.{{layer}}."):
+                if not name.startswith("tandem.serve.store.migrations."):
+                    importlib.import_module(name)
+        files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+        print(json.dumps([os.path.realpath(file) for file in files if file]))
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", code.format(layers=LAYERS)], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    loaded = Counter(file for file in json.loads(output.splitlines()[-1]) if file.startswith(f"{ROOT}{os.sep}"))
+    assert len(loaded) > 200
+    assert [file for file, count in loaded.items() if count > 1] == []

@@ -161,26 +161,26 @@ def measure_payloads(directory: Path) -> list[Record]:
 def measure_store(url: str) -> list[Record]:
     """Measure the transactions of a job, and the reads for a completion and for a client that waits for a version."""
     store = Store(url)
-    store.put_initial_version("base", "0" * 64)
-    key = store.add_key("bench", "team", "k" * 64, "train")
-    model = store.add_model("team", "project", "agent", "base", return_existing=True)
+    store.claims.put_initial_version("base", "0" * 64)
+    key = store.keys.add("bench", "team", "k" * 64, "train")
+    model = store.models.add("team", "project", "agent", "base", return_existing=True)
     claimed: list[Any] = []
 
     def add() -> None:
-        store.add_job(str(uuid.uuid4()), model.id, "payloads/p", {}, "0" * 64)
+        store.jobs.add(str(uuid.uuid4()), model.id, "payloads/p", {}, "0" * 64)
 
     def complete() -> None:
         job = claimed.pop()
-        store.complete(job, PolicyVersion(model.id, job.next_step, f"{job.next_step:064}"), {"reward": 1.0})
+        store.claims.complete(job, PolicyVersion(model.id, job.next_step, f"{job.next_step:064}"), {"reward": 1.0})
 
     def life() -> None:
         """Run the steps of a job in order, because each needs the previous one."""
         for kind, work in (
             ("add", add),
-            ("claim", lambda: claimed.append(store.claim_next("base", "me", 30))),
-            ("started", lambda: store.record_event(claimed[0], "training_started", {"num_sequences": 4})),
-            ("gradient_step", lambda: store.record_event(claimed[0], "gradient_step", {"loss/train": 0.5}, 0)),
-            ("renew", lambda: store.renew(claimed[0], 30)),
+            ("claim", lambda: claimed.append(store.claims.claim_next("base", "me", 30))),
+            ("started", lambda: store.claims.record_event(claimed[0], "training_started", {"num_sequences": 4})),
+            ("gradient_step", lambda: store.claims.record_event(claimed[0], "gradient_step", {"loss/train": 0.5}, 0)),
+            ("renew", lambda: store.claims.renew(claimed[0], 30)),
             ("complete", complete),
         ):
             taken.setdefault(kind, []).append(asdict(measure(work, 1, 0)))
@@ -190,10 +190,10 @@ def measure_store(url: str) -> list[Record]:
         life()
     records = [{"kind": kind, **_median(timings)} for kind, timings in taken.items()]
     reads = {
-        "find_key": lambda: store.find_key(key.key_sha256),
-        "resolve": lambda: store.resolve("team", "project", "agent", None),
-        "versions": lambda: store.versions(model.id, "team", 21, 1000),
-        "claim_none": lambda: store.claim_next("base", "me", 30),
+        "find_key": lambda: store.keys.find(key.key_sha256),
+        "resolve": lambda: store.versions.resolve("team", "project", "agent", None),
+        "versions": lambda: store.versions.page(model.id, "team", 21, 1000),
+        "claim_none": lambda: store.claims.claim_next("base", "me", 30),
     }
     records += [{"kind": kind, **asdict(measure(work, 60, 5))} for kind, work in reads.items()]
     store.close()
@@ -225,8 +225,8 @@ def measure_routes(directory: Path) -> list[Record]:
     """Measure the processor seconds of a request in the API, all threads, without Serve, network and engine."""
     config = TandemConfig(home=directory)
     store = Store(config.resolved_store_url)
-    store.put_initial_version(TINY.name, "0" * 64)
-    key, model = create_key(store, "bench", "team"), store.add_model("team", "p", "agent", TINY.name, True)
+    store.claims.put_initial_version(TINY.name, "0" * 64)
+    key, model = create_key(store, "bench", "team"), store.models.add("team", "p", "agent", TINY.name, True)
     look, versions = f"/v1/preview/models/{model.id}", f"/v1/preview/models/{model.id}/versions"
     records = []
     for completions, tokens in ((1, 16), (8, 64), (8, 512)):

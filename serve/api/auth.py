@@ -43,7 +43,7 @@ def authenticate(
         raise AuthenticationError(
             "The request has no API key. Send one as 'Authorization: Bearer tdm_...'; `tandem keys create` creates it."
         )
-    row = services.store.find_key(hash_key(key))
+    row = services.store.keys.find(hash_key(key))
     if row is None:
         raise AuthenticationError(
             "The API key isn't valid: it is mistyped, was revoked, or belongs to another service."

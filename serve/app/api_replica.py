@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,13 @@ from tandem.serve.app.deployment_options import (
 from tandem.serve.app.engine_handles import Engines
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.jobs.sweeping import start_sweeping
+from tandem.serve.keys import add_key, ensure_admin_key
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+API = "api"  # the deployment that also makes keys for programs on the cluster
 STARTED_BY = "TANDEM_STARTED_BY"  # in the environment of the replicas
 STOP_S = 20.0  # for open requests
 
@@ -47,9 +50,11 @@ class ApiReplica:
         artifacts = Artifacts(config.artifacts_root)
         preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
         preparation.start()
+        store = Store(config.resolved_store_url)
+        ensure_admin_key(store, config)
         self._services = Services(
             config=config,
-            store=Store(config.resolved_store_url),
+            store=store,
             artifacts=artifacts,
             engine=Engines(engines),
             base_models=bases,
@@ -61,7 +66,15 @@ class ApiReplica:
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
         )
-        start_sweeping(self._services.store, artifacts, config.deadlines.prepare_s)
+        start_sweeping(store, artifacts, config.deadlines.prepare_s)
+
+    async def make_key(self, name: str, entity: str) -> tuple[str, str]:
+        """Create a key for training. Return its id and the key: programs on this cluster don't know the store."""
+        row, key = await asyncio.to_thread(add_key, self._services.store, name, entity, "train")
+        return row.id, key
+
+    async def revoke_key(self, key_id: str) -> None:
+        await asyncio.to_thread(self._services.store.keys.revoke, key_id)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(self._services)
@@ -79,7 +92,7 @@ def api_application(
     """`started_by` is written on the deployment, so that a later command knows who may end the service."""
     mark = {STARTED_BY: started_by} if started_by else {}
     deployment = serve.deployment(
-        name="api",
+        name=API,
         num_replicas=config.http.api_replicas,
         max_ongoing_requests=MAX_REQUESTS,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD | mark}},

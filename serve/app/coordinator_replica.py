@@ -31,11 +31,9 @@ from tandem.serve.app.deployment_options import (
     STOP_MARGIN_S,
 )
 from tandem.serve.app.engine_handles import engine_score
-from tandem.serve.keys import add_key, ensure_admin_key
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
-COORDINATOR = "coordinator"  # the deployment that makes keys for programs on the cluster
 
 
 class CoordinatorReplica:
@@ -43,9 +41,7 @@ class CoordinatorReplica:
 
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle[Any]]):
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
-        self._database = Store(config.resolved_store_url)
-        ensure_admin_key(self._database, config)
-        store = PatientStore(self._database, deadlines.publish_s)
+        store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._preparation.start()
@@ -92,14 +88,6 @@ class CoordinatorReplica:
             for name, (coordinator, learners, _) in self._parts.items()
         }
 
-    def make_key(self, name: str, entity: str) -> tuple[str, str]:
-        """Make a key for training and return its id and the key: programs on this cluster needn't know the store."""
-        row, key = add_key(self._database, name, entity, "train")
-        return row.id, key
-
-    def revoke_key(self, key_id: str) -> None:
-        self._database.revoke_key(key_id)
-
     def check_health(self) -> None:
         dead = [name for name, (_, _, thread) in self._parts.items() if not thread.is_alive()]
         if dead:
@@ -116,7 +104,7 @@ class CoordinatorReplica:
 
 def coordinator_application(config: TandemConfig, engines: Mapping[str, serve.Application]) -> serve.Application:
     deployment = serve.deployment(
-        name=COORDINATOR,
+        name="coordinator",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD}},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,

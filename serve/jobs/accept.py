@@ -52,10 +52,10 @@ class JobAcceptance:
         `check_payload`.
         """
         model, config, key = offered.model, offered.config, offered.idempotency_key
-        if key and (repeated := self._store.find_repeat(model.id, key, offered.body_sha256)):
+        if key and (repeated := self._store.jobs.find_repeat(model.id, key, offered.body_sha256)):
             return repeated
         reference = kl_reference(config, self._artifacts_root)
-        self._store.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
+        self._store.jobs.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
         job_id = str(uuid.uuid4())
         with stored(self._artifacts, f"{PAYLOADS}/{job_id}.json.zst", offered.write_payload) as payload_key:
             if self._check_payload:
@@ -63,7 +63,7 @@ class JobAcceptance:
                     self._check_payload(model.base_model, payload_key, config)
             confirm()
             options = config.model_dump(mode="json", exclude_none=True)
-            job = self._store.add_job(
+            job = self._store.jobs.add(
                 job_id, model.id, payload_key, options, offered.body_sha256, key, reference, self._limits
             )
         if job.id != job_id:  # the same request arrived twice at once, and the other one was first

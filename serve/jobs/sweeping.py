@@ -42,7 +42,7 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
             file.unlink(missing_ok=True)
             removed.append(file.name)
     blobs = [key for directory in (PAYLOADS, LOGS) for key in artifacts.list_blobs(directory)]
-    for key in store.unknown_blobs(blobs):
+    for key in store.garbage.unknown_blobs(blobs):
         try:
             if artifacts.modified_at(key) >= written_before:
                 continue
@@ -57,10 +57,10 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
 
 def remove_unused_checkpoints(store: Store, artifacts: Artifacts) -> None:
     """Delete the files of deleted versions that nothing needs any more. A failure is retried at the next call."""
-    for digest in store.unused_digests():
+    for digest in store.garbage.unused_digests():
         try:
             artifacts.delete_checkpoint(digest)
         except OSError:
             logger.warning("Can't delete the files of checkpoint %s yet", digest, exc_info=True)
         else:
-            store.forget_digest(digest)
+            store.garbage.forget_digest(digest)

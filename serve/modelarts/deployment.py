@@ -26,7 +26,7 @@ class JobRunnerReplica:
     def __init__(self, config: TandemConfig):
         self._stop = threading.Event()
         store = Store(config.resolved_store_url)
-        runner = JobRunner(config, ModelArtsStore(store), store, Artifacts(config.artifacts_root))
+        runner = JobRunner(config, ModelArtsStore(store.database), store, Artifacts(config.artifacts_root))
         self._thread = threading.Thread(target=runner.run, args=(self._stop,), name="job-runner", daemon=True)
         self._thread.start()
 

@@ -1,4 +1,4 @@
-"""The coordinator's side of the job store: claims, leases, and the writes that a claim's attempt number fences."""
+"""Jobs as the coordinator sees them: claims, leases, and writes that are fenced by a claim's attempt number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
-from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion, QueuedJob
+from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
 from tandem.rl.config import TrainingConfig
 from tandem.serve.store.database import Database
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, record
@@ -23,31 +23,34 @@ from tandem.serve.store.versions import find_version
 RUNNING_EVENTS = ("training_started", "gradient_step", "logprobs_rescored")
 
 
-class ClaimTable(Database):
-    """Implements `tandem.cluster.jobs.job.JobStore`.
+class Claims(JobStore):
+    """The coordinator's job store.
 
-    Each coordinator polls `claim_next`, so the usual answer, "nothing to do", takes no lock. A job is claimable when it
-    is its model's oldest open one and is queued, or running under a lease that has run out.
+    Each coordinator polls `claim_next`, so the usual result, None, takes no lock. A job is claimable if it is its
+    model's oldest open job and is queued, or running under an expired lease.
     """
 
+    def __init__(self, database: Database):
+        self._database = database
+
     def put_initial_version(self, base_model: str, digest: str) -> None:
-        """Records the zero adapter that is version 0 of every model on this base. The first one recorded stays."""
-        with suppress(IntegrityError), self._write() as session:  # a failed insert: another process was first
+        """Record the zero adapter, version 0 of every model on this base. The first one that is recorded stays."""
+        with suppress(IntegrityError), self._database.write() as session:  # a failed insert: another process was first
             if session.get(InitialVersionRow, base_model) is None:
                 session.add(InitialVersionRow(base_model=base_model, digest=digest))
 
     def claim_next(self, base_model: str, owner: str, lease_s: float) -> ClaimedJob | None:
-        """The next job of the model that has waited longest since its last claim, or None.
+        """Claim the next job of the model whose last claim is the oldest; None if there is none.
 
-        A job whose KL reference was deleted before it was accepted fails here; the next call claims the next one.
+        A job whose KL reference was deleted before it was accepted fails here; the next call claims the next job.
         """
-        now = self._clock()
+        now = self._database.now()
         claimable = _claimable(base_model, now)
-        with self._read() as session:
+        with self._database.read() as session:
             if session.execute(claimable).first() is None:
                 return None
-        with self._write() as session:
-            # Rows that another transaction holds are its business: skipped, not waited for.
+        with self._database.write() as session:
+            # Rows that another transaction has locked are skipped, not waited for.
             row = session.execute(claimable.with_for_update(skip_locked=True)).first()
             if row is None:
                 return None
@@ -82,46 +85,49 @@ class ClaimTable(Database):
             )
 
     def next_queued(self, base_model: str) -> QueuedJob | None:
-        """The job that `claim_next` would return if the running ones had ended."""
-        with self._read() as session:
-            job = session.scalars(_first_in_line(base_model, _is_queued)).first()
-            return job and QueuedJob(job.id, job.payload_key, TrainingConfig.model_validate(job.config))
+        """Return the job that `claim_next` would claim if all running jobs had ended."""
+        with self._database.read() as session:
+            row = session.execute(_first_in_line(base_model, _is_queued)).first()
+            if row is None:
+                return None
+            job, _ = row
+            return QueuedJob(job.id, job.payload_key, TrainingConfig.model_validate(job.config))
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
-        """Extends the lease, also of a job to be cancelled, which then raises JobCancelledError."""
-        with self._write() as session:
+        """Extend the lease. For a job to be cancelled, extend it and then raise JobCancelledError."""
+        with self._database.write() as session:
             row = _held(session, job)
-            row.lease_expires_at = self._clock() + timedelta(seconds=lease_s)
+            row.lease_expires_at = self._database.now() + timedelta(seconds=lease_s)
             cancelled = row.cancel_requested
         if cancelled:
-            raise JobCancelledError(f"Job {job.id} is to be cancelled.")
+            raise JobCancelledError(f"The cancellation of job {job.id} was requested.")
 
     def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
-        """Shows what the job waits for before it can begin, None for nothing any more."""
-        with self._write() as session:
+        """Record what the job waits for before it can start; None once it waits no more."""
+        with self._database.write() as session:
             _held(session, job).waiting_for = reason
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
-        """Appends training_started, gradient_step or logprobs_rescored.
+        """Append training_started, gradient_step or logprobs_rescored.
 
-        Ignored are a second training_started, and a gradient_step whose index, from 0, is recorded already.
+        A second training_started is ignored, and so is a gradient_step whose index, from 0, is already recorded.
         """
         if type not in RUNNING_EVENTS:
             raise ValueError(f"A running job records {', '.join(RUNNING_EVENTS)}, not {type!r}.")
-        with self._write() as session:
+        with self._database.write() as session:
             row = _held(session, job)
             if type == "training_started":
                 row.waiting_for = None
                 if row.num_events > 0:
-                    return  # clients rely on the first event staying as it is
+                    return  # clients rely on an unchanged first event
             if type == "gradient_step" and index is not None and index < row.num_gradient_steps:
                 return
-            record(session, row, type, data, self._clock())
+            record(session, row, type, data, self._database.now())
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
-        """In one transaction: adds the version, records training_ended, marks the job succeeded."""
-        now = self._clock()
-        with self._write() as session:
+        """In one transaction, add the version, record training_ended and mark the job succeeded."""
+        now = self._database.now()
+        with self._database.write() as session:
             model = session.scalars(select(ModelRow).where(ModelRow.id == job.model_id).with_for_update()).one()
             row = _held(session, job)
             session.add(
@@ -138,44 +144,44 @@ class ClaimTable(Database):
             end(session, row, "succeeded", now)
 
     def fail(self, job: ClaimedJob, error_message: str) -> None:
-        """Records training_failed and marks the job failed."""
-        with self._write() as session:
-            end(session, _held(session, job), "failed", self._clock(), error_message)
+        """Record training_failed and mark the job failed."""
+        with self._database.write() as session:
+            end(session, _held(session, job), "failed", self._database.now(), error_message)
 
     def cancel(self, job: ClaimedJob) -> None:
-        """Ends a job whose cancellation was requested."""
-        with self._write() as session:
-            end(session, _held(session, job), "cancelled", self._clock(), CANCELLED_MESSAGE)
+        """End a job whose cancellation was requested."""
+        with self._database.write() as session:
+            end(session, _held(session, job), "cancelled", self._database.now(), CANCELLED_MESSAGE)
 
     def requeue(self, job: ClaimedJob, reason: str) -> None:
-        """Gives the job back, to be claimed again at once. Until then its error says why."""
-        with self._write() as session:
-            self._give_back(session, _held(session, job), reason)
+        """Return the job to the queue. Until it is claimed again, its error gives the reason."""
+        with self._database.write() as session:
+            self._return_to_queue(session, _held(session, job), reason)
 
     def hand_back(self, job: ClaimedJob, reason: str) -> None:
-        """Gives the job back because the service stops, which doesn't use up one of its tries."""
-        with self._write() as session:
+        """Return the job to the queue because the service shuts down; this doesn't count as one of its tries."""
+        with self._database.write() as session:
             row = _held(session, job)
             row.num_handed_back += 1
-            self._give_back(session, row, reason)
+            self._return_to_queue(session, row, reason)
 
-    def _give_back(self, session: Session, job: JobRow, reason: str) -> None:
+    def _return_to_queue(self, session: Session, job: JobRow, reason: str) -> None:
         if job.cancel_requested:
-            end(session, job, "cancelled", self._clock(), CANCELLED_MESSAGE)
+            end(session, job, "cancelled", self._database.now(), CANCELLED_MESSAGE)
         else:
             job.state, job.error = "queued", reason
             job.owner = job.start_digest = job.waiting_for = None
 
 
-def _claimable(base_model: str, now: datetime) -> Select[tuple[JobRow, ModelRow]]:
+def _claimable(base_model: str, now: datetime) -> Select[JobRow, ModelRow]:
     return _first_in_line(base_model, is_open).where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
 
 
 Line = Callable[[type[JobRow]], ColumnElement[bool]]
 
 
-def _first_in_line(base_model: str, is_in_line: Line) -> Select[tuple[JobRow, ModelRow]]:
-    """Of each model's jobs in the line the oldest, and of those the one whose model has waited longest."""
+def _first_in_line(base_model: str, is_in_line: Line) -> Select[JobRow, ModelRow]:
+    """Select each model's oldest job in the line, and of those the one whose model's last claim is the oldest."""
     earlier = aliased(JobRow)
     is_behind = (
         select(earlier.number)
@@ -192,7 +198,7 @@ def _first_in_line(base_model: str, is_in_line: Line) -> Select[tuple[JobRow, Mo
 
 
 def _is_queued(job: type[JobRow]) -> ColumnElement[bool]:
-    return and_(is_open(job), job.state == "queued")  # is_open says it in the way that finds the index
+    return and_(is_open(job), job.state == "queued")  # is_open lets the query use the index
 
 
 def _reward_std_devs(session: Session, model_id: str) -> tuple[float, ...]:
@@ -209,12 +215,12 @@ def _lost_reference(model: ModelRow, lag: int, current: PolicyVersion) -> str:
 
 
 def _held(session: Session, job: ClaimedJob) -> JobRow:
-    """The job's row, locked, if the claim still holds. Raises LeaseLostError otherwise."""
+    """Lock and return the job's row. Raises LeaseLostError if the claim no longer holds."""
     row = session.scalars(select(JobRow).where(JobRow.id == job.id).with_for_update()).one()
     if row.state != "running":
-        raise LeaseLostError(f"Job {job.id} is {row.state} already; attempt {job.attempt} can't change it any more.")
+        raise LeaseLostError(f"Job {job.id} is already {row.state}; attempt {job.attempt} can no longer change it.")
     if row.attempt != job.attempt:
         raise LeaseLostError(
-            f"Job {job.id} was taken over: attempt {row.attempt} runs, attempt {job.attempt} can't change it any more."
+            f"Job {job.id} was taken over: attempt {row.attempt} runs; attempt {job.attempt} can no longer change it."
         )
     return row

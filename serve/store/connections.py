@@ -18,7 +18,7 @@ WRITES = "tandem_writes"
 
 _POSTGRES = {
     "connect_timeout": "10",
-    # A server that vanished is noticed, and a process that stops in the middle of a transaction gives up its locks.
+    # So that a vanished server is noticed, and a process that stops in the middle of a transaction loses its locks.
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
@@ -27,22 +27,24 @@ _POSTGRES = {
 
 
 def open_engine(url: str) -> Engine:
-    """The engine of a `store_url`. What the URL itself sets, like `?connect_timeout=3`, goes before what is set here.
+    """Return the engine of a `store_url`. Options in the URL, like `?connect_timeout=3`, override the defaults here.
 
     Raises ValueError for a URL that can't be a store.
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # the second for a port that is no number
+    except (ArgumentError, ValueError):  # ValueError: the port isn't a number
         raise ValueError("store_url isn't a URL. Write sqlite:////path/to/file.db or postgresql://...") from None
-    # NaN isn't JSON, and PostgreSQL refuses it: better to fail where it is written. What users store isn't logged.
+    # NaN isn't JSON, and PostgreSQL rejects it: fail where it is written. Parameters are user data and aren't logged.
     options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False), "hide_parameters": True}
     match parsed.drivername.split("+")[0]:
         case "sqlite":
             return _open_sqlite(parsed, options)
         case "postgresql" | "postgres":
             return _open_postgres(parsed, options)
-    raise ValueError(f"store_url names {parsed.drivername}; a store is on sqlite:////path/to/file.db or postgresql://.")
+    raise ValueError(
+        f"store_url names {parsed.drivername}; the store must be sqlite:////path/to/file.db or postgresql://..."
+    )
 
 
 def _open_postgres(url: URL, options: dict[str, Any]) -> Engine:
@@ -52,25 +54,29 @@ def _open_postgres(url: URL, options: dict[str, Any]) -> Engine:
 
         engine = create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **options)
     except ModuleNotFoundError as error:
-        raise ValueError("A store on PostgreSQL needs the extra: pip install '.[postgres]'.") from error
+        raise ValueError("A store on PostgreSQL needs the extra `postgres`: pip install '.[postgres]'.") from error
     limit_waiting(engine)
     return engine
 
 
 def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
     if url.database in (None, "", ":memory:"):
-        raise ValueError("store_url names no file, but several processes share a store: sqlite:////path/to/file.db.")
+        raise ValueError(
+            "store_url names no file, but several processes share the store. Write sqlite:////path/to/file.db."
+        )
     path = Path(url.database).expanduser()
     if not path.is_absolute():
         raise ValueError(
-            f"store_url names the file {url.database!r}, but each process would look for it in its own folder. "
-            "Write the whole path, after four slashes: sqlite:////path/to/file.db."
+            f"store_url names the relative path {url.database!r}, which depends on each process's working directory. "
+            "Write an absolute path, after four slashes: sqlite:////path/to/file.db."
         )
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)  # and SQLite gives the files beside it the same mode
+        path.touch(mode=0o600)  # SQLite gives the files beside it the same mode
     except OSError as error:
-        raise ValueError(f"store_url names a file in {path.parent}, which can't be made: {error.strerror}.") from error
+        raise ValueError(
+            f"store_url names a file in {path.parent}, which can't be created: {error.strerror}."
+        ) from error
     url = url.set(database=str(path), query={"timeout": str(LOCK_TIMEOUT_S), **url.query})
     engine = create_engine(url, **options)
     event.listen(engine, "connect", _prepare_sqlite)
@@ -79,7 +85,7 @@ def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver would begin transactions by itself, and too late
+    connection.isolation_level = None  # the driver would begin transactions by itself, too late
     cursor = connection.cursor()
     _use_wal(cursor)
     cursor.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
@@ -88,7 +94,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _use_wal(cursor: sqlite3.Cursor) -> None:
-    """When processes open a new file together, SQLite refuses this instead of waiting for the lock."""
+    """Retry: if processes open a new file together, SQLite fails here instead of waiting for the lock."""
     give_up = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:

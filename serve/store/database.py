@@ -20,29 +20,33 @@ from tandem.serve.store.tables import JobRow, LogRow, ModelRow
 logger = logging.getLogger(__name__)
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class UnknownCursorError(LookupError):
     """The item after which a page should begin doesn't exist."""
 
 
 class Lock(IntEnum):
-    """What only one transaction may do at a time. Any numbers that no other program locks in the same PostgreSQL."""
+    """An action for one transaction at a time. No other program may lock these numbers in the same PostgreSQL."""
 
     SCHEMA = 0x7A4DE3
     ACCEPT_JOBS = 0x7A4DE4
 
 
 class Database:
-    """Transactions on the store's tables. Opening it migrates a database of an earlier release.
+    """Transactions on the store's tables. Opening a database of an earlier release migrates it.
 
-    Write transactions lock rows before they change them, a model's row always before rows of its jobs, so that they
-    can't deadlock. SQLite has one writer at a time: its write transactions take the write lock when they begin.
-    Rows that a transaction hands out are plain values afterwards; nothing is loaded behind the caller's back.
+    Write transactions lock rows before they change them, and a model's row before rows of its jobs, so that they can't
+    deadlock. SQLite has one writer at a time: its write transactions take the write lock at their start. Rows are plain
+    values after their transaction; nothing is loaded later.
 
-    `clock` gives the time, aware of its time zone. Raises ValueError for a URL that can't be a store, NewerStoreError
-    for a database of a later release. Every method raises NoAnswerError when the database doesn't answer.
+    `clock` returns the time with a time zone. Raises ValueError for a URL that can't be a store, SchemaError for a
+    schema that this release can't use. Transactions raise NoAnswerError if the database doesn't answer.
     """
 
-    def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)):
+    def __init__(self, url: str, clock: Callable[[], datetime]):
         self._clock = clock
         self._engine = open_engine(url)
         self._writer = self._engine.execution_options(**{WRITES: True})
@@ -53,7 +57,7 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Closes the pooled connections."""
+        """Close the pooled connections."""
         self._engine.dispose()
 
     def now(self) -> datetime:
@@ -74,15 +78,12 @@ class Database:
         if session.get_bind().dialect.name == "postgresql":  # in SQLite, a write transaction is alone anyway
             session.execute(select(func.pg_advisory_xact_lock(lock.value)))
 
-    # The names by which the tables that inherit from this class call them.
-    _read, _write, _lock = read, write, lock
-
     def _migrate(self) -> None:
-        with self._read() as session:
+        with self.read() as session:
             if migrations.revision(session.connection()) == migrations.HEAD:
                 return
         with Session(self._writer) as session, session.begin():
-            self._lock(session, Lock.SCHEMA)
+            self.lock(session, Lock.SCHEMA)
             migrations.upgrade(session.connection())
 
 
@@ -91,14 +92,18 @@ def _transaction(engine: Engine) -> Iterator[Session]:
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
-    except (OperationalError, InternalError, TimeoutError) as error:  # internal: an idle transaction that was ended
+    except (
+        OperationalError,
+        InternalError,
+        TimeoutError,
+    ) as error:  # InternalError: PostgreSQL ended an idle transaction
         logger.warning("The store doesn't answer: %s", getattr(error, "orig", error))
         raise NoAnswerError from error
 
 
 def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: str) -> int:
     """Return the number of the row after which a page begins. Raises UnknownCursorError."""
-    number = session.scalar(select(table.number).where(table.id == cursor))
+    number: int | None = session.scalar(select(table.number).where(table.id == cursor))
     if number is None:
         raise UnknownCursorError(cursor)
     return number

@@ -1,4 +1,4 @@
-"""How a job changes: by events. Every change goes through `record` and `end`."""
+"""Changes of a job by events. Every change goes through `record` and `end`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CANCELLED_MESSAGE = "The job was cancelled at the user's request."
 
 
 def record(session: Session, job: JobRow, type: str, data: Mapping[str, Any], now: datetime) -> None:
-    """Appends an event to a job whose row this transaction has locked."""
+    """Append an event to a job whose row this transaction has locked."""
     job.num_events += 1
     if type == "gradient_step":
         job.num_gradient_steps += 1
@@ -22,7 +22,7 @@ def record(session: Session, job: JobRow, type: str, data: Mapping[str, Any], no
 
 
 def end(session: Session, job: JobRow, state: str, now: datetime, error: str | None = None) -> None:
-    """Ends a job whose row this transaction has locked, and says so in its last event."""
+    """End a job whose row this transaction has locked, with a last event."""
     if error is None:
         record(session, job, "training_ended", {}, now)
     else:

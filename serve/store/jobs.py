@@ -1,4 +1,4 @@
-"""Jobs as the API sees them: accepted, listed, cancelled."""
+"""Jobs as the API sees them: accept, list and cancel them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
 from tandem.serve.store.database import Database, Lock, position
 from tandem.serve.store.events import CANCELLED_MESSAGE, end
 from tandem.serve.store.references import KlReference, pin_reference
-from tandem.serve.store.tables import EventRow, JobRow, LogRow, ModelRow, is_open
+from tandem.serve.store.tables import EventRow, JobRow, ModelRow, is_open
 
 
-class JobTable(Database):
-    """Queries and changes that the API asks for. Those with `entity` see only jobs on models of that entity."""
+class Jobs:
+    """For a caller, jobs on models of other entities don't exist."""
 
-    def add_job(
+    def __init__(self, database: Database):
+        self._database = database
+
+    def add(
         self,
         job_id: str,
         model_id: str,
@@ -30,23 +33,23 @@ class JobTable(Database):
         reference: KlReference | None = None,
         limits: LimitsConfig = LimitsConfig(),
     ) -> JobRow:
-        """Accepts a job. A second call with the same idempotency key returns the first call's job.
+        """Accept a job. A second call with the same idempotency key returns the first call's job.
 
-        Raises NotFoundError when the model is gone, ConflictError when the key was used with another body,
-        QueueFullError when too many jobs are open, InvalidRequestError when the KL reference doesn't exist.
+        Raises NotFoundError if the model was deleted, ConflictError if the key was used with another body,
+        QueueFullError if too many jobs are open, ConfigError if the KL reference doesn't exist.
         """
-        with self._write() as session:
-            # The lock makes a deletion of the model wait for this job, or this job see the deletion; of several calls
-            # with one idempotency key, all but the first find the first one's job.
+        with self._database.write() as session:
+            # Locked, so that a deletion of the model waits for this job, or this job sees the deletion; and so that of
+            # several calls with one idempotency key, all but the first find the first one's job.
             model = session.scalar(
                 select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
             )
             if model is None:
-                raise NotFoundError(f"There is no model {model_id}; it was deleted.", "model_not_found", "model_id")
+                raise NotFoundError(f"There is no model {model_id}: it was deleted.", "model_not_found", "model_id")
             if idempotency_key and (first := _find_repeat(session, model_id, idempotency_key, body_sha256)):
                 return first
             reference_digest = reference and pin_reference(session, model, reference)
-            self._lock(session, Lock.ACCEPT_JOBS)  # until the transaction ends, no other one counts, or adds, jobs
+            self._database.lock(session, Lock.ACCEPT_JOBS)  # until the end, no other transaction counts or adds jobs
             _check_room(session, limits, model)
             job = JobRow(
                 id=job_id,
@@ -58,43 +61,33 @@ class JobTable(Database):
                 idempotency_key=idempotency_key,
                 reference_digest=reference_digest,
                 reference_lag=reference and reference.lag,
-                created_at=self._clock(),
+                created_at=self._database.now(),
             )
             session.add(job)
         return job
 
     def find_repeat(self, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
-        """The job that this idempotency key made before, if any. Raises ConflictError when its body was another."""
-        with self._read() as session:
+        """Return the job that this idempotency key created, if any. Raises ConflictError if its body was different."""
+        with self._database.read() as session:
             return _find_repeat(session, model_id, idempotency_key, body_sha256)
 
     def check_room(self, limits: LimitsConfig, model: ModelRow | None = None) -> None:
-        """Raises QueueFullError when no job, or none on this model, would be accepted now."""
-        with self._read() as session:
+        """Raise QueueFullError if no job, or none on this model, would be accepted now."""
+        with self._database.read() as session:
             _check_room(session, limits, model)
 
     def knows_idempotency_key(self, idempotency_key: str, entity: str) -> bool:
-        """Whether the entity has sent a job with this key."""
+        """Return True if the entity has sent a job with this key."""
         query = select(JobRow.id).join(JobRow.model).where(JobRow.idempotency_key == idempotency_key)
-        with self._read() as session:
+        with self._database.read() as session:
             return session.scalar(query.where(ModelRow.entity == entity).limit(1)) is not None
 
-    def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
-        """Those of the keys that neither a job nor a log refers to as its payload."""
-        known: set[str] = set()
-        with self._read() as session:
-            for start in range(0, len(keys), 500):  # databases limit the parameters of a query
-                asked = keys[start : start + 500]
-                for row in (JobRow, LogRow):
-                    known.update(session.scalars(select(row.payload_key).where(row.payload_key.in_(asked))))
-        return [key for key in keys if key not in known]
-
-    def job(self, job_id: str, entity: str) -> JobRow:
-        """Raises NotFoundError."""
-        with self._read() as session:
+    def get(self, job_id: str, entity: str) -> JobRow:
+        """Return a job. Raises NotFoundError."""
+        with self._database.read() as session:
             return _find_job(session, job_id, entity)
 
-    def jobs(
+    def page(
         self,
         entity: str,
         limit: int,
@@ -103,35 +96,38 @@ class JobTable(Database):
         model_id: str | None = None,
         state: str | None = None,
     ) -> Sequence[JobRow]:
-        """The entity's jobs in order of acceptance, newest first, those past the job `after`."""
+        """Return jobs of the entity in order of acceptance, those after the job `after`.
+
+        Raises UnknownCursorError for `after`.
+        """
         query = select(JobRow).join(JobRow.model).where(ModelRow.entity == entity)
         if model_id:
             query = query.where(JobRow.model_id == model_id)
         if state:
             query = query.where(JobRow.state == state)
         query = query.order_by(JobRow.number.desc() if newest_first else JobRow.number).limit(limit)
-        with self._read() as session:
+        with self._database.read() as session:
             if after:
                 number = position(session, JobRow, after)
                 query = query.where(JobRow.number < number if newest_first else JobRow.number > number)
             return session.scalars(query).all()
 
     def events(self, job_id: str, entity: str, limit: int, after: int = 0) -> Sequence[EventRow]:
-        """The job's events in order, those with seq > `after`. Raises NotFoundError."""
-        with self._read() as session:
+        """Return the job's events in order, those with seq > `after`. Raises NotFoundError."""
+        with self._database.read() as session:
             _find_job(session, job_id, entity)
             query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
             return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
 
     def request_cancel(self, job_id: str, entity: str) -> JobRow:
-        """Cancels a queued job at once and asks the coordinator to cancel a running one; an ended job stays as it is.
+        """Cancel a queued job, or ask the coordinator to cancel a running one. An ended job stays unchanged.
 
         Raises NotFoundError.
         """
-        with self._write() as session:
+        with self._database.write() as session:
             job = _find_job(session, job_id, entity, lock=True)
             if job.state == "queued":
-                end(session, job, "cancelled", self._clock(), CANCELLED_MESSAGE)
+                end(session, job, "cancelled", self._database.now(), CANCELLED_MESSAGE)
             elif job.state == "running":
                 job.cancel_requested = True
             return job
@@ -146,11 +142,11 @@ def _check_room(session: Session, limits: LimitsConfig, model: ModelRow | None) 
         )
         whose = f"of project {model.entity}/{model.project} "
         queues.insert(0, (whose, of_project, limits.max_open_jobs_per_project))
-    for whose, query, most in queues:
-        if (count := session.scalar(query)) >= most:
+    for whose, query, limit in queues:
+        if (count := session.scalar(query) or 0) >= limit:
             raise QueueFullError(
-                f"{count} training jobs {whose}wait or run already, and {most} may. "
-                "Send this one again when some have ended, or cancel some."
+                f"{count} training jobs {whose}are queued or running; the limit is {limit}. "
+                "Retry when some have ended, or cancel some."
             )
 
 
@@ -173,7 +169,7 @@ def _find_job(session: Session, job_id: str, entity: str, lock: bool = False) ->
     job = session.scalar(query)
     if job is None:
         raise NotFoundError(
-            f"There is no training job {job_id}. The id may be wrong, or the job belongs to another entity.",
+            f"There is no training job {job_id}: the id is wrong, or it belongs to another entity.",
             "training_job_not_found",
             "training_job_id",
         )

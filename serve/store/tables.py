@@ -31,7 +31,7 @@ _OPEN = text("state IN ('queued', 'running')")  # as `is_open` writes it
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware time, stored as UTC: SQLite has no time zones and would give back a naive one."""
+    """A time with a time zone, stored as UTC: SQLite has no time zones and would return it without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -48,7 +48,7 @@ class Table(DeclarativeBase):
 
 
 class ApiKeyRow(Table):
-    """A bearer key. Only its hash is kept, so the store can't give a key away."""
+    """A bearer key. Only its hash is stored."""
 
     __tablename__ = "api_keys"
 
@@ -56,14 +56,14 @@ class ApiKeyRow(Table):
     name: Mapped[str] = mapped_column(_NAME)
     entity: Mapped[str] = mapped_column(_NAME)
     key_sha256: Mapped[str] = mapped_column(_DIGEST, unique=True)
-    role: Mapped[str] = mapped_column(String(16), server_default="admin")
-    """infer, train or admin. Keys from before there were roles could do everything, and still can."""
+    role: Mapped[str] = mapped_column(String(16))
+    """infer, train or admin."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
 
 class ModelRow(Table):
-    """A model: a name in a project of an entity, on a base model. A deleted one stays as a row, its name free again."""
+    """A model: a name in a project of an entity, on a base model. A deleted model keeps its row, not its name."""
 
     __tablename__ = "models"
     __table_args__ = (
@@ -79,18 +79,18 @@ class ModelRow(Table):
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
     next_step: Mapped[int] = mapped_column(default=1)
-    """1 + the highest step this model ever had: steps are never used again, even after deletion."""
+    """1 + the highest step that this model ever had: steps are never reused, even after deletion."""
     last_claimed_at: Mapped[datetime] = mapped_column(default=NEVER)
-    """When a job of this model was last claimed: models take turns by it."""
+    """The time when a job of this model was last claimed; models take turns by it."""
 
     @property
     def path(self) -> str:
-        """The name under which the model is asked for completions."""
+        """The model's name in completion requests."""
         return f"{self.entity}/{self.project}/{self.name}"
 
 
 class VersionRow(Table):
-    """A policy version that a job made. Deleted ones stay until their files are gone."""
+    """A policy version that a job made. The row of a deleted version stays until its files are gone."""
 
     __tablename__ = "versions"
     __table_args__ = (Index("versions_digest", "digest"),)
@@ -104,7 +104,7 @@ class VersionRow(Table):
 
 
 class InitialVersionRow(Table):
-    """Version 0 of every model on a base model: the zero adapter."""
+    """The zero adapter: version 0 of every model on a base model."""
 
     __tablename__ = "initial_versions"
 
@@ -132,19 +132,19 @@ class JobRow(Table):
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     body_sha256: Mapped[str] = mapped_column(_DIGEST)
     attempt: Mapped[int] = mapped_column(default=0)
-    """How often the job was claimed; fences the writes of earlier claims."""
-    num_handed_back: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Attempts that ended because the service was stopped. They aren't the job's fault, so they don't use up tries."""
+    """The number of claims; fences the writes of earlier claims."""
+    num_handed_back: Mapped[int] = mapped_column(default=0)
+    """Attempts that ended because the service was shut down. They don't count as tries."""
     owner: Mapped[str | None] = mapped_column(String(255))
     lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
     start_digest: Mapped[str | None] = mapped_column(_DIGEST)
-    """The version that the last attempt started from; its files are kept while the job is open."""
+    """The version from which the last attempt started; its files are kept while the job is open."""
     reference_digest: Mapped[str | None] = mapped_column(_DIGEST)
     """The KL reference, pinned; its files are kept while the job is open. None without a KL penalty."""
     reference_lag: Mapped[int | None]
-    """The KL reference lies this many versions before the start, which the first claim knows and pins."""
+    """The KL reference lies this many versions before the start; the first claim pins it."""
     waiting_for: Mapped[str | None] = mapped_column(Text)
-    """What a running job needs before it can begin, like learners that find no room on the cluster."""
+    """The resource that a running job needs before it can start, like learners that don't fit on the cluster."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     num_events: Mapped[int] = mapped_column(default=0)
     num_gradient_steps: Mapped[int] = mapped_column(default=0)
@@ -152,7 +152,7 @@ class JobRow(Table):
     step: Mapped[int | None]
     """The version that the job made."""
     reward_std_dev: Mapped[float | None]
-    """Of a job that succeeded. Kept here, because versions may be deleted."""
+    """Of a job that succeeded. Stored here because versions may be deleted."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -161,8 +161,8 @@ class JobRow(Table):
 
 
 def is_open(job: type[JobRow] = JobRow) -> ColumnElement[bool]:
-    """Whether a job waits or runs, written out: with parameters in its place, SQLite wouldn't use the index of open
-    jobs, and each look for work would read all jobs there ever were."""
+    """True for a queued or running job. The states are literals in the query: with parameters, SQLite wouldn't use the
+    index of open jobs, and each poll for work would read all jobs."""
     return job.state.in_(bindparam("open_states", ("queued", "running"), expanding=True, literal_execute=True))
 
 
@@ -179,7 +179,7 @@ class EventRow(Table):
 
 
 class LogRow(Table):
-    """Trajectory groups that a client logged for a model, with what was computed from them."""
+    """Trajectory groups that a client logged for a model, with their metrics."""
 
     __tablename__ = "logs"
     __table_args__ = (Index("logs_model", "model_id", "number"),)

@@ -85,7 +85,7 @@ def test_keys_are_listed_with_their_roles(tandem):
         assert tandem("keys", "create", "--name", f"for {role}", "--role", role, "--entity", "team").exit_code == 0
     assert tandem("keys", "create", "--name", "usual").exit_code == 0
     store = Store(TandemConfig().resolved_store_url)
-    assert sorted((row.name, row.entity, row.role) for row in store.list_keys()) == [
+    assert sorted((row.name, row.entity, row.role) for row in store.keys.all()) == [
         ("for admin", "team", "admin"),
         ("for infer", "team", "infer"),
         ("for train", "team", "train"),

@@ -80,7 +80,7 @@ def test_a_job_that_loses_a_node_makes_the_same_version_on_the_others(nodes, sta
 def test_a_job_that_lacks_nodes_reports_it_and_starts_when_one_joins(nodes, start):
     directory, outcome = start(count=3)
     store = Store(store_url(directory))
-    said = wait_for("the reason why the job waits", lambda: store.jobs("default", 1)[0].waiting_for, JOB_S)
+    said = wait_for("the reason why the job waits", lambda: store.jobs.page("default", 1)[0].waiting_for, JOB_S)
     assert said.startswith("the cluster has no room for 3 learners of CPU 0.5, GPU 0 each on nodes of their own")
     assert not outcome.ready()
     joined = nodes.add(num_cpus=1)
@@ -88,7 +88,7 @@ def test_a_job_that_lacks_nodes_reports_it_and_starts_when_one_joins(nodes, star
     assert joined.node_id in outcome.nodes
     assert len(set(outcome.nodes)) == 3
     assert outcome.broken_off == []
-    assert store.jobs("default", 1)[0].waiting_for is None
+    assert store.jobs.page("default", 1)[0].waiting_for is None
     store.close()
 
 

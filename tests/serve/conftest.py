@@ -130,7 +130,7 @@ def _postgres_admin(url, *statements):
 @pytest.fixture
 def store(store_url, clock):
     store = Store(store_url, clock)
-    store.put_initial_version(BASE, ZERO)
+    store.claims.put_initial_version(BASE, ZERO)
     yield store
     store.close()
 
@@ -138,7 +138,7 @@ def store(store_url, clock):
 @pytest.fixture
 def add_model(store):
     def add(name="agent", entity="team", base_model=BASE):
-        return store.add_model(entity, "project", name, base_model, return_existing=True)
+        return store.models.add(entity, "project", name, base_model, return_existing=True)
 
     return add
 
@@ -147,7 +147,7 @@ def add_model(store):
 def add_job(store):
     def add(model, key=None, body="0" * 64, config=None):
         job_id = str(uuid.uuid4())
-        return store.add_job(job_id, model.id, f"payloads/{job_id}", config or {"learning_rate": 1e-3}, body, key)
+        return store.jobs.add(job_id, model.id, f"payloads/{job_id}", config or {"learning_rate": 1e-3}, body, key)
 
     return add
 
@@ -155,7 +155,7 @@ def add_job(store):
 @pytest.fixture
 def claim(store):
     def claim(base_model=BASE, owner="coordinator", lease_s=30):
-        return store.claim_next(base_model, owner, lease_s)
+        return store.claims.claim_next(base_model, owner, lease_s)
 
     return claim
 

@@ -88,7 +88,7 @@ def test_a_generated_key_is_an_admin_from_the_first_start_until_it_is_revoked(ht
     [own] = [row for row in keys if row["name"] == "of the configuration"]
     assert (own["role"], own["entity"]) == ("admin", "default")
 
-    assert store.revoke_key(own["id"])
+    assert store.keys.revoke(own["id"])
     ensure_admin_key(store, config)
     assert http.get("/v1/preview/keys").status_code == 401
 
@@ -96,7 +96,7 @@ def test_a_generated_key_is_an_admin_from_the_first_start_until_it_is_revoked(ht
 def test_without_one_in_the_configuration_there_is_no_key(new_url):
     store = Store(new_url)
     ensure_admin_key(store, TandemConfig())
-    assert not store.has_keys()
+    assert not store.keys.exist()
     store.close()
 
 

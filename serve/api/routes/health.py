@@ -39,7 +39,7 @@ async def health(services: ServicesDep) -> JSONResponse:
 
 
 def _own_reasons(services: Services) -> list[str]:
-    recorded = services.store.initial_versions()
+    recorded = services.store.versions.initial_digests()
     late = [f"{base}: its coordinator hasn't started yet." for base in services.base_models if base not in recorded]
     full = disk_shortage(services.artifacts, services.config.limits)
     return [*late, full] if full else late

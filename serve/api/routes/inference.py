@@ -64,7 +64,7 @@ async def create_completion(request: Request, caller: InferCaller, body: JsonObj
 def list_inference_models(caller: InferCaller, services: ServicesDep) -> InferenceModels:
     """List the model names for completions: base models and the entity's models. Append `:stepN` for a version."""
     bases = [InferenceModel(id=name, created=0, owned_by="tandem") for name in services.base_models]
-    own = [inference_model_view(row) for row in services.store.models(caller.entity)]
+    own = [inference_model_view(row) for row in services.store.models.page(caller.entity)]
     return InferenceModels(data=bases + own)
 
 
@@ -103,7 +103,7 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
 def _pin(name: str, caller: Caller, services: Services) -> PinnedPolicy:
     """Choose the version that answers, once for the whole request. Raises NotFoundError, UnavailableError."""
     if name in services.base_models:
-        return services.store.resolve_base(name)
+        return services.store.versions.resolve_base(name)
     parts = _NAME.fullmatch(name)
     if parts is None or parts[1] != caller.entity:
         raise NotFoundError(
@@ -112,7 +112,7 @@ def _pin(name: str, caller: Caller, services: Services) -> PinnedPolicy:
             "model_not_found",
             "model",
         )
-    return services.store.resolve(parts[1], parts[2], parts[3], None if parts[4] is None else int(parts[4]))
+    return services.store.versions.resolve(parts[1], parts[2], parts[3], None if parts[4] is None else int(parts[4]))
 
 
 async def _events(call: EngineCall, annotator: Annotator, id: str) -> AsyncGenerator[bytes]:

@@ -32,7 +32,7 @@ def create_key(
 @router.get("")
 def list_keys(caller: AdminCaller, services: ServicesDep, after: UUID | None = None, limit: Limit = 20) -> Page[ApiKey]:
     """List the entity's keys, including revoked ones, oldest first."""
-    rows = list(services.store.list_keys(caller.entity))
+    rows = list(services.store.keys.all(caller.entity))
     if after is not None:
         ids = [row.id for row in rows]
         if str(after) not in ids:
@@ -50,7 +50,7 @@ def revoke_key(key_id: UUID, caller: AdminCaller, services: ServicesDep) -> KeyR
             "own_key",
             "key_id",
         )
-    if not services.store.revoke_key(str(key_id), caller.entity):
+    if not services.store.keys.revoke(str(key_id), caller.entity):
         raise NotFoundError(
             f"There is no key {key_id}: the id is wrong, or the key belongs to another entity.",
             "key_not_found",

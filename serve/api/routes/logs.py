@@ -46,13 +46,13 @@ def _store_log(
     payload: Payload[LogTrajectories], caller: Caller, services: Services, check_connected: Callable[[], None]
 ) -> LogEntry:
     model_id, log_id = str(payload.envelope.model_id), str(uuid.uuid4())
-    services.store.model(model_id, caller.entity)
+    services.store.models.get(model_id, caller.entity)
     put = partial(services.artifacts.put_blob_file, payload.spool.path)
     with stored(services.artifacts, f"{LOGS}/{log_id}.json.zst", put) as key:
         with storage_errors():
             metrics = services.preparation.log_metrics(key)
         check_connected()
-        row = services.store.add_log(log_id, model_id, caller.entity, payload.envelope.split, key, metrics)
+        row = services.store.logs.add(log_id, model_id, caller.entity, payload.envelope.split, key, metrics)
     return log_view(row)
 
 
@@ -66,5 +66,5 @@ def list_logs(
     split: Name | None = None,
 ) -> Page[LogEntry]:
     """List the model's logs, oldest first."""
-    rows = services.store.logs(str(model_id), caller.entity, limit + 1, str(after) if after else None, split)
+    rows = services.store.logs.page(str(model_id), caller.entity, limit + 1, str(after) if after else None, split)
     return Page.of([log_view(row) for row in rows], limit)

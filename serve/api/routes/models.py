@@ -42,7 +42,7 @@ def create_model(
         available = ", ".join(sorted(services.base_models))
         message = f"there is no base model {quoted(wanted.base_model)} here; this service has: {available}"
         raise InvalidRequestError([Problem(("body", "base_model"), message)], "base_model_not_found")
-    row = services.store.add_model(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
+    row = services.store.models.add(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
     services.preparation.warm_up(wanted.base_model)  # its first job follows as soon as there are samples
     return _with_steps(services, [row])[0]
 
@@ -58,7 +58,7 @@ def list_models(
     name: Name | None = None,
 ) -> Page[Model]:
     """List the entity's models by time of registration."""
-    rows = services.store.models(
+    rows = services.store.models.page(
         caller.entity,
         limit + 1,
         after=str(after) if after else None,
@@ -72,13 +72,13 @@ def list_models(
 @router.get("/{model_id}")
 def get_model(model_id: UUID, caller: InferCaller, services: ServicesDep) -> Model:
     """Return a model."""
-    return _with_steps(services, [services.store.model(str(model_id), caller.entity)])[0]
+    return _with_steps(services, [services.store.models.get(str(model_id), caller.entity)])[0]
 
 
 @router.delete("/{model_id}")
 def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> ModelDeleted:
     """Delete a model with its checkpoints, its logs and the files of its jobs. Open jobs end with training_failed."""
-    deleted = services.store.delete_model(str(model_id), caller.entity)
+    deleted = services.store.models.delete(str(model_id), caller.entity)
     delete_blobs(services.artifacts, deleted.blob_keys)
     delete_job_artifacts(services.artifacts, deleted.job_ids)
     remove_unused_checkpoints(services.store, services.artifacts)
@@ -86,5 +86,5 @@ def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> 
 
 
 def _with_steps(services: Services, rows: Sequence[ModelRow]) -> list[Model]:
-    steps = services.store.newest_steps([row.id for row in rows])
+    steps = services.store.versions.newest_steps([row.id for row in rows])
     return [model_view(row, steps.get(row.id, 0)) for row in rows]

@@ -33,8 +33,8 @@ MAX_IDEMPOTENCY_KEY = 255
 def reject_when_queue_is_full(request: Request, caller: TrainCaller, services: ServicesDep) -> None:
     """A dependency: answer 429 before the client has sent the body. Repeats of a job are never rejected."""
     key = _idempotency_key(request)
-    if key is None or not services.store.knows_idempotency_key(key, caller.entity):
-        services.store.check_room(services.config.limits)
+    if key is None or not services.store.jobs.knows_idempotency_key(key, caller.entity):
+        services.store.jobs.check_room(services.config.limits)
 
 
 # The name makes the operation id that existing clients were generated from.
@@ -69,7 +69,7 @@ def _accept(
 ) -> str:
     """Return the id of the job."""
     offered = OfferedJob(
-        model=services.store.model(str(payload.envelope.model_id), caller.entity),
+        model=services.store.models.get(str(payload.envelope.model_id), caller.entity),
         config=payload.envelope.experimental_config or TrainingConfig(),
         body_sha256=payload.spool.sha256,
         write_payload=partial(services.artifacts.put_blob_file, payload.spool.path),
@@ -99,7 +99,7 @@ def list_training_jobs(
     order: Order = "desc",
 ) -> Page[TrainingJob]:
     """List the entity's jobs in order of acceptance, by default the newest first."""
-    rows = services.store.jobs(
+    rows = services.store.jobs.page(
         caller.entity,
         limit + 1,
         after=str(after) if after else None,
@@ -113,13 +113,13 @@ def list_training_jobs(
 @router.get("/training-jobs/{training_job_id}")
 def get_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
     """Return a job."""
-    return job_view(services.store.job(str(training_job_id), caller.entity))
+    return job_view(services.store.jobs.get(str(training_job_id), caller.entity))
 
 
 @router.post("/training-jobs/{training_job_id}/cancel")
 def cancel_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
     """Cancel a queued job at once, a running job before its next gradient step. An ended job stays unchanged."""
-    return job_view(services.store.request_cancel(str(training_job_id), caller.entity))
+    return job_view(services.store.jobs.request_cancel(str(training_job_id), caller.entity))
 
 
 @router.get("/training-jobs/{training_job_id}/events")
@@ -132,7 +132,7 @@ def list_training_job_events(
 ) -> Page[TrainingJobEvent]:
     """List the events of a job in order. The last one is training_ended or training_failed."""
     seq = 0 if after is None else cursor_number(after, str(training_job_id))
-    rows = services.store.events(str(training_job_id), caller.entity, limit + 1, seq)
+    rows = services.store.jobs.events(str(training_job_id), caller.entity, limit + 1, seq)
     return Page.of([event_view(row) for row in rows], limit)
 
 
@@ -141,7 +141,7 @@ def list_training_job_artifacts(
     training_job_id: UUID, caller: TrainCaller, services: ServicesDep, after: str | None = None, limit: Limit = 100
 ) -> Page[JobArtifact]:
     """List the files that a job wrote, by name: with `plot_tensors`, plots of its packed sequences."""
-    job_id = services.store.job(str(training_job_id), caller.entity).id
+    job_id = services.store.jobs.get(str(training_job_id), caller.entity).id
     sizes = services.artifacts.list_job_artifacts(job_id)
     rest = [JobArtifact(id=name, size_bytes=size) for name, size in sizes.items() if after is None or name > after]
     return Page.of(rest, limit)
@@ -150,7 +150,7 @@ def list_training_job_artifacts(
 @router.get("/training-jobs/{training_job_id}/artifacts/{name}", response_class=Response)
 def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCaller, services: ServicesDep) -> Response:
     """Return the contents of one of the job's files."""
-    job_id = services.store.job(str(training_job_id), caller.entity).id
+    job_id = services.store.jobs.get(str(training_job_id), caller.entity).id
     if name not in services.artifacts.list_job_artifacts(job_id):  # so the name can't lead anywhere else
         raise NotFoundError(
             f"Training job {job_id} has no artifact {quoted(name)}. List its artifacts to see their names.",

@@ -37,7 +37,7 @@ def list_checkpoints(
 ) -> Page[Checkpoint]:
     """List the model's versions by step. Version 0, the untrained policy, is never listed."""
     step = None if after is None else cursor_number(after, str(model_id))
-    rows = services.store.versions(str(model_id), caller.entity, limit + 1, step, order == "desc")
+    rows = services.store.versions.page(str(model_id), caller.entity, limit + 1, step, order == "desc")
     return Page.of([checkpoint_view(row) for row in rows], limit)
 
 
@@ -59,7 +59,7 @@ async def wait_for_versions(
     async def newer() -> Sequence[VersionRow]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
-            rows = await run_in_threadpool(services.store.versions, str(model_id), caller.entity, limit + 1, after)
+            rows = await run_in_threadpool(services.store.versions.page, str(model_id), caller.entity, limit + 1, after)
             remaining = deadline - asyncio.get_running_loop().time()
             if rows or remaining <= 0:
                 return rows
@@ -77,7 +77,7 @@ def delete_checkpoints(
 ) -> CheckpointsDeleted:
     """Delete versions permanently. Completions from them return 404; their steps are never used again."""
     wanted = dict.fromkeys(body.value.steps)
-    deleted = services.store.delete_versions(str(model_id), caller.entity, wanted)
+    deleted = services.store.versions.delete(str(model_id), caller.entity, wanted)
     remove_unused_checkpoints(services.store, services.artifacts)
     return CheckpointsDeleted(
         deleted_count=len(deleted), not_found_steps=[step for step in wanted if step not in deleted]

@@ -109,7 +109,7 @@ def _project(
             "Use a key of that project.",
             "project_id",
         )
-    store = ModelArtsStore(services.store)
+    store = ModelArtsStore(services.store.database)
     return Project(project_id, store, services.config, services.base_models, specs)
 
 

@@ -81,23 +81,23 @@ class AlgorithmJob:
         if self._base_model not in self._base_models:
             raise JobFailedError(f"base_model: this service no longer has base model {self._base_model!r}.")
         project = self._supervision.job.project
-        return self._store.add_model(project, self._options.project, self._options.model_name, self._base_model, True)
+        return self._store.models.add(project, self._options.project, self._options.model_name, self._base_model, True)
 
     def _train(self, model: ModelRow, batch: Batch) -> JobRow:
         """Train on one batch. Returns its training job, which has succeeded."""
         batch.check()
         accepted = self._accept(model, batch)
-        while (job := self._store.job(accepted.id, model.entity)).state in ("queued", "running"):
+        while (job := self._store.jobs.get(accepted.id, model.entity)).state in ("queued", "running"):
             try:
                 self._supervision.wait(POLL_S)
             except JobCancelledError:
-                self._store.request_cancel(accepted.id, model.entity)
+                self._store.jobs.request_cancel(accepted.id, model.entity)
                 raise
         if job.state != "succeeded":
             raise JobFailedError(
                 f"Batch {batch.index} ({batch.places[0]} to {batch.places[-1]}), training job {job.id}: {job.error}"
             )
-        version = self._store.versions(model.id, model.entity, 1, (job.step or 1) - 1)[0]
+        version = self._store.versions.page(model.id, model.entity, 1, (job.step or 1) - 1)[0]
         self._metrics.append(
             {"batch": batch.index, "epoch": batch.epoch, "training_job_id": job.id, "step": job.step, **version.metrics}
         )
@@ -134,7 +134,7 @@ class AlgorithmJob:
         if not self._settings.train_url:
             return
         target = self._storage.resolve(self._settings.train_url)
-        version = self._store.versions(model.id, model.entity, 1, (job.step or 1) - 1)[0]
+        version = self._store.versions.page(model.id, model.entity, 1, (job.step or 1) - 1)[0]
         checkpoint = self._artifacts.pull_checkpoint(version.digest)
         for name in ADAPTER_FILES:
             target.write(f"adapter/{name}", (checkpoint / name).read_bytes())

@@ -1,37 +1,46 @@
-"""The schema of the store's database, and how an older one becomes it: alembic's migrations, in `versions/`.
+"""The schema of the store's database, and its migrations by alembic, in `versions/`.
 
-A change of `tables.py` comes with a migration: a file in `versions/`, numbered in order, and its number here as HEAD.
-Processes of the release before may still be at work, so a migration adds and doesn't take away.
+A change of `tables.py` needs a migration: a file in `versions/` whose revision begins with the next number, and HEAD
+here. Processes of the previous release may still be running, so a migration adds to the schema and removes nothing.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Connection, inspect, literal_column, select, table
 
-HEAD = "0003"
-"""The newest revision; written here so that nobody has to import alembic to see that there is nothing to do."""
+HEAD = "0001_initial"
+"""The newest revision, written here so that opening a current database doesn't import alembic."""
+UNRELEASED = ("0001", "0002", "0003")
+"""Revisions of development versions before the first release."""
 
 
-class NewerStoreError(RuntimeError):
-    """A later release has migrated the database, and this one doesn't know its schema."""
+class SchemaError(RuntimeError):
+    """The database has a schema that this release can't use."""
 
 
 def revision(connection: Connection) -> str | None:
-    """The number of the last migration of a database, None before the first one."""
+    """Return the database's revision, None before its first migration."""
     if not inspect(connection).has_table("alembic_version"):
         return None
-    return connection.scalar(select(literal_column("version_num")).select_from(table("alembic_version")))
+    found: str | None = connection.scalar(select(literal_column("version_num")).select_from(table("alembic_version")))
+    return found
 
 
 def upgrade(connection: Connection) -> None:
-    """Migrates a database, new or old, in the connection's transaction, which must keep other processes out.
+    """Migrate a database, new or old, in the connection's transaction, which must keep other processes out.
 
-    Raises NewerStoreError.
+    Raises SchemaError.
     """
-    if (found := revision(connection) or "") > HEAD:
-        raise NewerStoreError(
-            f"A later release of Tandem has migrated the store's database to schema {found}, and this release knows "
-            f"{HEAD} at most. Install that release, or name another store_url."
+    found = revision(connection)
+    if found in UNRELEASED or (found is None and inspect(connection).has_table("jobs")):
+        raise SchemaError(
+            "The store's database was made by a development version before the first release and can't be migrated. "
+            "Move it away, or set another store_url."
+        )
+    if found is not None and found > HEAD:
+        raise SchemaError(
+            f"The store's database has schema {found}, made by a later release of Tandem; this release supports "
+            f"schemas up to {HEAD}. Install the later release, or set another store_url."
         )
     from alembic import command  # takes half a second
     from alembic.config import Config

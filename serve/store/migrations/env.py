@@ -1,4 +1,4 @@
-"""Run by alembic: migrates the connection that `tandem.serve.store.migrations.upgrade` passes on."""
+"""Run by alembic: migrates the connection that `tandem.serve.store.migrations.upgrade` provides."""
 
 from alembic import context
 

@@ -43,18 +43,23 @@ class Run:
         self.learners = learners or LearnerGroup(self.base.config, self.root, DeadlinesConfig())
         preparation = LocalPreparation(self.base, artifacts)
         self.coordinator = make_coordinator(
-            self.base, Watched(self.store, 30), artifacts, self.learners, preparation=preparation, **self.settings
+            self.base,
+            Watched(self.store.claims, 30),
+            artifacts,
+            self.learners,
+            preparation=preparation,
+            **self.settings,
         )
 
     def to_the_end(self):
         """Run the job until it has ended. Return its row and the digest of its version. The learners stay."""
-        while (job := self.store.jobs("default", 1)[0]).state in ("queued", "running"):
+        while (job := self.store.jobs.page("default", 1)[0]).state in ("queued", "running"):
             assert self.coordinator.run_next(), job.error
         assert job.state == "succeeded", job.error
-        started, *steps, ended = self.store.events(job.id, "default", 1000)
+        started, *steps, ended = self.store.jobs.events(job.id, "default", 1000)
         assert (started.type, ended.type) == ("training_started", "training_ended")
         assert [step.type for step in steps] == ["gradient_step"] * started.data["num_gradient_steps"]
-        return job, self.store.resolve("default", "tests", "m", 1).digest
+        return job, self.store.versions.resolve("default", "tests", "m", 1).digest
 
 
 def store_url(directory):
@@ -74,12 +79,12 @@ def accept_job(directory, num_groups):
     """
     artifacts = Artifacts(str(directory / "artifacts"))
     store = Store(store_url(directory))
-    store.put_initial_version("tandem/tiny", ResolvedBaseModel(base_config()).write_initial_version(artifacts))
-    model = store.add_model("default", "tests", "m", "tandem/tiny", return_existing=False)
+    store.claims.put_initial_version("tandem/tiny", ResolvedBaseModel(base_config()).write_initial_version(artifacts))
+    model = store.models.add("default", "tests", "m", "tandem/tiny", return_existing=False)
     groups = [
         {"trajectories": [trajectory(1.0, 70 + k % 20, 11), trajectory(0.0, 90 + k % 20, 13)]}
         for k in range(num_groups)
     ]
     key = make_job(artifacts, groups).payload_key
-    store.add_job(str(uuid.uuid4()), model.id, key, CONFIG.model_dump(mode="json", exclude_none=True), "0" * 64)
+    store.jobs.add(str(uuid.uuid4()), model.id, key, CONFIG.model_dump(mode="json", exclude_none=True), "0" * 64)
     store.close()

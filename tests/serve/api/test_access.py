@@ -128,7 +128,7 @@ def team(send, services, store):
     job = send("POST", "/v1/preview/training-jobs", "train", json=trained).json()["id"]
     services.artifacts.write_blob(job_artifact_key(job, FILE), b"png")
     create_key(store, "spare", "team", "infer")
-    [key] = [row.id for row in store.list_keys("team") if row.name == "spare"]
+    [key] = [row.id for row in store.keys.all("team") if row.name == "spare"]
     ids = {"model_id": model, "training_job_id": job, "key_id": key, "name": FILE}
     bodies = {
         ("POST", "/v1/preview/training-jobs"): trained,

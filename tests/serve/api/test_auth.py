@@ -12,7 +12,7 @@ def test_a_key_works_until_it_is_revoked(http, store, key):
     assert revoke_key(store, key)
     assert http.get("/v1/models").status_code == 401
     assert http.get("/v1/models", headers={"Authorization": f"Bearer {other}"}).status_code == 200
-    assert revoke_key(store, next(k.id for k in store.list_keys() if k.name == "other")), (
+    assert revoke_key(store, next(k.id for k in store.keys.all() if k.name == "other")), (
         "a key can be revoked by its id"
     )
     assert http.get("/v1/models", headers={"Authorization": f"Bearer {other}"}).status_code == 401
@@ -40,7 +40,7 @@ def test_there_are_three_roles(store):
 
 
 def test_a_role_that_this_release_does_not_know_may_nothing(http, store):
-    store.add_key("k", "team", hashlib.sha256(b"tdm_x").hexdigest(), "owner")
+    store.keys.add("k", "team", hashlib.sha256(b"tdm_x").hexdigest(), "owner")
     assert http.get("/v1/models", headers={"Authorization": "Bearer tdm_x"}).status_code == 403
 
 

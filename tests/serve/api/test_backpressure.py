@@ -64,7 +64,7 @@ def test_a_full_project_takes_no_more_jobs_and_others_do(post, configure, other_
     assert post(headers={"Idempotency-Key": "k"}).json() == first
     assert post(other_project).status_code == 200
     assert len(blobs()) == 3
-    store.fail(claim(), "to make room")
+    store.claims.fail(claim(), "to make room")
     assert post().status_code == 200
 
 
@@ -73,7 +73,7 @@ def test_a_full_service_refuses_before_the_body_is_sent(connect, answer, post, c
     first = post(headers={"Idempotency-Key": "k"}).json()
     status, body = answer(connect(JOBS, "Content-Length: 1000000"))
     assert (status, body["error"]["code"]) == (429, "queue_full")
-    assert_queue_full(post(headers={"Idempotency-Key": "another"}), "1 training jobs wait or run")
+    assert_queue_full(post(headers={"Idempotency-Key": "another"}), "1 training jobs are queued or running")
     assert post(headers={"Idempotency-Key": "k"}).json() == first
     assert post(headers={"Idempotency-Key": "k"}, experimental_config={}).status_code == 409
     assert len(blobs()) == 1

@@ -98,7 +98,7 @@ def test_of_a_store_that_does_not_answer(http, v1, services, monkeypatch):
     def fail(*_):
         raise UnavailableError("The store doesn't answer. Try again in a moment.", "store_unavailable")
 
-    monkeypatch.setattr(services.store, "find_key", fail)
+    monkeypatch.setattr(services.store.keys, "find", fail)
     for method, path in v1:
         check_shape(http.request(method, path), 503)
 
@@ -107,7 +107,7 @@ def test_of_a_bug(http, v1, services, monkeypatch):
     def fail(*_):
         raise KeyError("a secret")
 
-    monkeypatch.setattr(services.store, "find_key", fail)
+    monkeypatch.setattr(services.store.keys, "find", fail)
     for method, path in v1:
         response = http.request(method, path)
         check_shape(response, 500)

@@ -37,7 +37,7 @@ def test_an_unexpected_failure_names_the_request_in_the_answer_and_the_log(http,
     def fail(*_, **__):
         raise KeyError("a secret")
 
-    monkeypatch.setattr(services.store, "models", fail)
+    monkeypatch.setattr(services.store.models, "page", fail)
     with caplog.at_level(logging.ERROR):
         response = http.get("/v1/models")
     assert response.status_code == 500
@@ -71,7 +71,7 @@ def test_a_plain_id_that_comes_with_a_request_is_its_id(http, services, monkeypa
     def fail(*_, **__):
         raise KeyError
 
-    monkeypatch.setattr(services.store, "models", fail)
+    monkeypatch.setattr(services.store.models, "page", fail)
     response = http.get("/v1/models", headers={"X-Request-ID": given})
     # Whoever put it on the request, a client or Serve's proxy, puts it on the response too.
     assert ("x-request-id" in response.headers) == (not is_used)

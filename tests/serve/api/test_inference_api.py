@@ -41,8 +41,8 @@ ANSWER = {
 def trained(store, add_job, claim, model):
     """The model with versions 1 (digest d1) and 2 (d2)."""
     for step in (1, 2):
-        add_job(store.model(model["id"], "team"))
-        store.complete(claim(), PolicyVersion(model["id"], step, f"d{step}"), {})
+        add_job(store.models.get(model["id"], "team"))
+        store.claims.complete(claim(), PolicyVersion(model["id"], step, f"d{step}"), {})
     return model
 
 

@@ -47,20 +47,20 @@ def test_a_key_does_not_revoke_itself(admin):
 
 def test_keys_of_other_entities_are_out_of_reach(admin, store):
     create_key(store, "stranger", "others", "admin")
-    [theirs] = [row.id for row in store.list_keys("others")]
+    [theirs] = [row.id for row in store.keys.all("others")]
     for id in (theirs, uuid.uuid4()):
         assert admin.delete(f"{KEYS}/{id}").status_code == 404
     assert admin.get(KEYS, params={"after": theirs}).status_code == 422
     refused = admin.post(KEYS, json={"name": "k", "role": "train", "entity": "others"})
     assert refused.status_code == 422 and "entity" in refused.json()["error"]["message"]
-    assert store.list_keys("others")[0].revoked_at is None
+    assert store.keys.all("others")[0].revoked_at is None
 
 
 @pytest.mark.parametrize("changes", [{"role": "root"}, {"role": None}, {"name": ""}, {"name": "a\u0000"}, {"x": 1}])
 def test_a_bad_request_makes_no_key(admin, store, changes):
-    before = len(store.list_keys())
+    before = len(store.keys.all())
     assert admin.post(KEYS, json={"name": "k", "role": "infer", **changes}).status_code == 422
-    assert len(store.list_keys()) == before
+    assert len(store.keys.all()) == before
 
 
 def test_keys_are_paged(admin):

@@ -22,7 +22,9 @@ def train(store, add_job, claim, clock):
         for digest in digests:
             add_job(model)
             claimed = claim()
-            store.complete(claimed, PolicyVersion(model.id, claimed.next_step, digest), {"reward_std_dev": spread})
+            store.claims.complete(
+                claimed, PolicyVersion(model.id, claimed.next_step, digest), {"reward_std_dev": spread}
+            )
             clock.advance(1)
 
     return train
@@ -36,7 +38,7 @@ def post(store, clock):
         config = TrainingConfig(kl_penalty_coef=0.1, **options)
         job_id, reference = str(uuid.uuid4()), kl_reference(config, ROOT)
         clock.advance(1)
-        return store.add_job(
+        return store.jobs.add(
             job_id, model.id, f"payloads/{job_id}", config.model_dump(exclude_none=True), "0" * 64, reference=reference
         )
 
@@ -65,7 +67,7 @@ def test_the_reference_is_the_one_that_the_options_name(store, add_model, train,
         post(model, **options)
         claimed = claim()
         assert claimed.reference_digest == digest, options
-        store.fail(claimed, "enough")
+        store.claims.fail(claimed, "enough")
 
 
 @pytest.mark.parametrize(
@@ -88,14 +90,14 @@ def test_the_reference_is_the_one_that_the_options_name(store, add_model, train,
 def test_a_reference_that_can_not_be_is_refused_at_its_option(store, add_model, train, post, options, reason):
     model = add_model()
     train(model, "a" * 64, "b")
-    store.delete_versions(model.id, "team", [1])
+    store.versions.delete(model.id, "team", [1])
     train(add_model(entity="others"), "d" * 64)
     add_model("elsewhere", base_model="another/base")
     with pytest.raises(ConfigError, match=reason) as caught:
         post(model, **options)
     [option] = options
     assert caught.value.field == option
-    assert store.jobs("team", 10, state="queued") == []
+    assert store.jobs.page("team", 10, state="queued") == []
 
 
 def test_a_base_model_without_version_0_is_starting(add_model, post):
@@ -116,7 +118,7 @@ def test_a_lag_counts_from_what_the_jobs_ahead_made(store, add_model, train, add
     train(model, "a")
     add_job(model)
     post(model, kl_penalty_step_lag=1)
-    store.complete(claim(), PolicyVersion(model.id, 2, "b"), {})
+    store.claims.complete(claim(), PolicyVersion(model.id, 2, "b"), {})
     assert claim().reference_digest == "a"
 
 
@@ -124,36 +126,36 @@ def test_files_of_a_pinned_reference_stay_until_the_job_ends(store, add_model, t
     model, other = add_model(), add_model("other")
     train(other, "reference")
     job = post(model, kl_ref_adapter_path="team/project/other:step1")
-    store.delete_model(other.id, "team")
-    assert store.unused_digests() == []
+    store.models.delete(other.id, "team")
+    assert store.garbage.unused_digests() == []
     claimed = claim()
     assert (claimed.id, claimed.reference_digest) == (job.id, "reference")
-    assert store.unused_digests() == []
-    store.fail(claimed, "enough")
-    assert store.unused_digests() == ["reference"]
+    assert store.garbage.unused_digests() == []
+    store.claims.fail(claimed, "enough")
+    assert store.garbage.unused_digests() == ["reference"]
 
 
 def test_files_that_a_lag_may_need_stay_until_the_job_ends(store, clock, add_model, train, add_job, post, claim):
     model, twin = add_model(), add_model("twin")
     train(model, "early", "a", "b")
     train(twin, "a")
-    store.delete_versions(model.id, "team", [1])
+    store.versions.delete(model.id, "team", [1])
     add_job(model)
     post(model, kl_penalty_step_lag=2)
     clock.advance(1)
-    store.delete_versions(model.id, "team", [2])
-    store.delete_versions(twin.id, "team", [1])
-    assert store.unused_digests() == ["early"], "version 1 was deleted before the job came"
+    store.versions.delete(model.id, "team", [2])
+    store.versions.delete(twin.id, "team", [1])
+    assert store.garbage.unused_digests() == ["early"], "version 1 was deleted before the job came"
     ahead = claim()
-    store.complete(ahead, PolicyVersion(model.id, 4, "c"), {})
+    store.claims.complete(ahead, PolicyVersion(model.id, 4, "c"), {})
     claimed = claim()
     assert (claimed.version.step, claimed.reference_digest) == (4, "a")
-    store.requeue(claimed, "A learner died.")
+    store.claims.requeue(claimed, "A learner died.")
     again = claim()
     assert again.reference_digest == "a", "every attempt has the same reference"
-    assert store.unused_digests() == ["early"]
-    store.fail(again, "enough")
-    assert sorted(store.unused_digests()) == ["a", "early"]
+    assert store.garbage.unused_digests() == ["early"]
+    store.claims.fail(again, "enough")
+    assert sorted(store.garbage.unused_digests()) == ["a", "early"]
 
 
 def test_a_lag_to_a_version_deleted_before_fails_the_job_with_the_reason(
@@ -161,13 +163,13 @@ def test_a_lag_to_a_version_deleted_before_fails_the_job_with_the_reason(
 ):
     model = add_model()
     train(model, "a", "b")
-    store.delete_versions(model.id, "team", [2])
+    store.versions.delete(model.id, "team", [2])
     add_job(model)
     job, following = post(model, kl_penalty_step_lag=1), add_job(model)
-    store.complete(claim(), PolicyVersion(model.id, 3, "c"), {})
+    store.claims.complete(claim(), PolicyVersion(model.id, 3, "c"), {})
     assert claim() is None
-    assert store.job(job.id, "team").state == "failed"
-    [event] = store.events(job.id, "team", 10)
+    assert store.jobs.get(job.id, "team").state == "failed"
+    [event] = store.jobs.events(job.id, "team", 10)
     assert "kl_penalty_step_lag: version 2 of team/project/agent" in event.data["error_message"]
     assert claim().id == following.id
 
@@ -177,9 +179,9 @@ def test_a_claim_knows_the_reward_spread_of_earlier_jobs(store, add_model, train
     train(model, "a", spread=0.5)
     train(other, "x", spread=0.9)
     add_job(model)
-    store.fail(claim(), "enough")
+    store.claims.fail(claim(), "enough")
     train(model, "b", spread=0.25)
-    store.delete_versions(model.id, "team", [1])
-    store.forget_digest("a")
+    store.versions.delete(model.id, "team", [1])
+    store.garbage.forget_digest("a")
     add_job(model)
     assert claim().reward_std_devs == (0.5, 0.25), "also of versions that are gone"

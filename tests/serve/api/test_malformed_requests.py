@@ -373,4 +373,4 @@ def test_what_is_odd_but_clear_is_taken(http, model, store):
     twice = twice.replace("Model_id", "model_id")
     as_text = {"Content-Type": "text/plain; charset=latin-1"}  # what curl and fetch say of JSON unless told otherwise
     assert http.post(JOBS, content=twice, headers=as_text).status_code == 200
-    assert len(store.jobs("team", limit=100)) == len(odd) + 1
+    assert len(store.jobs.page("team", limit=100)) == len(odd) + 1

@@ -15,9 +15,9 @@ def train(store, add_job, claim, services, model):
     def train(*digests):
         for digest in digests:
             (services.artifacts.checkpoints_dir / digest).mkdir(exist_ok=True)
-            add_job(store.model(model["id"], "team"))
+            add_job(store.models.get(model["id"], "team"))
             claimed = claim()
-            store.complete(claimed, PolicyVersion(model["id"], claimed.next_step, digest), {"reward": 0.5})
+            store.claims.complete(claimed, PolicyVersion(model["id"], claimed.next_step, digest), {"reward": 0.5})
 
     return train
 

@@ -37,14 +37,14 @@ def learning(store, claim):
             if job is None:
                 continue
             try:
-                store.record_event(job, "training_started", {"num_sequences": outcome["steps"]})
+                store.claims.record_event(job, "training_started", {"num_sequences": outcome["steps"]})
                 for _ in range(outcome["steps"]):
-                    store.record_event(job, "gradient_step", METRICS)
+                    store.claims.record_event(job, "gradient_step", METRICS)
                 if outcome["fail"]:
-                    store.fail(job, outcome["fail"])
+                    store.claims.fail(job, outcome["fail"])
                 else:
                     digest = f"digest-{job.next_step}"
-                    store.complete(job, PolicyVersion(job.model_id, job.next_step, digest), {"reward": 0.5})
+                    store.claims.complete(job, PolicyVersion(job.model_id, job.next_step, digest), {"reward": 0.5})
             except LeaseLostError:
                 pass  # the test has deleted the model
 
@@ -99,8 +99,8 @@ def test_training_goes_step_by_step(backend, learning, wandb):
 
 def test_checkpoints_are_paged_and_deleted(backend, learning, store, model, add_job):
     for _ in range(22):
-        add_job(store.model(model["id"], "team"))
-    wait_until(lambda: len(store.versions(model["id"], "team", 100)) == 22)
+        add_job(store.models.get(model["id"], "team"))
+    wait_until(lambda: len(store.versions.page(model["id"], "team", 100)) == 22)
 
     async def run():
         model = await registered(backend)
@@ -131,7 +131,7 @@ def test_deleting_the_model_ends_a_waiting_client(backend, store):
     async def run():
         model = await registered(backend)
         waiting = asyncio.create_task(backend.train(model, [group()]))
-        await asyncio.to_thread(wait_until, lambda: store.jobs("team", 1))
+        await asyncio.to_thread(wait_until, lambda: store.jobs.page("team", 1))
         await backend.delete(model)
         with pytest.raises(RuntimeError, match="was deleted"):
             await asyncio.wait_for(waiting, 60)
@@ -166,7 +166,7 @@ def test_logging(backend, store):
         await backend._client.models.log(model_id=model.id, split="val", trajectory_groups=[group()])
         return model.id
 
-    [entry] = store.logs(asyncio.run(run()), "team", 10)
+    [entry] = store.logs.page(asyncio.run(run()), "team", 10)
     assert (entry.split, entry.metrics["reward"]) == ("val", 0.5)
 
 

@@ -49,7 +49,7 @@ def test_an_unexpected_failure_logs_neither_keys_nor_headers(http, key, services
     def fail(*_, **__):
         raise KeyError("unexpected")
 
-    monkeypatch.setattr(services.store, "model", fail)
+    monkeypatch.setattr(services.store.models, "get", fail)
     with caplog.at_level(logging.DEBUG, "tandem"):
         job = {"model_id": "6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", "trajectory_groups": groups()}
         response = http.post("/v1/preview/training-jobs", json=job, headers={"Idempotency-Key": key})
@@ -61,7 +61,7 @@ def test_an_unexpected_failure_logs_neither_keys_nor_headers(http, key, services
 
 def test_a_refused_write_does_not_tell_what_was_to_be_written(store, add_model):
     model = add_model()
-    with pytest.raises(IntegrityError) as caught, store._write() as session:
+    with pytest.raises(IntegrityError) as caught, store.database.write() as session:
         session.add(
             ApiKeyRow(id=model.id, name=None, entity=REASONING, key_sha256=REASONING, created_at=store._clock())
         )

@@ -57,13 +57,13 @@ def test_the_life_of_a_job_as_the_api_shows_it(http, post, store, clock, claim, 
     assert (queued["state"], queued["attempt"], queued["step"], queued["started_at"]) == ("queued", 0, None, None)
     clock.advance(60)
     claimed = claim()
-    store.record_event(claimed, "training_started", {"num_sequences": 2})
-    store.record_event(claimed, "logprobs_rescored", {"num_tokens": 9})
-    store.record_event(claimed, "gradient_step", {"loss/train": 0.25})
+    store.claims.record_event(claimed, "training_started", {"num_sequences": 2})
+    store.claims.record_event(claimed, "logprobs_rescored", {"num_tokens": 9})
+    store.claims.record_event(claimed, "gradient_step", {"loss/train": 0.25})
     running = http.get(url).json()
     assert (running["state"], running["attempt"], running["num_events"]) == ("running", 1, 3)
     assert (running["created_at"], running["started_at"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z")
-    store.complete(claimed, PolicyVersion(model["id"], 1, "d"), {})
+    store.claims.complete(claimed, PolicyVersion(model["id"], 1, "d"), {})
     ended = http.get(url).json()
     assert (ended["state"], ended["step"], ended["error"]) == ("succeeded", 1, None)
     events = http.get(f"{url}/events").json()["data"]
@@ -85,9 +85,9 @@ def test_events_are_paged_from_a_cursor(http, post, store, claim):
         "last_id": None,
         "has_more": False,
     }
-    store.record_event(claimed, "training_started", {"num_sequences": 4})
+    store.claims.record_event(claimed, "training_started", {"num_sequences": 4})
     for step in range(4):
-        store.record_event(claimed, "gradient_step", {"loss/train": float(step)})
+        store.claims.record_event(claimed, "gradient_step", {"loss/train": float(step)})
     page = http.get(url, params={"limit": 3}).json()
     assert (len(page["data"]), page["has_more"]) == (3, True)
     rest = http.get(url, params={"after": page["last_id"]}).json()
@@ -118,7 +118,7 @@ def test_cancelling(http, post, store, claim):
     assert http.post(f"{JOBS}/{queued}/cancel").json()["state"] == "cancelled"
     answer = http.post(f"{JOBS}/{running}/cancel").json()
     assert (answer["state"], answer["cancel_requested"]) == ("running", True)
-    store.cancel(claimed)
+    store.claims.cancel(claimed)
     assert http.post(f"{JOBS}/{running}/cancel").json()["state"] == "cancelled"
     [event] = http.get(f"{JOBS}/{queued}/events").json()["data"]
     assert event["type"] == "training_failed"
@@ -197,7 +197,7 @@ def test_a_model_deleted_meanwhile_leaves_no_payload(post, http, model, store, s
 
     def put_late(file, key):
         put(file, key)
-        store.delete_model(model["id"], "team")
+        store.models.delete(model["id"], "team")
 
     monkeypatch.setattr(services.artifacts, "put_blob_file", put_late)
     assert post().status_code == 404

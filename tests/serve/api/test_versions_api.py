@@ -22,9 +22,9 @@ def url(model):
 def train(store, add_job, claim, model):
     def train(*digests):
         for digest in digests:
-            add_job(store.model(model["id"], "team"))
+            add_job(store.models.get(model["id"], "team"))
             claimed = claim()
-            store.complete(claimed, PolicyVersion(model["id"], claimed.next_step, digest), {})
+            store.claims.complete(claimed, PolicyVersion(model["id"], claimed.next_step, digest), {})
 
     return train
 
@@ -82,8 +82,8 @@ def test_many_may_wait_without_blocking_the_others(base_url, key, url):
 
 def test_a_client_that_hangs_up_ends_the_polling(connect, hang_up, url, store, monkeypatch):
     polls = []
-    versions = store.versions
-    monkeypatch.setattr(store, "versions", lambda *args: polls.append(time.monotonic()) or versions(*args))
+    versions = store.versions.page
+    monkeypatch.setattr(store.versions, "page", lambda *args: polls.append(time.monotonic()) or versions(*args))
     connection = connect(f"{url}?wait=60", method="GET")
     wait_until(lambda: len(polls) > 1)
     hang_up(connection)

@@ -24,13 +24,13 @@ spool = Spool(artifacts.spool_dir)
 spool.write(b"what was sent")
 spool.finish()
 with stored(artifacts, "payloads/job", partial(artifacts.put_blob_file, spool.path)) as key:
-    Store(url).add_job("6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", model_id, key, {}, "0" * 64)
+    Store(url).jobs.add("6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", model_id, key, {}, "0" * 64)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 OPEN = """
 import sys
 from tandem.serve.store.store import Store
-Store(sys.argv[1]).put_initial_version("base", sys.argv[2])
+Store(sys.argv[1]).claims.put_initial_version("base", sys.argv[2])
 """
 
 
@@ -55,5 +55,5 @@ def test_processes_that_start_together_share_a_new_store(new_url):
         results = list(pool.map(lambda digest: run(OPEN, new_url, digest), "abc"))
     assert [result.returncode for result in results] == [0, 0, 0], [result.stderr for result in results]
     store = Store(new_url)
-    assert store.initial_versions()["base"] in "abc"
+    assert store.versions.initial_digests()["base"] in "abc"
     store.close()

@@ -23,8 +23,8 @@ def ahead(**time):
 
 def test_what_nothing_refers_to_goes_when_it_is_old(store, add_model, artifacts):
     model = add_model()
-    store.add_job(str(uuid.uuid4()), model.id, "payloads/of_a_job", {}, "0" * 64)
-    store.add_log(str(uuid.uuid4()), model.id, "team", "val", "logs/of_a_log", {})
+    store.jobs.add(str(uuid.uuid4()), model.id, "payloads/of_a_job", {}, "0" * 64)
+    store.logs.add(str(uuid.uuid4()), model.id, "team", "val", "logs/of_a_log", {})
     lost = ["logs/lost", "payloads/lost"]
     for key in ("payloads/of_a_job", "logs/of_a_log", *lost, "jobs/1/picture.png"):
         artifacts.write_blob(key, b"x")
@@ -56,5 +56,5 @@ def test_an_empty_store_of_artifacts_is_swept(store, artifacts):
 def test_many_blobs_are_asked_about_in_parts(store, add_model):
     model = add_model()
     keys = [f"payloads/{number}" for number in range(1200)]
-    store.add_job(str(uuid.uuid4()), model.id, keys[1100], {}, "0" * 64)
-    assert store.unknown_blobs(keys) == keys[:1100] + keys[1101:]
+    store.jobs.add(str(uuid.uuid4()), model.id, keys[1100], {}, "0" * 64)
+    assert store.garbage.unknown_blobs(keys) == keys[:1100] + keys[1101:]

@@ -71,7 +71,7 @@ def start(config, store, modelarts):
 
 
 def next_job(claim, store):
-    wait_until(lambda: store.next_queued("tandem/tiny") is not None)
+    wait_until(lambda: store.claims.next_queued("tandem/tiny") is not None)
     return claim()
 
 
@@ -80,7 +80,7 @@ def test_each_batch_becomes_a_training_job_and_a_version(start, write_data, vers
     running, _ = start()
     for step in (1, 2):
         job = next_job(claim, store)
-        store.complete(job, PolicyVersion(job.model_id, step, f"digest-{step}"), {"reward": 0.5})
+        store.claims.complete(job, PolicyVersion(job.model_id, step, f"digest-{step}"), {"reward": 0.5})
     running.result()
     assert any("version 2" in line for line in modelarts.logs.read(version.id, "worker-0.log", 1, 100))
 
@@ -93,9 +93,9 @@ def test_a_resumed_job_finds_its_training_jobs(start, write_data, version, store
     with pytest.raises(RunnerStoppedError):
         first.result()
     second, _ = start()
-    store.complete(job, PolicyVersion(job.model_id, 1, "digest"), {})
+    store.claims.complete(job, PolicyVersion(job.model_id, 1, "digest"), {})
     second.result()
-    assert len(store.jobs("team", 10)) == 1
+    assert len(store.jobs.page("team", 10)) == 1
 
 
 def test_it_waits_for_room_in_the_queue(start, write_data, version, modelarts, store, claim, add_job, add_model):
@@ -103,10 +103,10 @@ def test_it_waits_for_room_in_the_queue(start, write_data, version, modelarts, s
     other = add_job(add_model("other"))
     running, _ = start()
     wait_until(lambda: modelarts.jobs.version("team", version.job_id, version.id).error)
-    assert [job.id for job in store.jobs("team", 10)] == [other.id]
+    assert [job.id for job in store.jobs.page("team", 10)] == [other.id]
     for _ in range(2):
         job = next_job(claim, store)
-        store.complete(job, PolicyVersion(job.model_id, 1, f"digest-{job.model_id}"), {})
+        store.claims.complete(job, PolicyVersion(job.model_id, 1, f"digest-{job.model_id}"), {})
     running.result()
 
 
@@ -114,7 +114,7 @@ def test_the_error_names_a_training_job_that_fails(start, write_data, version, s
     write_data(groups(1))
     running, _ = start()
     job = next_job(claim, store)
-    store.fail(job, "the learners ran out of memory")
+    store.claims.fail(job, "the learners ran out of memory")
     with pytest.raises(JobFailedError, match=f"{job.id}.*out of memory"):
         running.result()
 

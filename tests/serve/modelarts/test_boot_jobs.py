@@ -43,7 +43,7 @@ class Project:
             resource_specs=[{"spec_id": 500, "spec_code": "small", "num_cpus": 0.5, "max_num": 4}],
         )
         self.service_store = Store(self.config.resolved_store_url)
-        self.store = ModelArtsStore(self.service_store)
+        self.store = ModelArtsStore(self.service_store.database)
         self.bucket = home / "projects" / "team" / "bucket"
         (self.bucket / "data").mkdir(parents=True)
         self.code("print('hello')")

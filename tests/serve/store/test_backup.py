@@ -53,7 +53,7 @@ def make_version(store, artifacts, claimed, value):
     state = LearnerState(adapter={"lora_A.weight": torch.full((2, 2), float(value))}, optimizer={})
     checkpoint = write_checkpoint(artifacts.checkpoints_dir, state, {"r": 2}, {"step": claimed.next_step})
     artifacts.push_checkpoint(checkpoint.digest)
-    store.complete(claimed, PolicyVersion(claimed.model_id, claimed.next_step, checkpoint.digest), {})
+    store.claims.complete(claimed, PolicyVersion(claimed.model_id, claimed.next_step, checkpoint.digest), {})
     return checkpoint.digest
 
 
@@ -95,7 +95,7 @@ def test_a_service_on_a_restored_backup_answers_as_before(
         verify_checkpoint(files.pull_checkpoint(digest))
     # The job that was open is trained from its payload, and makes the next version.
     assert files.read_blob(open_job.payload_key) == b"the payload"
-    claimed = restored.claim_next(BASE, "coordinator", 30)
+    claimed = restored.claims.claim_next(BASE, "coordinator", 30)
     assert (claimed.id, claimed.next_step) == (open_job.id, 2)
     assert make_version(restored, files, claimed, 3) not in digests
     assert not (home / "artifacts/spool/half-a-request").exists()

@@ -27,8 +27,8 @@ on_postgres = pytest.mark.parametrize("store_url", ["postgresql"], indirect=True
         ("mysql://user:secret@host/db", "names mysql"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
-        ("sqlite:///tandem.db", "the whole path"),
-        ("sqlite:////proc/self/nothing/tandem.db", "in /proc/self/nothing, which can't be made"),
+        ("sqlite:///tandem.db", "absolute path"),
+        ("sqlite:////proc/self/nothing/tandem.db", "in /proc/self/nothing, which can't be created"),
     ],
 )
 def test_a_url_that_cannot_be_a_store_is_refused(url, reason):
@@ -48,7 +48,7 @@ def test_without_its_driver_postgresql_is_refused_with_the_remedy(monkeypatch):
 def test_postgresql_goes_by_any_of_its_names(store_url, name):
     url = make_url(store_url).set(drivername=name).render_as_string(hide_password=False)
     store = Store(url)
-    assert not store.has_keys()
+    assert not store.keys.exist()
     store.close()
 
 
@@ -76,20 +76,20 @@ def test_the_command_line_says_in_a_sentence_what_is_wrong_with_the_store(url, s
 def test_connections_that_the_server_closed_are_replaced(store_url, store, add_model, postgres):
     """As after a restart of the server."""
     add_model("before")
-    with pytest.raises(UnavailableError, match="doesn't answer"), store._write() as session:
+    with pytest.raises(UnavailableError, match="doesn't answer"), store.database.write() as session:
         session.connection()
         disconnect_all(postgres, store_url)
-        store.add_model("team", "project", "between", "tandem/tiny", False)  # on another connection
+        store.models.add("team", "project", "between", "tandem/tiny", False)  # on another connection
         session.connection().exec_driver_sql("SELECT 1")
     disconnect_all(postgres, store_url)
-    assert [model.name for model in store.models("team")] == ["before", "between"]
+    assert [model.name for model in store.models.page("team")] == ["before", "between"]
 
 
 @on_postgres
 def test_a_process_that_stops_in_a_transaction_does_not_stop_the_others(store_url, store, add_model):
     model = add_model()
     stopped = Store(with_query(store_url, options="-c idle_in_transaction_session_timeout=200ms"))
-    with pytest.raises(UnavailableError), stopped._write() as session:
+    with pytest.raises(UnavailableError), stopped.database.write() as session:
         stopped_row = session.get(type(model), model.number, with_for_update=True)
         stopped_row.name = "changed"
         session.flush()
@@ -97,7 +97,7 @@ def test_a_process_that_stops_in_a_transaction_does_not_stop_the_others(store_ur
         add_job_with(store, model)
         assert time.monotonic() - started < 20, "it waited for the lock of a process that had stopped"
     stopped.close()
-    assert store.model(model.id, "team").name == "agent"
+    assert store.models.get(model.id, "team").name == "agent"
 
 
 @on_both
@@ -105,7 +105,7 @@ def test_waiting_for_a_lock_has_an_end(store_url, store, add_model):
     model = add_model()
     query = {"timeout": "0.2"} if "sqlite" in store_url else {"options": "-c lock_timeout=200ms"}
     hurried = Store(with_query(store_url, **query))
-    with store._write() as session:
+    with store.database.write() as session:
         session.get(type(model), model.number, with_for_update=True)
         with pytest.raises(UnavailableError, match="doesn't answer"):
             add_job_with(hurried, model)
@@ -116,12 +116,12 @@ def test_waiting_for_a_lock_has_an_end(store_url, store, add_model):
 @on_postgres
 def test_a_server_process_that_hangs_is_given_up_and_replaced(store, claim, monkeypatch):
     monkeypatch.setattr(postgres_connections, "ANSWER_S", 0.5)
-    with store._read() as session:
+    with store.database.read() as session:
         pid = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
     os.kill(pid, signal.SIGSTOP)
     try:
         assert claim() is None  # the pool finds that its connection hangs, and opens another
-        with pytest.raises(UnavailableError, match="doesn't answer"), store._read() as session:
+        with pytest.raises(UnavailableError, match="doesn't answer"), store.database.read() as session:
             other = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
             assert other != pid
             session.connection().exec_driver_sql("SELECT pg_sleep(1000)")
@@ -145,7 +145,7 @@ def test_what_protects_postgresql_users_is_set(postgres):
 
 
 def add_job_with(store, model):
-    return store.add_job(str(uuid.uuid4()), model.id, "payloads/1", {}, "0" * 64)
+    return store.jobs.add(str(uuid.uuid4()), model.id, "payloads/1", {}, "0" * 64)
 
 
 def with_query(url, **query):

@@ -18,7 +18,7 @@ def post(store):
     def post(model, key=None, body="0" * 64, through=store, **limits):
         job_id = str(uuid.uuid4())
         payload = f"payloads/{job_id}"
-        return through.add_job(job_id, model.id, payload, {}, body, key, limits=LimitsConfig(**limits))
+        return through.jobs.add(job_id, model.id, payload, {}, body, key, limits=LimitsConfig(**limits))
 
     return post
 
@@ -49,14 +49,14 @@ def test_concurrent_repeats_of_an_idempotency_key_make_one_job(store, add_model,
     for key in ("first", "second", "third"):
         jobs = at_once(lambda own, key=key: post(model, key, through=own))
         assert len({job.id for job in jobs}) == 1
-    assert len(store.jobs("team", 10)) == 3
+    assert len(store.jobs.page("team", 10)) == 3
 
 
 def test_of_concurrent_bodies_under_one_idempotency_key_one_wins(store, add_model, post, at_once):
     model, bodies = add_model(), iter([str(i) * 64 for i in range(8)])
     outcomes = at_once(lambda own: post(model, "key", next(bodies), through=own))
     refused = [outcome for outcome in outcomes if isinstance(outcome, ConflictError)]
-    [job] = store.jobs("team", 10)
+    [job] = store.jobs.page("team", 10)
     assert len(refused) == 7
     assert all(job.id in str(error) for error in refused)
 
@@ -66,30 +66,30 @@ def test_concurrent_jobs_do_not_exceed_the_limits(store, add_model, post, at_onc
     turns = iter(models * 4)
     outcomes = at_once(lambda own: post(next(turns), through=own, max_open_jobs_per_project=5))
     assert sum(isinstance(outcome, QueueFullError) for outcome in outcomes) == 3
-    others = [store.add_model("team", f"project-{number}", "agent", "tandem/tiny", False) for number in range(8)]
+    others = [store.models.add("team", f"project-{number}", "agent", "tandem/tiny", False) for number in range(8)]
     turns = iter(others)
     outcomes = at_once(lambda own: post(next(turns), through=own, max_open_jobs=7))
     assert sum(isinstance(outcome, QueueFullError) for outcome in outcomes) == 6
-    assert len(store.jobs("team", 20)) == 7
+    assert len(store.jobs.page("team", 20)) == 7
 
 
 def test_projects_are_limited_apart(store, add_model, post):
     model = add_model()
-    elsewhere = store.add_model("team", "another-project", "agent", "tandem/tiny", False)
+    elsewhere = store.models.add("team", "another-project", "agent", "tandem/tiny", False)
     namesake = add_model(entity="others")
     post(model, max_open_jobs_per_project=1)
-    with pytest.raises(QueueFullError, match="1 training jobs of project team/project wait or run already, and 1 may"):
+    with pytest.raises(QueueFullError, match="team/project"):
         post(model, max_open_jobs_per_project=1)
     post(elsewhere, max_open_jobs_per_project=1)
     post(namesake, max_open_jobs_per_project=1)
-    with pytest.raises(QueueFullError, match="3 training jobs wait or run already, and 3 may"):
+    with pytest.raises(QueueFullError, match="limit is 3"):
         post(namesake, max_open_jobs=3)
 
 
 def test_jobs_that_ended_make_room(store, add_model, post, claim):
     model = add_model()
     post(model, max_open_jobs=1)
-    store.fail(claim(), "no")
+    store.claims.fail(claim(), "no")
     post(model, max_open_jobs=1)
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indi
 @pytest.fixture
 def lose_next_answer(store, monkeypatch):
     """The next commit of a write happens, but ends as if the connection had broken."""
-    dialect, is_armed = store._engine.dialect, threading.Event()
+    dialect, is_armed = store.database._engine.dialect, threading.Event()
     commit = dialect.do_commit
 
     def commit_and_break(connection):
@@ -24,7 +24,7 @@ def lose_next_answer(store, monkeypatch):
         commit(connection)
         raise dialect.loaded_dbapi.OperationalError("the connection is lost")
 
-    @event.listens_for(store._writer, "commit")
+    @event.listens_for(store.database._writer, "commit")
     def before_commit(_connection):
         if is_armed.is_set():
             is_armed.clear()
@@ -35,23 +35,23 @@ def lose_next_answer(store, monkeypatch):
 
 @pytest.fixture
 def events(store):
-    return lambda job: [event.type for event in store.events(job.id, "team", 100)]
+    return lambda job: [event.type for event in store.jobs.events(job.id, "team", 100)]
 
 
 def test_a_job_runs_to_one_end(store, add_model, add_job, claim, lose_next_answer, events):
     model = add_model()
     job = add_job(model)
-    patient, claimed = PatientStore(store, publish_s=30), claim()
+    patient, claimed = PatientStore(store.claims, publish_s=30), claim()
     lose_next_answer()
     patient.record_event(claimed, "training_started", {})
     for index in range(2):
         lose_next_answer()
         patient.record_event(claimed, "gradient_step", {"loss/train": 0.5}, index)
     lose_next_answer()
-    with pytest.raises(LeaseLostError, match="succeeded already"):
+    with pytest.raises(LeaseLostError, match="already succeeded"):
         patient.complete(claimed, PolicyVersion(model.id, 1, "d1"), {})
     assert events(job) == ["training_started", "gradient_step", "gradient_step", "training_ended"]
-    assert [version.step for version in store.versions(model.id, "team", 10)] == [1]
+    assert [version.step for version in store.versions.page(model.id, "team", 10)] == [1]
     assert claim() is None
 
 
@@ -60,8 +60,8 @@ def test_a_job_is_given_back_once(store, add_model, add_job, claim, lose_next_an
     add_job(add_model())
     claimed = claim()
     lose_next_answer()
-    with pytest.raises(LeaseLostError, match="queued already"):
-        getattr(PatientStore(store, publish_s=30), give_back)(claimed, "The service was stopped.")
+    with pytest.raises(LeaseLostError, match="already queued"):
+        getattr(PatientStore(store.claims, publish_s=30), give_back)(claimed, "The service was stopped.")
     again = claim()
     assert (again.attempt, again.num_tries) == (2, tries)
 

@@ -20,7 +20,7 @@ def train(store, add_job, claim):
     def train(model, digest):
         add_job(model)
         claimed = claim()
-        store.complete(claimed, PolicyVersion(model.id, claimed.next_step, digest), {})
+        store.claims.complete(claimed, PolicyVersion(model.id, claimed.next_step, digest), {})
 
     return train
 
@@ -29,9 +29,9 @@ def test_a_name_is_registered_once(store, add_model):
     model = add_model()
     assert add_model().id == model.id
     with pytest.raises(ConflictError, match="return_existing"):
-        store.add_model("team", "project", "agent", "tandem/tiny", return_existing=False)
+        store.models.add("team", "project", "agent", "tandem/tiny", return_existing=False)
     with pytest.raises(ConflictError, match="on base model tandem/tiny"):
-        store.add_model("team", "project", "agent", "another/base", return_existing=True)
+        store.models.add("team", "project", "agent", "another/base", return_existing=True)
     assert add_model(entity="others").id != model.id
 
 
@@ -39,7 +39,7 @@ def test_concurrent_registrations_agree(store_url, store):
     def register(_):
         own = Store(store_url)
         try:
-            return own.add_model("team", "project", "same", "tandem/tiny", return_existing=True).id
+            return own.models.add("team", "project", "same", "tandem/tiny", return_existing=True).id
         finally:
             own.close()
 
@@ -49,29 +49,29 @@ def test_concurrent_registrations_agree(store_url, store):
 
 def test_times_come_back_with_their_time_zone(store, clock, add_model):
     model = add_model()
-    assert store.model(model.id, "team").created_at == clock.now
-    assert store.model(model.id, "team").created_at.tzinfo == UTC
+    assert store.models.get(model.id, "team").created_at == clock.now
+    assert store.models.get(model.id, "team").created_at.tzinfo == UTC
 
 
 def test_a_deleted_name_is_free_again_and_its_steps_start_over(store, add_model, train):
     first = add_model()
     train(first, "a")
-    assert store.delete_model(first.id, "team").num_checkpoints == 1
+    assert store.models.delete(first.id, "team").num_checkpoints == 1
     with pytest.raises(NotFoundError):
-        store.model(first.id, "team")
+        store.models.get(first.id, "team")
     with pytest.raises(NotFoundError, match="team/project/agent"):
-        store.resolve("team", "project", "agent", None)
+        store.versions.resolve("team", "project", "agent", None)
     second = add_model()
     assert second.id != first.id
-    assert store.resolve("team", "project", "agent", None).step == 0
+    assert store.versions.resolve("team", "project", "agent", None).step == 0
 
 
 def test_names_resolve_to_versions(store, add_model, train):
     model = add_model()
-    assert store.resolve("team", "project", "agent", None).digest == "0" * 64
+    assert store.versions.resolve("team", "project", "agent", None).digest == "0" * 64
     train(model, "a")
     train(model, "b")
-    resolved = {step: store.resolve("team", "project", "agent", step) for step in (None, 0, 1, 2)}
+    resolved = {step: store.versions.resolve("team", "project", "agent", step) for step in (None, 0, 1, 2)}
     assert {step: (policy.step, policy.digest) for step, policy in resolved.items()} == {
         None: (2, "b"),
         0: (0, "0" * 64),
@@ -79,15 +79,15 @@ def test_names_resolve_to_versions(store, add_model, train):
         2: (2, "b"),
     }
     with pytest.raises(NotFoundError, match="hasn't been trained yet"):
-        store.resolve("team", "project", "agent", 3)
+        store.versions.resolve("team", "project", "agent", 3)
 
 
 def test_a_base_model_without_version_0_is_starting(store, add_model):
     add_model("early", base_model="another/base")
     for resolve in (
-        lambda: store.resolve("team", "project", "early", None),
-        lambda: store.resolve("team", "project", "early", 0),
-        lambda: store.resolve_base("another/base"),
+        lambda: store.versions.resolve("team", "project", "early", None),
+        lambda: store.versions.resolve("team", "project", "early", 0),
+        lambda: store.versions.resolve_base("another/base"),
     ):
         with pytest.raises(UnavailableError, match="another/base is still starting"):
             resolve()
@@ -97,14 +97,14 @@ def test_deleted_steps_are_never_used_again(store, add_model, train):
     model = add_model()
     train(model, "a")
     train(model, "b")
-    assert store.delete_versions(model.id, "team", [2, 5, 0]) == (2,)
-    assert store.resolve("team", "project", "agent", None).step == 1
+    assert store.versions.delete(model.id, "team", [2, 5, 0]) == (2,)
+    assert store.versions.resolve("team", "project", "agent", None).step == 1
     with pytest.raises(NotFoundError, match="team/project/agent:step2: it was deleted"):
-        store.resolve("team", "project", "agent", 2)
+        store.versions.resolve("team", "project", "agent", 2)
     train(model, "c")
-    assert [v.step for v in store.versions(model.id, "team", 10)] == [1, 3]
-    assert store.delete_versions(model.id, "team", [1, 3]) == (1, 3)
-    assert store.resolve("team", "project", "agent", None).step == 0, "version 0 always answers"
+    assert [v.step for v in store.versions.page(model.id, "team", 10)] == [1, 3]
+    assert store.versions.delete(model.id, "team", [1, 3]) == (1, 3)
+    assert store.versions.resolve("team", "project", "agent", None).step == 0, "version 0 always answers"
 
 
 def test_files_go_when_the_last_version_with_their_digest_has_gone(store, add_model, add_job, claim, train):
@@ -113,14 +113,14 @@ def test_files_go_when_the_last_version_with_their_digest_has_gone(store, add_mo
     train(two, "shared")
     train(one, "mine")
     train(two, "0" * 64)
-    store.delete_versions(one.id, "team", [1, 2])
-    assert store.unused_digests() == ["mine"]
-    store.delete_versions(two.id, "team", [1, 2])
-    assert sorted(store.unused_digests()) == ["mine", "shared"], "version 0's files are needed for ever"
-    store.forget_digest("mine")
-    assert store.unused_digests() == ["shared"]
+    store.versions.delete(one.id, "team", [1, 2])
+    assert store.garbage.unused_digests() == ["mine"]
+    store.versions.delete(two.id, "team", [1, 2])
+    assert sorted(store.garbage.unused_digests()) == ["mine", "shared"], "version 0's files are needed for ever"
+    store.garbage.forget_digest("mine")
+    assert store.garbage.unused_digests() == ["shared"]
     with pytest.raises(NotFoundError, match="was deleted"):
-        store.resolve("team", "project", "one", 2)
+        store.versions.resolve("team", "project", "one", 2)
 
 
 def test_files_that_a_running_job_started_from_stay(store, add_model, add_job, claim, train):
@@ -128,10 +128,10 @@ def test_files_that_a_running_job_started_from_stay(store, add_model, add_job, c
     train(model, "start")
     add_job(model)
     claimed = claim()
-    store.delete_versions(model.id, "team", [1])
-    assert store.unused_digests() == []
-    store.complete(claimed, PolicyVersion(model.id, 2, "next"), {})
-    assert store.unused_digests() == ["start"]
+    store.versions.delete(model.id, "team", [1])
+    assert store.garbage.unused_digests() == []
+    store.claims.complete(claimed, PolicyVersion(model.id, 2, "next"), {})
+    assert store.garbage.unused_digests() == ["start"]
 
 
 def test_files_that_a_running_job_may_make_again_stay(store, add_model, add_job, claim, train):
@@ -140,19 +140,19 @@ def test_files_that_a_running_job_may_make_again_stay(store, add_model, add_job,
     train(one, "second")
     add_job(two)
     repeating = claim()  # from version 0, as the job that made "first"
-    store.delete_versions(one.id, "team", [1, 2])
-    assert store.unused_digests() == ["second"]
-    store.complete(repeating, PolicyVersion(two.id, 1, "first"), {})
-    assert store.unused_digests() == ["second"], "now a version needs them"
-    store.delete_versions(two.id, "team", [1])
-    assert sorted(store.unused_digests()) == ["first", "second"]
+    store.versions.delete(one.id, "team", [1, 2])
+    assert store.garbage.unused_digests() == ["second"]
+    store.claims.complete(repeating, PolicyVersion(two.id, 1, "first"), {})
+    assert store.garbage.unused_digests() == ["second"], "now a version needs them"
+    store.versions.delete(two.id, "team", [1])
+    assert sorted(store.garbage.unused_digests()) == ["first", "second"]
 
 
 def test_versions_page_in_both_directions(store, add_model, train):
     model = add_model()
     for digest in "abcde":
         train(model, digest)
-    versions = lambda **page: [v.step for v in store.versions(model.id, "team", **page)]  # noqa: E731
+    versions = lambda **page: [v.step for v in store.versions.page(model.id, "team", **page)]  # noqa: E731
     assert versions(limit=2) == [1, 2]
     assert versions(limit=2, after=2) == [3, 4]
     assert versions(limit=2, newest_first=True) == [5, 4]
@@ -163,26 +163,26 @@ def test_entities_see_only_their_own(store, add_model, add_job):
     model = add_model()
     job = add_job(model)
     for look in (
-        lambda: store.model(model.id, "others"),
-        lambda: store.versions(model.id, "others", 10),
-        lambda: store.delete_versions(model.id, "others", [1]),
-        lambda: store.delete_model(model.id, "others"),
-        lambda: store.logs(model.id, "others", 10),
-        lambda: store.job(job.id, "others"),
-        lambda: store.events(job.id, "others", 10),
-        lambda: store.request_cancel(job.id, "others"),
-        lambda: store.resolve("others", "project", "agent", None),
+        lambda: store.models.get(model.id, "others"),
+        lambda: store.versions.page(model.id, "others", 10),
+        lambda: store.versions.delete(model.id, "others", [1]),
+        lambda: store.models.delete(model.id, "others"),
+        lambda: store.logs.page(model.id, "others", 10),
+        lambda: store.jobs.get(job.id, "others"),
+        lambda: store.jobs.events(job.id, "others", 10),
+        lambda: store.jobs.request_cancel(job.id, "others"),
+        lambda: store.versions.resolve("others", "project", "agent", None),
     ):
         with pytest.raises(NotFoundError):
             look()
-    assert store.models("others") == []
-    assert store.jobs("others", 10) == []
+    assert store.models.page("others") == []
+    assert store.jobs.page("others", 10) == []
 
 
 def test_jobs_are_listed_newest_first(store, add_model, add_job, claim):
     one, two = add_model("one"), add_model("two")
     jobs = [add_job(model) for model in (one, two, one)]
-    ids = lambda **query: [job.id for job in store.jobs("team", **{"limit": 10, **query})]  # noqa: E731
+    ids = lambda **query: [job.id for job in store.jobs.page("team", **{"limit": 10, **query})]  # noqa: E731
     assert ids() == [jobs[2].id, jobs[1].id, jobs[0].id]
     assert ids(limit=1) == [jobs[2].id]
     assert ids(after=jobs[2].id) == [jobs[1].id, jobs[0].id]
@@ -199,12 +199,12 @@ def test_an_idempotency_key_makes_one_job(store, add_model, add_job):
     with pytest.raises(ConflictError, match=job.id):
         add_job(model, key="k", body="2" * 64)
     assert add_job(add_model("other"), key="k", body="2" * 64).id != job.id
-    assert len(store.jobs("team", 10)) == 2
+    assert len(store.jobs.page("team", 10)) == 2
 
 
 def test_no_job_for_a_deleted_model(store, add_model, add_job):
     model = add_model()
-    store.delete_model(model.id, "team")
+    store.models.delete(model.id, "team")
     with pytest.raises(NotFoundError):
         add_job(model)
 
@@ -214,19 +214,19 @@ def test_logs_go_with_their_model(store, add_model, add_job):
     job = add_job(model)
     ids = [str(uuid.uuid4()) for _ in range(3)]
     for log_id, split in zip(ids, ("train", "val", "train"), strict=True):
-        store.add_log(log_id, model.id, "team", split, f"logs/{log_id}", {"reward": 0.5})
-    assert [row.id for row in store.logs(model.id, "team", 2)] == ids[:2]
-    assert [row.id for row in store.logs(model.id, "team", 2, after=ids[1])] == ids[2:]
-    assert [row.id for row in store.logs(model.id, "team", 9, split="train")] == [ids[0], ids[2]]
-    assert set(store.delete_model(model.id, "team").blob_keys) == {job.payload_key, *(f"logs/{i}" for i in ids)}
+        store.logs.add(log_id, model.id, "team", split, f"logs/{log_id}", {"reward": 0.5})
+    assert [row.id for row in store.logs.page(model.id, "team", 2)] == ids[:2]
+    assert [row.id for row in store.logs.page(model.id, "team", 2, after=ids[1])] == ids[2:]
+    assert [row.id for row in store.logs.page(model.id, "team", 9, split="train")] == [ids[0], ids[2]]
+    assert set(store.models.delete(model.id, "team").blob_keys) == {job.payload_key, *(f"logs/{i}" for i in ids)}
 
 
 def test_keys_are_found_by_their_hash_until_revoked(store):
-    key = store.add_key("laptop", "team", "a" * 64, "train")
-    assert store.has_keys()
-    assert store.find_key("a" * 64).entity == "team"
-    assert store.find_key("b" * 64) is None
-    assert store.revoke_key(key.id)
-    assert store.find_key("a" * 64) is None
-    assert not store.revoke_key("unknown")
-    assert [k.name for k in store.list_keys()] == ["laptop"]
+    key = store.keys.add("laptop", "team", "a" * 64, "train")
+    assert store.keys.exist()
+    assert store.keys.find("a" * 64).entity == "team"
+    assert store.keys.find("b" * 64) is None
+    assert store.keys.revoke(key.id)
+    assert store.keys.find("a" * 64) is None
+    assert not store.keys.revoke("unknown")
+    assert [k.name for k in store.keys.all()] == ["laptop"]

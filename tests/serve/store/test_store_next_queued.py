@@ -12,7 +12,7 @@ def foreseen(store):
     """The id of the next job."""
 
     def foreseen(base_model="tandem/tiny"):
-        job = store.next_queued(base_model)
+        job = store.claims.next_queued(base_model)
         return job and job.id
 
     return foreseen
@@ -20,7 +20,7 @@ def foreseen(store):
 
 def test_it_carries_what_its_batch_follows_from(store, add_model, add_job):
     job = add_job(add_model(), config={"learning_rate": 1e-3})
-    queued = store.next_queued("tandem/tiny")
+    queued = store.claims.next_queued("tandem/tiny")
     assert (queued.id, queued.payload_key, queued.config.learning_rate) == (job.id, job.payload_key, 1e-3)
 
 
@@ -34,7 +34,7 @@ def test_it_is_the_one_claimed_next_also_behind_a_running_one(store, clock, add_
         claimed = claim()
         order.append((claimed.id, expected))
         if (behind := foreseen()) is not None:
-            store.complete(claimed, PolicyVersion(claimed.model_id, claimed.next_step, "d"), {})
+            store.claims.complete(claimed, PolicyVersion(claimed.model_id, claimed.next_step, "d"), {})
             assert foreseen() == behind
     assert len(order) == 5 and all(claimed == expected for claimed, expected in order)
 
@@ -47,6 +47,6 @@ def test_cancelled_running_and_foreign_jobs_are_not(store, add_model, add_job, c
     claim()
     assert foreseen() is None
     cancelled, last = add_job(model), add_job(model)
-    store.request_cancel(cancelled.id, "team")
+    store.jobs.request_cancel(cancelled.id, "team")
     assert foreseen() == last.id
     assert foreseen("another/base") is not None

@@ -1,12 +1,9 @@
-"""The tables as they were when migrations began.
-
-A database from before has them, but for columns that came later, all of them nullable; it gets what it lacks.
-"""
+"""All tables of the first release."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0001_initial"
 down_revision = None
 
 _metadata = sa.MetaData()
@@ -19,6 +16,7 @@ sa.Table(
     sa.Column("name", _NAME, nullable=False),
     sa.Column("entity", _NAME, nullable=False),
     sa.Column("key_sha256", _DIGEST, nullable=False, unique=True),
+    sa.Column("role", sa.String(16), nullable=False),
     sa.Column("created_at", _TIME, nullable=False),
     sa.Column("revoked_at", _TIME),
 )
@@ -75,11 +73,13 @@ _jobs = sa.Table(
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("body_sha256", _DIGEST, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("num_handed_back", sa.Integer, nullable=False),
     sa.Column("owner", sa.String(255)),
     sa.Column("lease_expires_at", _TIME, nullable=False),
     sa.Column("start_digest", _DIGEST),
     sa.Column("reference_digest", _DIGEST),
     sa.Column("reference_lag", sa.Integer),
+    sa.Column("waiting_for", sa.Text),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("num_events", sa.Integer, nullable=False),
     sa.Column("num_gradient_steps", sa.Integer, nullable=False),
@@ -114,14 +114,78 @@ _logs = sa.Table(
     sa.Column("created_at", _TIME, nullable=False),
 )
 sa.Index("logs_model", _logs.c.model_id, _logs.c.number)
+sa.Table(
+    "training_configs",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("project", _NAME, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("description", sa.String(256), nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.UniqueConstraint("project", "name", name="training_configs_name"),
+)
+_user_jobs = sa.Table(
+    "user_jobs",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("project", _NAME, nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("description", sa.String(256), nullable=False),
+    sa.Column("num_versions", sa.Integer, nullable=False),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.Column("deleted_at", _TIME),
+)
+sa.Index(
+    "user_jobs_live_name",
+    _user_jobs.c.project,
+    _user_jobs.c.name,
+    unique=True,
+    sqlite_where=_LIVE,
+    postgresql_where=_LIVE,
+)
+_user_job_versions = sa.Table(
+    "user_job_versions",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.Integer, sa.ForeignKey("user_jobs.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("pre_version_id", sa.Integer),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("stop_requested", sa.Boolean, nullable=False),
+    sa.Column("submission_prefix", sa.String(64), nullable=False),
+    sa.Column("num_submissions", sa.Integer, nullable=False),
+    sa.Column("log_offsets", sa.JSON, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(255)),
+    sa.Column("lease_expires_at", _TIME, nullable=False),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.Column("started_at", _TIME),
+    sa.Column("ended_at", _TIME),
+    sa.Column("deleted_at", _TIME),
+    sa.UniqueConstraint("job_id", "number", name="user_job_versions_number"),
+)
+sa.Index("user_job_versions_status", _user_job_versions.c.status, _user_job_versions.c.id)
+sa.Table(
+    "user_job_logs",
+    _metadata,
+    sa.Column("version_id", sa.Integer, sa.ForeignKey("user_job_versions.id"), primary_key=True),
+    sa.Column("file", sa.String(64), primary_key=True),
+    sa.Column("first_line", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("num_lines", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+sa.Table(
+    "dataset_versions",
+    _metadata,
+    sa.Column("project", _NAME, primary_key=True),
+    sa.Column("dataset_id", _NAME, primary_key=True),
+    sa.Column("version", _NAME, primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+)
 
 
 def upgrade() -> None:
-    connection = op.get_bind()
-    _metadata.create_all(connection)
-    inspector = sa.inspect(connection)
-    for table in _metadata.sorted_tables:
-        there = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                op.add_column(table.name, sa.Column(column.name, column.type))
+    _metadata.create_all(op.get_bind(), checkfirst=False)

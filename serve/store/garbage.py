@@ -1,0 +1,65 @@
+"""Finds files that no row needs any more: payloads, and checkpoints of deleted versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import aliased
+
+from tandem.serve.store.database import Database
+from tandem.serve.store.tables import InitialVersionRow, JobRow, LogRow, VersionRow, is_open
+
+KEYS_PER_QUERY = 500  # databases limit the parameters of a query
+
+
+class Garbage:
+    def __init__(self, database: Database):
+        self._database = database
+
+    def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
+        """Return the keys that are the payload of neither a job nor a log."""
+        known: set[str] = set()
+        with self._database.read() as session:
+            for start in range(0, len(keys), KEYS_PER_QUERY):
+                asked = keys[start : start + KEYS_PER_QUERY]
+                known.update(session.scalars(select(JobRow.payload_key).where(JobRow.payload_key.in_(asked))))
+                known.update(session.scalars(select(LogRow.payload_key).where(LogRow.payload_key.in_(asked))))
+        return [key for key in keys if key not in known]
+
+    def unused_digests(self) -> Sequence[str]:
+        """Return checkpoints of deleted versions that no version of any model and no open job needs any more."""
+        dead, live, lagged = VersionRow, aliased(VersionRow), aliased(VersionRow)
+        needed_by_version = select(live.step).where(live.digest == dead.digest, live.deleted_at.is_(None)).exists()
+        needed_by_job = (
+            select(JobRow.number)
+            .where(is_open(), or_(JobRow.start_digest == dead.digest, JobRow.reference_digest == dead.digest))
+            .exists()
+        )
+        # A job with a reference lag may need any version that existed when it was accepted.
+        needed_by_lag = (
+            select(JobRow.number)
+            .join(lagged, lagged.model_id == JobRow.model_id)
+            .where(is_open(), JobRow.reference_lag.is_not(None), lagged.deleted_at > JobRow.created_at)
+            .where(lagged.digest == dead.digest)
+            .exists()
+        )
+        # A job that started where the deleted version's job started may make the same checkpoint. It would find the
+        # files, keep them as they are, and then lose them.
+        maker, repeating = aliased(JobRow), aliased(JobRow)
+        needed_by_repetition = (
+            select(repeating.number)
+            .join(maker, maker.start_digest == repeating.start_digest)
+            .where(is_open(repeating), maker.model_id == dead.model_id, maker.step == dead.step)
+            .exists()
+        )
+        is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == dead.digest).exists()
+        with self._database.read() as session:
+            dead_digests = select(dead.digest).where(dead.deleted_at.is_not(None)).distinct()
+            needed = needed_by_version | needed_by_job | needed_by_lag | needed_by_repetition | is_initial
+            return session.scalars(dead_digests.where(~needed)).all()
+
+    def forget_digest(self, digest: str) -> None:
+        """Delete the rows of deleted versions with this digest, once its files are gone."""
+        with self._database.write() as session:
+            session.execute(delete(VersionRow).where(VersionRow.digest == digest, VersionRow.deleted_at.is_not(None)))
