@@ -1,1 +1,1 @@
-"""What benchmarks/compare_losses.py is made of: runs that differ in their loss alone, and what they say."""
+"""The parts of benchmarks/compare_losses.py: runs that differ only in their loss, and their evaluation."""

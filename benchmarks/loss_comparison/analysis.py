@@ -1,4 +1,4 @@
-"""What runs say: numbers of one run, means with confidence intervals over seeds, differences with their p-values."""
+"""Statistics: numbers of one run, means with confidence intervals over seeds, and differences with p-values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """mean +- t(n - 1, (1 + level) / 2) s / sqrt(n), s with n - 1 in its denominator."""
+    """Return mean +- t(n - 1, (1 + level) / 2) s / sqrt(n), s with n - 1 in its denominator."""
     n = len(values)
     if n < 2 or any(math.isnan(value) for value in values):
         return Interval(fmean(values) if values else math.nan, math.nan, n)
@@ -34,29 +34,29 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def area_under_curve(versions: Sequence[int], rewards: Sequence[float]) -> float:
-    """By trapezoids, over the versions' span: the mean reward on the way."""
+    """Return the area by trapezoids, divided by the span of the versions: the mean reward during the run."""
     pairs = list(zip(versions, rewards, strict=True))
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(pairs))
     return area / (versions[-1] - versions[0])
 
 
 def steps_to_threshold(versions: Sequence[int], rewards: Sequence[float], threshold: float) -> int | None:
-    """The first evaluated version at or above the threshold; None where none is: the run is censored at its end."""
+    """Return the first evaluated version at or above the threshold; None if the run is censored at its end."""
     return next((v for v, reward in zip(versions, rewards, strict=True) if reward >= threshold), None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run in numbers."""
+    """The numbers of one run."""
 
     final_reward: float
     """Mean of the last two evaluations."""
     area: float
     steps: float
-    """To the threshold; the number of versions where it wasn't reached."""
+    """To the threshold; the number of versions if it wasn't reached."""
     is_censored: bool
     kl_base: float
-    """Of the last version, as the next."""
+    """Of the last version, like `entropy`."""
     entropy: float
     grad_norm: float
     """Before clipping; mean over the gradient steps of all jobs."""
@@ -96,17 +96,17 @@ def _step_mean(jobs: Sequence[Mapping[str, Any]], metric: str) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """A configuration less the baseline, seed by seed: same tasks, same evaluation, same first rollouts."""
+    """A configuration minus the baseline, seed by seed: same tasks, same evaluation, same first rollouts."""
 
     interval: Interval
     p_value: float
     """Of the paired t test that the mean difference is 0."""
     adjusted_p_value: float = math.nan
-    """By Holm, over the comparisons of a table."""
+    """Adjusted by Holm's method over the comparisons of a table."""
 
 
 def paired_difference(own: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """Over the seeds that both have."""
+    """Compare over the seeds that both have."""
     seeds = sorted(own.keys() & baseline.keys())
     differences = [own[seed] - baseline[seed] for seed in seeds]
     interval = t_interval(differences)
@@ -118,9 +118,9 @@ def paired_difference(own: Mapping[int, float], baseline: Mapping[int, float]) -
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979, A simple sequentially rejective multiple test procedure); NaN stay as they are.
+    """Return p-values adjusted by Holm (1979, A simple sequentially rejective multiple test procedure); NaN stay NaN.
 
-    The k-th smallest of m is multiplied by m - k + 1, and is at least what the one before became, at most 1.
+    The k-th smallest of m is multiplied by m - k + 1. It is at least the adjusted value of the one before, at most 1.
     """
     order = sorted((index for index, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     adjusted, highest = list(p_values), 0.0

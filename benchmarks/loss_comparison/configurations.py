@@ -1,4 +1,4 @@
-"""The loss functions that are compared: each a name, what it overrides in the training options, and what it is."""
+"""The loss functions that are compared, each with a name, its training options and a description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Family = Literal["cispo", "ppo", "importance sampling level", "off-policy correc
 
 @dataclass(frozen=True)
 class Configuration:
-    """One loss. `overrides` are fields of TrainingConfig; what they leave out has the service's default."""
+    """One loss. `overrides` are fields of TrainingConfig; all others have the service's default."""
 
     name: str
     family: Family
@@ -20,12 +20,12 @@ class Configuration:
     meaning: str
 
     def training_config(self, **common: Any) -> TrainingConfig:
-        """The options of each job of a run, `common` being those that all runs share."""
+        """Return the options of each job of a run. `common` are the options that all runs share."""
         return TrainingConfig(**common, **self.overrides)
 
 
 BASELINE = "cispo"
-"""What every other configuration is compared with: the service's default."""
+"""The service's default, which every other configuration is compared with."""
 
 CONFIGURATIONS = (
     Configuration("cispo", "cispo", {}, "The default: CISPO with epsilon 1 and epsilon_high 4."),
@@ -111,7 +111,7 @@ CONFIGURATIONS = (
         "cispo-kl-moving",
         "KL and advantages",
         {"kl_penalty_coef": 0.1, "kl_penalty_step_lag": 1},
-        "The same penalty against the version before, which moves along.",
+        "The same penalty against the previous version, which changes with each job.",
     ),
     Configuration(
         "cispo-unscaled",
@@ -150,8 +150,8 @@ TRL_DIFFERENCES = (
 
 
 def configuration(name: str) -> Configuration:
-    """By its name. Raises ValueError, with the names there are."""
+    """Return the configuration of this name. Raise ValueError, with the known names, if there is none."""
     known = {found.name: found for found in (*CONFIGURATIONS, *TRL_CONFIGURATIONS)}
     if name not in known:
-        raise ValueError(f"There is no configuration {name!r}. There are: {', '.join(known)}.")
+        raise ValueError(f"There is no configuration {name!r}. Choose one of: {', '.join(known)}.")
     return known[name]

@@ -1,7 +1,7 @@
-"""Making the runs that aren't there yet: one after the other in this process, or as tasks of a Ray cluster.
+"""Execution of the missing runs: one after the other in this process, or as tasks of a Ray cluster.
 
-Only this process writes results, each as soon as it is there. So a cluster needs no shared disk, and whatever was
-finished before a kill is kept.
+Only this process writes results, each as soon as it has it. So a cluster needs no shared disk, and runs that finished
+before a kill are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Stored = Mapping[str, StoredBatches]
 
 
 def execute(request: RunRequest, stored: StoredBatches | None, progress: Callable[[str], None]) -> dict[str, Any]:
-    """One run, wherever this is called."""
+    """Execute one run in this process."""
     from loss_comparison import replay, training_run, trl_peer
 
     if request.kind == "replay":
@@ -35,7 +35,7 @@ def execute(request: RunRequest, stored: StoredBatches | None, progress: Callabl
 
 
 class Failures(list[tuple[RunRequest, BaseException]]):
-    """Runs that raised. The others go on."""
+    """Runs that raised an error. The others continue."""
 
     def __str__(self) -> str:
         return "\n".join(f"{request.label}: {type(error).__name__}: {error}" for request, error in self)
@@ -46,7 +46,7 @@ def run_here(requests: Sequence[RunRequest], stored: Stored, results: Results, c
     with _bar(console, len(requests)) as (advance, describe):
         for request in requests:
             if results.get(request) is not None:
-                advance(f"{request.label}: another process has made it meanwhile")
+                advance(f"{request.label}: made by another process in the meantime")
                 continue
             began = time.monotonic()
             try:
@@ -66,9 +66,9 @@ def run_on_ray(
     requests: Sequence[RunRequest], stored: Stored, results: Results, console: Console, cpus: float, gpus: float,
     idle_timeout_s: float,
 ) -> Failures:  # fmt: skip
-    """As Ray tasks of `cpus` and `gpus` each, on the cluster that this process has joined.
+    """Execute the runs as Ray tasks of `cpus` and `gpus` each, on the cluster that this process has joined.
 
-    Raises TimeoutError when no run ends within `idle_timeout_s`.
+    Raise TimeoutError if no run ends within `idle_timeout_s`.
     """
     import ray
 
@@ -95,8 +95,8 @@ def run_on_ray(
             describe(f"{len(running)} runs on {ray.cluster_resources().get('CPU', 0):g} CPUs")
             if running and time.monotonic() - last > idle_timeout_s:
                 raise TimeoutError(
-                    f"No run has ended for {idle_timeout_s:g} s. Each needs {cpus:g} CPUs and {gpus:g} GPUs on one "
-                    f"node, and free are {ray.available_resources()}. Ask for less (--cpus, --gpus), or wait longer "
+                    f"No run has ended for {idle_timeout_s:g} s. Each needs {cpus:g} CPUs and {gpus:g} GPUs on a node; "
+                    f"{ray.available_resources()} is free. Request less (--cpus, --gpus) or wait longer "
                     "(--idle-timeout)."
                 )
     return failures
@@ -104,7 +104,7 @@ def run_on_ray(
 
 @contextmanager
 def ray_connection(package: Path, token_file: Path) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS (as in a job submitted to it), else a new Ray on this machine alone.
+    """Connect to the cluster of RAY_ADDRESS (as in a submitted job), else to a new Ray on this machine.
 
     Its workers get this package and one torch thread each.
     """
@@ -139,7 +139,7 @@ def _line(request: RunRequest, result: Mapping[str, Any], wall_s: float) -> str:
 
 @contextmanager
 def _bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
-    """`advance` counts a run and prints its line, which also shows where there is no terminal."""
+    """`advance` counts a run and prints its line, also without a terminal."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),

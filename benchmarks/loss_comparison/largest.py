@@ -1,4 +1,4 @@
-"""The default task: naming the largest of three numbers, which the tiny model guesses at first."""
+"""The default task: name the largest of three numbers. The untrained tiny model guesses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_EVAL_TASKS = 1024
 
 
 class Largest(toy.Largest):
-    """All ordered triples of different numbers from 1 to 20, of which 1024 are kept for evaluation."""
+    """All ordered triples of different numbers from 1 to 20; 1024 of them are kept for evaluation."""
 
     def tasks(self, split: Split) -> Sequence[Numbers]:
         triples = list(itertools.permutations(range(1, MAX_NUMBER + 1), 3))

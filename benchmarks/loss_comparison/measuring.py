@@ -1,4 +1,4 @@
-"""The ruler: what every policy version is measured by, whoever trained it.
+"""The ruler: the same measurement for every policy version, whichever trainer made it.
 
 One rollout on each evaluation task of the run's seed, with the same random numbers each time, at temperature 1.
 """
@@ -31,13 +31,13 @@ class Measurement:
     reward: float
     """Mean over the evaluation tasks."""
     kl_base: float | None = None
-    """Of a detailed measurement, as the next. Mean of log pi - log pi_base over the sampled tokens: the plain estimate
-    of KL(pi || pi_base) per token. The non-negative one (k3) has a variance that explodes where pi has learnt to avoid
-    what the base model says."""
+    """Only in a detailed measurement, like the fields below. Mean of log pi - log pi_base over the sampled tokens, the
+    plain estimate of KL(pi || pi_base) per token. The variance of the non-negative estimate (k3) explodes where pi has
+    learnt to avoid answers of the base model."""
     entropy: float | None = None
     """Mean over the sampled tokens of the entropy of pi, exact at each."""
     sampler_learner_difference: float | None = None
-    """Largest distance between the logprob that the sampler gave a token and the learner's."""
+    """Largest distance between the sampler's and the learner's logprob of a token."""
 
     def record(self) -> dict[str, float]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -45,7 +45,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Ruler:
-    """Evaluates versions. `policy` is only borrowed: it has its own adapter again afterwards."""
+    """Evaluates versions. `policy` has its own adapter again afterwards."""
 
     sampler: Sampler
     policy: Policy
@@ -64,7 +64,7 @@ class Ruler:
         return cls(sampler, policy, base, environment, tasks, seed, settings)
 
     def measure(self, version: int, adapter: Adapter) -> Measurement:
-        """In detail for the last version only: scoring costs more than sampling."""
+        """Measure a version, in detail only for the last one: scoring costs more than sampling."""
         groups = sample_groups(self, version, adapter, self.tasks, 1, f"eval/{self.seed}")
         trajectories = [group.trajectories[0] for group in groups]
         reward = fmean(trajectory.reward for trajectory in trajectories)
@@ -92,7 +92,7 @@ class Ruler:
 
     @torch.no_grad()
     def _scores(self, adapter: Adapter, rows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and entropy [N] of the sampled tokens of all rows, on the CPU."""
+        """Return logprobs and entropy [N] of the sampled tokens of all rows, on the CPU."""
         self.policy.load_adapter_state(adapter)
         logprobs, entropies = [], []
         for row in rows:
@@ -106,7 +106,7 @@ class Ruler:
 def sample_groups(
     ruler: Ruler, version: int, adapter: Adapter, tasks: Sequence[Any], group_size: int, stream: str
 ) -> list[TrajectoryGroup]:
-    """Rollouts of `version` on each task, in order. Raises RuntimeError when one fails: runs would differ in tasks."""
+    """Roll out `version` on each task, in order. Raise RuntimeError if a rollout fails: runs would differ in tasks."""
     ruler.sampler.load(version, adapter)
     ruler.sampler.reseed(stream)
 

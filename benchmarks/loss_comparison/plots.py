@@ -1,4 +1,4 @@
-"""Learning curves, and what differs from the baseline, as PNG."""
+"""Learning curves and differences from the baseline, as PNG."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from loss_comparison.configurations import BASELINE, CONFIGURATIONS, TRL_CONFIGU
 from loss_comparison.summary import Cell, Replayed
 
 COUNTERPARTS = {"trl-grpo": "ppo", "trl-cispo": "cispo"}
-"""The peer's panel also shows what it is the peer of."""
+"""The peer's panel also shows its counterpart."""
 COLORS = plt.get_cmap("tab10").colors
 
 
 def plot_curves(cells: Sequence[Cell], threshold: float, path: Path) -> None:
-    """Mean reward of each version with its interval over seeds: a row per lag, a panel per family."""
+    """Plot the mean reward of each version with its interval over seeds: a row per lag, a panel per family."""
     families = list(dict.fromkeys(found.family for found in (*CONFIGURATIONS, *TRL_CONFIGURATIONS)))
     lags = sorted({cell.lag for cell in cells})
     families = [family for family in families if any(_family(cell.name) == family for cell in cells)]
@@ -70,7 +70,7 @@ def _curve(axes: Axes, cell: Cell, color: object, style: str, label: str) -> Non
 
 
 def plot_areas(cells: Sequence[Cell], path: Path) -> None:
-    """The area under each curve: interval and single seeds, lags side by side, the baseline's mean as a line."""
+    """Plot the area under each curve: interval and single seeds, lags side by side, the baseline's mean as a line."""
     lags = sorted({cell.lag for cell in cells})
     names = list(dict.fromkeys(cell.name for cell in cells))
     figure, grid = plt.subplots(
@@ -85,7 +85,7 @@ def plot_areas(cells: Sequence[Cell], path: Path) -> None:
             if cell.name == BASELINE:
                 axes.axvline(interval.mean, color="black", linestyle="--", linewidth=0.8)
         axes.set_title(f"lag {lag}")
-        axes.set_xlabel("area under the learning curve (mean reward on the way)")
+        axes.set_xlabel("area under the learning curve (mean reward during the run)")
         axes.grid(alpha=0.2, axis="x")
     grid[0][0].set_yticks(range(len(names)), names)
     grid[0][0].invert_yaxis()
@@ -94,7 +94,7 @@ def plot_areas(cells: Sequence[Cell], path: Path) -> None:
 
 
 def plot_replay(replays: Sequence[Replayed], path: Path) -> None:
-    """How each loss's gradient points compared with the baseline's, per stored batch."""
+    """Plot the cosine of each loss's gradient with the baseline's, per stored batch."""
     others = [one for one in replays if one.name != BASELINE]
     columns = max(len(one.cosines) for one in others)
     figure, axes = plt.subplots(figsize=(0.55 * columns + 3.4, 0.3 * len(others) + 1.3), layout="constrained")

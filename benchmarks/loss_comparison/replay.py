@@ -1,11 +1,11 @@
-"""Replay: every loss on the same stored batches, so that nothing but the loss differs.
+"""Replay: every loss on the same stored batches, so that only the loss differs.
 
-The batches are rolled out once, by the fixed sequence of policies that the baseline makes, and stored with the adapter
-of the version that each was trained on. A loss is then looked at in two ways:
+The batches are rolled out once, by the sequence of policies that the baseline makes, and stored with the adapter of the
+version that each was trained on. A loss is then examined in two ways:
 
-- at the stored policies: its gradient over the whole of each batch, compared with the baseline's at the same weights;
-- on its own path: trained from the base model through all batches in order, then measured. Now its policy departs
-  from the stored ones, as offline training does.
+- at the stored policies: its gradient over each whole batch, compared with the baseline's at the same weights;
+- on its own path: trained from the base model through all batches in order, then measured. Its policy departs from the
+  stored ones, as in offline training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tandem.rl.trajectories import TrajectoryGroup
 
 @dataclass(frozen=True)
 class StoredBatches:
-    """Batch k as JSON, and the adapter of version k, which the baseline trained it on."""
+    """Batch k as JSON, and the adapter of version k, from which the baseline trained on it."""
 
     batches: tuple[bytes, ...]
     adapters: tuple[bytes, ...]
@@ -55,7 +55,7 @@ class StoredBatches:
         return safetensors_torch.load(self.adapters[index])
 
     def write(self, directory: Path) -> None:
-        """The manifest comes last: a directory without one isn't complete."""
+        """Write the manifest last: a directory without one isn't complete."""
         for index, (batch, adapter) in enumerate(zip(self.batches, self.adapters, strict=True)):
             write_atomically(directory / f"batch-{index:03}.json", batch)
             write_atomically(directory / f"adapter-{index:03}.safetensors", adapter)
@@ -63,7 +63,7 @@ class StoredBatches:
 
     @classmethod
     def read(cls, directory: Path) -> StoredBatches:
-        """Raises ValueError, naming the file, where one isn't as it was written."""
+        """Raise ValueError, with the file's name, if a file has changed."""
         digests = json.loads((directory / "digests.json").read_bytes())
 
         def read(kind: str, pattern: str) -> tuple[bytes, ...]:
@@ -72,14 +72,14 @@ class StoredBatches:
                 file = directory / pattern.format(index)
                 found.append(file.read_bytes())
                 if _sha256(found[-1]) != digest:
-                    raise ValueError(f"{file} has been changed since it was stored. Remove {directory}: it is remade.")
+                    raise ValueError(f"{file} has changed since it was stored. Remove {directory} to remake it.")
             return tuple(found)
 
         return cls(read("batches", "batch-{:03}.json"), read("adapters", "adapter-{:03}.safetensors"))
 
 
 def stored_batches(directory: Path, settings: Settings, seed: int, lag: int, progress: Progress) -> StoredBatches:
-    """Those of this seed and lag, made on the first call."""
+    """Return the batches of this seed and lag, made on the first call."""
     key = json.dumps([FORMAT, settings.model_dump(mode="json"), seed, lag], sort_keys=True)
     place = directory / f"replay-{_sha256(key.encode())[:16]}"
     if (place / "digests.json").exists():
@@ -103,10 +103,10 @@ def _roll_out(settings: Settings, seed: int, lag: int, progress: Progress) -> St
 
 
 def replay(request: RunRequest, stored: StoredBatches, progress: Progress = lambda what: None) -> dict[str, Any]:
-    """The result of one loss on the stored batches. Its curve has one record per batch, and the version after it."""
+    """Return the result of one loss on the stored batches, with a record per batch for the version after it."""
     settings, seed = request.settings, request.seed
     if stored.digest != request.replay_digest:
-        raise ValueError(f"These aren't the batches of this request: digest {stored.digest}, {request.replay_digest}.")
+        raise ValueError(f"The batches have digest {stored.digest}, but the request is for {request.replay_digest}.")
     began = time.monotonic()
     config = training_config(Configuration(request.name, "cispo", request.overrides, ""), settings)
     baseline = training_config(configuration(BASELINE), settings)
@@ -133,9 +133,9 @@ def replay(request: RunRequest, stored: StoredBatches, progress: Progress = lamb
 def gradient(
     trainer: Trainer, adapters: Sequence[Adapter], groups: Sequence[TrajectoryGroup], config: TrainingConfig
 ) -> tuple[Tensor, dict[str, float]]:
-    """The gradient [parameters] of a batch at the last of `adapters`, as one gradient step, and the step's metrics.
+    """Return the gradient [parameters] of a batch at the last of `adapters`, as one gradient step, and its metrics.
 
-    The trainer then holds that version, whatever it held before.
+    Afterwards the trainer holds that version.
     """
     trainer.versions = list(adapters)
     trainer.learner.load_state(LearnerState(adapter=dict(adapters[-1])))
@@ -148,7 +148,7 @@ def gradient(
 
 
 def compared(own: Tensor, baseline: Tensor) -> dict[str, float]:
-    """Of two gradients: the cosine of their angle, and the length of one over that of the other."""
+    """Return the cosine of the angle between two gradients, and the ratio of their lengths."""
     lengths = torch.linalg.vector_norm(own.double()), torch.linalg.vector_norm(baseline.double())
     if min(lengths) == 0:
         return {}

@@ -1,4 +1,4 @@
-"""The report in Markdown: tables with intervals, what they allow one to conclude, and how the runs were made."""
+"""The report in Markdown: tables with intervals, conclusions, and how the runs were made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def render(
     cells: Sequence[Cell], replays: Sequence[Replayed], configurations: Sequence[Configuration], settings: Settings,
     threshold: float, how: Mapping[str, Any],
 ) -> str:  # fmt: skip
-    """`how` says of the runs: command, date, commit, machine, versions, missing, sampler_difference, replay."""
+    """`how` describes the runs: command, date, commit, machine, versions, missing, sampler_difference, replay."""
     parts = ["# Loss functions compared", _made(how, settings), _setting(settings, threshold)]
     for lag in sorted({cell.lag for cell in cells}):
         of_lag = [cell for cell in cells if cell.lag == lag]
@@ -36,8 +36,8 @@ def _made(how: Mapping[str, Any], settings: Settings) -> str:
         f"- command: `{how['command']}`",
         f"- date: {how['date']}; commit: {how['commit']}",
         f"- machine: {how['machine']}. **It was shared with other work**, so seconds are CPU seconds of the run's own "
-        "process, for sampling and training without the evaluations; wall seconds would say nothing. Even CPU seconds "
-        "rise when caches and cores are shared: read them as an order of magnitude.",
+        "process, for sampling and training without the evaluations; wall seconds would be meaningless. CPU seconds "
+        "also rise when caches and cores are shared: read them as an order of magnitude.",
         f"- software: {how['versions']}",
         f"- largest distance of a sampled token's logprob between sampler and learner, over the last versions of all "
         f"runs: {how['sampler_difference']:.1e}",
@@ -55,15 +55,15 @@ def _setting(settings: Settings, threshold: float) -> str:
         f"rollouts = {rollouts} trajectories, one gradient step per packed row of "
         f"{settings.packed_sequence_length} tokens. Learning rate {settings.learning_rate:g}, "
         f"LoRA rank {settings.lora_r}; AdamW and the gradient clip are the "
-        "service's. These were chosen on one seed of the default loss, so that learning is visible and not over at "
+        "service's. These were chosen on one seed of the default loss, so that learning is visible and doesn't end at "
         "once, and **are tuned for none of the losses**: another learning rate may order them differently.\n\n"
         f"Every version is evaluated on {settings.num_eval_tasks} held-out tasks, one rollout each at temperature 1. "
         "Runs of one seed share tasks, their order, the evaluation and the random numbers of sampling; they differ in "
-        "the loss alone. A lag of k means that version v is trained on rollouts of version max(0, v - 1 - k).\n\n"
+        "the loss only. A lag of k means that version v is trained on rollouts of version max(0, v - 1 - k).\n\n"
         f"± is the half width of a {LEVEL:.0%} confidence interval: Student's t over seeds, n of them. Final reward: "
         f"mean of the last {FINAL_EVALUATIONS} evaluations. Area: under the evaluated curve, divided by its length. "
         f"Steps: the first version that reaches {threshold:g}; a run that never does counts as {settings.num_versions} "
-        "and is censored, so the mean is then a lower bound (≥), with the number of runs that got there. KL (of the "
+        "and is censored, so the mean is then a lower bound (≥), with the number of runs that reached it. KL (of the "
         "last version from the base model, nats per sampled token) and entropy (nats per sampled token) are of the "
         "last version. Gradient norm: before clipping, mean over gradient steps."
     )
@@ -93,7 +93,7 @@ def _steps(cell: Cell) -> str:
     text = _pm(cell.interval("steps"), 1)
     if not cell.num_censored:
         return text
-    return f"≥ {text} ({len(cell.outcomes) - cell.num_censored} of {len(cell.outcomes)} got there)"
+    return f"≥ {text} ({len(cell.outcomes) - cell.num_censored} of {len(cell.outcomes)} reached it)"
 
 
 def _differences(cells: Sequence[Cell]) -> str:
@@ -124,7 +124,7 @@ def _finding(cells: Sequence[Cell]) -> str:
     if not found:
         return (
             f"**No configuration differs significantly from `{BASELINE}`** in final reward or area after Holm's "
-            f"correction at {SIGNIFICANT:g}. That is no proof that they are equal: see what can be concluded."
+            f"correction at {SIGNIFICANT:g}. This doesn't prove that they are equal; see the conclusions."
         )
     return f"Significantly different from `{BASELINE}` after Holm's correction at {SIGNIFICANT:g}: {', '.join(found)}."
 
@@ -164,10 +164,10 @@ def _conclusions(cells: Sequence[Cell]) -> str:
         "## What can and cannot be concluded\n\n"
         f"- With n = {', '.join(map(str, counts))} seeds, the interval of a paired difference in area has a median "
         f"half width of {widths[len(widths) // 2]:.3f} (from {widths[0]:.3f} to {widths[-1]:.3f}): a smaller true "
-        "difference would mostly go unseen here.\n"
-        "- The t interval takes seeds as independent and roughly normal, which so few can't check; rewards near 1 "
-        "aren't. Seeds vary tasks and sampling, but not the base model or the adapter's first weights.\n"
-        "- p-values are corrected within one column at one lag, not over lags and columns.\n"
+        "difference would mostly remain undetected here.\n"
+        "- The t interval assumes independent and roughly normal seeds. So few seeds can't check this, and rewards "
+        "near 1 aren't normal. Seeds vary tasks and sampling, but not the base model or the adapter's first weights.\n"
+        "- p-values are corrected within one column at one lag, not across lags and columns.\n"
         "- A paired interval that excludes 0 with an adjusted p above "
         f"{SIGNIFICANT:g} is a hint to test again on fresh seeds, not a finding.\n"
         "- It is one easy task, one tiny model, one learning rate and a short run. It can show that a loss trains, how "

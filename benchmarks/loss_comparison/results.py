@@ -1,4 +1,4 @@
-"""Where results are kept: one file per run, whole or not there, found again by what the run was asked to be."""
+"""The store of results: one complete file per run, found by the fingerprint of its request."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from loss_comparison.settings import RunRequest
 
 
 class Results:
-    """The runs of a directory. A file's name ends in the fingerprint of its request, so a changed setting has files
-    of its own."""
+    """The runs of a directory. File names end in the request's fingerprint, so changed settings have other files."""
 
     def __init__(self, directory: Path, made_by: Mapping[str, str] | None = None) -> None:
-        """`made_by` (commit, date) is noted in what is put here."""
+        """`made_by` (commit, date) is added to each result that is stored."""
         self.directory, self._made_by = directory, dict(made_by or {})
 
     def path(self, request: RunRequest) -> Path:
         return self.directory / f"{request.label}.{request.fingerprint}.json"
 
     def get(self, request: RunRequest) -> dict[str, Any] | None:
-        """The result of a run that has been made. Raises ValueError for a file that says another fingerprint."""
+        """Return the result of a run; None if there is none. Raise ValueError for a file with another fingerprint."""
         path = self.path(request)
         if not path.exists():
             return None
         result = json.loads(path.read_bytes())
         if result["fingerprint"] != request.fingerprint:
-            raise ValueError(f"{path} holds the result of another request. Remove it, and it is made again.")
+            raise ValueError(f"{path} holds the result of another request. Remove it, and the run is repeated.")
         return result
 
     def put(self, request: RunRequest, result: dict[str, Any]) -> None:
@@ -38,7 +37,7 @@ class Results:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The file appears whole, or stays as it was."""
+    """Write the file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:

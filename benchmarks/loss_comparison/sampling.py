@@ -1,6 +1,6 @@
 """A chat in this process: transformers' generate on a policy version, many requests at a time.
 
-It puts onto each choice what the service does: sampled token ids with their logprobs, the prompt's ids and the policy
+Like the service, it adds to each choice the sampled token ids with their logprobs, the prompt's ids and the policy
 version. So tokenising and losses see exact tokens, and a run needs neither an engine nor HTTP.
 """
 
@@ -25,12 +25,12 @@ from tandem.rl.settings import LoraSettings
 from tandem.rl.tokens.tokenizing import ChatTokenizer
 
 QUIET_ROUNDS = 4
-"""Turns of the event loop without a new request after which a batch is sampled."""
+"""Iterations of the event loop without a new request after which a batch is sampled."""
 
 
 @dataclass(eq=False)
 class _Request:
-    """One answer to sample. Its random numbers are its own, so they don't depend on what shares its batch."""
+    """One answer to sample. It has its own random numbers, which don't depend on other requests of its batch."""
 
     prompt_ids: list[int]
     temperature: float
@@ -53,7 +53,7 @@ class Sampler:
         self, path: str, lora: LoraSettings, device: str, dtype: str, max_tokens: int, max_batch: int = 256
     ) -> None:
         place = resolve_device(device)
-        # SDPA everywhere: generating pads on the left and caches, which FlexAttention's masks aren't made for.
+        # SDPA everywhere: FlexAttention's masks don't support the left padding and the cache of generate.
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=resolve_dtype(dtype, place), attn_implementation="sdpa"
         ).to(place)
@@ -88,7 +88,7 @@ class Sampler:
             asked = "tools" if tools else ", ".join(sampling)
             raise ValueError(
                 f"The sampler of this benchmark takes temperature and max_tokens only, not {asked}. Compare losses on "
-                f"a task without it."
+                f"another task."
             )
         loop = asyncio.get_running_loop()
         request = _Request(
@@ -105,13 +105,13 @@ class Sampler:
         return list(self._rendered(json.dumps(request_messages(messages))))
 
     def _render(self, messages: str) -> tuple[int, ...]:
-        """Once for the rollouts of a group, which all begin alike."""
+        """Render a prompt once for all rollouts of a group."""
         template = self._chat.template
         prepared = [template.prepare(message) for message in json.loads(messages)]
         return tuple(self._chat.encode(template.render(prepared, None, None)))
 
     async def _flush(self) -> None:
-        """Wait until all who ask at this moment have asked, then answer them together."""
+        """Wait until no more requests arrive, then answer all of them together."""
         seen = quiet = 0
         while quiet < QUIET_ROUNDS:
             await asyncio.sleep(0)
@@ -132,13 +132,13 @@ class Sampler:
 
     @torch.no_grad()
     def _generate(self, batch: Sequence[_Request]) -> None:
-        """Fill in what each request sampled, its end token included."""
+        """Sample the tokens of each request, its end token included."""
         longest = max(len(request.prompt_ids) for request in batch)
         padding = [longest - len(request.prompt_ids) for request in batch]
         device = self._model.device
         ids = torch.tensor([[self._eos[0]] * pad + r.prompt_ids for pad, r in zip(padding, batch, strict=True)])
         mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
-        # The drawing processor leaves one token possible, so the search is greedy.
+        # The drawing processor leaves only one token possible, so the search is greedy.
         config = GenerationConfig(
             do_sample=False, max_new_tokens=max(request.max_tokens for request in batch), eos_token_id=self._eos,
             pad_token_id=self._eos[0],
@@ -168,9 +168,9 @@ class Sampler:
 
 
 class _Drawing(LogitsProcessor):
-    """Draws each row's next token from the model's distribution and notes its logprob.
+    """Draws each row's next token from the model's distribution and records its logprob.
 
-    Done here rather than from generate's logits, which would hold [steps, B, V] in memory.
+    generate's own logits would need [steps, B, V] of memory.
     """
 
     def __init__(self, batch: Sequence[_Request], eos: frozenset[int]) -> None:
@@ -197,10 +197,10 @@ class _Drawing(LogitsProcessor):
 
 
 def _end_ids(*configured: int | Sequence[int] | None) -> list[int]:
-    """Every id that ends an answer, the model's own first."""
+    """Return every id that ends an answer, the model's own first."""
     ids: list[int] = []
     for one in configured:
         ids += [] if one is None else [one] if isinstance(one, int) else list(one)
     if not ids:
-        raise ValueError("The base model names no end token, in its generation config or its tokenizer. Add one.")
+        raise ValueError("The base model has no end token in its generation config or its tokenizer. Add one.")
     return list(dict.fromkeys(ids))

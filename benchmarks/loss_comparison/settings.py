@@ -1,4 +1,4 @@
-"""What a run is asked to be. Whatever decides its numbers is in its fingerprint, so results never mix."""
+"""The settings of a run. Everything that affects its numbers is in its fingerprint, so results never mix."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from loss_comparison.configurations import Configuration
 
 FORMAT = 1
-"""Of the result files; raised when the code changes what a run's numbers mean."""
+"""Of the result files. Increased when the code changes the meaning of a run's numbers."""
 Kind = Literal["training", "replay", "trl"]
 
 
 class Settings(BaseModel):
-    """What all runs of a comparison share. They were chosen once, for a curve that rises visibly and not at once, and
-    are tuned for none of the losses."""
+    """Settings that all runs of a comparison share. They were chosen once, for a curve that rises visibly but not at
+    once, and are tuned for none of the losses."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     packed_sequence_length: int = Field(128, ge=1)
     """Tokens of a packed row; each row is one gradient step, as in the service with one learner."""
     max_tokens: int = Field(16, ge=1)
-    """Of an answer."""
+    """Of one answer."""
     num_eval_tasks: int = Field(64, ge=1)
     """Tasks, one rollout each, on which every evaluated version is measured; the same for all runs of a seed."""
     eval_every: int = Field(2, ge=1)
@@ -67,11 +67,11 @@ class RunRequest(BaseModel):
     overrides: dict[str, Any]
     seed: int = Field(ge=0)
     lag: int = Field(ge=0)
-    """Versions from the one that samples to the one that is trained; the first `lag` jobs have the base model sample.
+    """Versions from the one that samples to the one that is trained; the base model samples for the first `lag` jobs.
     Of a replay: the lag of its stored batches."""
     settings: Settings
     replay_digest: str | None = None
-    """Of a replay: what its stored batches are, and the policies they belong to."""
+    """Of a replay: the digest of its stored batches and their policies."""
 
     @classmethod
     def of(

@@ -50,7 +50,7 @@ class Cell:
 
 
 def cells(results: Sequence[Mapping[str, Any]], names: Sequence[str], threshold: float) -> list[Cell]:
-    """One per configuration and lag that has a run, in the order of `names`, lags apart.
+    """Return one cell per configuration and lag that has a run, in the order of `names` for each lag.
 
     p-values are adjusted over all comparisons of a metric at a lag.
     """
@@ -95,7 +95,7 @@ class Replayed:
 
     name: str
     first_cosine: float
-    """Of its gradient with the baseline's, on the first batch, where sampler and policy are the same."""
+    """Of its gradient with the baseline's on the first batch, where sampler and policy are the same."""
     later_cosine: float
     """The mean over the other batches."""
     length_ratio: float
@@ -103,7 +103,7 @@ class Replayed:
     clip_fraction: float
     """At the stored policies."""
     final_reward: float
-    """Of its own path, as the next."""
+    """On its own path, like `final_kl`."""
     final_kl: float
     cosines: tuple[float, ...]
 
@@ -130,7 +130,7 @@ def _replayed(name: str, result: Mapping[str, Any]) -> Replayed:
 
 
 def largest_sampler_difference(results: Sequence[Mapping[str, Any]]) -> float:
-    """Over the last versions of all runs: how far the sampler's logprobs were from the learner's."""
+    """Return the largest distance between sampler's and learner's logprobs, over the last versions of all runs."""
     measured = [record.get("eval", {}) for result in results for record in result["curve"]]
     found = [own["sampler_learner_difference"] for own in measured if "sampler_learner_difference" in own]
     return max(found, default=float("nan"))

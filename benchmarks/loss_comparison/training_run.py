@@ -15,6 +15,7 @@ from loss_comparison.job import Trainer
 from loss_comparison.measuring import Ruler, sample_groups
 from loss_comparison.sampling import Sampler
 from loss_comparison.settings import RunRequest, Settings
+from tandem.rl.config import TrainingConfig
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.loading import load_environment
 from tandem.rl.environments.rollouts import TaskStream
@@ -28,7 +29,7 @@ Progress = Callable[[str], None]
 
 @dataclass
 class Stopwatch:
-    """CPU seconds of this process, with what is only measuring left out."""
+    """CPU seconds of this process, without the measurements."""
 
     cpu_s: float = 0.0
     _began: float | None = None
@@ -43,7 +44,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every run of these settings is made of."""
+    """The parts that every run of these settings uses."""
 
     trainer: Trainer
     sampler: Sampler
@@ -63,21 +64,21 @@ class Bench:
         return cls(trainer, sampler, environment, ruler, TaskStream(environment.tasks("train"), seed))
 
     def groups(self, settings: Settings, seed: int, batch: int, lag: int) -> list[TrajectoryGroup]:
-        """The rollouts of a batch, sampled by the version that is `lag` versions old, or by the first."""
+        """Return the rollouts of a batch, sampled by the version that is `lag` versions old, or by the first."""
         tasks = self.tasks.batch(batch, settings.groups_per_version)
         version = max(0, self.trainer.version - lag)
         adapter = self.trainer.versions[version]
         return sample_groups(self.ruler, version, adapter, tasks, settings.group_size, f"train/{seed}/{batch}")
 
 
-def training_config(configuration: Configuration, settings: Settings) -> Any:
+def training_config(configuration: Configuration, settings: Settings) -> TrainingConfig:
     return configuration.training_config(
         learning_rate=settings.learning_rate, packed_sequence_length=settings.packed_sequence_length
     )
 
 
 def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[str, Any]:
-    """The result of a run, as it is stored: its curve has one record per version, from the base model's on.
+    """Return the result of a run, as it is stored. Its curve has one record per version, the base model's first.
 
     A record's rollout and gradient metrics are those of the job that made the version.
     """

@@ -1,7 +1,7 @@
 """The peer: the same task trained by TRL's GRPOTrainer, and measured by the same ruler.
 
-The same: base model, LoRA rank, targets, initial weights, tasks in the same order, rewards, rollouts per version,
-temperature, learning rate, AdamW, gradient clipping. What couldn't be matched is in configurations.TRL_DIFFERENCES.
+Equal are base model, LoRA rank, targets, initial weights, tasks and their order, rewards, rollouts per version,
+temperature, learning rate, AdamW and gradient clipping. configurations.TRL_DIFFERENCES lists the differences.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tandem.rl.tiny.model import resolve_model
 
 
 def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[str, Any]:
-    """The result of a run, in the form of `training_run.train`. `overrides` are fields of GRPOConfig."""
+    """Return the result of a run, like `training_run.train`. `overrides` are fields of GRPOConfig."""
     if request.lag:
-        raise ValueError("GRPOTrainer samples with the policy it trains; it can't be run with a lag.")
+        raise ValueError("GRPOTrainer samples with the policy that it trains; it can't be run with a lag.")
     settings, seed = request.settings, request.seed
     began, bench, watch = time.monotonic(), Bench.of(settings, seed), Stopwatch()
     if not isinstance(bench.environment, SingleTurnEnvironment):
-        raise ValueError(f"The peer needs a single-turn environment, which {settings.environment} is not.")
+        raise ValueError(f"The peer needs a single-turn environment, and {settings.environment} isn't one.")
     curve: list[dict[str, Any]] = []
 
     def finished(version: int, adapter: Mapping[str, Tensor], rewards: Sequence[float], norms: Sequence[float]) -> None:
@@ -78,7 +78,7 @@ class _Run:
         from transformers import AutoModelForCausalLM
 
         with warnings.catch_warnings():
-            # It looks for vLLM, whose version it doesn't know yet. It isn't used here.
+            # It warns about an unknown version of vLLM, which isn't used here.
             warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
             from trl import GRPOTrainer
 
@@ -166,7 +166,7 @@ class _Run:
         return AtEachVersion()
 
     def _at_version(self, version: int, model: Any) -> None:
-        """Measuring isn't on the watch, and takes none of the trainer's random numbers."""
+        """Measure the version, without counting its CPU time and without using the trainer's random numbers."""
         self._watch.__exit__()
         adapter = {name: p.detach().float().cpu().clone() for name, p in adapter_parameters(model).items()}
         with torch.random.fork_rng(devices=[]):

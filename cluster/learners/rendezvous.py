@@ -13,7 +13,7 @@ from tandem.cluster.processes.held_ports import hold_port
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -37,7 +37,7 @@ def meet(address: str, world_size: int, timeout: timedelta, held: socket.socket 
     `address` is the `init_method` of the socket that rank 0 holds. Only rank 0 passes the socket. The store listens on
     it, so on that address only; torch.distributed by itself would listen on all interfaces.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch doesn't declare it as exported
 
     place = urlsplit(address)
     assert place.hostname and place.port, address

@@ -1,4 +1,4 @@
-"""What is compared: every option of the loss, each in a configuration that says what it is."""
+"""The comparison varies every option of the loss."""
 
 from dataclasses import fields
 
@@ -31,5 +31,5 @@ def test_names_and_contents_are_unique_and_the_baseline_overrides_nothing():
     assert len({found.name for found in CONFIGURATIONS}) == len(CONFIGURATIONS)
     assert len({str(found.training_config()) for found in CONFIGURATIONS}) == len(CONFIGURATIONS)
     assert configuration(BASELINE).overrides == {}
-    with pytest.raises(ValueError, match=r"no configuration 'cipso'\. There are: cispo, "):
+    with pytest.raises(ValueError, match=r"'cipso'.*cispo, "):
         configuration("cipso")

@@ -1,4 +1,4 @@
-"""The comparison as a job that is submitted to a Ray cluster, as users submit it."""
+"""The comparison as a job submitted to a Ray cluster."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer as the peer: from the same start, on the same tasks, by the same ruler."""
+"""TRL's GRPOTrainer as the peer: same start, same tasks, same measurement."""
 
 import pytest
 from loss_comparison import training_run, trl_peer
@@ -32,6 +32,6 @@ def test_it_starts_alike_sees_the_same_tasks_and_learns(small):
     assert own["versions"]["trl"]
 
 
-def test_it_refuses_a_lag(small):
-    with pytest.raises(ValueError, match="can't be run with a lag"):
+def test_a_lag_is_rejected(small):
+    with pytest.raises(ValueError, match="lag"):
         trl_peer.train(RunRequest.of("trl", configuration("trl-grpo"), 0, 1, small))

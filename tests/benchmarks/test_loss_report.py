@@ -1,4 +1,4 @@
-"""The report says what the runs say, censored and missing ones included."""
+"""The report shows the numbers of the runs, censored and missing ones included."""
 
 import pytest
 from loss_comparison.configurations import CONFIGURATIONS, TRL_CONFIGURATIONS
@@ -76,17 +76,17 @@ def test_it_has_every_configuration_with_its_numbers(runs):
 
 
 def test_censored_runs_are_counted_and_make_a_lower_bound(runs):
-    assert row(report(runs), "ppo", "## On-policy")[4] == "≥ 2.0 ± 0.0 (1 of 4 got there)"
+    assert row(report(runs), "ppo", "## On-policy")[4] == "≥ 2.0 ± 0.0 (1 of 4 reached it)"
 
 
-def test_it_says_what_differs_significantly_and_what_does_not(runs):
+def test_significant_differences_are_listed(runs):
     text = report(runs)
     assert "Significantly different from `cispo`" in text and "`ppo` (area -0.1" in text
     same = [result for result in runs if result["request"]["name"] != "ppo"]
     assert "No configuration differs significantly from `cispo`" in report(same)
 
 
-def test_missing_runs_are_said(runs):
+def test_missing_runs_are_reported(runs):
     assert "not finished: 2 of 20 planned runs" in report(runs, missing=["a", "b"])
     assert "not finished" not in report(runs)
 

@@ -1,4 +1,4 @@
-"""The chat in this process: its tokens and logprobs are exact, its random numbers belong to the request."""
+"""The chat in this process: exact tokens and logprobs, and random numbers that belong to the request."""
 
 import asyncio
 import math
@@ -67,7 +67,7 @@ def test_its_logprobs_are_those_of_the_learner(sampler, policy):
         )
 
 
-def test_a_request_has_the_same_answer_whatever_shares_its_batch(sampler):
+def test_an_answer_does_not_depend_on_the_rest_of_its_batch(sampler):
     together = ask(sampler, QUESTIONS)
     alone = ask(sampler, QUESTIONS[:1])
     assert alone[0]["token_ids"] == together[0]["token_ids"]
@@ -87,10 +87,10 @@ def test_an_answer_ends_with_its_end_token_or_at_its_length(sampler):
     assert (len(short["token_ids"]), short["finish_reason"]) == (2, "length")
 
 
-def test_what_it_does_not_do_it_refuses(sampler):
-    with pytest.raises(ValueError, match="takes temperature and max_tokens only, not top_p"):
+def test_unsupported_options_are_rejected(sampler):
+    with pytest.raises(ValueError, match="top_p"):
         ask(sampler, QUESTIONS[:1], top_p=0.5)
-    with pytest.raises(ValueError, match="not tools"):
+    with pytest.raises(ValueError, match="tools"):
         ask(sampler, QUESTIONS[:1], tools=[{"type": "function"}])
 
 

@@ -1,4 +1,4 @@
-"""Numbers of the report against numbers worked out by hand."""
+"""Numbers of the report, compared with numbers worked out by hand."""
 
 import math
 
@@ -78,6 +78,6 @@ def test_the_outcome_of_a_run():
     assert math.isnan(found.clip_fraction)
 
 
-def test_a_run_that_never_gets_there_is_censored_at_its_end():
+def test_a_run_below_the_threshold_is_censored_at_its_end():
     found = outcome(run([0.0, 0.4, 0.8, 0.6]), threshold=0.9)
     assert (found.steps, found.is_censored) == (3.0, True)

@@ -66,7 +66,7 @@ def test_a_dead_learner_requeues_until_the_attempts_are_used_up(run, artifacts):
     assert "a learner died" in store.log[-1][1] and "attempt 2 of 2" in store.log[-1][1]
 
 
-def test_a_job_that_ends_its_coordinator_again_and_again_is_given_up(run, artifacts):
+def test_a_job_that_repeatedly_kills_its_coordinator_fails(run, artifacts):
     store = RecordingStore(make_job(artifacts, attempt=4))
     assert run(store, max_attempts=3).log == []
     assert store.order == ["fail"]
@@ -104,14 +104,14 @@ def test_a_lost_lease_writes_nothing_more(run, artifacts):
     assert store.order == ["training_started"]
 
 
-def test_a_bug_ends_the_job_with_its_name(run, artifacts):
+def test_a_bug_fails_the_job_with_its_name(run, artifacts):
     store = RecordingStore(make_job(artifacts))
     run(store, RecordingLearners([ZeroDivisionError("oops")]))
     assert store.order == ["training_started", "fail"]
     assert "ZeroDivisionError: oops" in store.log[-1][1]
 
 
-def test_a_store_that_fails_for_a_moment_does_not_end_the_coordinator(artifacts, base):
+def test_the_coordinator_survives_a_store_that_fails_for_a_moment(artifacts, base):
     class FlakyStore(RecordingStore):
         faults = 2
 
@@ -173,7 +173,7 @@ def test_a_job_that_outlives_the_grace_is_handed_back_and_no_try_is_counted(arti
     assert store.order == ["training_started", "hand_back"]
 
 
-def test_what_a_job_waits_for_is_shown_until_it_begins(run, artifacts):
+def test_the_reason_for_waiting_is_shown_until_the_job_begins(run, artifacts):
     class Learners(RecordingLearners):
         def start(self, on_wait):
             for self.waiting_for in ("room", "room", None):

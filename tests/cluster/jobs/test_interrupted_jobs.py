@@ -1,4 +1,4 @@
-"""Jobs on real learners and a real store that are interrupted in the middle: they end as if they hadn't been."""
+"""Jobs on real learners and a real store: an interruption doesn't change their result."""
 
 import os
 import shutil

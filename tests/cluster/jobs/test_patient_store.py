@@ -35,7 +35,7 @@ def complete(tmp_path):
     return lambda store: store.complete(job, PolicyVersion("model", 4, "digest"), {})
 
 
-def test_a_write_is_repeated_until_the_store_takes_it(complete):
+def test_a_write_is_retried_until_the_store_accepts_it(complete):
     store = BadStore(away, away)
     complete(PatientStore(store, publish_s=60))
     assert store.order == ["complete"]

@@ -1,4 +1,4 @@
-"""The preparation of jobs in a real actor: its results are usable, faults keep their place, and nothing hangs."""
+"""The preparation of jobs in a real actor: usable results, errors with their place, and no hangs."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ for module in (coordinator_fakes, sys.modules[__name__]):  # Ray's workers don't
 
 
 class Faulty(Base):
-    """A base model with a bug: it stumbles over some jobs, and takes for ever over others."""
+    """A base model with bugs: it raises an error for some jobs and never ends others."""
 
     def build_batch(self, groups, config, shuffle_seed):
         if config.learning_rate == 0.5:
@@ -60,7 +60,7 @@ def pid_of(preparation):
 
 
 def in_background(call):
-    """Starts a call that is expected to raise; the list receives what it raised."""
+    """Start a call in a thread. The list receives the error that it raises."""
     errors = []
 
     def run():
@@ -91,7 +91,7 @@ def test_a_batch_from_the_actor_equals_one_made_here_and_its_tensors_can_be_chan
         row.advantages.mul_(0)
 
 
-def test_what_is_wrong_with_a_payload_keeps_its_type_and_place(preparation, artifacts):
+def test_errors_of_a_payload_keep_their_type_and_place(preparation, artifacts):
     groups = [{"trajectories": [trajectory(1.0, 10), trajectory(0.0, 999_999)]}]
     with pytest.raises(TrajectoryError) as error:
         preparation.check("base", make_job(artifacts, groups).payload_key, TrainingConfig())
@@ -104,13 +104,13 @@ def test_what_is_wrong_with_a_payload_keeps_its_type_and_place(preparation, arti
         preparation.check("base", "payloads/none", TrainingConfig())
 
 
-def test_a_bug_is_told_with_its_place(preparation, artifacts):
+def test_a_bug_is_reported_with_its_place(preparation, artifacts):
     with pytest.raises(StageError, match=r"ZeroDivisionError: no such tokens \(test_preparation\.py:\d+") as error:
         preparation.check("base", make_job(artifacts).payload_key, BROKEN)
     assert error.value.stage == "prepare" and not error.value.retryable
 
 
-def test_a_killed_worker_is_told_and_replaced(preparation, artifacts):
+def test_a_killed_worker_is_reported_and_replaced(preparation, artifacts):
     key = make_job(artifacts).payload_key
     pid = pid_of(preparation)
     begun = threading.Event()
@@ -124,7 +124,7 @@ def test_a_killed_worker_is_told_and_replaced(preparation, artifacts):
     assert pid_of(preparation) != pid
 
 
-def test_a_stopped_worker_misses_the_deadline_is_ended_and_replaced(preparation, artifacts, monkeypatch):
+def test_a_hanging_worker_is_ended_at_the_deadline_and_replaced(preparation, artifacts, monkeypatch):
     key = make_job(artifacts).payload_key
     pid = pid_of(preparation)
     os.kill(pid, signal.SIGSTOP)
@@ -134,7 +134,7 @@ def test_a_stopped_worker_misses_the_deadline_is_ended_and_replaced(preparation,
     assert error.value.retryable
     deadline = time.monotonic() + 120
     while os.path.exists(f"/proc/{pid}"):
-        assert time.monotonic() < deadline, "the stopped process lives on"
+        assert time.monotonic() < deadline, "the stopped process still exists"
         time.sleep(0.1)
     preparation.check("base", key, TrainingConfig())
 
@@ -162,7 +162,7 @@ def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
     assert [type(error) for error in errors + other_errors] == [KeyError, TimeoutError]
 
 
-def test_a_warm_up_is_not_waited_for_and_one_that_fails_harms_nobody(preparation, artifacts):
+def test_a_warm_up_runs_in_the_background_and_may_fail(preparation, artifacts):
     pid = pid_of(preparation)
     os.kill(pid, signal.SIGSTOP)
     try:

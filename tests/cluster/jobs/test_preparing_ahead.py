@@ -68,7 +68,7 @@ def nothing():
     pass
 
 
-def test_a_job_is_prepared_once_however_often_one_looks(ahead_of, preparation, artifacts):
+def test_several_looks_prepare_a_job_once(ahead_of, preparation, artifacts):
     job = make_job(artifacts)
     ahead = ahead_of(job)
     look(ahead)
@@ -80,7 +80,7 @@ def test_a_job_is_prepared_once_however_often_one_looks(ahead_of, preparation, a
     assert batch.metrics() == expected.metrics()
 
 
-def test_a_job_that_wasnt_foreseen_is_prepared_when_it_is_claimed(ahead_of, preparation, artifacts):
+def test_an_unforeseen_job_is_prepared_when_it_is_claimed(ahead_of, preparation, artifacts):
     foreseen, claimed = make_job(artifacts), make_job(artifacts)
     ahead = ahead_of(foreseen)
     look(ahead)
@@ -90,7 +90,7 @@ def test_a_job_that_wasnt_foreseen_is_prepared_when_it_is_claimed(ahead_of, prep
     assert preparation.num_calls(foreseen) == 1
 
 
-def test_a_claim_waits_for_what_is_under_way_and_may_give_it_up(ahead_of, preparation, artifacts):
+def test_a_claim_waits_for_a_preparation_in_progress_and_may_abandon_it(ahead_of, preparation, artifacts):
     job = make_job(artifacts)
     ahead = ahead_of(job)
     preparation.gate.clear()
@@ -117,7 +117,7 @@ def test_a_failure_is_left_to_the_job(ahead_of, preparation, artifacts, fault):
     assert ahead.batch(job, nothing).sequences
 
 
-def test_a_store_that_is_away_is_no_trouble(preparation, artifacts):
+def test_a_store_that_fails_does_no_harm(preparation, artifacts):
     class Away(RecordingStore):
         def next_queued(self, base_model):
             super().next_queued(base_model)
@@ -128,7 +128,7 @@ def test_a_store_that_is_away_is_no_trouble(preparation, artifacts):
     assert ahead.batch(make_job(artifacts), nothing).sequences
 
 
-def test_the_coordinator_prepares_the_next_job_beside_the_steps_of_this_one(base, preparation, artifacts):
+def test_the_next_job_is_prepared_during_the_steps_of_the_current_one(base, preparation, artifacts):
     groups = [{"trajectories": [trajectory(1.0, 20), trajectory(0.0, 21, 22)]}]
     first, second = make_job(artifacts), make_job(artifacts, groups)
     store, seen = RecordingStore(first, second), []

@@ -1,4 +1,4 @@
-"""A job on real learners and a real store, led by a coordinator of the test's own, to be watched and disturbed."""
+"""A job on real learners and a real store, with a coordinator in the test's process that tests can disturb."""
 
 import uuid
 
@@ -73,7 +73,7 @@ def base_config(**learners):
 
 
 def accept_job(directory, num_groups):
-    """Makes a store with one accepted job, and its artifacts: to be copied, as digests depend on the job's id.
+    """Make a store with one accepted job, and its artifacts. Tests copy them, because digests depend on the job's id.
 
     Each group makes one packed sequence.
     """

@@ -9,7 +9,7 @@ def a_state(value: float) -> LearnerState:
     return LearnerState({"w": torch.full((100,), float(value))}, {"w.exp_avg": torch.zeros(150)})
 
 
-def test_those_kept_last_stay_and_one_that_is_taken_goes():
+def test_the_newest_states_stay_and_a_taken_one_is_removed():
     kept = KeptStates(max_bytes=2500)
     states = {name: a_state(index) for index, name in enumerate("abc")}
     for name, state in states.items():
@@ -20,7 +20,7 @@ def test_those_kept_last_stay_and_one_that_is_taken_goes():
     assert kept.take("b") is states["b"]
 
 
-def test_keeping_again_makes_it_the_newest():
+def test_a_state_that_is_put_again_is_the_newest():
     kept = KeptStates(max_bytes=2000)
     for name in "aba":
         kept.put(name, a_state(0))
@@ -28,7 +28,7 @@ def test_keeping_again_makes_it_the_newest():
     assert kept.take("b") is None and kept.take("a") is not None
 
 
-def test_one_that_is_too_large_is_not_kept():
+def test_a_state_that_is_too_large_is_not_kept():
     kept = KeptStates(max_bytes=999)
     kept.put("a", a_state(0))
     assert kept.take("a") is None

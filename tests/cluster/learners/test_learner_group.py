@@ -1,4 +1,4 @@
-"""Learner groups on a real Ray: two learners make the update of one, and every failure ends with its cause."""
+"""Learner groups on a real Ray: two learners make the update of one, and failures are reported with their cause."""
 
 import os
 import shutil
@@ -112,7 +112,7 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
     assert moved > 1e-3
 
 
-def test_a_row_that_no_learner_can_score_ends_the_scoring_at_once(two, initial):
+def test_a_row_that_no_learner_can_score_ends_the_scoring(two, initial):
     """It doesn't wait for the deadline."""
     bad = replace(row(40), token_ids=row(40).token_ids + 10**6)
     pool, began = LogprobPool(LogprobsConfig(), 1e-3, deadline_s=900), time.monotonic()
@@ -130,7 +130,7 @@ def test_a_killed_learner_ends_the_step_with_its_cause(two):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_of_one_rank_ends_the_step_at_once_though_the_other_waits_for_it(two, rank):
+def test_an_error_of_one_rank_ends_the_step_before_the_deadline_of_the_other(two, rank):
     """It waits neither for the step's deadline nor for the process group's."""
     good, bad = row(40 if rank == 0 else 64), row(64 if rank == 0 else 40)  # the longer one goes to rank 0
     began = time.monotonic()
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_and_not_loaded(one, artifacts, initial):
         file.write_bytes(whole)
 
 
-def test_no_room_for_the_learners_says_what_is_missing(ray_local, tmp_path):
+def test_a_cluster_without_room_is_reported_with_the_missing_resources(ray_local, tmp_path):
     learners = LearnerGroup(base_config(1, num_cpus=10_000), str(tmp_path), DeadlinesConfig(start_learners_s=1.0))
     with pytest.raises(StageError, match="no room for 1 learners of CPU 10000"):
         learners.start()

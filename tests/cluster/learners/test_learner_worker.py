@@ -83,7 +83,7 @@ def worker(tiny_model, artifacts):
 
 @pytest.fixture(scope="module")
 def versions(worker, artifacts) -> list[str]:
-    """The zero adapter and two that training has made of it."""
+    """The zero adapter and two trained versions."""
     digests = [ResolvedBaseModel(CONFIG).write_initial_version(artifacts)]
     worker.load(digests[0])
     for step in (1, 2):
@@ -93,7 +93,7 @@ def versions(worker, artifacts) -> list[str]:
     return digests
 
 
-def test_a_state_that_was_here_before_comes_back_from_memory(worker, versions, artifacts):
+def test_an_earlier_state_is_loaded_from_memory(worker, versions, artifacts):
     worker.load(versions[1])
     for step in range(2):
         worker.step(rows(seed=7 + step), LossConfig(), 0.01, 64)
@@ -110,7 +110,7 @@ def test_a_state_that_was_here_before_comes_back_from_memory(worker, versions, a
     assert worker.save({"step": 9}) == digest
 
 
-def test_a_state_that_was_trained_on_isnt_kept_as_what_it_was(worker, versions):
+def test_a_state_that_has_changed_is_not_kept_under_its_old_digest(worker, versions):
     worker.load(versions[1])
     worker.step(rows(seed=3), LossConfig(), 0.01, 64)
     worker.load(versions[2])
@@ -147,7 +147,7 @@ def test_any_version_is_scored_while_another_is_in_training(worker, versions, re
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_a_step_after_scoring_is_the_one_without_it(worker, versions):
+def test_scoring_does_not_change_the_next_step(worker, versions):
     adapters = []
     for scored in (False, True):
         worker.load(versions[1])
@@ -158,7 +158,7 @@ def test_a_step_after_scoring_is_the_one_without_it(worker, versions):
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
-def test_the_state_held_is_scored_as_it_is_until_a_step_changes_it(worker, versions, monkeypatch):
+def test_the_loaded_state_is_scored_without_reading_it_again_until_a_step_changes_it(worker, versions, monkeypatch):
     read = []
     monkeypatch.setattr(
         worker, "_adapter", lambda digest: read.append(digest) or worker._learner.policy.adapter_state()
@@ -183,7 +183,7 @@ def test_the_state_survives_a_scoring_that_fails(worker, versions):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_update_is_the_same_whoever_scored(worker, versions, reference, artifacts):
+def test_the_update_does_not_depend_on_the_scorer(worker, versions, reference, artifacts):
     """Old and reference logprobs by the learner alone, by an engine alone, and by both: atol 1e-6 of the adapter,
     whose update moves it by more than 1e-3."""
 

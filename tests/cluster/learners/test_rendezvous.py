@@ -1,4 +1,4 @@
-"""Where the learners of several nodes meet, and over which network."""
+"""The meeting place of learners on several nodes, and the network that they use."""
 
 import os
 import socket
@@ -55,8 +55,8 @@ def held(request, monkeypatch):
 
 
 @pytest.mark.parametrize("held", ["127.0.0.1"], indirect=True)  # the range of ports is an option of IPv4
-def test_the_port_of_a_meeting_goes_to_nobody_else_before_the_ranks_meet(held):
-    """Not to a connection, a server or a test that takes any free port, even where it is the only one."""
+def test_the_port_of_a_meeting_stays_reserved_until_the_ranks_meet(held):
+    """No connection, server or test that takes any free port gets it, even if it is the only one."""
     host, port = held.getsockname()
     for reuse in (0, 1):
         for wanted in (host, ""):
@@ -70,7 +70,7 @@ def test_the_port_of_a_meeting_goes_to_nobody_else_before_the_ranks_meet(held):
                     other.bind((wanted, 0))
 
 
-def test_ranks_meet_there_and_nowhere_else(held):
+def test_ranks_meet_on_that_address_only(held):
     address, (host, port) = init_method(held), held.getsockname()[:2]
     assert address == {"127.0.0.1": f"tcp://127.0.0.1:{port}", "::1": f"tcp://[::1]:{port}"}[host]
     stores, timeout = {}, timedelta(seconds=120)

@@ -1,4 +1,4 @@
-"""Which logprobs a job computes before its first step, and that the update is the same whoever computed them."""
+"""The logprobs that a job computes before its first step, and the events and metrics about them."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LEVEL = {"digest-before": -2.0, "digest-reference": -5.0}  # every token's logpr
 
 
 class ScoringLearners(RecordingLearners):
-    """Learners that also score, and remember under which version; and the rows of every step."""
+    """Learners that also score. They record the scored versions and the rows of every step."""
 
     def __init__(self, failure=None):
         super().__init__()
@@ -69,7 +69,7 @@ def trained(row, logprobs):
     return set(logprobs[row.loss_mask].tolist())
 
 
-def test_nothing_is_scored_that_was_not_asked_for(run):
+def test_nothing_is_scored_by_default(run):
     store, learners = run(engines=[engine()])
     assert store.order[-1] == "complete" and learners.scored == []
     [row] = learners.rows
@@ -108,7 +108,7 @@ def test_two_versions_are_scored_one_after_the_other(run):
     assert (trained(row, row.ref_logprobs), trained(row, row.old_logprobs)) == ({-5.0}, {-2.0})
 
 
-def test_the_first_gradient_step_tells_how_learners_and_engine_agreed(run):
+def test_the_first_gradient_step_reports_how_learners_and_engine_agreed(run):
     store, _ = run(engines=[engine(1e-4)], precalculate_logprobs=True, packed_sequence_length=16)
     (_, _), (_, first), (_, second), _ = store.log
     assert first["logprobs/engine_learner_abs_diff_max"] == pytest.approx(1e-4, rel=1e-2)
@@ -126,7 +126,7 @@ def test_a_disagreement_is_an_event_of_the_job(run):
     assert trained(row, row.old_logprobs) == {-2.0}
 
 
-def test_when_scoring_fails_the_learners_are_given_up_and_the_job_is_tried_again(run):
+def test_a_failed_scoring_stops_the_learners_and_the_job_is_retried(run):
     store, learners = run(
         ScoringLearners(StageError("score", "a learner died.", "Again.", retryable=True)), precalculate_logprobs=True
     )

@@ -1,7 +1,6 @@
-"""The pool, with scorers that are functions: who gets what, who takes over, and what happens when they disagree."""
+"""The pool, with functions as scorers: assignment of chunks, takeover, and disagreement."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ def truth(rows):
 
 
 class Scorer:
-    """Answers with the truth plus `error`, and remembers the rows it was given. `then` may wait, or raise."""
+    """Returns the truth plus `error` and records its rows. `then` may wait, or raise."""
 
     def __init__(self, error=0.0, then=lambda: None):
         self.error, self.then, self.log, self.timeout_s = error, then, [], 0.0
@@ -48,7 +47,7 @@ def assert_true(logprobs, rows, atol=0.0):
 
 
 def scorers_together(*errors, num_chunks):
-    """Each begins with its first chunks, so many, only when all the others have as many."""
+    """Return scorers that start each of their first `num_chunks` chunks together."""
     barrier = threading.Barrier(len(errors), timeout=60)
 
     def scorer(error):
@@ -102,7 +101,7 @@ def test_an_engine_computes_a_shared_prompt_for_each_completion():
 
 
 @pytest.mark.parametrize(("prompt", "mode", "asked"), [(6, "auto", True), (7, "auto", False), (7, "shared", True)])
-def test_by_default_an_engine_helps_only_where_it_needn_t_repeat_much(prompt, mode, asked):
+def test_by_default_an_engine_helps_only_if_it_repeats_few_prompts(prompt, mode, asked):
     learner, engine = Scorer(), Scorer()
     score([group_row(prompt, 2, 3)] * 8, [learner], [engine], mode=mode)
     assert bool(engine.log) is asked
@@ -170,7 +169,7 @@ def test_a_dead_scorers_chunk_is_taken_over_at_once():
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3), torch.full((4,), torch.nan), torch.full((4,), -torch.inf)])
-def test_what_can_not_be_logprobs_counts_as_a_failure(wrong):
+def test_impossible_logprobs_count_as_a_failure(wrong):
     rows = [row(number) for number in range(3)]
     logprobs, _ = score(rows, [Scorer()], [lambda rows, timeout_s: [wrong] * len(rows)])
     assert_true(logprobs, rows)
@@ -205,7 +204,7 @@ def test_engine_mode_falls_back_to_learners():
     assert len(set(learner.log)) == 7 + 1  # what the engine left, and the sample
 
 
-def test_when_all_have_failed_the_first_cause_is_told():
+def test_when_all_have_failed_the_first_cause_is_reported():
     def scorer(error):
         def fail():
             raise error
@@ -222,14 +221,12 @@ def test_when_all_have_failed_the_first_cause_is_told():
 
 
 def test_the_deadline_ends_the_wait():
-    release = threading.Event()
-    stuck = Scorer(then=lambda: release.wait(120))
-    began = time.monotonic()
+    release, ended = threading.Event(), threading.Event()
+    stuck = Scorer(then=lambda: (release.wait(300), ended.set()))
     with pytest.raises(StageError, match=r"deadlines\.score_s") as error:
         score([row(1), row(2)], [stuck], deadline_s=0.3)
+    assert error.value.retryable and not ended.is_set()
     release.set()
-    assert error.value.retryable
-    assert time.monotonic() - began < 60
     assert stuck.timeout_s <= 0.3
 
 
