@@ -20,7 +20,7 @@ PATH_INVALID = "ModelArts.0404"
 PATH_DENIED = "ModelArts.0415"
 
 
-class Refused(ServeError, ValueError):
+class RejectedError(ServeError, ValueError):
     """This API rejects the request; `code` is one of the codes above."""
 
     def __init__(self, code: str, message: str, param: str | None = None):

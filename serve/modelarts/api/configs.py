@@ -11,7 +11,7 @@ from tandem.serve.modelarts.api.bodies import CreateConfig, UpdateConfig
 from tandem.serve.modelarts.api.envelope import Success, envelope_router
 from tandem.serve.modelarts.api.projects import ProjectDep
 from tandem.serve.modelarts.api.responses import listed_config, whole_config
-from tandem.serve.modelarts.errors import NOT_FOUND, Refused
+from tandem.serve.modelarts.errors import NOT_FOUND, RejectedError
 from tandem.serve.modelarts.settings.run_settings import RunSettings
 from tandem.serve.modelarts.store.configs import ConfigOrder
 
@@ -56,7 +56,7 @@ def get_training_job_config(
 ) -> dict[str, Any]:
     """Return a saved configuration with all its settings."""
     if config_type == "sample":
-        raise Refused(NOT_FOUND, f"This service has no sample configurations, so none is named {config_name!r}.")
+        raise RejectedError(NOT_FOUND, f"This service has no sample configurations, so none is named {config_name!r}.")
     row = project.store.configs.get(project.id, config_name)
     return whole_config(row, project.spec(row.settings.get("spec_id")))
 

@@ -48,8 +48,9 @@ from tandem.serve.modelarts.errors import (
     TOO_MANY_REQUESTS,
     TOO_MANY_RESOURCES,
     WRONG_PROJECT,
-    Refused,
+    RejectedError,
 )
+from tandem.serve.modelarts.store.jobs import TooManyJobsError
 from tandem.serve.names import RESERVED_ENTITIES
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,6 @@ _STATUS = {
     DUPLICATE_NAME: 409,
     INVALID_VALUE: 400,
     FORBIDDEN: 403,
-    TOO_MANY_RESOURCES: 400,
     INVALID_REQUEST: 400,
     NOT_AUTHORIZED: 403,
     TOKEN_MISSING: 401,
@@ -155,8 +155,10 @@ def error_response(request: Request, error: Exception) -> JSONResponse:
         id = request_id(request.scope)
         logger.error("%s %s failed, request %s", request.method, request.url.path, id, exc_info=error)
         return envelope(INTERNAL, unexpected_message(id), 500)
-    if isinstance(known, Refused):
+    if isinstance(known, RejectedError):
         return envelope(known.code, known.message, _STATUS[known.code])
+    if isinstance(known, TooManyJobsError):
+        return envelope(TOO_MANY_RESOURCES, known.message, 400)
     status, headers = status_of(known)
     if isinstance(known, InvalidRequestError):
         is_missing = any(problem.type in ("missing", "extra_forbidden") for problem in known.problems)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -14,9 +12,9 @@ from tandem.serve.modelarts.api.bodies import CreateJob, CreateVersion, UpdateJo
 from tandem.serve.modelarts.api.envelope import Success, envelope_router
 from tandem.serve.modelarts.api.projects import Project, ProjectDep
 from tandem.serve.modelarts.api.responses import created_version, listed_job, listed_version, whole_version
-from tandem.serve.modelarts.errors import FORBIDDEN, INVALID_REQUEST, TOO_MANY_RESOURCES, Refused
+from tandem.serve.modelarts.errors import FORBIDDEN, INVALID_REQUEST, RejectedError
 from tandem.serve.modelarts.settings.run_settings import MAX_LONG
-from tandem.serve.modelarts.store.jobs import JobOrder, TooManyJobsError
+from tandem.serve.modelarts.store.jobs import JobOrder
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.tables import UserJobVersionRow
 
@@ -33,14 +31,13 @@ def create_training_job(
     """Create a job and run its first version. After the response, the job survives any crash."""
     wanted = body.value
     if wanted.config.pre_version_id is not None:
-        raise Refused(INVALID_REQUEST, "config.pre_version_id: leave it out; a new job has no previous version")
+        raise RejectedError(INVALID_REQUEST, "config.pre_version_id: leave it out; a new job has no previous version")
     if wanted.config.create_version is False:
-        raise Refused(INVALID_REQUEST, "config.create_version: leave it out; a new job always gets its first version")
-    settings = project.check_runnable(wanted.config)
-    with _job_limit():
-        version = project.store.jobs.add(
-            project.id, wanted.job_name, wanted.job_desc or "", settings, _max_open(project)
+        raise RejectedError(
+            INVALID_REQUEST, "config.create_version: leave it out; a new job always gets its first version"
         )
+    settings = project.check_runnable(wanted.config)
+    version = project.store.jobs.add(project.id, wanted.job_name, wanted.job_desc or "", settings, _max_open(project))
     return created_version(version, _resource_id(project, version))
 
 
@@ -51,12 +48,11 @@ def create_training_job_version(
     """Run a job again as a new version with its own settings."""
     wanted = body.value
     if wanted.config.create_version is False:
-        raise Refused(INVALID_REQUEST, "config.create_version: leave it out; this call always creates a version")
+        raise RejectedError(INVALID_REQUEST, "config.create_version: leave it out; this call always creates a version")
     settings = project.check_runnable(wanted.config)
-    with _job_limit():
-        version = project.store.jobs.add_version(
-            project.id, job_id, wanted.job_desc, settings, wanted.config.pre_version_id, _max_open(project)
-        )
+    version = project.store.jobs.add_version(
+        project.id, job_id, wanted.job_desc, settings, wanted.config.pre_version_id, _max_open(project)
+    )
     return created_version(version, _resource_id(project, version))
 
 
@@ -134,7 +130,7 @@ def stop_training_job_version(project: ProjectDep, job_id: JobId, version_id: Ve
     """Stop a version. A version that has ended can't be stopped."""
     if not project.store.jobs.stop(project.id, job_id, version_id):
         status = UserJobStatus(project.store.jobs.version(project.id, job_id, version_id).status)
-        raise Refused(FORBIDDEN, f"Version {version_id} has already ended ({status.name}) and can't be stopped.")
+        raise RejectedError(FORBIDDEN, f"Version {version_id} has already ended ({status.name}) and can't be stopped.")
     return Success()
 
 
@@ -143,15 +139,6 @@ def delete_training_job_version(project: ProjectDep, job_id: JobId, version_id: 
     """Stop and delete a version. The job is deleted with its last version."""
     project.store.jobs.delete_version(project.id, job_id, version_id)
     return Success()
-
-
-@contextmanager
-def _job_limit() -> Iterator[None]:
-    """Turn TooManyJobsError into Refused."""
-    try:
-        yield
-    except TooManyJobsError as error:
-        raise Refused(TOO_MANY_RESOURCES, str(error)) from error
 
 
 def _max_open(project: Project) -> int:

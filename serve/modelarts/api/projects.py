@@ -14,7 +14,7 @@ from tandem.serve.api.auth import TrainCaller
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.errors import NotFoundError
 from tandem.serve.modelarts.api.bodies import JobRunSettings
-from tandem.serve.modelarts.errors import FORBIDDEN, INVALID_REQUEST, INVALID_VALUE, WRONG_PROJECT, Refused
+from tandem.serve.modelarts.errors import FORBIDDEN, INVALID_REQUEST, INVALID_VALUE, WRONG_PROJECT, RejectedError
 from tandem.serve.modelarts.settings.projects import project_config, project_storage
 from tandem.serve.modelarts.settings.resource_specs import ResourceSpec, available_specs, find_spec
 from tandem.serve.modelarts.settings.rules import Rules
@@ -39,17 +39,17 @@ class Project:
         return find_spec(self.specs(), spec_id)
 
     def check(self, settings: RunSettings) -> dict[str, Any]:
-        """Return the settings in their stored form. Raises Refused if they break a rule."""
+        """Return the settings in their stored form. Raises RejectedError if they break a rule."""
         storage = project_storage(self.config, self.id)
         Rules(self.specs(), storage, self.base_models).check(settings)
         return settings.model_dump(mode="json", exclude_none=True)
 
     def check_runnable(self, wanted: JobRunSettings) -> dict[str, Any]:
-        """Return the stored settings of a job, completed from the saved configuration and flavor. Raises Refused."""
+        """Return the stored settings of a job, completed from saved configuration and flavor. Raises RejectedError."""
         settings = self._complete(wanted)
         stored = self.check(settings)
         if settings.model_id is None and not project_config(self.config, self.id).run_code:
-            raise Refused(
+            raise RejectedError(
                 FORBIDDEN,
                 f"Project {self.id} isn't allowed to run its own code on this cluster, because the code would run as "
                 "the service's user. The operator can allow it in the configuration: "
@@ -62,14 +62,16 @@ class Project:
         own = wanted.model_dump(exclude_none=True, include=set(RunSettings.model_fields))
         if wanted.flavor is not None:
             if "spec_id" in own:
-                raise Refused(INVALID_REQUEST, "flavor: can't be sent together with spec_id; choose one", "flavor")
+                raise RejectedError(
+                    INVALID_REQUEST, "flavor: can't be sent together with spec_id; choose one", "flavor"
+                )
             own["spec_id"] = self._spec_id(wanted.flavor.code)
         saved: dict[str, Any] = {}
         if wanted.config_name is not None:
             try:
                 saved = self.store.configs.get(self.id, wanted.config_name).settings
             except NotFoundError as error:
-                raise Refused(INVALID_VALUE, f"config_name: {error}", "config_name") from None
+                raise RejectedError(INVALID_VALUE, f"config_name: {error}", "config_name") from None
         for groups in _EXCLUSIVE:  # another source of code or data replaces the saved one as a whole
             chosen = [group for group in groups if any(name in own for name in group)]
             dropped = {name for group in groups if chosen and group not in chosen for name in group}
@@ -81,7 +83,7 @@ class Project:
             if spec.spec_code == code:
                 return spec.spec_id
         known = ", ".join(spec.spec_code for spec in self.specs())
-        raise Refused(
+        raise RejectedError(
             INVALID_VALUE, f"flavor: there is no resource specification {code!r}; choose one of: {known}", "flavor"
         )
 
@@ -101,9 +103,9 @@ def cluster_specs(services: ServicesDep) -> SpecLister:
 def _project(
     project_id: str, caller: TrainCaller, services: ServicesDep, specs: Annotated[SpecLister, Depends(cluster_specs)]
 ) -> Project:
-    """Return the project in the URL. Raises Refused if the key belongs to another project."""
+    """Return the project in the URL. Raises RejectedError if the key belongs to another project."""
     if project_id != caller.entity:
-        raise Refused(
+        raise RejectedError(
             WRONG_PROJECT,
             f"This key belongs to project {caller.entity!r}, and the URL names project {project_id!r}. "
             "Use a key of that project.",

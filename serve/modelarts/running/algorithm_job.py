@@ -114,12 +114,11 @@ class AlgorithmJob:
             b",".join(batch.lines),
             self._training.model_dump_json(exclude_none=True).encode(),
         )
-        payload = zstandard.ZstdCompressor().compress(body)
         offered = OfferedJob(
             model,
             self._training,
             hashlib.sha256(body).hexdigest(),
-            lambda key: self._artifacts.write_blob(key, payload),
+            lambda key: self._artifacts.write_blob(key, zstandard.ZstdCompressor().compress(body)),
             f"training-job-version-{self._supervision.job.version_id}-batch-{batch.index}",
         )
         while True:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.serve.api.wire.requests import Name
-from tandem.serve.modelarts.errors import INVALID_REQUEST, INVALID_VALUE, Refused
+from tandem.serve.modelarts.errors import INVALID_REQUEST, INVALID_VALUE, RejectedError
 from tandem.serve.modelarts.settings.algorithms import Algorithm
 from tandem.serve.modelarts.settings.run_settings import Parameter
 
@@ -47,17 +47,17 @@ _FIELDS = AlgorithmOptions.model_fields | TrainingConfig.model_fields
 
 
 def parse_parameters(algorithm: Algorithm, parameters: Sequence[Parameter]) -> AlgorithmParameters:
-    """Return the parameters as typed options. Raises Refused, which names the label."""
+    """Return the parameters as typed options. Raises RejectedError, which names the label."""
     values: dict[str, Any] = {}
     for parameter in parameters:
         label = parameter.label
         if label in values:
-            raise Refused(INVALID_REQUEST, f"parameter {label!r} is sent twice; send it once.", label)
+            raise RejectedError(INVALID_REQUEST, f"parameter {label!r} is sent twice; send it once.", label)
         if label in SET_BY_ALGORITHM:
-            raise Refused(INVALID_VALUE, f"parameter {label!r}: leave it out; model_id sets the loss.", label)
+            raise RejectedError(INVALID_VALUE, f"parameter {label!r}: leave it out; model_id sets the loss.", label)
         if label not in _FIELDS:
             known = ", ".join(name for name in _FIELDS if name not in SET_BY_ALGORITHM)
-            raise Refused(INVALID_VALUE, f"{algorithm.name} has no parameter {label!r}; it has {known}.", label)
+            raise RejectedError(INVALID_VALUE, f"{algorithm.name} has no parameter {label!r}; it has {known}.", label)
         values[label] = _typed(parameter.value, _FIELDS[label].annotation)
     own = {label: value for label, value in values.items() if label in AlgorithmOptions.model_fields}
     training = {label: value for label, value in values.items() if label not in own}
@@ -67,17 +67,17 @@ def parse_parameters(algorithm: Algorithm, parameters: Sequence[Parameter]) -> A
             TrainingConfig.model_validate({**training, "loss_fn": algorithm.loss_fn}),
         )
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _rejection(error) from None
     except ConfigError as error:
-        raise Refused(INVALID_VALUE, f"parameter {error.field!r}: {error.reason}", error.field) from None
+        raise RejectedError(INVALID_VALUE, f"parameter {error.field!r}: {error.reason}", error.field) from None
 
 
-def _refusal(error: ValidationError) -> Refused:
+def _rejection(error: ValidationError) -> RejectedError:
     first = error.errors(include_url=False, include_input=False)[0]
     label = str(first["loc"][0]) if first["loc"] else "parameter"
     if first["type"] == "missing":
-        return Refused(INVALID_REQUEST, f"parameter {label!r} is missing; send it.", label)
-    return Refused(INVALID_VALUE, f"parameter {label!r}: {first['msg'].removeprefix('Value error, ')}.", label)
+        return RejectedError(INVALID_REQUEST, f"parameter {label!r} is missing; send it.", label)
+    return RejectedError(INVALID_VALUE, f"parameter {label!r}: {first['msg'].removeprefix('Value error, ')}.", label)
 
 
 def listed_parameters() -> str:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tandem.serve.modelarts.errors import FORBIDDEN, INVALID_REQUEST, INVALID_VALUE, PATH_DENIED, PATH_INVALID, Refused
+from tandem.serve.modelarts.errors import (
+    FORBIDDEN,
+    INVALID_REQUEST,
+    INVALID_VALUE,
+    PATH_DENIED,
+    PATH_INVALID,
+    RejectedError,
+)
 from tandem.serve.modelarts.settings.algorithm_parameters import parse_parameters
 from tandem.serve.modelarts.settings.algorithms import ALGORITHMS
 from tandem.serve.modelarts.settings.engines import ENGINES
@@ -23,9 +30,9 @@ class Rules:
     base_models: Collection[str]
 
     def check(self, settings: RunSettings) -> None:
-        """Raise Refused, which names the field, for settings that break a rule."""
+        """Raise RejectedError, which names the field, for settings that break a rule."""
         if settings.user_image_url or settings.user_command:
-            raise Refused(
+            raise RejectedError(
                 FORBIDDEN,
                 "user_image_url: this service runs jobs as processes of a Ray cluster and can't start containers. "
                 "Send the code as app_url and boot_file_url.",
@@ -59,14 +66,14 @@ class Rules:
                 if url:
                     self.storage.resolve(url)
             except PathDeniedError as error:
-                raise Refused(PATH_DENIED, f"{field}: {error}", field) from error
+                raise RejectedError(PATH_DENIED, f"{field}: {error}", field) from error
             except PathInvalidError as error:
-                raise Refused(PATH_INVALID, f"{field}: {error}", field) from error
+                raise RejectedError(PATH_INVALID, f"{field}: {error}", field) from error
         for field, dataset_id, version in settings.datasets():
             try:
                 self.storage.dataset(dataset_id, version)
             except PathInvalidError as error:
-                raise Refused(PATH_INVALID, f"{field}: {error}", field) from error
+                raise RejectedError(PATH_INVALID, f"{field}: {error}", field) from error
 
     def _check_resources(self, settings: RunSettings) -> None:
         if settings.worker_server_num is None:
@@ -136,9 +143,9 @@ def _is_given(settings: RunSettings, name: str) -> bool:
     return getattr(settings, name) not in (None, "")
 
 
-def _invalid(field: str, reason: str) -> Refused:
-    return Refused(INVALID_REQUEST, f"{field}: {reason}", field)
+def _invalid(field: str, reason: str) -> RejectedError:
+    return RejectedError(INVALID_REQUEST, f"{field}: {reason}", field)
 
 
-def _wrong(field: str, reason: str) -> Refused:
-    return Refused(INVALID_VALUE, f"{field}: {reason}", field)
+def _wrong(field: str, reason: str) -> RejectedError:
+    return RejectedError(INVALID_VALUE, f"{field}: {reason}", field)

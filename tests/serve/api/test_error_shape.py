@@ -8,7 +8,7 @@ import pytest
 from tandem.serve.api import error_responses
 from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.keys import create_key
-from tandem.serve.modelarts.errors import Refused
+from tandem.serve.modelarts.errors import RejectedError
 from tandem.serve.modelarts.store.jobs import TooManyJobsError
 
 ERROR = {"message", "type", "code", "param"}
@@ -119,7 +119,7 @@ def test_each_kind_of_error_has_a_status():
         return {kind for child in root.__subclasses__() for kind in (child, *kinds(child))}
 
     # Those two are turned into the envelope of the training-job-configs API, by its own routes.
-    assert kinds(ServeError) - {Refused, TooManyJobsError} == set(error_responses._STATUS)
+    assert kinds(ServeError) - {RejectedError, TooManyJobsError} == set(error_responses._STATUS)
 
 
 def test_the_document_shows_the_shape(http):
