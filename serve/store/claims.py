@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -45,13 +45,13 @@ class Claims(JobStore):
         A job whose KL reference was deleted before it was accepted fails here; the next call claims the next job.
         """
         now = self._database.now()
-        claimable = _claimable(base_model, now)
+        line = {"base_model": base_model, "now": now}
         with self._database.read() as session:
-            if session.execute(claimable).first() is None:
+            if session.execute(_CLAIMABLE, line).first() is None:
                 return None
         with self._database.write() as session:
             # Rows that another transaction has locked are skipped, not waited for.
-            row = session.execute(claimable.with_for_update(skip_locked=True)).first()
+            row = session.execute(_CLAIMABLE.with_for_update(skip_locked=True), line).first()
             if row is None:
                 return None
             job, model = row
@@ -87,7 +87,7 @@ class Claims(JobStore):
     def next_queued(self, base_model: str) -> QueuedJob | None:
         """Return the job that `claim_next` would claim if all running jobs had ended."""
         with self._database.read() as session:
-            row = session.execute(_first_in_line(base_model, _is_queued)).first()
+            row = session.execute(_QUEUED, {"base_model": base_model}).first()
             if row is None:
                 return None
             job, _ = row
@@ -173,14 +173,10 @@ class Claims(JobStore):
             job.owner = job.start_digest = job.waiting_for = None
 
 
-def _claimable(base_model: str, now: datetime) -> Select[JobRow, ModelRow]:
-    return _first_in_line(base_model, is_open).where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= now))
-
-
 Line = Callable[[type[JobRow]], ColumnElement[bool]]
 
 
-def _first_in_line(base_model: str, is_in_line: Line) -> Select[JobRow, ModelRow]:
+def _first_in_line(is_in_line: Line) -> Select[JobRow, ModelRow]:
     """Select each model's oldest job in the line, and of those the one whose model's last claim is the oldest."""
     earlier = aliased(JobRow)
     is_behind = (
@@ -191,7 +187,7 @@ def _first_in_line(base_model: str, is_in_line: Line) -> Select[JobRow, ModelRow
     return (
         select(JobRow, ModelRow)
         .join(JobRow.model)
-        .where(ModelRow.base_model == base_model, is_in_line(JobRow), ~is_behind)
+        .where(ModelRow.base_model == bindparam("base_model"), is_in_line(JobRow), ~is_behind)
         .order_by(ModelRow.last_claimed_at, JobRow.number)
         .limit(1)
     )
@@ -199,6 +195,11 @@ def _first_in_line(base_model: str, is_in_line: Line) -> Select[JobRow, ModelRow
 
 def _is_queued(job: type[JobRow]) -> ColumnElement[bool]:
     return and_(is_open(job), job.state == "queued")  # is_open lets the query use the index
+
+
+# Built once: a coordinator polls several times per second, and building the query takes longer than running it.
+_CLAIMABLE = _first_in_line(is_open).where(or_(JobRow.state == "queued", JobRow.lease_expires_at <= bindparam("now")))
+_QUEUED = _first_in_line(_is_queued)
 
 
 def _reward_std_devs(session: Session, model_id: str) -> tuple[float, ...]:
