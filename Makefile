@@ -33,13 +33,13 @@ up: install  ## Start the service with the built-in tiny model and keep it runni
 test: test-unit test-ray test-e2e  ## Run all tests except the slow ones, in three lanes
 
 test-unit: install  ## Run the lane that needs no Ray
-	$(PYTEST) logical --maxprocesses 4 --dist loadfile --lane unit
+	$(PYTEST) logical --maxprocesses 4 --lane unit
 
 test-ray: install  ## Run the lane of actors, engines and learners on a local Ray
-	$(PYTEST) 2 --dist loadfile --no-loadscope-reorder --lane ray
+	$(PYTEST) 2 --no-loadscope-reorder --lane ray
 
 test-e2e: install  ## Run the lane of whole services, clusters and jobs
-	$(PYTEST) 2 --dist loadgroup --lane e2e
+	$(PYTEST) 2 --lane e2e
 
 test-all: SELECTED =
 test-all: test  ## Run all tests, including the slow ones: updates in place, lost nodes, random kills

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lanes import LANES, check_lane, group_of, is_left_out
+from xdist.scheduler import LoadScopeScheduling
 
 # Each test process and each of its children: several threads per process on few cores only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,12 +24,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_left_out(collection_path, config.getoption("--lane")) else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        check_lane(item.nodeid, item.path, fixtures)
-        item.add_marker(pytest.mark.xdist_group(group_of(item.path, fixtures)))
+        check_lane(item.nodeid, item.path, getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

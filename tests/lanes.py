@@ -5,8 +5,8 @@ ray   actors, engines and learners on a local Ray
 e2e   whole services, clusters and submitted jobs
 
 A file belongs to one lane, which follows from its folder and from what it starts, so that a lane imports no file of
-another. The processes of a lane share its files; each has its own Ray. All tests of the running service are one group,
-so that one process starts it.
+another. The processes of a lane share its files; each has its own Ray. All tests of the running service stay
+together, so that one process starts it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pytest
 LANES = ("unit", "ray", "e2e")
 E2E_FOLDERS = {"e2e", "nodes"}
 STARTS_PROCESSES = re.compile(r"\b(ray_head|ServiceProcess|run_campaign)\b")
-RAY_FIXTURE, SERVICE_FIXTURE = "ray_local", "service"
+RAY_FIXTURE = "ray_local"
+SERVICE_FOLDER = "tests/e2e/"
 
 
 def lane_of(file: Path) -> str:
@@ -44,7 +45,7 @@ def check_lane(name: str, file: Path, fixtures: Iterable[str]) -> None:
         raise pytest.UsageError(f"{name} starts Ray: name {RAY_FIXTURE} in its file, which moves it to the lane ray.")
 
 
-def group_of(file: Path, fixtures: Iterable[str]) -> str:
-    """Return the name of the tests that one process runs, in their order."""
-    in_e2e = file.parent == Path(__file__).with_name("e2e")
-    return SERVICE_FIXTURE if in_e2e and SERVICE_FIXTURE in fixtures else file.stem
+def group_of(nodeid: str) -> str:
+    """Return the name of the tests that one process runs in their order: a file, or the folder of one service."""
+    file = nodeid.partition("::")[0]
+    return SERVICE_FOLDER if file.startswith(SERVICE_FOLDER) else file
