@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 class Project:
-    """A project with a bucket, jobs, and runners that look after them."""
+    """A project with a bucket, jobs, and job runners."""
 
     def __init__(self, home):
         self.config = TandemConfig(

@@ -1,8 +1,8 @@
 """Jobs of the training-job-configs API: create, list, stop and delete them, read their logs. No job runs here."""
 
 import pytest
+from envelope_requests import ALGORITHM, CONFIGS, EXAMPLE, changed, refused
 from fastapi.testclient import TestClient
-from test_training_job_configs_api import ALGORITHM, CONFIGS, EXAMPLE, changed, refused
 
 from tandem.cluster.config import ProjectConfig
 from tandem.serve.keys import create_key

@@ -1,50 +1,9 @@
-"""The training-job-configs API: every rule of a configuration, every error in the envelope."""
-
-import json
+"""Saved configurations: their rules, changes and lists."""
 
 import pytest
-from fastapi.testclient import TestClient
+from envelope_requests import ALGORITHM, CONFIGS, EXAMPLE, changed, refused
 
 from tandem.serve.keys import create_key
-from tandem.serve.modelarts.store.configs import SavedConfigs
-
-CONFIGS = "/v1/team/training-job-configs"
-EXAMPLE = {
-    "config_name": "testConfig",
-    "config_desc": "This is config",
-    "worker_server_num": 1,
-    "app_url": "/usr/app/",
-    "boot_file_url": "/usr/app/boot.py",
-    "parameter": [{"label": "learning_rate", "value": "0.01"}, {"label": "batch_size", "value": "32"}],
-    "spec_id": 1,
-    "dataset_id": "38277e62-9e59-48f4-8d89-c8cf41622c24",
-    "dataset_version_id": "2ff0d6ba-c480-45ae-be41-09a8369bfc90",
-    "engine_id": 1,
-    "train_url": "/usr/train/",
-    "log_url": "/usr/log/",
-}
-"""The published example of a request."""
-ALGORITHM = {
-    "config_name": "offline-rl",
-    "worker_server_num": 1,
-    "model_id": 1,
-    "spec_id": 0,
-    "data_url": "/bucket/groups.jsonl",
-    "parameter": [{"label": "model_name", "value": "agent"}, {"label": "learning_rate", "value": 0.001}],
-}
-
-
-def changed(body, **changes):
-    """Return a body with other values; None removes a field."""
-    return {key: value for key, value in {**body, **changes}.items() if value is not None}
-
-
-def refused(response, code, status):
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert set(body) == {"is_success", "error_message", "error_code"}
-    assert (body["is_success"], body["error_code"]) == (False, code), body
-    return body["error_message"]
 
 
 def test_the_published_example_is_accepted_and_comes_back_whole(http):
@@ -57,35 +16,6 @@ def test_the_published_example_is_accepted_and_comes_back_whole(http):
     assert saved["engine_version"].startswith("Ray-2.")
     assert saved["data_url"] is None
     assert saved["create_time"] == 1767225600000
-
-
-@pytest.mark.parametrize("header", ["X-Auth-Token", "Authorization"])
-def test_a_token_comes_in_either_header(app, key, header):
-    with TestClient(app, headers={header: key if header == "X-Auth-Token" else f"Bearer {key}"}) as client:
-        assert client.get(CONFIGS).json() == {"is_success": True, "config_total_count": 0, "configs": []}
-
-
-def test_requests_without_permission_get_an_error_in_the_envelope(app, http, store):
-    with TestClient(app) as client:
-        refused(client.get(CONFIGS), "ModelArts.0201", 401)
-        refused(client.get(CONFIGS, headers={"X-Auth-Token": "tdm_wrong"}), "ModelArts.0203", 401)
-        infer = create_key(store, "rollouts", "team", "infer")
-        message = refused(client.post(CONFIGS, json=EXAMPLE, headers={"X-Auth-Token": infer}), "ModelArts.0108", 403)
-        assert "train" in message
-    assert "'team'" in refused(http.get("/v1/others/training-job-configs"), "ModelArts.0210", 403)
-    refused(http.post("/v1/others/training-job-configs", json=EXAMPLE), "ModelArts.0210", 403)
-
-
-def test_paths_end_with_a_slash_or_not(http):
-    assert http.post(f"{CONFIGS}/", json=EXAMPLE).status_code == 200
-    assert http.get(f"{CONFIGS}/testConfig/").json()["config_name"] == "testConfig"
-    assert http.get(f"{CONFIGS}/").json()["config_total_count"] == 1
-
-
-def test_requests_without_a_route_get_an_error_in_the_envelope(http):
-    assert "/docs" in refused(http.get("/v1/team/job/nothing"), "ModelArts.0102", 404)
-    assert "PATCH" in refused(http.patch(CONFIGS), "ModelArts.0107", 405)
-    assert "error" in http.get("/v1/team/nothing").json(), "other paths have the service's own shape"
 
 
 @pytest.mark.parametrize(
@@ -256,74 +186,3 @@ def test_lists_are_paged_sorted_and_searched(http, clock):
     for params in ({"per_page": 0}, {"per_page": 1001}, {"page": 0}, {"sortBy": "x"}, {"order": "up"}):
         message = refused(http.get(CONFIGS, params=params), "ModelArts.0104", 400)
         assert next(iter(params)) in message
-
-
-def test_bodies_other_than_json_objects_get_an_error_in_the_envelope(http):
-    for content in (b"", b"{", b"[]", b"null", b'"x"', b"\xff", b'{"config_name": NaN}'):
-        assert refused(http.post(CONFIGS, content=content), "ModelArts.0104", 400)
-
-
-def test_an_unexpected_failure_gets_an_error_in_the_envelope(http, monkeypatch):
-    def fail(*_, **__):
-        raise KeyError("a secret")
-
-    monkeypatch.setattr(SavedConfigs, "page", fail)
-    message = refused(http.get(CONFIGS), "ModelArts.0010", 500)
-    assert "secret" not in message
-    assert "log" in message
-
-
-def test_every_route_puts_errors_into_the_envelope(app, http):
-    """An invalid id, parameter, body or method, and a missing key."""
-    paths = {path: ops for path, ops in app.openapi()["paths"].items() if path.startswith("/v1/{project_id}/")}
-    assert len(paths) >= 11
-    names = {"project_id": "team", "config_name": "none", "job_id": "1", "version_id": "1"}
-    for path, operations in paths.items():
-        known = path.format(**names)
-        for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(map(str.upper, operations)):
-            refused(http.request(method, known), "ModelArts.0107", 405)
-        for method, operation in operations.items():
-            assert operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith(
-                "/Failure"
-            )
-            for parameter in operation.get("parameters", ()):
-                name, types = parameter["name"], json.dumps(parameter["schema"])
-                if parameter["in"] == "path" and name in ("job_id", "version_id"):
-                    response = http.request(method, path.format(**names | {name: "x"}), params={"log_file": "a"})
-                    message = refused(response, "ModelArts.0104", 400)
-                    assert name in message or "requestBody" in operation  # a missing body is reported first
-                elif parameter["in"] == "query" and any(word in types for word in ("integer", "enum", "const")):
-                    response = http.request(method, known, params={"log_file": "worker-0.log", name: "?"})
-                    assert name in refused(response, "ModelArts.0104", 400)
-            if "requestBody" in operation:
-                refused(http.request(method, known, content=b"{"), "ModelArts.0104", 400)
-            response = http.request(method, known, headers={"Authorization": ""})
-            refused(response, "ModelArts.0201", 401)
-            refused(http.request(method, f"{known}/", headers={"Authorization": ""}), "ModelArts.0201", 401)
-
-
-def test_resources_engines_and_algorithms_are_listed(http):
-    specs = http.get("/v1/team/job/resource-specs", params={"job_type": "train"}).json()
-    assert specs["spec_total_count"] == 3
-    assert [(s["spec_id"], s["spec_code"], s["max_num"], s["no_resource"]) for s in specs["specs"]] == [
-        (0, "tandem.learners", 1, False),
-        (1, "tandem.cpu.1", 2, False),
-        (2, "tandem.cpu.2", 1, True),
-    ]
-    engines = http.get("/v1/team/job/ai-engines").json()["engines"]
-    assert [(e["engine_id"], e["engine_type"], e["engine_name"]) for e in engines] == [
-        (1, 3, "Ray"),
-        (2, 10, "PyTorch"),
-    ]
-    algorithms = http.get("/v1/team/built-in-algorithms", params={"order": "asc"}).json()
-    assert [a["model_name"] for a in algorithms["models"]] == [
-        "RL on trajectory groups (CISPO)",
-        "RL on trajectory groups (PPO)",
-    ]
-    parameters = {p["label"]: p for p in json.loads(algorithms["models"][0]["parameter"])}
-    assert parameters["model_name"]["required"]
-    assert parameters["batch_size"] == {"label": "batch_size", "value": "8", "required": False}
-    assert "loss_fn" not in parameters
-    assert "kl_penalty_coef" in parameters
-    found = http.get("/v1/team/built-in-algorithms", params={"search_content": "ppo"}).json()
-    assert (found["model_total_count"], found["models"][0]["model_id"]) == (1, 2)
