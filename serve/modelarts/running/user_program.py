@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import site
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -50,5 +51,5 @@ def python_path(package_file: str) -> str | None:
     searches it anyway, and in PYTHONPATH it would come before the standard library.
     """
     directory = Path(package_file).parent.parent
-    installed = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    return None if directory in installed else str(directory)
+    installed = [sysconfig.get_path("purelib"), *site.getsitepackages(), site.getusersitepackages()]
+    return None if directory in map(Path, installed) else str(directory)
