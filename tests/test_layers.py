@@ -38,10 +38,15 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.api.wire.responses": {"tandem.serve.store"},
     "tandem.serve.app": {"tandem.serve.modelarts"},
     "tandem.serve.modelarts": {"tandem.serve.app"},
+    "tandem.serve.modelarts.store": {f"tandem.serve.modelarts.{part}" for part in ("api", "running", "settings")},
+    "tandem.serve.modelarts.settings": {f"tandem.serve.modelarts.{part}" for part in ("api", "running", "store")},
+    "tandem.serve.modelarts.running": {"tandem.serve.modelarts.api"},
+    "tandem.serve.modelarts.api": {"tandem.serve.modelarts.running"},
 }
-REGISTRATIONS = {  # these add the training-job-configs API to the service
+REGISTRATIONS = {  # these add the training-job-configs API to the service, with the options of all deployments
     ("tandem.serve.api.application", "tandem.serve.modelarts.routes"),
     ("tandem.serve.app.graph", "tandem.serve.modelarts.deployment"),
+    ("tandem.serve.modelarts.deployment", "tandem.serve.app.deployment_options"),
 }
 IMPORT_ALL = """
 import importlib, json, sys
