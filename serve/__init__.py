@@ -1,1 +1,1 @@
-"""The HTTP service on Ray Serve: inference, training jobs, models, and the command line."""
+"""The HTTP service on Ray Serve: inference, training jobs and models."""

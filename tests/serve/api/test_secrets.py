@@ -63,7 +63,7 @@ def test_a_refused_write_does_not_tell_what_was_to_be_written(store, add_model):
     model = add_model()
     with pytest.raises(IntegrityError) as caught, store.database.write() as session:
         session.add(
-            ApiKeyRow(id=model.id, name=None, entity=REASONING, key_sha256=REASONING, created_at=store._clock())
+            ApiKeyRow(id=model.id, name=None, entity=REASONING, key_sha256=REASONING, created_at=store.database.now())
         )
     assert REASONING not in str(caught.value)
 
