@@ -142,5 +142,5 @@ def http_exception_message(request: Request, error: HTTPException) -> str:
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """The client disconnected: nothing failed, and nobody reads this."""
+    """The client disconnected: nothing failed, and no one reads this response."""
     return Response(status_code=499)

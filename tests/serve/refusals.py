@@ -1,4 +1,4 @@
-"""What every refusal has in common: one shape, plain words, and nothing left behind."""
+"""Checks for every rejected request: one shape, plain words, and nothing left behind."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from sqlalchemy import create_engine
 
 from tandem.serve.store.tables import Table
 
-# Names of parts and types that mean nothing to whoever sent the request, and values as Python writes them.
+# Names of libraries and types that mean nothing to a client, and values as Python writes them.
 JARGON = re.compile(
     r"pydantic|msgspec|sqlalchemy|sqlite|fastapi|ValidationError|validator|Traceback|discriminator|\btag\b|Input should"
     r"|Extra inputs|Field required|<class|object at 0x|None|\bTrue\b|\bFalse\b|\bdict\b|site-packages|/tmp/"
@@ -15,7 +15,7 @@ JARGON = re.compile(
 
 
 def assert_one_shape(response, status):
-    """The error of a response, which has the shape that every error has, and says it in words."""
+    """Check that a response has the shape of an error, in plain words. Return the error."""
     assert response.status_code == status, response.text[:1000]
     body = response.json()
     error = body["error"]
@@ -24,7 +24,7 @@ def assert_one_shape(response, status):
     assert all(isinstance(error[key], str) for key in ("message", "type", "code"))
     assert error["param"] is None or isinstance(error["param"], str)
     assert set(map(frozenset, body.get("detail", ()))) <= {frozenset(("loc", "msg", "type"))}
-    said = error["message"].removeprefix(f"{error['param']}: ")  # names that the client made up
+    said = error["message"].removeprefix(f"{error['param']}: ")  # names from the request
     for sentence in (said, *(fault["msg"] for fault in body.get("detail", ()))):
         assert not JARGON.search(sentence), sentence
         assert 8 < len(sentence) < 600, sentence
@@ -33,7 +33,7 @@ def assert_one_shape(response, status):
 
 
 def everything_held(store_url, artifacts_root):
-    """All rows of the store and all files of the artifact store."""
+    """Return all rows of the store and all files of the artifact store."""
     engine = create_engine(store_url)
     with engine.connect() as connection:
         names = [table.name for table in Table.metadata.sorted_tables]

@@ -13,7 +13,7 @@ TOKENIZER = DATA / "tokenizer"
 
 
 class TextModel:
-    """The tokenizer of the recorded vectors, as a base model's: what the process that prepares payloads works with."""
+    """A base model for the preparation of payloads, with the tokenizer of the recorded vectors."""
 
     @cached_property
     def tokenizer(self):
@@ -27,7 +27,7 @@ class TextModel:
 
 @dataclass
 class Engine:
-    """Answers with what a test has put into it, and keeps what it was asked."""
+    """Answers with chunks that a test sets, and records its requests."""
 
     status: int = 200
     headers: dict = field(default_factory=lambda: {"content-type": "application/json"})

@@ -1,4 +1,4 @@
-"""Who may call what: all routes of the application, those of tomorrow too."""
+"""Access to every route by role and by entity, including routes added later."""
 
 import re
 import uuid
@@ -23,7 +23,7 @@ OF_A_PROJECT = "/v1/{project_id}/"
 
 
 def operations(app):
-    """(method, path, role) of every operation that isn't open to all."""
+    """Return (method, path, role) of every operation that needs a key."""
     return [
         (method, route.path, declared_role([dependency.call for dependency in route.dependant.dependencies]))
         for route in app.routes
@@ -33,13 +33,13 @@ def operations(app):
 
 
 def filled(path, ids=None):
-    """A path with ids for its parameters: those of `ids`, else ones that nothing has, in the project of "team"."""
+    """Return a path with its parameters filled in: from `ids`, else with unknown ids in the project of "team"."""
     known = {"project_id": "team", **(ids or {})}
     return re.sub(r"{(\w+)}", lambda match: known.get(match[1]) or str(uuid.uuid4()), path)
 
 
 def refusal(response):
-    """Code and message of an error, of which the training-job-configs API has a shape and codes of its own."""
+    """Return code and message of an error, also in the shape of the training-job-configs API."""
     body = response.json()
     if "error" in body:
         return body["error"]["code"], body["error"]["message"]
@@ -49,7 +49,7 @@ def refusal(response):
 
 @pytest.fixture
 def send(http, store):
-    """Sends a request as a role of an entity; without a role, with no key at all."""
+    """Send a request with a key of a role and entity; without a role, without a key."""
     http.headers.pop("Authorization")
     keys = {}
 
@@ -121,7 +121,7 @@ def test_other_methods_tell_nothing(app, model, send):
 
 @pytest.fixture
 def team(send, services, store):
-    """One thing of each kind that entity "team" owns: a value for every path parameter and every body."""
+    """Create an object of each kind for entity "team". Return a value for every path parameter and body."""
     body = {"project": "project", "name": "agent", "base_model": "tandem/tiny"}
     model = send("POST", "/v1/preview/models", "train", json=body).json()["id"]
     trained = {"model_id": model, "trajectory_groups": groups()}
@@ -146,7 +146,7 @@ def test_what_other_entities_own_is_not_found(app, send, team):
         if (re.search(r"{\w+}", path) or (method, path) in bodies) and not path.startswith(OF_A_PROJECT)
     ]
     assert {name for _, path in theirs for name in re.findall(r"{(\w+)}", path)} == set(ids)
-    # The owner's requests succeed, so that it isn't for another reason that a stranger's don't; deletions come last.
+    # The owner's requests succeed, so a stranger's fail for no other reason. Deletions come last.
     for entity in ("others", "team"):
         for method, path in sorted(theirs, key=lambda item: (item[0] == "DELETE", -len(item[1]))):
             response = send(method, filled(path, ids), "admin", entity, json=bodies.get((method, path)))

@@ -1,4 +1,4 @@
-"""When the service says no: a full queue, a full disk. What was refused leaves nothing, and the rest goes on."""
+"""A full queue and a full disk: rejected requests leave nothing behind, and other requests still work."""
 
 import os
 import resource
@@ -60,7 +60,7 @@ def test_a_full_project_takes_no_more_jobs_and_others_do(post, configure, other_
     assert first != second
     del checked[:]
     assert_queue_full(post(), "2 training jobs of project team/project ")
-    assert checked == []  # refused before the work
+    assert checked == []  # rejected before the work
     assert post(headers={"Idempotency-Key": "k"}).json() == first
     assert post(other_project).status_code == 200
     assert len(blobs()) == 3
@@ -127,7 +127,7 @@ def test_a_disk_that_is_nearly_full_takes_no_payloads_and_serves_the_rest(http, 
 
 @pytest.fixture
 def full_disk():
-    """The kernel refuses to let a file grow beyond 64 KiB, in the block of the context, as it does on a full disk."""
+    """In this block, writing a file beyond 64 KiB fails, as on a full disk."""
 
     @contextmanager
     def full_disk():

@@ -1,4 +1,4 @@
-"""Every error of every route has one shape (routes of projects have the envelope, which has tests of its own)."""
+"""Every error of every route has one shape. Routes of projects have the envelope, with tests of its own."""
 
 import json
 import re
@@ -16,7 +16,7 @@ TYPES = {kind for _, kind, _ in error_responses._STATUS.values()} | {"server_err
 
 
 def routes(app):
-    """Method and path of every route, ids filled in with one that nothing has."""
+    """Yield method and path of every route, with unknown ids."""
     for route in app.routes:
         if route.path.startswith("/v1/{project_id}/"):
             continue
@@ -118,7 +118,7 @@ def test_each_kind_of_error_has_a_status():
     def kinds(root):
         return {kind for child in root.__subclasses__() for kind in (child, *kinds(child))}
 
-    # Those two are turned into the envelope of the training-job-configs API, by its own routes.
+    # The routes of the training-job-configs API turn these two into its envelope.
     assert kinds(ServeError) - {RejectedError, TooManyJobsError} == set(error_responses._STATUS)
 
 

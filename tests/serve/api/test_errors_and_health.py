@@ -73,7 +73,7 @@ def test_a_plain_id_that_comes_with_a_request_is_its_id(http, services, monkeypa
 
     monkeypatch.setattr(services.store.models, "page", fail)
     response = http.get("/v1/models", headers={"X-Request-ID": given})
-    # Whoever put it on the request, a client or Serve's proxy, puts it on the response too.
+    # Serve's proxy, which sets the id on the request, also sets it on the response.
     assert ("x-request-id" in response.headers) == (not is_used)
     named = given if is_used else response.headers["x-request-id"]
     assert named in response.json()["error"]["message"]

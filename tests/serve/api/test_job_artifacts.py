@@ -1,4 +1,4 @@
-"""Files that a job has left, over HTTP."""
+"""The files of a job over HTTP."""
 
 import uuid
 

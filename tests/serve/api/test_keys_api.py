@@ -11,7 +11,7 @@ KEYS = "/v1/preview/keys"
 
 @pytest.fixture
 def admin(http, store, clock):
-    clock.advance(1)  # keys are listed by their time
+    clock.advance(1)  # keys are listed by time
     http.headers["Authorization"] = f"Bearer {create_key(store, 'boss', 'team', 'admin')}"
     clock.advance(1)
     return http

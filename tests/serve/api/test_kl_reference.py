@@ -1,4 +1,4 @@
-"""Which checkpoint a job's KL penalty compares with, and that it is there until the job ends."""
+"""The KL reference of a job: it is the version that the options name, and its files stay until the job ends."""
 
 import uuid
 
@@ -16,7 +16,7 @@ ROOT = "/srv/artifacts"
 
 @pytest.fixture
 def train(store, add_job, claim, clock):
-    """Makes the next versions of a model, with a reward spread for each."""
+    """Make the next versions of a model, with a reward spread for each."""
 
     def train(model, *digests, spread=0.25):
         for digest in digests:
@@ -32,7 +32,7 @@ def train(store, add_job, claim, clock):
 
 @pytest.fixture
 def post(store, clock):
-    """Accepts a job with a KL penalty."""
+    """Accept a job with a KL penalty."""
 
     def post(model, **options):
         config = TrainingConfig(kl_penalty_coef=0.1, **options)

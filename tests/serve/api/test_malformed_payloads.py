@@ -1,6 +1,6 @@
-"""Training data as broken clients send it. It is refused at its place, in plain words, and leaves nothing behind.
+"""Malformed training data from broken clients: rejected with its place in plain words, with nothing left behind.
 
-Each table says: what a client sends, where the fault is, words of the sentence that says so.
+A row of a table: the value that a client sends, the place of the problem, words of its sentence.
 """
 
 import json
@@ -19,7 +19,7 @@ def changed(mapping, changes):
 
 
 def text(body):
-    """JSON in which a string like "@NaN@" stands for the bare word between the signs."""
+    """Return JSON with a string like "@NaN@" replaced by the bare word."""
     return re.sub(r'"@([^"@]+)@"', r"\1", json.dumps(body)).encode()
 
 
@@ -30,7 +30,7 @@ def held(store_url, services):
 
 @pytest.fixture
 def refused(http, held):
-    """The error that refuses this body of a job."""
+    """Post this body of a job and return its error."""
 
     def refused(content, **headers):
         before = held()
@@ -43,7 +43,7 @@ def refused(http, held):
 
 @pytest.fixture
 def refused_job(refused, model):
-    """The error that refuses a job with these changes."""
+    """Post a job with these changes and return its error."""
     return lambda changes: refused(text(changed({"model_id": model["id"], "trajectory_groups": groups()}, changes)))
 
 
@@ -167,7 +167,7 @@ def test_options(refused_job, sent, place, words):
 
 @pytest.fixture
 def refused_trajectory(refused_job):
-    """The error that refuses a job whose last trajectory, of the last of three groups, has these changes."""
+    """Post a job with these changes to the last trajectory of the last of three groups; return its error."""
 
     def refused_trajectory(changes):
         *others, (one, other) = groups(2), (trajectory(0.0), changed(trajectory(1.0), changes))

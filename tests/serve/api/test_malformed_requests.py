@@ -1,4 +1,4 @@
-"""Requests as broken clients send them, to every part of the API. What is refused says where and why, and does nothing.
+"""Malformed requests to every part of the API: each error says where and why, and the request has no effect.
 
 Training data has tests of its own, in test_malformed_payloads.
 """
@@ -24,21 +24,21 @@ NOT_LISTED = "isn't the id of an item of this list; send the last_id of one of i
 
 @pytest.fixture
 def http(http, store):
-    """A client that may do everything."""
+    """An admin client."""
     http.headers["Authorization"] = f"Bearer {create_key(store, 'admin', 'team', 'admin')}"
     return http
 
 
 @pytest.fixture
 def ids(http, model):
-    """What stands in paths and bodies for a model and a job that exist."""
+    """The ids that replace MODEL and JOB in paths and bodies."""
     body = {"model_id": model["id"], "trajectory_groups": groups()}
     return {"MODEL": model["id"], "JOB": http.post(JOBS, json=body).json()["id"]}
 
 
 @pytest.fixture
 def refused(http, ids, engine, store_url, services):
-    """The error that refuses a request."""
+    """Send a request and return its error."""
     held = lambda: everything_held(store_url, services.config.home / "artifacts")  # noqa: E731
 
     def refused(method, path, status=422, **request):
@@ -115,12 +115,12 @@ def test_a_number_that_json_has_not(refused):
     for (method, path), body in BODIES.items():
         for number in ("NaN", "-Infinity", "1e999"):
             error = refused(method, path, content=json.dumps({**body, "x": [1, "@"]}).replace('"@"', number))
-            assert error["param"] in ("body.x.1", "body.x"), path  # not a number at all, or not known here
+            assert error["param"] in ("body.x.1", "body.x"), path  # no number, or an unknown field
 
 
 def test_a_key_that_is_not_known(refused):
     for (method, path), body in BODIES.items():
-        if not path.endswith("completions"):  # the engine knows more of them
+        if not path.endswith("completions"):  # the engine has more fields
             error = refused(method, path, json={**body, "Name": 1})
             assert error["param"] == "body.Name", path
             assert "known" in error["message"]
@@ -327,11 +327,11 @@ def test_a_key_that_is_none(refused, header):
 
 
 def test_every_route_refuses_in_the_same_way(refused, ids, app):
-    """Whatever a route is asked wrongly: by a strange id, parameter, body, method, or without a key."""
+    """Strange ids, parameters, bodies and methods, and no key, on every route."""
     names = {"model_id": ids["MODEL"], "training_job_id": ids["JOB"], "key_id": UNKNOWN, "name": "a.png"}
     for path, operations in app.openapi()["paths"].items():
         if path.startswith("/v1/{project_id}/"):
-            continue  # of an API with a shape of its own
+            continue  # of the training-job-configs API, which has another shape
         known = path.format(**names)
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(map(str.upper, operations)):
             assert refused(method, known, 405)["code"] == "route"
@@ -351,7 +351,7 @@ def test_every_route_refuses_in_the_same_way(refused, ids, app):
 
 
 def test_what_is_odd_but_clear_is_taken(http, model, store):
-    """A client may leave out, add and repeat what doesn't change the meaning."""
+    """A client may omit, add and repeat parts that don't change the meaning."""
     post = lambda changes: http.post(JOBS, json={"model_id": model["id"], **changes})  # noqa: E731
     spelt = (model["id"].upper(), model["id"].replace("-", ""), f"urn:uuid:{model['id']}")
     odd = [
@@ -369,6 +369,6 @@ def test_what_is_odd_but_clear_is_taken(http, model, store):
         assert post(changes).status_code == 200, changes
     twice = json.dumps({"model_id": "the last one counts", "trajectory_groups": groups(), "Model_id": model["id"]})
     twice = twice.replace("Model_id", "model_id")
-    as_text = {"Content-Type": "text/plain; charset=latin-1"}  # what curl and fetch say of JSON unless told otherwise
+    as_text = {"Content-Type": "text/plain; charset=latin-1"}  # the default of curl and fetch
     assert http.post(JOBS, content=twice, headers=as_text).status_code == 200
     assert len(store.jobs.page("team", limit=100)) == len(odd) + 1

@@ -10,7 +10,7 @@ MODELS = "/v1/preview/models"
 
 @pytest.fixture
 def train(store, add_job, claim, services, model):
-    """Makes versions of the model, with files for each digest."""
+    """Make versions of the model, with files for each digest."""
 
     def train(*digests):
         for digest in digests:
@@ -160,7 +160,7 @@ def test_a_deleted_model_takes_everything_with_it(http, model, train, files, blo
     log = {"model_id": model["id"], "split": "val", "trajectory_groups": groups()}
     http.post(f"{MODELS}/{model['id']}/log", json=log)
     assert len(blobs()) == 2
-    # What the client sends: a JSON content type and no body.
+    # As the client sends it: a JSON content type and no body.
     answer = http.delete(f"{MODELS}/{model['id']}", headers={"Content-Type": "application/json"})
     assert answer.json() == {"model_id": model["id"], "deleted_checkpoints": 1, "deleted_run": False}
     assert (files(), blobs()) == ([], [])

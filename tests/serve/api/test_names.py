@@ -24,7 +24,7 @@ def is_plain(name):
 
 @pytest.fixture
 def outside(tmp_path):
-    """A file in every directory that a name might lead to from the artifact store."""
+    """Put a file into every directory that a name might lead to from the artifact store."""
     for directory in (tmp_path, tmp_path.parent, tmp_path / "artifacts", tmp_path / "artifacts" / "jobs"):
         directory.mkdir(exist_ok=True)
         (directory / "outside").write_bytes(SECRET)
@@ -34,7 +34,7 @@ def outside(tmp_path):
 
 @pytest.fixture
 def unchanged(tmp_path, outside):
-    """Checks that exactly the files are there that were."""
+    """Check that no file was added or removed."""
 
     def files():
         held = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and ".db" not in path.name}
@@ -73,7 +73,7 @@ def test_a_name_in_a_path_is_an_id_or_refused(http, store, model, services, unch
             ("DELETE", f"/v1/preview/keys/{written}"),
         ):
             response = http.request(method, path)
-            # A client resolves dots of its own; what is left may be a list, or a path with no such method.
+            # The client itself resolves dots; the result may be a list, or a path without this method.
             assert response.status_code in (404, 405, 422) or method == "GET", (method, path, response.text)
             assert response.status_code < 500 and SECRET not in response.content, (method, path, response.text)
     unchanged()

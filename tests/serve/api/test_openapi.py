@@ -1,4 +1,4 @@
-"""The OpenAPI document of posting a job is the one that clients were generated from."""
+"""The document of the operation that creates a job is the one from which clients were generated."""
 
 import json
 
@@ -9,7 +9,7 @@ PATH = "/v1/preview/training-jobs"
 
 
 def inlined(part, document, seen=()):
-    """A part of a document with its references resolved, so that only what it says is left, not how it is split up."""
+    """Return a part of a document with its references resolved, to compare contents and not structure."""
     if isinstance(part, list):
         return [inlined(item, document, seen) for item in part]
     if not isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""The unmodified openpipe-art client against the application: its requests are taken, its answers parse."""
+"""The unmodified openpipe-art client works with the application."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ METRICS = {"loss/train": 0.5, "loss/grad_norm": 0.1, "loss/learning_rate": 5e-6,
 
 @pytest.fixture(scope="module")
 def wandb():
-    """Imported by the client at the end of a successful train(); it calls nothing without WANDB_API_KEY."""
+    """The client imports it at the end of a successful train(), and calls nothing without WANDB_API_KEY."""
     pytest.importorskip("wandb")
 
 

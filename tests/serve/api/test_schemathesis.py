@@ -1,4 +1,4 @@
-"""Requests made up by machines: from the OpenAPI document, valid and not, and by spoiling a good training job.
+"""Generated requests: from the OpenAPI document, valid and invalid, and by spoiling a valid training job.
 
 Each answer is a documented one, and a refusal says where and why and leaves nothing behind.
 """
@@ -23,7 +23,7 @@ JOBS = "/v1/preview/training-jobs"
 
 
 def document():
-    """What GET /openapi.json answers, but turns and tools may be anything.
+    """The OpenAPI document, but with any turns and tools.
 
     Making up a turn of all the published kinds takes seconds; test_spoilt_jobs spoils real ones instead.
     """
@@ -46,7 +46,7 @@ CHECKS = [
 
 
 def quick(num_examples):
-    """The same requests in every run. They share the fixtures of their test, which is the point: they pile up."""
+    """The same requests in every run. They share the fixtures of their test, so that effects accumulate."""
     return settings(
         max_examples=num_examples,
         derandomize=True,
@@ -59,7 +59,7 @@ def quick(num_examples):
 
 @pytest.fixture
 def send(app, http, store, store_url, services):
-    """Sends a request; a refusal must have the one shape and leave nothing behind."""
+    """Send a request. An error must have the one shape and leave nothing behind."""
     http.headers["Authorization"] = f"Bearer {create_key(store, 'admin', 'team', 'admin')}"
     held = lambda: everything_held(store_url, services.config.home / "artifacts")  # noqa: E731
     before = None
@@ -132,7 +132,7 @@ JUNK = (
 
 
 def places(value, place=()):
-    """Every place in a JSON value, itself included."""
+    """Yield every place in a JSON value, including the value itself."""
     yield place
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -146,7 +146,7 @@ def at(value, place):
 
 
 def is_in(body, loc):
-    """Whether a fault's place is in the body; what is missing has its place in what should have it."""
+    """Return True if the place is in the body, or is a missing field of an object in it."""
     try:
         at(body, loc[1:-1])
     except (KeyError, IndexError, TypeError):
@@ -165,7 +165,7 @@ SPOILT = [
 
 
 def test_spoilt_jobs(send, model):
-    """A good job in which one place holds junk, or nothing, is taken or refused at a place that it has."""
+    """A valid job with junk, or nothing, at one place is accepted, or rejected at a place that it has."""
     good = {"model_id": model["id"], "trajectory_groups": groups(2), "experimental_config": {"learning_rate": 1e-5}}
     last = good["trajectory_groups"][1]["trajectories"][1]
     last["messages_and_choices"] = [*SPOILT, *last["messages_and_choices"]]

@@ -12,7 +12,7 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.rl.config import TrainingConfig
 
 JOBS = "/v1/preview/training-jobs"
-# What the client's train() sends: all its options, unset ones as null.
+# The options as the client's train() sends them: all of them, null if unset.
 CLIENT_CONFIG = {
     "advantage_balance": 0.0,
     "epsilon": None,

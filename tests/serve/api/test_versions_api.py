@@ -62,7 +62,7 @@ def test_a_version_made_meanwhile_ends_the_wait(http, url, train):
 
 
 def test_many_may_wait_without_blocking_the_others(base_url, key, url):
-    """More waiting requests than the server has threads; another one is answered all the same."""
+    """With more waiting requests than the server has threads, another request is still answered."""
 
     async def ask():
         headers = {"Authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""How bodies are received: limits while reading, packed bodies, clients that stall or go."""
+"""Receiving bodies: limits while reading, compressed bodies, clients that stall or disconnect."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Accepted means durable: what was answered survives the death of the process that answered."""
+"""Accepted means durable: an accepted job survives the death of the process that accepted it."""
 
 import os
 import signal

@@ -17,7 +17,7 @@ def artifacts(request, tmp_path):
 
 
 def ahead(**time):
-    """Seen from then, what is written now is old."""
+    """Return a time in the future, from which files written now are old."""
     return datetime.now(UTC) + timedelta(**time)
 
 

@@ -1,4 +1,4 @@
-"""What docs/deploy.md says of backups, done: the commands that stand there, and a service on what they restored."""
+"""Runs the backup commands of docs/deploy.md, and a service on the restored data."""
 
 import os
 import re
@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize(
 
 
 def commands(title):
-    """The commands of the block that follows a heading or a line with this text."""
+    """Return the commands of the block after a heading or line with this text."""
     return re.search(re.escape(title) + r".*?```\n(.*?)```", GUIDE, re.DOTALL)[1]
 
 
@@ -49,7 +49,7 @@ def run(script, **environment):
 
 
 def make_version(store, artifacts, claimed, value):
-    """A job's version with a real checkpoint, as a learner and the coordinator leave it. Returns its digest."""
+    """Complete a job with a real checkpoint, as a learner and the coordinator do. Return its digest."""
     state = LearnerState(adapter={"lora_A.weight": torch.full((2, 2), float(value))}, optimizer={})
     checkpoint = write_checkpoint(artifacts.checkpoints_dir, state, {"r": 2}, {"step": claimed.next_step})
     artifacts.push_checkpoint(checkpoint.digest)
@@ -75,7 +75,7 @@ def test_a_service_on_a_restored_backup_answers_as_before(
     is_sqlite, backup, home = store_url.startswith("sqlite"), tmp_path / "backup", tmp_path / "new"
     place = {"TANDEM_HOME": str(tmp_path), "BACKUP": str(backup), "TANDEM_STORE_URL": _of_libpq(store_url)}
     run(commands("The store, SQLite:" if is_sqlite else "The store, PostgreSQL:"), **place)
-    # Between the two, the service goes on: what is then in the artifacts alone does no harm.
+    # The service continues between the two backups. Artifacts without rows do no harm.
     make_version(store, artifacts, claim(), 2)
     (artifacts.spool_dir / "half-a-request").write_bytes(b"x")
     run(commands("Then the artifacts, a folder:"), **place)
@@ -93,7 +93,7 @@ def test_a_service_on_a_restored_backup_answers_as_before(
         assert http.get(f"/v1/preview/training-jobs/{open_job.id}").json()["state"] in ("queued", "running")
     for digest in digests:
         verify_checkpoint(files.pull_checkpoint(digest))
-    # The job that was open is trained from its payload, and makes the next version.
+    # The open job is trained from its payload, and makes the next version.
     assert files.read_blob(open_job.payload_key) == b"the payload"
     claimed = restored.claims.claim_next(BASE, "coordinator", 30)
     assert (claimed.id, claimed.next_step) == (open_job.id, 2)
@@ -103,5 +103,5 @@ def test_a_service_on_a_restored_backup_answers_as_before(
 
 
 def _of_libpq(url):
-    """As pg_dump reads it; SQLAlchemy's form may name a driver."""
+    """Return the URL for pg_dump: SQLAlchemy's form may name a driver."""
     return re.sub(r"^postgresql\+\w+:", "postgresql:", url)

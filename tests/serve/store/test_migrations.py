@@ -41,7 +41,7 @@ def differences(engine):
     with engine.connect() as connection:
         options = {"compare_type": True, "compare_server_default": True}
         found = compare_metadata(MigrationContext.configure(connection, opts=options), Table.metadata)
-    # A missing table by its name alone: its columns have defaults that print differently each time.
+    # A missing table by name: its columns have defaults that print differently each time.
     return sorted(f"{what[0]} {what[1].name}" if what[0] == "add_table" else str(what) for what in found)
 
 

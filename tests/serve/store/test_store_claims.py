@@ -1,4 +1,4 @@
-"""What the coordinator relies on: order, turns, leases, fencing, and each effect once."""
+"""Claims of jobs: order, turns, leases, fencing, and each effect once."""
 
 import signal
 import subprocess
@@ -79,7 +79,7 @@ def test_models_take_turns(store, clock, add_model, add_job, claim):
         order.append(claimed.model_id)
         finish(store, claimed)
         if len(order) == 2:
-            add_job(third)  # has never had a turn, so it waits for nobody else
+            add_job(third)  # has never had a turn, so it is next
     names = {first.id: "first", second.id: "second", third.id: "third"}
     assert [names[m] for m in order] == ["first", "second", "third", "first"]
 
@@ -150,7 +150,7 @@ def test_a_lease_that_ran_out_is_taken_over_and_fences_the_first_claim(store, cl
 
 
 def test_events_asked_for_again_are_recorded_once(store, add_model, add_job, claim):
-    """As when the connection broke while the answer was on its way."""
+    """As if the connection broke before the answer arrived."""
     job = add_job(add_model())
     claimed = claim()
     for _ in range(2):
@@ -198,7 +198,7 @@ def test_a_completion_that_fails_leaves_no_trace(store, add_model, add_job, clai
 
 
 def test_a_process_killed_while_it_completes_leaves_no_trace(store_url, store, clock, add_model, add_job, claim):
-    """Killed with the version written and the job's end too, but not committed."""
+    """The process is killed when the version and the job's end are written but not committed."""
     model = add_model()
     job = add_job(model)
     first = claim()
@@ -227,7 +227,7 @@ def test_two_coordinators_that_claim_at_once_never_get_one_job(store_url, clock,
             if attempt == 1:
                 add_job(model)
             else:
-                clock.advance(31)  # the lease runs out, and all want to take over
+                clock.advance(31)  # the lease expires, and all try to take over
             claims = [claimed for claimed in pool.map(claim_together, stores) if claimed]
             assert [claimed.attempt for claimed in claims] == [attempt]
     for own in stores:
@@ -235,7 +235,7 @@ def test_two_coordinators_that_claim_at_once_never_get_one_job(store_url, clock,
 
 
 def test_the_version_is_visible_no_later_than_the_end_of_training(store, add_model, add_job, claim):
-    """Readers poll while jobs complete: whoever sees training_ended also sees the version."""
+    """A reader that sees training_ended also sees the version."""
     model = add_model()
     jobs = [add_job(model) for _ in range(10)]
 
@@ -382,7 +382,7 @@ def test_events_that_end_a_job_come_from_its_end_alone(store, add_model, add_job
 
 
 def test_concurrent_claimers_never_share_a_model(store_url, clock, store, add_model, add_job):
-    """Six stores on one file, as six processes would have them, claim and complete without pause."""
+    """Six stores on one database, as in six processes, claim and complete without pause."""
     models = [add_model(f"m{i}") for i in range(4)]
     jobs = [add_job(model).id for _ in range(5) for model in models]
     running, overlaps, done = set(), [], []
@@ -421,7 +421,7 @@ def test_looking_for_work_reads_no_ended_jobs(store, add_model, add_job, claim):
             query_plan = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
             plan = connection.connection.cursor()
             if query_plan == "EXPLAIN":
-                plan.execute("SET LOCAL enable_seqscan = off")  # which it prefers for tables as small as this one
+                plan.execute("SET LOCAL enable_seqscan = off")  # which it prefers for small tables
             plan.execute(f"{query_plan} {statement}", parameters)
             plans.append(str(plan.fetchall()))
 

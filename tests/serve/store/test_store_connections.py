@@ -1,4 +1,4 @@
-"""Which databases a store can be on, and that no failure of a connection outlasts its cause."""
+"""URLs of stores, and failures of connections, none of which outlasts its cause."""
 
 import os
 import signal

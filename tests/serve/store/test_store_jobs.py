@@ -1,4 +1,4 @@
-"""Accepting jobs: each once, and no more than may wait."""
+"""Jobs are accepted once each, and up to the limits."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def post(store):
 
 @pytest.fixture
 def at_once(store_url):
-    """Calls a function eight times at the same moment, each with a store of its own, as eight processes would."""
+    """Call a function eight times at once, each with its own store, as in eight processes."""
     stores, start = [Store(store_url) for _ in range(8)], Barrier(8)
 
     def call(function):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indi
 
 @pytest.fixture
 def lose_next_answer(store, monkeypatch):
-    """The next commit of a write happens, but ends as if the connection had broken."""
+    """Let the next commit of a write succeed but fail like a broken connection."""
     dialect, is_armed = store.database._engine.dialect, threading.Event()
     commit = dialect.do_commit
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indi
 
 @pytest.fixture
 def train(store, add_job, claim):
-    """Makes the next version of a model."""
+    """Make the next version of a model."""
 
     def train(model, digest):
         add_job(model)

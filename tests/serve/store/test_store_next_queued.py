@@ -1,4 +1,4 @@
-"""Which job is worth preparing before it can be claimed."""
+"""The job to prepare before it can be claimed."""
 
 import pytest
 
