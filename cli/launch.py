@@ -1,42 +1,24 @@
-"""Start and shut down the service, on a Ray cluster or on a Ray of its own."""
+"""Run the service on a Ray cluster, or on a Ray of its own."""
 
 from __future__ import annotations
 
-import logging
+import importlib
 import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray import serve
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.config import HTTPOptions
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from tandem.cli.startup import ServiceLostError, StartError
+from tandem.cli.startup import StartError
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.processes.deadlines import within
+from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.local_ray import local_ray
-from tandem.serve.app.serve_state import application_status
 
-logger = logging.getLogger(__name__)
-APPLICATION = "tandem"
+RAY_NAMESPACE = "tandem"
 RAY_TOKEN_FILE = "ray_token"  # in the home directory
 OBJECT_STORE_BYTES = 512 << 20
-START_DEADLINE_S = 900.0
-END_DEADLINE_S = 30.0  # beyond the grace of running jobs
-
-
-def num_cpus_needed(config: TandemConfig) -> int:
-    """Return the Ray CPUs that all actors of the configuration ask for, plus one, or two where projects run code."""
-    asked = sum(
-        base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
-        for base in config.base_models
-    )
-    return int(asked) + (2 if config.runs_code else 1)
+DEPLOYMENT = "tandem.cli.deployment"
 
 
 @contextmanager
@@ -49,36 +31,20 @@ def running(
     machine, which ends with the service. `on_progress` receives each step of the start, and may raise to cancel it.
     Raises StartError when a part doesn't become healthy.
     """
-    with connected(config, verbose, on_progress), deployed(config, verbose, on_progress):
-        yield
+    with connected(config, verbose, on_progress):
+        from tandem.cli.deployment import deployed
+
+        with deployed(config, verbose, on_progress):
+            yield
 
 
-@contextmanager
-def deployed(
-    config: TandemConfig,
-    verbose: bool = False,
-    on_progress: Callable[[str], None] = lambda _: None,
-    started_by: str | None = None,
-    ends_serve: bool = False,
-) -> Iterator[None]:
-    """Run the service on the Ray that this process is connected to, while the block runs.
-
-    Args:
-        started_by: written on the application, so that a later command can tell whose it is.
-        ends_serve: shut down Ray Serve too, for one that this process has started.
-    """
-    on_progress("starting Ray Serve")
-    log_level = "INFO" if verbose else "WARNING"
-    _start_serve(config, log_level)
-    try:
-        _deploy(config, log_level, on_progress, started_by)
-        yield
-    except ServiceLostError:  # nothing is left to shut down
-        raise
-    except BaseException:
-        end(config, ends_serve)
-        raise
-    end(config, ends_serve)
+def num_cpus_needed(config: TandemConfig) -> int:
+    """Return the Ray CPUs that all actors of the configuration ask for, plus one, or two where projects run code."""
+    asked = sum(
+        base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
+        for base in config.base_models
+    )
+    return int(asked) + (2 if config.runs_code else 1)
 
 
 @contextmanager
@@ -89,7 +55,7 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
         return
     on_progress("starting Ray")
     options: dict[str, Any] = {
-        "namespace": APPLICATION,
+        "namespace": RAY_NAMESPACE,
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
     }
@@ -97,6 +63,8 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
     if address is None:
         cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
         token_file = config.home / RAY_TOKEN_FILE
+        # Ray's processes take seconds to start, and Ray Serve, which is needed next, takes seconds to import.
+        in_thread(lambda: importlib.import_module(DEPLOYMENT), "import-serve")
         options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
         with local_ray(token_file, with_job_server=config.runs_code, **options):
             yield
@@ -112,86 +80,3 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
         yield
     finally:
         ray.shutdown()
-
-
-def _start_serve(config: TandemConfig, log_level: str) -> None:
-    logging.getLogger("ray.serve").setLevel(log_level)
-    serve.start(
-        http_options=HTTPOptions(host=config.http.host, port=config.http.port),
-        logging_config=LoggingConfig(log_level=log_level),
-    )
-
-
-def end(config: TandemConfig, ends_serve: bool = False) -> None:
-    """Shut down the application after the grace of running jobs. Beyond the deadline, the rest is left to Ray."""
-    target = _shut_down_serve if ends_serve else _delete_application
-    try:  # a Ray that has died may never answer
-        within(config.coordinator.stop_grace_s + END_DEADLINE_S, target, "end-service")
-    except Exception:
-        logger.warning("Ray Serve didn't end the service", exc_info=True)
-
-
-def ask_to_end(ends_serve: bool) -> None:
-    """Ask Ray Serve to shut down the application, or itself too. It does so even if this process is killed then.
-
-    May raise RayError, or never return, if Ray has died."""
-    if not ends_serve:
-        serve.delete(APPLICATION, _blocking=False)
-    elif client := _get_global_client(raise_if_no_controller_running=False):
-        ray.get(client._controller.graceful_shutdown.remote(wait=False))
-
-
-def _delete_application() -> None:
-    try:
-        ask_to_end(ends_serve=False)
-        while application_status(APPLICATION) is not None:
-            time.sleep(0.2)
-    except ray.exceptions.RayError:
-        logger.warning("Ray Serve has died before it could end the service", exc_info=True)
-
-
-def _shut_down_serve() -> None:
-    """Do as `serve.shutdown`, without its errors in the log about a controller that has ended as requested."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return
-    client.shutdown_cached_handles()
-    with suppress(ray.exceptions.RayError, ValueError):  # the controller has ended
-        ask_to_end(ends_serve=True)
-        while ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE):
-            time.sleep(0.2)
-
-
-def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None], started_by: str | None) -> None:
-    from tandem.serve.app.graph import build_application
-
-    target = serve.RunTarget(
-        target=build_application(config, started_by),
-        name=APPLICATION,
-        route_prefix="/",
-        logging_config=LoggingConfig(log_level=log_level),
-    )
-    # Wait here rather than in Serve: with a deadline, with progress, and with a way to cancel.
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    deadline = time.monotonic() + START_DEADLINE_S
-    while (state := application_status(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
-        deployments = state.deployments.items() if state else ()
-        waiting = {name: d.message for name, d in deployments if d.status != "HEALTHY"}
-        on_progress("waiting for " + ", ".join(sorted(waiting)) if waiting else "deploying")
-        failed = state is not None and state.status == ApplicationStatus.DEPLOY_FAILED
-        if failed or time.monotonic() > deadline:
-            faults = [f"{name}: {_cause(message)}" for name, message in waiting.items()]
-            if state is not None and not faults:
-                faults = [_cause(state.message)]
-            raise StartError(
-                "\n".join(
-                    ["The service didn't start.", *faults, "The full logs are under /tmp/ray/session_latest/logs."]
-                )
-            )
-        time.sleep(0.5)
-
-
-def _cause(message: str) -> str:
-    """Return the last line, where a traceback has its exception."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given."

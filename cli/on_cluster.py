@@ -19,8 +19,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, HTTPOptionsSchema, ProxyStatus
 
+from tandem.cli.deployment import APPLICATION, START_DEADLINE_S
 from tandem.cli.exposure import is_local, url
-from tandem.cli.launch import APPLICATION, START_DEADLINE_S
 from tandem.cli.startup import StartError
 from tandem.cluster.config import HttpConfig
 from tandem.serve.app.api_replica import API, STARTED_BY
@@ -37,7 +37,7 @@ class FoundService:
     """A service that is running."""
 
     started_by: str | None
-    """The argument of `launch.deployed`; None for a service that was started in another way."""
+    """The argument of `deployed`; None for a service that was started in another way."""
 
 
 def serve_is_running() -> bool:

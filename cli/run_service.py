@@ -75,7 +75,7 @@ def _on_this_ray(
     config: TandemConfig, directory: RunDirectory, start: Startup, verbose: bool
 ) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
     """Find or start the service, and shut it down if this run started it. Yields `check` and `ask_to_end`."""
-    from tandem.cli import launch, on_cluster
+    from tandem.cli import deployment, on_cluster
     from tandem.cli.startup import ServiceLostError
     from tandem.cli.watching import ServiceWatch
 
@@ -87,17 +87,17 @@ def _on_this_ray(
         started_by = own + WITH_SERVE if ends_serve else own
         with ExitStack() as exits:
             config = config if has_serve else exits.enter_context(_on_free_port(config))
-            exits.enter_context(launch.deployed(config, verbose, start.progress, started_by, ends_serve))
+            exits.enter_context(deployment.deployed(config, verbose, start.progress, started_by, ends_serve))
             start.warn_of_open_ray()
-            yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
+            yield ServiceWatch().check, partial(deployment.ask_to_end, ends_serve)
     elif found.started_by is not None and found.started_by.startswith(own):
         start.progress("using the service that this run started earlier")
         ends_serve = found.started_by.endswith(WITH_SERVE)
         try:
-            yield ServiceWatch().check, partial(launch.ask_to_end, ends_serve)
+            yield ServiceWatch().check, partial(deployment.ask_to_end, ends_serve)
         finally:
             with suppress(ServiceLostError):
-                launch.end(config, ends_serve)
+                deployment.end(config, ends_serve)
     else:
         start.progress("using the service of this cluster")
         yield lambda: None, lambda: None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from tandem.cli.launch import APPLICATION
+from tandem.cli.deployment import APPLICATION
 from tandem.cli.startup import ServiceLostError
 from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.local_ray import dead_processes

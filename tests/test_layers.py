@@ -75,7 +75,7 @@ def test_a_layer_imports_nothing_from_above(package):
 
 def test_what_every_process_of_a_service_imports_needs_no_torch():
     """Seven processes do at a start, and each would take seconds for it."""
-    loaded = modules_after(["tandem.serve.app.graph", "tandem.cli.launch", "tandem.cluster.learners.worker"])
+    loaded = modules_after(["tandem.serve.app.graph", "tandem.cli.deployment", "tandem.cluster.learners.worker"])
     assert loaded & {"torch", "transformers", "peft", "vllm"} == set()
 
 

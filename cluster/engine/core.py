@@ -8,9 +8,10 @@ import multiprocessing
 import time
 from argparse import Namespace
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tandem.cluster.engine.core_process import preload_core, preloaded_core
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.processes.child_guard import ChildGuard
 
@@ -41,8 +42,14 @@ class EngineCore:
     def __init__(self, served_name: str, answer_s: float):
         """A core that is watched and doesn't answer for `answer_s` is ended."""
         self._served_name, self._answer_s = served_name, answer_s
+        self._is_preloaded = False
         self._guard: ChildGuard
         self._watching: asyncio.Task[None]
+
+    def preload(self) -> None:
+        """Start to import vLLM for the core, while this process does the same for itself. Returns at once."""
+        preload_core()
+        self._is_preloaded = True
 
     async def start(self, args: Namespace, timeout_s: float) -> None:
         """Raises TimeoutError, or what vLLM raises. vLLM blocks until the core is up, so it does that in a thread."""
@@ -50,9 +57,12 @@ class EngineCore:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._guard = ChildGuard()
-        creation = asyncio.create_task(
-            asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args))
-        )
+
+        def create() -> AsyncLLM:
+            with preloaded_core() if self._is_preloaded else nullcontext():
+                return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+
+        creation = asyncio.create_task(asyncio.to_thread(create))
         deadline = time.monotonic() + timeout_s
         while not creation.done() and time.monotonic() < deadline:
             await asyncio.wait({creation}, timeout=TICK_S)

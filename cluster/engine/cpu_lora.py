@@ -20,6 +20,8 @@ import logging
 
 import torch
 
+from tandem.cluster.engine.process_groups import close_lone_groups
+
 logger = logging.getLogger(__name__)
 
 FIXED_VERSION = "0.32.0"
@@ -75,6 +77,9 @@ def bgmv_expand_slice(
 
 class WorkerExtension:
     """A base class that vLLM adds to its worker (`--worker-extension-cls`); its methods answer `collective_rpc`."""
+
+    def close_lone_groups(self) -> None:
+        close_lone_groups()
 
     def fix_cpu_lora(self) -> bool:
         """Puts the functions above in the place of vLLM's, in this process. False where they don't apply."""

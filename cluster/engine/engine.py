@@ -93,6 +93,8 @@ class Engine:
     async def start(self, timeout_s: float = 600) -> None:
         """Loads the base model and starts the engine core. Raises EngineDeadError with the cause, also when it takes
         longer than `timeout_s`."""
+        if not self._config.num_gpus:
+            self._core.preload()
         from vllm.platforms import current_platform
 
         device = "cpu" if current_platform.is_cpu() else "cuda"
@@ -105,7 +107,8 @@ class Engine:
             )
             await self._core.start(args, timeout_s)
             if device == "cpu":
-                await self._core.unless_dead(self._core.llm.collective_rpc("fix_cpu_lora", timeout=self._answer_s))
+                for method in ("fix_cpu_lora", "close_lone_groups"):
+                    await self._core.unless_dead(self._core.llm.collective_rpc(method, timeout=self._answer_s))
             app = await build_openai_app(self._core.llm, args)
         except Exception as error:
             await self.stop()

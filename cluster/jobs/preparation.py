@@ -127,10 +127,6 @@ class Preparation:
         self._lock = threading.Lock()
         self._actor: _Actor | None = None
 
-    def start(self) -> None:
-        """Start the process without waiting for it."""
-        self._running()
-
     def warm_up(self, base_model: str) -> None:
         """Load in the process what a first payload of the model needs, without waiting for it."""
         self._running().handle.warm_up.remote(base_model)

@@ -22,6 +22,11 @@ from ray._raylet import AuthenticationTokenLoader
 AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+# Periods of what Ray does while nothing happens. Most of an idle service's CPU time would go there.
+QUIET = {
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # default 0.1; health checks have periods of 5 s and more
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # default 100; Ray itself reports metrics every 10 s
+}
 
 
 @contextmanager
@@ -39,6 +44,8 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     # A replica that fails its health checks is ended at once: one that hangs can't use the time to end by itself.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     # Ray reads these once per process, at import or at the first use. A Ray that others may join, which is what it
     # makes on Linux, listens on all interfaces; one that they may not stays on the loopback one.
     AuthenticationTokenLoader.instance().reset_cache()
@@ -50,7 +57,9 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
     try:
         # Without an explicit address Ray would join whatever cluster it finds on the machine. RAY_AUTH_MODE stays
         # unset: then Ray turns token authentication on itself, also in this process, where it is loaded already.
-        with _agent_on_any_port():
+        # Jobs publish their logs through the log monitor, and so does a driver that shows those of its workers.
+        has_log_monitor = with_job_server or options.get("log_to_driver", True)
+        with _ray_parameters(dashboard_agent_listen_port=0, include_log_monitor=has_log_monitor, no_monitor=True):
             ray.init(address="local", include_dashboard=with_job_server, **options)
         yield
     finally:
@@ -70,11 +79,15 @@ def dead_processes() -> list[str]:
 
 
 @contextmanager
-def _agent_on_any_port() -> Iterator[None]:
-    """Lets the agent that starts jobs listen on a free port. `ray.init` has no option for it, and with the fixed one
-    a second Ray on a machine takes no jobs."""
+def _ray_parameters(**parameters: Any) -> Iterator[None]:
+    """Set parameters for which `ray.init` has no option.
+
+    `dashboard_agent_listen_port=0`: with the fixed port, a second Ray on a machine would accept no jobs.
+    `no_monitor`, `include_log_monitor`: without the autoscaler, which has nothing to do on one machine, and where
+    nothing reads them without the publisher of logs, a start takes two processes less.
+    """
     init = RayParams.__init__
-    RayParams.__init__ = partialmethod(init, dashboard_agent_listen_port=0)
+    RayParams.__init__ = partialmethod(init, **parameters)
     try:
         yield
     finally:

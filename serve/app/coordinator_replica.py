@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
@@ -16,6 +18,7 @@ from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import ServiceStopsError
 from tandem.cluster.jobs.coordinator import Coordinator
+from tandem.cluster.jobs.initial_version import initial_version
 from tandem.cluster.jobs.patient_store import PatientStore
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
@@ -34,21 +37,23 @@ from tandem.serve.app.engine_handles import engine_score
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
+ENGINE_FIRST_S = 120.0
+TICK_S = 0.5
 
 
 class CoordinatorReplica:
     """Runs a coordinator and its learners for each base model, each in a thread of its own."""
 
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle[Any]]):
+        self._config, self._engines = config, engines
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
         store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
-        self._preparation.start()
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
         for name, base in bases.items():
             settings = base.config
-            store.put_initial_version(name, self._preparation.initial_version(name))
+            store.put_initial_version(name, initial_version(base, artifacts, self._preparation.initial_version))
             learners = LearnerGroup(settings, config.artifacts_root, deadlines)
             pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
@@ -68,6 +73,8 @@ class CoordinatorReplica:
             if coordinator.is_stopping:
                 raise ServiceStopsError("The service was stopped while the learners started.")
 
+        if not self._config.base_model(name).engine.num_gpus:
+            self._wait_for_engine(name, coordinator)
         try:
             learners.start(on_wait)  # so that the first job needn't wait for it
             self._preparation.warm_up(name)  # nor for this, which earlier would delay the start of the engine
@@ -75,6 +82,17 @@ class CoordinatorReplica:
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
+
+    def _wait_for_engine(self, name: str, coordinator: Coordinator) -> None:
+        """Leave the CPUs to the engine, which the first request needs, before the first job needs the learners."""
+        answer = self._engines[name].check_health.remote()
+        deadline = time.monotonic() + ENGINE_FIRST_S
+        with suppress(Exception):  # an engine that fails doesn't keep the learners from starting
+            while not coordinator.is_stopping and time.monotonic() < deadline:
+                with suppress(TimeoutError):
+                    answer.result(timeout_s=TICK_S)
+                    return
+        answer.cancel()  # type: ignore[no-untyped-call]
 
     def status(self) -> dict[str, CoordinatorStatus]:
         """Return for each base model the running job, the state of its learners and the last fault."""

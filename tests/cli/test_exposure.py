@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tandem.cli import exposure, launch
 from tandem.cli import main as cli
-from tandem.cli.startup import Startup
+from tandem.cli.startup import StartError, Startup
 from tandem.cluster.config import HttpConfig, TandemConfig
 from tandem.serve.store.store import Store
 
@@ -54,7 +54,7 @@ def started(monkeypatch):
 
     def running(config, *_):
         configs.append(config)
-        raise launch.StartError("It doesn't start in this test.")
+        raise StartError("It doesn't start in this test.")
 
     monkeypatch.setattr(launch, "running", running)
     return configs

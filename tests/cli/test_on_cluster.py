@@ -4,7 +4,7 @@ import pytest
 from ray import serve
 
 from tandem.cli import on_cluster
-from tandem.cli.launch import APPLICATION
+from tandem.cli.deployment import APPLICATION
 from tandem.cluster.processes.held_ports import hold_port
 from tandem.serve.app.serve_state import application_status
 

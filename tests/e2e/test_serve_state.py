@@ -4,7 +4,7 @@ from ray import serve
 from waiting import wait_until
 
 from tandem.cli import on_cluster
-from tandem.cli.launch import APPLICATION
+from tandem.cli.deployment import APPLICATION
 from tandem.serve.app.serve_state import application_status
 
 

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -149,6 +150,17 @@ def random_sequences(num: int, seed: int) -> list[list[int]]:
     lengths = ([1, 2, MAX_MODEL_LEN] + [200] * num)[:num]
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(8, 500, (length,), generator=generator).tolist() for length in lengths]
+
+
+def test_an_idle_core_has_no_threads_that_look_for_peers(client):
+    """Each would wake up 100 times a second."""
+    core = client.core_process()
+    threads = [file.read_text() for file in Path(f"/proc/{core.pid}/task").glob("*/comm")]
+    assert threads and not any("gloo" in name for name in threads)
+
+
+def test_a_core_is_forked_from_a_process_that_has_imported_vllm(client):
+    assert any("forkserver" in word for word in client.core_process().parent().cmdline())
 
 
 def test_versions_mixed_in_a_batch_sample_and_score_like_transformers_and_peft(client, reference):
