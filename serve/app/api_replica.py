@@ -16,14 +16,14 @@ from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
-from tandem.serve.app.deployment_options import (
+from tandem.serve.app.engine_handles import Engines
+from tandem.serve.app.engine_health import EngineHealth
+from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
     MAX_REQUESTS,
     ONE_THREAD,
 )
-from tandem.serve.app.engine_handles import Engines
-from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.jobs.sweeping import start_sweeping
 from tandem.serve.keys import add_key, ensure_admin_key
 from tandem.serve.store.store import Store

@@ -27,13 +27,13 @@ from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.serve.api.services import CoordinatorStatus
-from tandem.serve.app.deployment_options import (
+from tandem.serve.app.engine_handles import engine_score
+from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
     ONE_THREAD,
     STOP_MARGIN_S,
 )
-from tandem.serve.app.engine_handles import engine_score
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.serve.api.engine.headers import REPLICA_HEADER
-from tandem.serve.app.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
+from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 
 STOP_S = 10.0
 

@@ -9,7 +9,7 @@ from ray import serve
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
-from tandem.serve.app.deployment_options import (
+from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
     ONE_THREAD,
