@@ -130,11 +130,13 @@ def end_next_job(store, claim):
 
     def end(error=None):
         job = claim()
-        store.record_event(job, "training_started", {"num_sequences": 1, "num_gradient_steps": 1})
-        store.record_event(job, "gradient_step", {"loss/train": 0.5})
+        store.claims.record_event(job, "training_started", {"num_sequences": 1, "num_gradient_steps": 1})
+        store.claims.record_event(job, "gradient_step", {"loss/train": 0.5})
         if error:
-            store.fail(job, error)
+            store.claims.fail(job, error)
         else:
-            store.complete(job, PolicyVersion(job.model_id, job.next_step, f"digest-{job.next_step}"), {"reward": 0.5})
+            store.claims.complete(
+                job, PolicyVersion(job.model_id, job.next_step, f"digest-{job.next_step}"), {"reward": 0.5}
+            )
 
     return end

@@ -77,7 +77,7 @@ def test_versions_are_waited_for(client, agent, end_next_job):
 
 def test_jobs_are_listed_over_all_pages(client, agent, store, add_job):
     other = client.register_model("agent", project="other", base_model="tandem/tiny")
-    ids = [add_job(store.model(model.id, "team")).id for model in (agent, other) for _ in range(60)]
+    ids = [add_job(store.models.get(model.id, "team")).id for model in (agent, other) for _ in range(60)]
     assert [job.id for job in client.jobs()] == ids[::-1]
     assert [job.id for job in client.jobs(model=other, state="queued", newest_first=False)] == ids[60:]
     assert list(client.jobs(state="running")) == []

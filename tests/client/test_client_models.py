@@ -1,6 +1,7 @@
 """Models, keys, health, and completions through the OpenAI client."""
 
 import pytest
+from serve_fakes import groups
 
 from tandem.client import (
     AuthenticationError,
@@ -36,9 +37,9 @@ def test_models_are_listed_found_and_deleted(client):
     assert isinstance(raised.value, LookupError)
 
 
-def test_checkpoints_are_deleted(client, agent, store, add_job, end_next_job):
+def test_checkpoints_are_deleted(client, agent, end_next_job):
     for _ in range(2):
-        add_job(store.model(agent.id, "team"))
+        client.train(agent, groups())
         end_next_job()
     assert client.delete_checkpoints(agent, [1, 7]) == [7]
     assert [checkpoint.step for checkpoint in client.checkpoints(agent)] == [2]
