@@ -37,6 +37,7 @@ class SavedConfigs:
             with self._database.write() as session:
                 session.add(row)
         except IntegrityError:
+            # The wording is that of the API family.
             raise ConflictError(f"Config name:{name} is existed", "training_config_exists", "config_name") from None
 
     def get(self, project: str, name: str) -> SavedConfigRow:

@@ -41,6 +41,7 @@ class UserJobs:
                 session.flush()
                 return self._add_version(session, job, settings, None)
         except IntegrityError:
+            # The wording is that of the API family.
             raise ConflictError(f"Job name:{name} is existed", "user_job_exists", "job_name") from None
 
     def add_version(
