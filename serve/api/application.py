@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from tandem import __version__
@@ -17,6 +17,7 @@ from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.modelarts import routes as modelarts
 
+_VALIDATION: Literal["validation"] = "validation"
 PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
 ERROR_RESPONSE = {
     "description": "Error",
@@ -24,9 +25,31 @@ ERROR_RESPONSE = {
 }
 
 
-def create_app(services: Services) -> FastAPI:
+class Application(FastAPI):
+    """FastAPI, with the parts of the OpenAPI document that it can't derive from the routes."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return FastAPI's document, plus the bodies that routes read themselves and the shape of errors.
+
+        The operation that creates a job stays as published, with no error but 422.
+        """
+        if self.openapi_schema is None:
+            document = super().openapi()
+            bodies: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, *modelarts.REQUEST_BODIES)
+            own = [(model, _VALIDATION) for model in (*bodies, HTTPValidationError, ErrorBody)]
+            _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= schemas["$defs"]
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    if (path, method) != PUBLISHED_OPERATION:
+                        operation["responses"].setdefault("default", ERROR_RESPONSE)
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def create_app(services: Services) -> Application:
     """Return the application. Every route under /v1 requires a key; /health and the documentation don't."""
-    app = FastAPI(
+    app = Application(
         title="Tandem",
         version=__version__,
         description="Reinforcement learning of language-model agents: completions, training jobs, models.",
@@ -40,24 +63,4 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(health.router)
     error_responses.install(app)
     modelarts.add_routes(app)
-    app.openapi = lambda: _openapi(app)
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's document, plus the bodies that routes read themselves and the shape of errors.
-
-    The operation that creates a job stays as published, with no error but 422.
-    """
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        bodies = (*REQUEST_BODIES, *modelarts.REQUEST_BODIES, HTTPValidationError, ErrorBody)
-        own = [(model, "validation") for model in bodies]
-        _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= schemas["$defs"]
-        for path, operations in document["paths"].items():
-            for method, operation in operations.items():
-                if (path, method) != PUBLISHED_OPERATION:
-                    operation["responses"].setdefault("default", ERROR_RESPONSE)
-        app.openapi_schema = document
-    return app.openapi_schema
