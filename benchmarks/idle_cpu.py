@@ -79,10 +79,17 @@ def wait_until_healthy(service: subprocess.Popen[bytes], url: str, output: Path)
         figures = {"wall_s": round(spent, 1), "cpu_s": round(total(cpu_seconds()), 1)}
         if "ready" not in start and READY in output.read_bytes():
             start["ready"] = figures
-        if "ready" in start and httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok":
+        if "ready" in start and is_healthy(url):
             start["healthy"] = figures
         time.sleep(POLL_S)
     return start
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        return bool(httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok")
+    except httpx.HTTPError:
+        return False
 
 
 def idle_percent(seconds: float) -> dict[str, float]:

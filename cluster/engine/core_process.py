@@ -7,6 +7,7 @@ time, from which the core is forked later: Python's fork server, which has no th
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 # The core on a CPU, its worker, and what they import on first use. Whatever is missing here is imported by the core.
 MODULES = (
@@ -38,8 +40,7 @@ def preload_core() -> None:
 @contextmanager
 def preloaded_core() -> Iterator[None]:
     """In the block, vLLM forks its core from the process of `preload_core`."""
-    from vllm.v1.engine import utils
-
+    utils: Any = importlib.import_module("vllm.v1.engine.utils")
     original = utils.get_mp_context
     utils.get_mp_context = _Context
     try:
