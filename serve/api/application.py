@@ -35,8 +35,9 @@ class Application(FastAPI):
         """
         if self.openapi_schema is None:
             document = super().openapi()
-            bodies: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, *modelarts.REQUEST_BODIES)
-            own = [(model, _VALIDATION) for model in (*bodies, HTTPValidationError, ErrorBody)]
+            requests: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, *modelarts.REQUEST_BODIES)
+            bodies: tuple[type[BaseModel], ...] = (*requests, HTTPValidationError, ErrorBody)
+            own = [(body, _VALIDATION) for body in bodies]
             _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= schemas["$defs"]
             for path, operations in document["paths"].items():

@@ -95,7 +95,7 @@ class CoordinatorReplica:
         answer.cancel()  # type: ignore[no-untyped-call]
 
     def status(self) -> dict[str, CoordinatorStatus]:
-        """Return for each base model the running job, the state of its learners and the last fault."""
+        """Return for each base model the running job, the state of its learners and the last error."""
         return {
             name: {
                 "running_job": coordinator.running_job,
