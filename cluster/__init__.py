@@ -1,1 +1,1 @@
-"""What runs on Ray: learners, the vLLM engine, and the coordinator that leads a job through them."""
+"""The parts that run on Ray: learners, the vLLM engine, and the coordinator that runs jobs on them."""

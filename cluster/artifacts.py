@@ -1,4 +1,4 @@
-"""Blobs and checkpoint directories under one fsspec root: a local folder, or any URL that fsspec knows (s3://...)."""
+"""Blobs and checkpoint directories under one fsspec root: a local folder, or any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tandem.rl.durability import sync, write_whole
 
 CHECKPOINTS = "checkpoints"
 ADAPTERS = "adapters"
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)  # of a checkpoint: what an engine loads
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)  # the files of a checkpoint that an engine loads
 PAYLOADS = "payloads"
 LOGS = "logs"
 JOBS = "jobs"
@@ -31,16 +31,15 @@ SPOOL = "spool"
 
 
 def job_artifact_key(job_id: str, name: str) -> str:
-    """The key of a file that a job leaves to be looked at."""
+    """Return the key of a file that a job keeps for its users."""
     return f"{JOBS}/{job_id}/{name}"
 
 
 class Artifacts:
-    """Durable storage for what must outlive every process.
+    """Durable storage of blobs and checkpoints.
 
-    Keys are relative paths that this class's callers make from ids and digests. A key is written once and never
-    changed. With a local root, directories are used where they are; otherwise they are cached under `cache_dir`, which
-    keeps to a share of its disk.
+    Keys are relative paths made of ids and digests. A key is written once and never changed. Directories under a local
+    root are used in place; others are cached under `cache_dir`, which is limited to a share of its disk.
     """
 
     def __init__(self, root: str, cache_dir: str | Path | None = None):
@@ -56,13 +55,13 @@ class Artifacts:
 
     @property
     def checkpoints_dir(self) -> Path:
-        """The local directory new checkpoints are written into; `push_checkpoint` then makes them durable."""
+        """The local directory for new checkpoints; `push_checkpoint` then makes them durable."""
         directory = self._local_root / CHECKPOINTS
         directory.mkdir(exist_ok=True)
         return directory
 
     def push_checkpoint(self, digest: str) -> None:
-        """Makes the checkpoint `checkpoints_dir / digest` durable, the manifest last: half a copy is never valid."""
+        """Make the checkpoint `checkpoints_dir / digest` durable, manifest last: a partial copy isn't valid."""
         if self._is_local:
             return
         source, target = self.checkpoints_dir / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
@@ -71,7 +70,7 @@ class Artifacts:
         make_room(self.checkpoints_dir)
 
     def pull_checkpoint(self, digest: str) -> Path:
-        """The local directory of a checkpoint, copied from the root when it isn't here. Raises ArtifactError."""
+        """Return the local directory of a checkpoint, copied from the root if needed. Raises ArtifactError."""
         if self._is_local:
             local = self.checkpoints_dir / _checked(digest)
             if not (local / MANIFEST).is_file():
@@ -80,8 +79,10 @@ class Artifacts:
         return self._pull(digest, self.checkpoints_dir)
 
     def pull_adapter(self, digest: str) -> Path:
-        """A local directory that has at least the checkpoint's adapter, a third of its bytes: the optimizer's state is
-        copied for learners only. Raises ArtifactError."""
+        """Return a local directory with at least the checkpoint's adapter, a third of its bytes. Raises ArtifactError.
+
+        Engines don't need the optimizer's state.
+        """
         if self._is_local or (self.checkpoints_dir / _checked(digest) / MANIFEST).is_file():
             return self.pull_checkpoint(digest)
         adapters = self._local_root / ADAPTERS
@@ -89,7 +90,7 @@ class Artifacts:
         return self._pull(digest, adapters, (*ADAPTER_FILES, MANIFEST))
 
     def _pull(self, digest: str, cache: Path, names: tuple[str, ...] | None = None) -> Path:
-        """`cache / digest`, with the checkpoint's files, or only those named."""
+        """Return `cache / digest` with all files of the checkpoint, or those in `names`."""
         local, source = cache / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
         mark_used(local)
         if (local / MANIFEST).is_file():
@@ -114,7 +115,7 @@ class Artifacts:
         return ArtifactError(f"Checkpoint {digest} isn't in the artifact store {self._shown_root}.")
 
     def delete_checkpoint(self, digest: str) -> None:
-        """Removes a checkpoint that no version refers to any more. A missing one is no error."""
+        """Remove a checkpoint that no version refers to. A missing one is no error."""
         for copies in (CHECKPOINTS, ADAPTERS):
             shutil.rmtree(self._local_root / copies / _checked(digest), ignore_errors=True)
         remote = self._url(f"{CHECKPOINTS}/{digest}")
@@ -123,18 +124,18 @@ class Artifacts:
 
     @property
     def spool_dir(self) -> Path:
-        """The local directory where files grow that are to become blobs."""
+        """The local directory for files that will become blobs."""
         directory = self._local_root / SPOOL
         directory.mkdir(exist_ok=True)
         return directory
 
     @property
     def num_free_bytes(self) -> int:
-        """Space that is left on the local disk, where a local root and the spool directory are."""
+        """Free space on the local disk, which holds the spool directory and a local root."""
         return shutil.disk_usage(self._local_root).free
 
     def put_blob_file(self, file: Path, key: str) -> None:
-        """Moves a file of `spool_dir` to where it is the durable blob `key`."""
+        """Make a file of `spool_dir` the durable blob `key`. The file is moved."""
         if not self._is_local:
             self._fs.put_file(str(file), self._url(key))
             file.unlink()
@@ -146,7 +147,7 @@ class Artifacts:
         sync(path.parent)
 
     def write_blob(self, key: str, data: bytes) -> None:
-        """Stores a blob durably: when this returns, it survives a crash of the machine's processes."""
+        """Store a blob durably: it survives any crash after this returns."""
         if not self._is_local:
             self._fs.pipe_file(self._url(key), data)
             return
@@ -155,21 +156,23 @@ class Artifacts:
         write_whole(path, data)
 
     def read_blob(self, key: str) -> bytes:
-        """The blob's bytes. Raises ArtifactError when there is none."""
+        """Return the blob's bytes. Raises ArtifactError if there is none."""
         try:
-            return self._fs.cat_file(self._url(key))
+            data: bytes = self._fs.cat_file(self._url(key))
         except FileNotFoundError:
             raise self._missing(key) from None
+        return data
 
     def open_blob(self, key: str) -> BinaryIO:
-        """The blob as a file to read from its beginning. Raises ArtifactError when there is none."""
+        """Open the blob for reading. Raises ArtifactError if there is none."""
         try:
-            return self._fs.open(self._url(key), "rb")
+            file: BinaryIO = self._fs.open(self._url(key), "rb")
         except FileNotFoundError:
             raise self._missing(key) from None
+        return file
 
     def list_blobs(self, directory: str) -> list[str]:
-        """The keys of all blobs in a directory, those that are being written too."""
+        """Return the keys of all blobs in a directory, including incomplete ones."""
         try:
             entries = self._fs.ls(self._url(directory), detail=True, refresh=True)
         except FileNotFoundError:
@@ -177,26 +180,27 @@ class Artifacts:
         return [f"{directory}/{entry['name'].rpartition('/')[2]}" for entry in entries if entry["type"] == "file"]
 
     def modified_at(self, key: str) -> datetime:
-        """When the blob was written, aware of its time zone. Raises FileNotFoundError when there is none."""
-        return self._fs.modified(self._url(key))
+        """Return when the blob was written, with a time zone. Raises FileNotFoundError if there is none."""
+        when: datetime = self._fs.modified(self._url(key))
+        return when
 
     def list_job_artifacts(self, job_id: str) -> dict[str, int]:
-        """The files that a job has left, by name, with their sizes in bytes."""
+        """Return the files that a job kept, by name, with their sizes in bytes."""
         try:
             entries = self._fs.ls(self._url(f"{JOBS}/{job_id}"), detail=True, refresh=True)
         except FileNotFoundError:
             return {}
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
-        return {name: sizes[name] for name in sorted(sizes) if not name.startswith(".")}  # those are being written
+        return {name: sizes[name] for name in sorted(sizes) if not name.startswith(".")}  # incomplete ones
 
     def delete_job_artifacts(self, job_id: str) -> None:
-        """Removes all files that a job has left. None is no error."""
+        """Remove all files that a job kept. None is no error."""
         directory = self._url(f"{JOBS}/{job_id}")
         if self._fs.exists(directory):
             self._fs.rm(directory, recursive=True)
 
     def delete_blob(self, key: str) -> None:
-        """Removes a blob. A missing one is no error."""
+        """Remove a blob. A missing one is no error."""
         if self._fs.exists(self._url(key)):
             self._fs.rm_file(self._url(key))
 
@@ -208,22 +212,19 @@ class Artifacts:
 
 
 def without_secrets(url: str) -> str:
-    """A URL for people to read: without user, password and query, where credentials may be."""
+    """Return a URL for messages and logs: without user, password and query, which may hold credentials."""
     return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//...@", url), flags=re.DOTALL)
 
 
 def _checked(key: str) -> str:
-    """The key, if what it names is below the root. Raises ArtifactError.
-
-    Callers make keys of ids alone; this is for the day when one doesn't.
-    """
+    """Return the key if it stays below the root, else raise ArtifactError. A second defence: keys are made of ids."""
     if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
-        raise ArtifactError(f"{key!r} can't be a key in the artifact store: it might lead out of it.")
+        raise ArtifactError(f"{key!r} can't be a key in the artifact store: it might lead outside.")
     return key
 
 
 def _private_directory(path: Path) -> Path:
-    """A directory in a place that all users share, which no other user could have made or can write to."""
+    """Return a directory in a shared place, made by this user and writable by no other. Raises ArtifactError."""
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:

@@ -1,4 +1,4 @@
-"""What a configured base model resolves to: its files, its tokenizer, its longest sequence, its version 0."""
+"""Base models as found on this node: files, tokenizer, longest sequence, version 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedBaseModel:
-    """A base model on this node. Cheap to make; the tokenizer and the model's own configuration load on first use."""
+    """A configured base model on this node. Tokenizer and model configuration are loaded on first use."""
 
     config: BaseModelConfig
 
@@ -42,13 +42,17 @@ class ResolvedBaseModel:
 
     @cached_property
     def max_model_len(self) -> int:
-        """Longest sequence in tokens: as configured, else the model's own limit, which may not be exceeded."""
-        limit = self._text_config.max_position_embeddings
+        """Longest sequence in tokens: as configured, else the model's own limit.
+
+        Raises ValueError if the configured length exceeds that limit.
+        """
+        limit: int = self._text_config.max_position_embeddings
         if self.config.max_model_len is None:
             return limit
         if self.config.max_model_len > limit:
             raise ValueError(
-                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit, {limit} tokens."
+                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit of "
+                f"{limit} tokens; lower it or leave it out."
             )
         return self.config.max_model_len
 
@@ -56,19 +60,20 @@ class ResolvedBaseModel:
     def _text_config(self) -> PreTrainedConfig:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.path).get_text_config()
+        config: PreTrainedConfig = AutoConfig.from_pretrained(self.path).get_text_config()
+        return config
 
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
-        """What a job of these groups trains on; see `rl.batch.build_batch` for what it raises."""
+        """Build the batch of a job with these groups. Raises as `rl.batch.build_batch` does."""
         from tandem.rl.batch import build_batch
 
         vocab_size = self._text_config.vocab_size
         return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
 
     def write_initial_version(self, artifacts: Artifacts) -> str:
-        """Makes version 0 (a real adapter that changes nothing) durable and returns its digest. Idempotent."""
+        """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent."""
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
         from tandem.rl.lora import adapter_config, initial_adapter
 

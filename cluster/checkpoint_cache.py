@@ -1,4 +1,4 @@
-"""A node's copies of checkpoints from an object store: the least recently used go when they take much of its disk."""
+"""A node's cache of checkpoints from an object store, limited to a share of the disk."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-DISK_SHARE = 0.2  # of the disk they lie on, for all copies together
-SPARED_S = 3600.0  # a copy that was asked for so lately may be in use, or not be in the object store yet
+DISK_SHARE = 0.2  # of the disk, for all copies together
+SPARED_S = 3600.0  # a copy used this recently may be in use, or may not be in the object store yet
 
 
 def mark_used(copy: Path) -> None:
-    """Notes that a copy is used now, if it is there."""
+    """Record that a copy is used now, if it exists."""
     try:
         os.utime(copy)
     except FileNotFoundError:
@@ -23,10 +23,10 @@ def mark_used(copy: Path) -> None:
 
 
 def make_room(directory: Path) -> None:
-    """Removes copies, the least recently used first, until the rest takes no more than its share of the disk.
+    """Remove the least recently used copies until the rest fits in its share of the disk.
 
-    For a directory whose every entry is a copy, or one in the making. Copies that were used in the last hour stay,
-    whatever they take. Several processes may do this at the same time.
+    Every entry of `directory` must be a copy, complete or not. Copies used in the last hour stay, whatever their size.
+    Safe to call from several processes at the same time.
     """
     allowed = DISK_SHARE * shutil.disk_usage(directory).total
     copies = sorted(_copies(directory), key=lambda copy: copy.used_at)
@@ -55,7 +55,7 @@ def _copies(directory: Path) -> Iterator[_Copy]:
 
 
 def _remove(copy: Path) -> None:
-    """Under another name first: half a copy must not look like one."""
+    """Rename, then remove, so that an incomplete copy never has the name of a copy."""
     aside = copy.with_name(f".{copy.name}-{uuid.uuid4().hex}")
     try:
         copy.rename(aside)

@@ -8,23 +8,23 @@ class ClusterError(Exception):
 
 
 class ArtifactError(ClusterError, OSError):
-    """A blob or directory of the artifact store is missing or can't be written."""
+    """A blob or directory of the artifact store is missing, damaged or not writable."""
 
 
 class LeaseLostError(ClusterError, RuntimeError):
-    """The claim on a job was fenced: it was cancelled, its model was deleted, or another coordinator took it over."""
+    """The claim on a job is no longer valid: the job was cancelled or taken over, or its model was deleted."""
 
 
 class JobCancelledError(ClusterError, RuntimeError):
-    """The user asked for the job to be cancelled."""
+    """A user cancelled the job."""
 
 
 class StoreUnavailableError(ClusterError, OSError):
-    """The job store has taken no write until the deadline."""
+    """The job store accepted no write before the deadline."""
 
 
 class ServiceStopsError(ClusterError, RuntimeError):
-    """The service ends, and the running job has had its grace: it goes on when the service is back."""
+    """The service shuts down and the running job's grace period is over; the job resumes after the next start."""
 
 
 class AdapterUnavailableError(ClusterError, LookupError):
@@ -32,18 +32,18 @@ class AdapterUnavailableError(ClusterError, LookupError):
 
 
 class EngineDeadError(ClusterError, RuntimeError):
-    """The vLLM engine core has died; the replica must be replaced."""
+    """The vLLM engine core died; the replica must be replaced."""
 
 
 class PeerLostError(ClusterError, ConnectionError):
-    """A learner has lost its connection to another one of its group."""
+    """A learner lost its connection to another learner of its group."""
 
 
 class StageError(ClusterError, RuntimeError):
     """A stage of a job failed. The message names the stage, the cause, and what to do.
 
-    `retryable` says whether the same job may succeed when it runs again (a learner died, a deadline passed),
-    or would fail the same way (the payload can't be tokenised).
+    `retryable` is True if the same job may succeed in another attempt (a learner died, a deadline passed), and False
+    if it would fail again (the payload can't be tokenised).
     """
 
     def __init__(self, stage: str, cause: str, remedy: str, retryable: bool = False):

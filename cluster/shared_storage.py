@@ -1,7 +1,7 @@
-"""Whether all nodes of a cluster reach the store and the artifacts.
+"""Check that all nodes of a cluster reach the store and the artifacts.
 
-Each node may run any part of the service. Where paths of one machine are configured and others have the same path
-without the same files, versions would be missing on some nodes, and each would have a store of its own.
+Any part of the service may run on any node. If a local path were configured, each node would have its own store, and
+versions would be missing on some nodes.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel, so 
 
 
 class NotSharedError(ValueError):
-    """Some node doesn't reach what is configured. The message says which, and what to configure instead."""
+    """A node doesn't reach the store or the artifacts. The message names it and says what to configure instead."""
 
 
 def check_shared(config: TandemConfig) -> None:
-    """Looks from every node that is alive. Ray must be connected. Raises NotSharedError.
+    """Check from every living node. Ray must be connected. Raises NotSharedError.
 
-    Nothing is asked where there is one node, or where the store is a server and the artifacts are a URL. A folder is
-    fine when all nodes mount it, which is found by writing a file here and looking for it there. SQLite takes more:
-    its processes share memory, so they have to be on one machine.
+    One node needs no check, nor does a database server with artifacts at a URL. A folder passes if all nodes mount it:
+    a file written here must be visible there. SQLite also needs all processes on one machine, because they share
+    memory.
     """
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     folders = local_folders(config)
     if len(nodes) < 2 or not folders:
         return
-    marks = {what: _leave_mark(folder) for what, folder in folders.items()}
+    marks = {content: _leave_mark(folder) for content, folder in folders.items()}
     try:
         answers = _look_from(list(nodes), list(marks.values()))
     finally:
@@ -44,13 +44,13 @@ def check_shared(config: TandemConfig) -> None:
             mark.unlink(missing_ok=True)
     here = machine()
     for node, (machine_there, seen) in answers.items():
-        for (what, folder), is_seen in zip(folders.items(), seen, strict=True):
-            if not is_seen or (what == "store" and machine_there != here):
-                raise NotSharedError(_fault(what, folder, nodes[node], len(nodes), is_seen))
+        for (content, folder), is_seen in zip(folders.items(), seen, strict=True):
+            if not is_seen or (content == "store" and machine_there != here):
+                raise NotSharedError(_fault(content, folder, nodes[node], len(nodes), is_seen))
 
 
 def local_folders(config: TandemConfig) -> dict[str, Path]:
-    """The folders of this machine that the configuration names, or has by default, by what is kept there."""
+    """Return the local folders of the configuration by their content: "store", "artifacts"."""
     folders = {}
     if config.resolved_store_url.startswith("sqlite"):
         file = config.resolved_store_url.partition(":///")[2].partition("?")[0]
@@ -62,19 +62,22 @@ def local_folders(config: TandemConfig) -> dict[str, Path]:
 
 
 def machine() -> str:
-    """The same for all processes that can share memory; another after a restart."""
+    """Return an id shared by all processes that can share memory. It changes at a reboot."""
     return BOOT_ID.read_text()
 
 
-def _fault(what: str, folder: Path, address: str, num_nodes: int, is_seen: bool) -> str:
-    if what == "store":
+def _fault(content: str, folder: Path, address: str, num_nodes: int, is_seen: bool) -> str:
+    if content == "store":
         trouble = "is another machine" if is_seen else f"doesn't have the store in {folder}"
         remedy = (
-            "SQLite works on one machine only. Set store_url to a PostgreSQL: postgresql://user:password@host/name."
+            "SQLite works on one machine only. Set store_url to a PostgreSQL database: "
+            "postgresql://user:password@host/name."
         )
     else:
         trouble = f"doesn't see the artifacts in {folder}"
-        remedy = "Set artifacts to what all nodes reach: s3://bucket/prefix, or a folder that all of them mount."
+        remedy = (
+            "Set artifacts to a place that all nodes reach: s3://bucket/prefix, or a folder that all of them mount."
+        )
     return f"The cluster has {num_nodes} nodes, and {address} {trouble}. {remedy}"
 
 
@@ -86,7 +89,7 @@ def _leave_mark(folder: Path) -> Path:
 
 
 def _look_from(nodes: Sequence[str], files: Sequence[Path]) -> dict[str, tuple[str, list[bool]]]:
-    """For each node: which machine it is on, and which of the files it sees. Raises NotSharedError."""
+    """Return for each node its machine and which of the files it sees. Raises NotSharedError."""
 
     def look() -> tuple[str, list[bool]]:
         return machine(), [file.exists() for file in files]
@@ -98,7 +101,7 @@ def _look_from(nodes: Sequence[str], files: Sequence[Path]) -> dict[str, tuple[s
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
     if late:
         raise NotSharedError(
-            f"Node {asked[late[0]]} didn't say within {ANSWER_S:g} s whether it sees {files[0].parent}. "
-            "Look at its Ray logs, or take it out of the cluster, and deploy again."
+            f"Node {asked[late[0]]} didn't answer within {ANSWER_S:g} s whether it sees {files[0].parent}. "
+            "Read its Ray logs, or remove it from the cluster, and deploy again."
         )
     return {asked[answer]: ray.get(answer) for answer in done}

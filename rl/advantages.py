@@ -15,7 +15,7 @@ EPSILON = 1e-6
 def group_advantages(rewards: Sequence[float], scale_rewards: bool) -> list[float]:
     """A_i = R_i - mean(R), divided by (population standard deviation of R + 1e-6) when `scale_rewards`.
 
-    A group whose rewards are all equal says nothing: its advantages are exactly 0, not rounding noise.
+    If all rewards of a group are equal, its advantages are exactly 0, not rounding noise.
     """
     if not rewards or max(rewards) == min(rewards):
         return [0.0] * len(rewards)
@@ -28,14 +28,14 @@ def group_advantages(rewards: Sequence[float], scale_rewards: bool) -> list[floa
 
 
 def trajectory_weight(num_trained_tokens: int) -> float:
-    """w_i = 1 / (n_i + 1e-6), n_i over all histories: trajectories count alike, however long they are."""
+    """w_i = 1 / (n_i + 1e-6), n_i over all histories: all trajectories count equally, whatever their length."""
     return 1 / (num_trained_tokens + EPSILON)
 
 
 def balance_and_normalize(
     advantages: Sequence[float], weights: Sequence[float], num_tokens: Sequence[int], balance: float
 ) -> tuple[list[float], list[float]] | None:
-    """The final advantages and weights of a job's sequences, or None when nothing is left to train on.
+    """Return the final advantages and weights of a job's sequences, or None if nothing is left to train.
 
     Means are over the trained tokens of the job (`num_tokens` of each sequence):
 

@@ -1,8 +1,7 @@
-"""How tokens of a packed sequence see each other, for every attention implementation.
+"""Attention masks of packed sequences, for every attention implementation.
 
-The rule is written once, in `visibility`, and used for a dense mask (SDPA, eager) and for a FlexAttention block mask.
-Position ids are always passed to the model, so that a completion continues its prompt's positions wherever it lies
-in the row.
+`visibility` defines the rule once, for a dense mask (SDPA, eager) and for a FlexAttention block mask. Position ids are
+always passed to the model, so that a completion continues its prompt's positions wherever it is in the row.
 
 Shapes: T tokens of a packed sequence, P >= T tokens that are fed to the model.
 """
@@ -25,9 +24,9 @@ PADDING_SEGMENT = -1
 
 
 def visibility(segment_ids: Tensor, parent_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The rule as a FlexAttention mask_mod: (batch, head, query, key) indices to bool, True where query sees key.
+    """Return the rule as a FlexAttention mask_mod: (batch, head, query, key) indices to bool, True if query sees key.
 
-    A query sees a key that is not after it, in its own segment or in the one its segment continues. [T], [T]
+    A query sees itself and earlier keys, in its own segment or the one its segment continues. [T], [T]
     """
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -39,14 +38,14 @@ def visibility(segment_ids: Tensor, parent_ids: Tensor) -> Callable[[Tensor, Ten
 
 
 def dense_mask(segment_ids: Tensor, parent_ids: Tensor) -> Tensor:
-    """The rule for all pairs: bool [1, 1, T, T], query by key."""
+    """Return the rule for all pairs: bool [1, 1, T, T], query by key."""
     index = torch.arange(segment_ids.numel(), device=segment_ids.device)
     zero = index.new_zeros(())
     return visibility(segment_ids, parent_ids)(zero, zero, index[:, None], index[None, :])[None, None]
 
 
 def block_mask(segment_ids: Tensor, parent_ids: Tensor) -> BlockMask:
-    """The rule as a block mask over P tokens, a multiple of 128. On CUDA it is built without a [P, P] tensor."""
+    """Return the rule as a block mask over P tokens, a multiple of 128; on CUDA without a [P, P] tensor."""
     num_tokens, device = segment_ids.numel(), segment_ids.device
     return create_block_mask(
         visibility(segment_ids, parent_ids),
@@ -61,10 +60,10 @@ def block_mask(segment_ids: Tensor, parent_ids: Tensor) -> BlockMask:
 
 
 def forward_inputs(packed: PackedSequence, attention: Attention, dtype: torch.dtype) -> dict[str, Tensor | BlockMask]:
-    """`packed` as keyword arguments of a transformers decoder, batch size 1.
+    """Return `packed` as keyword arguments of a transformers decoder, batch size 1.
 
-    For FlexAttention the row is padded to P tokens; padding is a segment of its own, which nothing else sees.
-    `dtype` is the model's: eager attention adds its mask to the scores.
+    For FlexAttention the row is padded to P tokens; padding is a segment of its own. `dtype` is the model's: eager
+    attention adds the mask to the scores.
     """
     if attention == "flex_attention":
         padding = -packed.num_tokens % FLEX_BLOCK_SIZE

@@ -1,6 +1,6 @@
-"""From a job's trajectory groups to the packed sequences that the learners train on.
+"""A job's trajectory groups to packed sequences for the learners.
 
-The API calls this to refuse a job with a reason, the coordinator to train it, so both see the same.
+The API calls this to check a job, the coordinator to train it, so both use the same rules.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ PACKED_LENGTH_STEP = 2048
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What a job trains on; `sequences` is empty when there is nothing to learn from it."""
+    """The packed sequences of a job, empty if there is nothing to learn, and its counts."""
 
     sequences: tuple[PackedSequence, ...]
     num_groups: int
     num_trainable_groups: int
-    """Groups whose rewards differ."""
+    """Groups with different rewards."""
     num_trajectories: int
     num_dropped_too_long: int
-    """Token sequences that were longer than packed_sequence_length."""
+    """Token sequences longer than packed_sequence_length."""
     num_trained_tokens: int
     sampled_versions: tuple[int | None, ...]
-    """Of each trajectory, the step of the policy version that it began with; None where nothing tells it."""
+    """For each trajectory, the step of the policy version at its start; None if unknown."""
     reward_mean: float
     """Over all trajectories; 0 without any."""
     reward_std_dev: float
     """Population standard deviation of the rewards of a group, averaged over the groups; 0 without any."""
 
     def metrics(self) -> dict[str, float]:
-        """The batch in numbers, under the names of the wire."""
+        """Return the numbers of the batch under their wire names."""
         return {
             "reward": self.reward_mean,
             "reward_std_dev": self.reward_std_dev,
@@ -68,15 +68,15 @@ def build_batch(
     shuffle_seed: int | None = None,
     vocab_size: int | None = None,
 ) -> TrainingBatch:
-    """Tokenise, compare rewards, weigh, pack. The same arguments give the same batch.
+    """Tokenise, compute advantages and weights, pack. The same arguments give the same batch.
 
     Args:
-        groups: the job's trajectory groups; taken one by one, so that they needn't be in memory together.
+        groups: the job's trajectory groups, consumed one by one to save memory.
         tokenizer: the base model's.
         config: the job's options.
-        max_model_len: longest sequence that the model takes, in tokens.
-        shuffle_seed: shuffles the sequences within their group and the packed sequences; None keeps their order.
-        vocab_size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+        max_model_len: longest sequence of the model, in tokens.
+        shuffle_seed: seed to shuffle sequences within their group, and packed sequences; None keeps the order.
+        vocab_size: rows of the model's embedding, if it has more than the tokenizer has tokens.
 
     Raises:
         TrajectoryError: a trajectory can't be tokenised exactly.
@@ -105,7 +105,7 @@ def build_batch(
 
 @dataclass(frozen=True)
 class _Notes:
-    """What is kept of trajectory groups that pass by."""
+    """Facts about the trajectory groups that pass through `of`."""
 
     rewards: list[list[float]]
     """Of each group."""
@@ -121,9 +121,9 @@ class _Notes:
 def build_sequences(
     groups: Iterable[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig
 ) -> Iterator[list[TokenizedSequence]]:
-    """The sequences of each group, with advantage, weight and shared prompt; raises TrajectoryError.
+    """Yield the sequences of each group, with advantage, weight and shared prompt. Raises TrajectoryError.
 
-    Trajectories with an advantage of 0 say nothing and aren't tokenised, but their rewards count in the group's mean.
+    Trajectories with an advantage of 0 aren't tokenised, but their rewards count in the group's mean.
     """
     scale_rewards = config.scale_rewards is not False and config.normalize_advantages is not False
     for index, group in enumerate(groups):
@@ -158,7 +158,7 @@ def _trajectory_sequences(
 
 
 def _shared_prompt_length(sequences: Sequence[TokenizedSequence]) -> int:
-    """Tokens that all sequences begin with and none trains, less one: the last predicts each sequence's own first."""
+    """Return the length of the common untrained prefix, less one: its last token predicts each sequence's next."""
     if not sequences:
         return 0
     first, shared = sequences[0].token_ids, min(_first_trained(sequence) for sequence in sequences)
@@ -180,7 +180,7 @@ def _packed_length(sequences: Sequence[TokenizedSequence], configured: int | Non
 
 
 def finalize(sequences: Sequence[TokenizedSequence], advantage_balance: float) -> list[TokenizedSequence]:
-    """The sequences with balanced and normalised advantages and weights; none when nothing is left to learn from."""
+    """Return the sequences with balanced, normalised advantages and weights; none if nothing is left to learn."""
     balanced = balance_and_normalize(
         [sequence.advantage for sequence in sequences],
         [sequence.weight for sequence in sequences],

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's files, for those who copy them and needn't read them: importing this needs no torch."""
+"""The names of a checkpoint's files. Importing this needs no torch."""
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -1,4 +1,4 @@
-"""Checkpoints of a policy version: a local directory that is complete, verified, or not there.
+"""Checkpoints of policy versions: local directories that are complete and verified, or absent.
 
     <parent>/<digest>/adapter_model.safetensors    the adapter under PEFT names: PEFT and vLLM load the directory
                       adapter_config.json
@@ -34,7 +34,7 @@ FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
 
 @dataclass(frozen=True)
 class LearnerState:
-    """Everything a policy version consists of beyond its base model. Tensors on the CPU."""
+    """The state of a policy version, apart from its base model. Tensors on the CPU."""
 
     adapter: dict[str, Tensor]
     """float32, under PEFT names."""
@@ -51,10 +51,10 @@ class Checkpoint:
 def write_checkpoint(
     parent_dir: str | Path, state: LearnerState, adapter_config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> Checkpoint:
-    """Write `state` to <parent_dir>/<digest>: aside, synced to disk, then renamed into place.
+    """Write `state` to <parent_dir>/<digest>: under another name, synced to disk, then renamed.
 
-    Writing the same state again finds the directory, verifies it and keeps it with its first metadata.
-    Raises CheckpointError when it can't be written, or when what stands there under this digest is damaged.
+    If the directory exists, it is verified and kept with its metadata.
+    Raises CheckpointError if the directory can't be written, or exists but is damaged.
     """
     contents = {
         ADAPTER: safetensors_torch.save(_sorted(state.adapter)),
@@ -82,7 +82,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> LearnerState:
-    """The state in a checkpoint directory, every byte of it checked. Raises CheckpointError."""
+    """Read and verify the state in a checkpoint directory. Raises CheckpointError."""
     path = Path(path)
     expected = _read_manifest(path)["files"]
     return LearnerState(
@@ -91,13 +91,13 @@ def read_checkpoint(path: str | Path) -> LearnerState:
 
 
 def read_adapter(path: str | Path) -> dict[str, Tensor]:
-    """The adapter alone, checked likewise: the directory needs to hold no optimizer state."""
+    """Read and verify the adapter alone; the directory needs no optimizer state. Raises CheckpointError."""
     path = Path(path)
     return _read_tensors(path / ADAPTER, _read_manifest(path)["files"])
 
 
 def verify_checkpoint(path: str | Path) -> None:
-    """Raise CheckpointError, naming the file and what differs, unless every file is as the manifest says."""
+    """Raise CheckpointError, with the file and the difference, unless every file matches the manifest."""
     path = Path(path)
     expected = _read_manifest(path)["files"]
     for name in FILES:
@@ -107,7 +107,7 @@ def verify_checkpoint(path: str | Path) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
-        manifest = json.loads(_read(file))
+        manifest: dict[str, Any] = json.loads(_read(file))
         files, digest = manifest["files"], manifest["digest"]
         missing = [name for name in FILES if set(files[name]) != {"bytes", "sha256"}]
     except (ValueError, TypeError, KeyError) as error:
@@ -150,7 +150,7 @@ def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _rename_unless_there(aside: Path, final: Path) -> None:
-    """Another writer of the same state may have been first: its directory has the same content, so it stays."""
+    """Rename, unless another writer of the same state was first; its directory has the same content."""
     try:
         os.rename(aside, final)
     except OSError:

@@ -1,7 +1,7 @@
-"""Every training option of the wire API: meaning, default, bounds.
+"""The training options of the wire API: meaning, default, bounds.
 
-`TrainingConfig` is what a client sends, `None` meaning unset; `LossConfig` is what the loss needs, with every default
-resolved. The JSON schema of `TrainingConfig` is the published contract and carries no bounds, so these are validators.
+`TrainingConfig` has the options of a client, `None` if unset; `LossConfig` has those of the loss, with all defaults
+resolved. The JSON schema of `TrainingConfig` is the published contract and has no bounds, so validators check them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_CISPO_EPSILON_HIGH = 4.0
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The options of the policy loss, all defaults resolved. None switches an optional term off."""
+    """The options of the policy loss, with all defaults resolved. None disables an optional term."""
 
     loss_fn: LossFn = "cispo"
     epsilon: float = DEFAULT_CISPO_EPSILON
@@ -42,7 +42,7 @@ class LossConfig:
 
 
 def _bounded(holds: Callable[[float], bool], rule: str) -> AfterValidator:
-    """A bound that shows in the error message but not in the JSON schema."""
+    """Return a bound that is in the error message but not in the JSON schema."""
 
     def check(value: float) -> float:
         if not holds(value):
@@ -53,14 +53,14 @@ def _bounded(holds: Callable[[float], bool], rule: str) -> AfterValidator:
 
 
 MAX_NUMBER = 1e30
-"""Larger magnitudes overflow float32 somewhere on the way to the weights."""
+"""Larger magnitudes overflow float32 on the way to the weights."""
 Number = Annotated[
     float,
     Field(allow_inf_nan=False),
     _bounded(lambda x: abs(x) <= MAX_NUMBER, f"between -{MAX_NUMBER:g} and {MAX_NUMBER:g}"),
 ]
 NonNegative = Annotated[Number, _bounded(lambda x: x >= 0, "0 or more")]
-Positive = Annotated[Number, _bounded(lambda x: x > 0, "greater than 0 (leave it out to switch this off)")]
+Positive = Annotated[Number, _bounded(lambda x: x > 0, "greater than 0 (leave it out to disable this)")]
 Balance = Annotated[Number, _bounded(lambda x: -1 <= x <= 1, "between -1 (negative only) and 1 (positive only)")]
 Power = Annotated[Number, _bounded(lambda x: -10 <= x <= 10, "between -10 and 10")]
 StepIndex = Annotated[int, _bounded(lambda x: 0 <= x <= MAX_STEP, f"0 (the untrained model) to {MAX_STEP}")]
@@ -148,7 +148,7 @@ class TrainingConfig(BaseModel):
         return self
 
     def loss(self) -> LossConfig:
-        """The loss options with every default filled in."""
+        """Return the loss options with all defaults."""
         loss_fn: LossFn = self.loss_fn or ("ppo" if self.ppo else "cispo")
         epsilon = _or(self.epsilon, DEFAULT_PPO_EPSILON if loss_fn == "ppo" else DEFAULT_CISPO_EPSILON)
         return LossConfig(

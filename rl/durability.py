@@ -1,4 +1,4 @@
-"""What was written stays written."""
+"""Write files that survive crashes and power cuts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNFINISHED = ".unfinished"
 
 
 def sync(path: Path) -> None:
-    """Makes a file's contents, or a directory's names, survive a power cut."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,7 +19,7 @@ def sync(path: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Puts a file in place durably: after a crash it has all of the new content, or is as it was."""
+    """Replace a file durably and atomically: after a crash it has the new content or the old."""
     aside = file.with_name(f".{file.name}-{uuid.uuid4().hex}{_UNFINISHED}")
     aside.write_bytes(content)
     sync(aside)
@@ -28,6 +28,6 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Removes what `write_whole` has left in a directory where it was killed. Nobody may be writing there."""
+    """Remove the remains of interrupted `write_whole` calls. No process may write to the directory meanwhile."""
     for aside in directory.glob(f".*{_UNFINISHED}"):
         aside.unlink(missing_ok=True)

@@ -1,16 +1,16 @@
 """The errors of the algorithm layer.
 
-Every message says what is wrong, where, and what to do about it. All errors survive pickling, so that they can cross
-process boundaries with their fields intact.
+Every message says what is wrong, where, and what to do. All errors can be pickled with their fields, to cross process
+boundaries.
 """
 
 
 class RLError(Exception):
-    """Root of everything that tandem.rl raises on purpose."""
+    """Root of all errors that tandem.rl raises deliberately."""
 
 
 class ConfigError(RLError, ValueError):
-    """A training option that can't be honoured.
+    """A training option with an invalid value.
 
     Attributes:
         field: name of the option in TrainingConfig.
@@ -33,9 +33,9 @@ class TrajectoryError(RLError, ValueError):
         group: index of the trajectory group in the job.
         trajectory: index of the trajectory in its group.
         history: 0 for the trajectory's own messages, k for additional_histories[k - 1].
-        turn: index in messages_and_choices, or None when the history as a whole is meant.
+        turn: index in messages_and_choices, or None for the history as a whole.
         reason: what is wrong and what to do.
-        field: the part of the turn, or of the history, that is wrong, like ("token_ids", 3); () when it is all of it.
+        field: the faulty part of the turn or history, like ("token_ids", 3); () for all of it.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrajectoryError(RLError, ValueError):
 
     @property
     def location(self) -> tuple[str | int, ...]:
-        """Path of the offending part inside the request, as in a validation error."""
+        """Path of the faulty part in the request, as in a validation error."""
         path: tuple[str | int, ...] = ("trajectory_groups", self.group, "trajectories", self.trajectory)
         if self.history > 0:
             path += ("additional_histories", self.history - 1)

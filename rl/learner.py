@@ -40,11 +40,11 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class StepError(RLError, ArithmeticError):
-    """A gradient step that would have destroyed the policy; the policy is as it was before the step."""
+    """A gradient step that would have destroyed the policy, which is unchanged."""
 
 
 class _Sum(IntEnum):
-    """What a step sums over its trained tokens, beside the gradient. The last six are probability moments."""
+    """Indices of the sums over a step's trained tokens, beside the gradient. The last six are probability moments."""
 
     TOKENS = 0
     SEQUENCES = auto()
@@ -93,9 +93,9 @@ class Learner:
         self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
 
     def load_state(self, state: LearnerState) -> None:
-        """Take over a policy version: its adapter and its optimizer. Gradients accumulated so far are discarded.
+        """Load a policy version: its adapter and optimizer state. Accumulated gradients are discarded.
 
-        Raises PolicyError, with nothing changed, when the state is not of this base model and these LoRA settings.
+        Raises PolicyError, and changes nothing, if the state doesn't fit the base model and LoRA settings.
         """
         check_tensors("adapter", self._shapes(), state.adapter)
         if state.optimizer:
@@ -104,7 +104,7 @@ class Learner:
         self._optimizer.state.clear()
         for name, parameter in self.policy.parameters.items() if state.optimizer else ():
             moments = {key: state.optimizer[f"{name}.{key}"] for key in _MOMENTS}
-            # AdamW counts its steps on the CPU, wherever the parameter is.
+            # AdamW counts steps on the CPU, wherever the parameter is.
             self._optimizer.state[parameter] = {
                 key: tensor.to("cpu" if key == "step" else parameter.device, copy=True)
                 for key, tensor in moments.items()
@@ -112,7 +112,7 @@ class Learner:
         self._discard()
 
     def state(self) -> LearnerState:
-        """A copy of the current version, on the CPU."""
+        """Return a copy of the current version on the CPU."""
         return LearnerState(
             adapter=self.policy.adapter_state(),
             optimizer={
@@ -142,8 +142,8 @@ class Learner:
     ) -> None:
         """Add the gradients and sums of `sequences` (this learner's share, possibly none) to those of the step.
 
-        A step may take several calls, except with a KL penalty: its mean is over the whole step, which must then
-        be one call on every learner.
+        A step may take several calls. With a KL penalty it must be one call on every learner, because the penalty uses
+        the mean KL of the whole step.
         """
         sequences = [packed.to(self.policy.device) for packed in sequences]
         kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
@@ -156,10 +156,10 @@ class Learner:
             self._watch_sampling(fresh_differences(packed, inputs))
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
-        """Finish the gradient step on every learner alike; the same metrics, all finite, on each.
+        """Finish the gradient step, equally on every learner, and return its metrics, all finite.
 
-        A step without a trained token leaves policy and optimizer as they are. Raises StepError, with the policy
-        unchanged and the step's gradients discarded, when the gradient isn't finite.
+        A step without trained tokens changes neither policy nor optimizer. Raises StepError if the gradient isn't
+        finite; the policy is then unchanged and the gradient discarded.
         """
         if dist.is_initialized():
             dist.all_reduce(self._gradient)
@@ -209,13 +209,13 @@ class Learner:
                 self.policy.load_adapter_state(own)
 
     def _step_kl_mean(self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int) -> Tensor | None:
-        """The mean KL over the trained tokens of the step, all learners; None where the one sequence is the step.
+        """Return the mean KL over the trained tokens of the step, over all learners; None if the step is one sequence.
 
-        The losses need it before their gradients can be taken, which costs a second forward pass without gradient
-        when the KL is measured from the current policy.
+        The losses need it beforehand, which costs a second forward pass without gradient if the KL is that of the
+        current policy.
         """
         if self._sums[_Sum.SEQUENCES] > 0:
-            raise ValueError("With a KL penalty, hand all packed sequences of a gradient step to one forward_backward.")
+            raise ValueError("With a KL penalty, pass all packed sequences of a gradient step to one forward_backward.")
         for packed in sequences:
             if packed.ref_logprobs is None or packed.ref_logprobs[packed.loss_mask].isnan().any():
                 raise ValueError("With a KL penalty, every trained token needs a reference logprob (ref_logprobs).")
@@ -232,7 +232,7 @@ class Learner:
 
     @torch.no_grad()
     def _kl_inputs(self, packed: PackedSequence, loss: LossConfig, chunk_size: int) -> LossInputs:
-        """The loss inputs of `packed`, with the policy's logprobs only if the KL depends on them."""
+        """Return the loss inputs of `packed`, with the policy's logprobs only if the KL depends on them."""
         unknown = torch.full_like(packed.sampling_logprobs, float("nan"))
         inputs = LossInputs.from_packed(packed, unknown)
         if loss.kl_source == "sample" and not inputs.trained().behaviour_logprobs().isnan().any():
@@ -241,7 +241,7 @@ class Learner:
         return replace(inputs, policy_logprobs=logprobs)
 
     def _watch_sampling(self, differences: Tensor) -> None:
-        """Take in the distances [F] between sampling and current logprobs, which tell how the engine differs."""
+        """Record the differences [F] between sampling and current logprobs, which measure the engine's error."""
         if differences.numel():
             self._sums[_Sum.SAMPLED_DIFF] += differences.sum()
             self._sums[_Sum.SAMPLED_TOKENS] += differences.numel()
@@ -265,7 +265,7 @@ class Learner:
 
 
 def _flat_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
-    """One zeroed vector that every parameter's .grad is a view of: backward adds into it, one all-reduce sums it."""
+    """Return one zero vector with every parameter's .grad as a view, so that one all-reduce sums all gradients."""
     flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
     for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = piece.view_as(parameter)
@@ -273,7 +273,7 @@ def _flat_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
 
 
 def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Tensor:
-    """The sums of one packed sequence, in the order of _Sum."""
+    """Return the sums of one packed sequence, in the order of _Sum."""
     sums = _Sum.zeros(entropy.device)
     sums[_Sum.TOKENS] = terms.num_tokens
     sums[_Sum.SEQUENCES] = 1
@@ -289,9 +289,9 @@ def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Ten
 
 
 def _step_metrics(sums: Sequence[float], grad_norm: float, learning_rate: float) -> dict[str, float]:
-    """Means over the step's trained tokens. loss/entropy is weighted like the loss."""
+    """Return means over the step's trained tokens. loss/entropy is weighted like the loss."""
     tokens = sums[_Sum.TOKENS]
-    metrics = {
+    metrics: dict[str, float] = {
         "loss/train": mean_over_tokens(sums[_Sum.LOSS], tokens),
         "loss/grad_norm": grad_norm,
         "loss/learning_rate": learning_rate,

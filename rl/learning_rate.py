@@ -1,4 +1,4 @@
-"""The learning rate of a gradient step: the base rate, scaled by what the step trains on and how training goes."""
+"""The learning rate of a gradient step: the base rate, scaled by the step's size and the trend of rewards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def step_learning_rate(
     sequences: Sequence[PackedSequence],
     reward_std_devs: Sequence[float],
 ) -> float:
-    """The rate of one gradient step.
+    """Return the rate of one gradient step.
 
     Args:
         base_rate: the job's learning_rate, or the base model's default.
@@ -35,15 +35,15 @@ def step_learning_rate(
 
 
 def mean_completions(sequences: Sequence[PackedSequence]) -> float:
-    """Completions of a packed sequence, averaged over those of a step; each counts at least 1."""
+    """Return the mean number of completions per packed sequence of a step; each counts at least 1."""
     return fmean(max(sequence.num_completions, 1) for sequence in sequences)
 
 
 def reward_spread_trend(reward_std_devs: Sequence[float]) -> float:
-    """How much of its initial spread the reward has kept, by a straight line fitted to its history.
+    """Return the fraction of its initial spread that the reward has kept, by a line fitted to its history.
 
     With the least-squares line m k + b through the points (k, std dev of job k), k = 0 .. last, that is
-    (m last + b) / b, but not below 0. It is 1 when there is no trend to see: fewer than two points, or b <= 0.
+    (m last + b) / b, but at least 0. It is 1 without a trend: fewer than two points, or b <= 0.
     """
     if len(reward_std_devs) < 2:
         return 1.0

@@ -1,8 +1,8 @@
 """From hidden states to logprobs and entropy in chunks of tokens, in float32, without [T, V] in memory.
 
 The whole logits of a packed sequence would be T x V numbers (32k tokens x 150k words: 20 GB in float32), three times
-over with softmax and gradient. Here only `chunk_size` rows exist at a time: the forward pass keeps none of them, the
-backward pass computes each chunk again.
+over with softmax and gradient. Here only `chunk_size` rows exist at a time: the forward pass keeps none of them, and
+the backward pass recomputes each chunk.
 
 Shapes: T tokens, H hidden, V vocabulary.
 """
@@ -18,16 +18,17 @@ from torch import Tensor
 def token_logprobs(
     hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, chunk_size: int, with_entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The logprob of `targets` [T] under softmax(hidden @ lm_head_weight^T), and the entropy of that distribution.
+    """Return the logprob of `targets` [T] under softmax(hidden @ lm_head_weight^T), and that distribution's entropy.
 
-    hidden [T, H] may require a gradient; lm_head_weight [V, H] is frozen. Any `chunk_size` >= 1 works, a ragged last
-    chunk too, and only memory depends on it. Returns float32 (float64 for float64 inputs) logprobs [T], which carry
+    hidden [T, H] may require a gradient; lm_head_weight [V, H] is frozen. `chunk_size` >= 1 affects only memory; the
+    last chunk may be shorter. Returns float32 (float64 for float64 inputs) logprobs [T], which carry
     the gradient, and entropy [T] in nats, which doesn't; without `with_entropy` the entropy is empty [0].
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 token.")
     assert not lm_head_weight.requires_grad, "the output embedding is frozen: no gradient is computed for it"
-    return _ChunkedLogprobs.apply(hidden, lm_head_weight, targets, chunk_size, with_entropy)
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, lm_head_weight, targets, chunk_size, with_entropy)
+    return result
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

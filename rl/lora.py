@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -23,13 +23,14 @@ _ADAPTER_NAME = "default"
 
 
 class PolicyError(RLError, ValueError):
-    """A base model, an adapter or a place to run that a policy can't be made of."""
+    """A base model, adapter or device that a policy doesn't support."""
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:
+    """Return PEFT's configuration. PEFT takes a fractional alpha too, although it declares int."""
     return LoraConfig(
         r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]
         target_modules=list(lora.target_modules),
         lora_dropout=0.0,
         bias="none",
@@ -38,7 +39,7 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
-    """Freeze `model` and put trainable float32 LoRA weights into it. Raises PolicyError for targets it doesn't have."""
+    """Freeze `model` and add trainable float32 LoRA weights. Raises PolicyError for missing target modules."""
     last_parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = [target for target in lora.target_modules if target not in last_parts]
     if missing:
@@ -48,32 +49,39 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
         )
     wrapped = get_peft_model(model, peft_config(lora), adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
     others = [name for name in adapter_parameters(wrapped) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if others or wrapped.get_base_model().get_output_embeddings() in _adapted_layers(wrapped):
+    if others or base_model(wrapped).get_output_embeddings() in _adapted_layers(wrapped):
         raise PolicyError(
             "target_modules may name only linear layers inside the transformer, not its embedding or output layer."
         )
     return wrapped
 
 
+def base_model(wrapped: PeftModel) -> PreTrainedModel:
+    """Return the model inside `wrapped`, with the adapter in its layers."""
+    model = wrapped.get_base_model()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 def adapter_parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
-    """The trainable parameters under their PEFT names, sorted by name."""
+    """Return the trainable parameters under their PEFT names, sorted by name."""
     trainable = {name: parameter for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     return {name.replace(f".{_ADAPTER_NAME}", ""): trainable[name] for name in sorted(trainable)}
 
 
 def adapter_config(lora: LoraSettings) -> dict[str, Any]:
-    """adapter_config.json as PEFT and vLLM read it.
+    """Return the adapter_config.json for PEFT and vLLM.
 
-    It names no base model: the same adapter has the same bytes wherever its base model happens to be stored.
+    It names no base model, so an adapter has the same bytes wherever its base model is stored.
     """
     config = peft_config(lora)
     config.inference_mode = True
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    return {**plain, "task_type": TaskType.CAUSAL_LM.value, "peft_type": config.peft_type.value}
+    return {**plain, "task_type": TaskType.CAUSAL_LM.value, "peft_type": PeftType.LORA.value}
 
 
 def initial_state(shapes: Mapping[str, torch.Size], lora: LoraSettings) -> dict[str, Tensor]:
-    """Version 0: A uniform in +-1/sqrt(in) from the seed (the distribution of PEFT's default), B zero."""
+    """Return version 0: A uniform in +-1/sqrt(in) from the seed (PEFT's default distribution), B zero."""
     generator = torch.Generator().manual_seed(lora.seed)
     state = {}
     for name in sorted(shapes):
@@ -86,7 +94,7 @@ def initial_state(shapes: Mapping[str, torch.Size], lora: LoraSettings) -> dict[
 
 
 def initial_adapter(path: str | Path, lora: LoraSettings) -> dict[str, Tensor]:
-    """Version 0 of a model on the base at `path`, without loading its weights: equal to that of `Policy.load`."""
+    """Return version 0 on the base model at `path`, as `Policy.load` makes it, without loading weights."""
     with torch.device("meta"):
         wrapped = add_adapter(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), lora)
     return initial_state({name: parameter.shape for name, parameter in adapter_parameters(wrapped).items()}, lora)

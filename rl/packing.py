@@ -1,4 +1,4 @@
-"""Packing: many sequences in one, with the prompt that a group shares computed once.
+"""Packing: many sequences in one row, with the shared prompt of a group computed once.
 
 A packed sequence is a row of segments. A segment is either a prompt shared by several completions or one completion
 (the rest of a sequence: everything after the shared prompt, later user turns included). Token q sees token k when
@@ -46,7 +46,7 @@ class PackedSequence:
     policy_versions: Tensor | None = None
     """int64. The step of the policy version that the token's trajectory began with; -1 where unknown."""
     is_fresh: Tensor | None = None
-    """bool. Sampled by the policy that a gradient step begins with; None in steps that don't compare the two."""
+    """bool. True if sampled by the policy at the start of the step; None in steps that don't compare the two."""
 
     @property
     def num_tokens(self) -> int:
@@ -59,18 +59,20 @@ class PackedSequence:
     @property
     def num_completions(self) -> int:
         """Segments with a trained token, at least 1."""
-        return max(self.segment_ids[self.loss_mask].unique().numel(), 1)
+        trained: Tensor = self.segment_ids[self.loss_mask].unique()
+        return max(trained.numel(), 1)
 
     def to(self, device: torch.device | str) -> PackedSequence:
-        """The same row with every tensor on `device`."""
+        """Return the row with every tensor on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
 
 
 def unpack(row: PackedSequence) -> list[Tensor]:
-    """The sequences in a row: for each segment that no other continues, the row indices [its tokens], prompt first.
+    """Return the sequences of a row, each as the row indices [T] of its tokens, prompt first.
 
-    `row.token_ids[indices]` is the sequence as it was before packing. A shared prompt's indices are in several.
+    There is one per segment that no other segment continues. `row.token_ids[indices]` is the sequence before packing.
+    The indices of a shared prompt occur in several.
     """
     parents = row.parent_ids[row.parent_ids != row.segment_ids].unique()
     leaves = row.segment_ids[~torch.isin(row.segment_ids, parents)].unique().tolist()
@@ -85,8 +87,8 @@ def unpack(row: PackedSequence) -> list[Tensor]:
 def pack(sequences: Sequence[TokenizedSequence], packed_sequence_length: int) -> list[PackedSequence]:
     """Fill rows of at most `packed_sequence_length` tokens with sequences, in order.
 
-    A row is closed when the next sequence doesn't fit (next fit). The sequences of a group share its prompt within a
-    row; a new row begins with it again. Advantages and weights are taken as they are.
+    A row ends when the next sequence doesn't fit (next fit). Within a row, the sequences of a group share its prompt;
+    a new row repeats it. Advantages and weights are copied.
 
     Args:
         sequences: those of a group next to each other; none longer than `packed_sequence_length`.
@@ -95,7 +97,7 @@ def pack(sequences: Sequence[TokenizedSequence], packed_sequence_length: int) ->
     rows: list[PackedSequence] = []
     segments: list[_Segment] = []
     for sequence in sequences:
-        assert sequence.num_tokens <= packed_sequence_length, "too long sequences are dropped before packing"
+        assert sequence.num_tokens <= packed_sequence_length, "callers drop longer sequences before packing"
         added = _segments(sequence, segments)
         if segments and sum(s.num_tokens for s in segments + added) > packed_sequence_length:
             rows.append(_row(segments))
@@ -120,7 +122,7 @@ class _Segment:
 
 
 def _segments(sequence: TokenizedSequence, row: list[_Segment]) -> list[_Segment]:
-    """The segments that the sequence adds to a row: its own tokens, and its group's prompt if that isn't there yet."""
+    """Return the segments that a sequence adds to a row: its tokens, after its group's prompt if that is missing."""
     prompt_length, end = sequence.prompt_length, sequence.num_tokens
     if prompt_length == 0:
         return [_Segment(sequence, 0, end, parent=len(row))]

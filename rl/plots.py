@@ -1,4 +1,4 @@
-"""Pictures of the packed tensors that a job trains on, one per packed sequence."""
+"""Pictures of a job's packed sequences."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WIDTH_IN, PANEL_HEIGHT_IN, DPI = 10, 1.3, 100
 
 
 def plot_batch(sequences: Sequence[PackedSequence]) -> dict[str, bytes]:
-    """A PNG of each packed sequence, by file name: sequence_000.png, ... in the order of the batch.
+    """Return a PNG of each packed sequence by file name: sequence_000.png, ... in the order of the batch.
 
-    Over the tokens of the row: its segments and trained tokens, advantages, weights, and all logprobs that are known.
+    It shows segments, trained tokens, advantages, weights and all known logprobs over the tokens of the row.
     """
     digits = max(3, len(str(len(sequences) - 1)))
     return {f"sequence_{index:0{digits}d}.png": _plot(row, index) for index, row in enumerate(sequences)}
@@ -48,7 +48,7 @@ def _plot(row: PackedSequence, index: int) -> bytes:
 
 
 def _draw_segments(axes: Axes, row: PackedSequence) -> None:
-    """Each token at the height of its segment, a prompt's in gray and trained tokens in colour."""
+    """Draw each token at the height of its segment, context in gray and trained tokens in colour."""
     tokens = torch.arange(row.num_tokens)
     for mask, color, label in ((~row.loss_mask, "0.6", "context"), (row.loss_mask, "tab:orange", "trained")):
         axes.scatter(tokens[mask].numpy(), row.segment_ids[mask].numpy(), s=4, marker="s", color=color, label=label)
@@ -58,7 +58,7 @@ def _draw_segments(axes: Axes, row: PackedSequence) -> None:
 
 
 def _draw_line(axes: Axes, label: str, values: dict[str, Tensor]) -> None:
-    """Tensors [T], with gaps where they are NaN."""
+    """Draw tensors [T], with gaps at NaN."""
     for name, tensor in values.items():
         axes.plot(tensor.float().numpy(), drawstyle="steps-mid", linewidth=0.8, marker=".", markersize=2, label=name)
     axes.set_ylabel(label)

@@ -1,6 +1,6 @@
-"""The policy: a frozen base model with one trainable LoRA adapter, read over packed sequences.
+"""The policy: a frozen base model with one trainable LoRA adapter, evaluated on packed sequences.
 
-Where and how it runs (device, dtype, attention) is decided here and nowhere else.
+Device, dtype and attention implementation are decided here and nowhere else.
 
 Shapes: T tokens of a packed sequence. "Prediction-aligned": entry t is about the prediction made at t, of token t + 1.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from tandem.rl.lora import (
     adapter_config,
     adapter_parameters,
     add_adapter,
+    base_model,
     initial_adapter,
     initial_state,
 )
@@ -37,23 +38,23 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """auto: CUDA where there is one, else the CPU."""
+    """Return the device; auto: CUDA if available, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise PolicyError("The device is cuda, but torch sees no GPU here. Use cpu or auto, or a torch built for CUDA.")
+        raise PolicyError("The device is cuda, but torch sees no GPU here. Use cpu or auto, or install torch for CUDA.")
     return torch.device(device)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Of the frozen base weights. auto: bfloat16 on CUDA, float32 elsewhere."""
+    """Return the dtype of the frozen base weights; auto: bfloat16 on CUDA, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[dtype]
 
 
-def resolve_attention(attention: str, device: torch.device) -> Attention:
-    """auto: FlexAttention (block-sparse masks) on CUDA, SDPA with a dense mask elsewhere."""
+def resolve_attention(attention: Attention | Literal["auto"], device: torch.device) -> Attention:
+    """Return the implementation; auto: FlexAttention (block-sparse masks) on CUDA, else SDPA with a dense mask."""
     if attention == "auto":
         return "flex_attention" if device.type == "cuda" else "sdpa"
     if attention == "flex_attention" and device.type == "cpu":
@@ -62,10 +63,10 @@ def resolve_attention(attention: str, device: torch.device) -> Attention:
 
 
 class Policy:
-    """A base model and its adapter. Train and eval mode, and gradient checkpointing, change no number."""
+    """A base model and its adapter. Train mode and gradient checkpointing don't change any result."""
 
     def __init__(self, wrapped: PeftModel, attention: Attention, lora: LoraSettings) -> None:
-        causal_lm = wrapped.get_base_model()
+        causal_lm = base_model(wrapped)
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
         self._attention: Attention = attention
@@ -82,14 +83,14 @@ class Policy:
         path: str | Path,
         device: str = "auto",
         dtype: str = "auto",
-        attention: str = "auto",
+        attention: Attention | Literal["auto"] = "auto",
         lora: LoraSettings | None = None,
         gradient_checkpointing: bool | None = None,
     ) -> Policy:
-        """The base model at `path` (a directory or a Hugging Face id) with its version-0 adapter.
+        """Load the base model at `path` (a directory or a Hugging Face id) with the adapter of version 0.
 
-        `gradient_checkpointing` recomputes each layer in the backward pass, to save memory; None: on CUDA only.
-        Raises PolicyError for a model or a place that can't be trained faithfully.
+        `gradient_checkpointing` recomputes each layer in the backward pass to save memory; None: on CUDA only.
+        Raises PolicyError for a model or device that can't be trained faithfully.
         """
         lora = lora or LoraSettings()
         place = resolve_device(device)
@@ -97,9 +98,10 @@ class Policy:
         config = AutoConfig.from_pretrained(path)
         _check_full_attention(config)
         _remove_dropout(config)
-        causal_lm = AutoModelForCausalLM.from_pretrained(
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=resolve_dtype(dtype, place), attn_implementation=implementation
-        ).to(place)
+        )
+        causal_lm.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         if gradient_checkpointing is None:
             gradient_checkpointing = place.type == "cuda"
         if gradient_checkpointing:
@@ -111,11 +113,11 @@ class Policy:
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Prediction-aligned float32 logprobs [T] and entropy [T] (empty without `with_entropy`).
+        """Return prediction-aligned float32 logprobs [T] and entropy [T] (empty without `with_entropy`).
 
-        NaN where nothing is predicted: at the last token of each segment, whose successor belongs to another one.
-        With `trained_only` NaN also wherever the next token isn't trained, and no time is spent there.
-        The logprobs carry the gradient, unless called under torch.no_grad().
+        NaN at the last token of each segment, whose successor belongs to another segment. With `trained_only`, also
+        NaN wherever the next token isn't trained, without any computation there.
+        The logprobs carry the gradient, except under torch.no_grad().
         """
         packed = packed.to(self.device)
         predicts = _predicted_positions(packed, trained_only)
@@ -129,25 +131,25 @@ class Policy:
         return spread(values), spread(entropy) if with_entropy else entropy
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """A copy of the adapter on the CPU, under PEFT names."""
+        """Return a copy of the adapter on the CPU, under PEFT names."""
         return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over another version's adapter in place. Raises PolicyError if it is none of this base and settings."""
+        """Load another version's adapter in place. Raises PolicyError if it doesn't fit base model and settings."""
         check_tensors("adapter", {name: parameter.shape for name, parameter in self.parameters.items()}, state)
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
 
     def adapter_config(self) -> dict[str, Any]:
-        """PEFT's adapter_config.json."""
+        """Return the content of PEFT's adapter_config.json."""
         return adapter_config(self._lora)
 
 
 def check_tensors(what: str, expected: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
     """Raise PolicyError unless `given` has exactly the expected names and shapes."""
     for name in sorted(expected.keys() | given.keys()):
-        wanted = tuple(expected[name]) if name in expected else "nothing of that name"
+        wanted = tuple(expected[name]) if name in expected else "no such tensor"
         found = tuple(given[name].shape) if name in given else "nothing"
         if wanted != found:
             raise PolicyError(
@@ -157,7 +159,7 @@ def check_tensors(what: str, expected: Mapping[str, torch.Size], given: Mapping[
 
 
 def _predicted_positions(packed: PackedSequence, trained_only: bool) -> Tensor:
-    """Indices t whose next token continues the segment, and is trained if only those are wanted."""
+    """Return the indices t whose next token continues the segment; with `trained_only`, if it is trained."""
     continues = shift_left(packed.segment_ids, -1) == packed.segment_ids
     trained = shift_left(packed.loss_mask, False)
     assert not (trained & ~continues).any(), "the first token of a segment has no prediction, so it can't be trained"
@@ -165,7 +167,7 @@ def _predicted_positions(packed: PackedSequence, trained_only: bool) -> Tensor:
 
 
 def _check_full_attention(config: PreTrainedConfig) -> None:
-    """Packed masks replace a model's own: refuse the models that need theirs (sliding windows, linear attention)."""
+    """Reject models with masks of their own (sliding windows, linear attention): packed masks replace them."""
     sliding = ["sliding_attention"] if getattr(config, "sliding_window", None) else []
     kinds = set(getattr(config, "layer_types", None) or sliding) - {"full_attention"}
     if kinds:
@@ -176,7 +178,7 @@ def _check_full_attention(config: PreTrainedConfig) -> None:
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:
-    """With dropout the trained logprobs would be those of a different policy than the one that sampled."""
+    """Set all dropout to 0: with dropout, the policy in training would differ from the one that sampled."""
     for key, value in config.to_dict().items():
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
@@ -184,9 +186,9 @@ def _remove_dropout(config: PreTrainedConfig) -> None:
 
 @torch.no_grad()
 def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None:
-    """Logprobs are computed from hidden states and the output embedding alone: make sure that is all the model does.
+    """Check that logits are hidden states times the output embedding, as `Policy.logprobs` assumes.
 
-    Soft-capped or scaled logits, or an output bias, show up as a difference from the model's own logits.
+    Soft-capping, scaling or an output bias would make them differ from the model's own logits.
     """
     head = causal_lm.get_output_embeddings().weight
     inputs = forward_inputs(_probe(16, head.shape[0]).to(head.device), attention, head.dtype)
@@ -200,7 +202,7 @@ def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None
 
 
 def _probe(num_tokens: int, vocabulary: int) -> PackedSequence:
-    """One untrained segment of tokens spread over the vocabulary."""
+    """Return one untrained segment of tokens from all over the vocabulary."""
     index = torch.arange(num_tokens)
     zeros = torch.zeros(num_tokens)
     return PackedSequence(

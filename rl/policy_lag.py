@@ -1,4 +1,4 @@
-"""How old the policy was that sampled a job's trajectories."""
+"""The age of the policy that sampled a job's trajectories."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tandem.rl.trajectories import Trajectory
 
 
 def sampled_version(trajectory: Trajectory) -> int | None:
-    """The step of the policy version that the trajectory began with; None where nothing tells it.
+    """Return the step of the policy version at the start of the trajectory; None if unknown.
 
-    `initial_policy_version` says it; without it, the `policy_version` that the service writes into every choice.
+    It is `initial_policy_version`, else the lowest `policy_version` that the service wrote into the choices.
     """
     if trajectory.initial_policy_version is not None:
         return trajectory.initial_policy_version
@@ -26,9 +26,9 @@ def sampled_version(trajectory: Trajectory) -> int | None:
 
 
 def policy_lag(versions: Iterable[int | None], current: int) -> dict[str, float]:
-    """`policy_lag/mean` and `policy_lag/max` of trajectories that these `versions` sampled; empty if none is known.
+    """Return `policy_lag/mean` and `policy_lag/max` of trajectories sampled by `versions`; empty if none is known.
 
-    The lag is the number of steps from the version that sampled to `current`, the one that training starts from.
+    The lag is the number of steps from the sampling version to `current`, the version that training starts from.
     """
     lags = [current - version for version in versions if version is not None]
     if not lags:

@@ -1,4 +1,4 @@
-"""For rollout code: which policy versions sampled a trajectory. Needs nothing but the standard library."""
+"""For rollout code: record which policy versions sampled a trajectory. Needs the standard library alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 
 def tag_policy_versions(trajectory: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a trajectory, as it is posted, with `initial_policy_version` and `final_policy_version`.
+    """Return a copy of a trajectory, in its wire format, with `initial_policy_version` and `final_policy_version`.
 
-    They are the versions of its first and last sampled turn, which the service writes into every choice; a policy may
-    be updated while an agent acts. Tags that are there already stay, and without a choice that knows its version
-    nothing is added.
+    They are the versions of the first and last sampled turn, which the service writes into every choice; the policy may
+    be updated during a rollout. Existing tags stay, and without versions in the choices nothing is added.
     """
     versions = [
         turn["policy_version"]

@@ -1,6 +1,6 @@
-"""The wire types of training data: groups of trajectories, each with a reward and one or more histories of messages.
+"""Wire types of training data: groups of trajectories, each with a reward and one or more histories of messages.
 
-Unknown keys are kept everywhere (clients attach exceptions, metadata, metrics and logs to a group).
+Unknown keys are kept (clients attach exceptions, metadata, metrics and logs to a group).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class History(_WireModel):
 
     messages_and_choices: list[MessageOrChoice]
     tools: list[Tool] | None = None
-    """The tools that were offered to the model."""
+    """The tools offered to the model."""
     chat_template_kwargs: Hidden[dict[str, Any]] = None
-    """What the chat template was given besides messages and tools; an addition to the published schema."""
+    """More arguments of the chat template; an addition to the published schema."""
 
 
 class Trajectory(_WireModel):
@@ -58,7 +58,7 @@ class Trajectory(_WireModel):
 
     @property
     def histories(self) -> list[History]:
-        """All histories to train on; the first is the trajectory's own."""
+        """All histories to train; the first is the trajectory's own."""
         own = History.model_construct(
             messages_and_choices=self.messages_and_choices,
             tools=self.tools,

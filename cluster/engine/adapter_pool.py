@@ -1,4 +1,4 @@
-"""Which policy versions an engine holds: each loaded once however many ask for it, none dropped while in use."""
+"""The policy versions that an engine holds: each is loaded once for all its users, and none is dropped while in use."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class AdapterPool:
     """Loads adapters on demand and unloads the least recently used idle ones beyond `capacity`.
 
         async with pool.use(digest):
-            ...  # the adapter is loaded, and stays so until the block ends
+            ...  # the adapter stays loaded until the block ends
 
-    While more than `capacity` adapters are in use at once the pool is larger than its capacity. A load that failed is
-    forgotten: whoever waited for it gets the error, and the next request tries again.
+    The pool exceeds `capacity` while more adapters than that are in use. After a failed load, all users that waited for
+    it get the error, and the next request loads again.
     """
 
     def __init__(
@@ -44,15 +44,14 @@ class AdapterPool:
 
     @asynccontextmanager
     async def use(self, digest: str) -> AsyncIterator[None]:
-        """Keeps the adapter loaded inside the block. Raises AdapterUnavailableError when it can't be loaded, and the
-        EngineDeadError of a load."""
+        """Keep the adapter loaded inside the block. Raises AdapterUnavailableError or EngineDeadError."""
         entry = self._entries.get(digest)
         if entry is None:
             entry = self._entries[digest] = _Entry(asyncio.create_task(self._load_new(digest)))
         self._entries.move_to_end(digest)
         entry.users += 1
         try:
-            # Shielded: a client that hangs up must not cancel the load that others wait for too.
+            # Shielded: a client that disconnects must not cancel a load that others wait for.
             await asyncio.shield(entry.loading)
             yield
         finally:
@@ -69,7 +68,7 @@ class AdapterPool:
             raise AdapterUnavailableError(f"Policy version {digest} can't be loaded: {error}") from error
 
     async def _make_room(self) -> None:
-        # One at a time, so that an adapter asked for again is loaded only after its old copy has gone completely.
+        # One at a time, so that an adapter is loaded again only after its old copy is completely unloaded.
         async with self._unloading:
             while len(self._entries) > self._capacity and (idle := self._least_recently_used_idle()):
                 del self._entries[idle]

@@ -1,4 +1,4 @@
-"""vLLM's engine core, a process of its own: started under a deadline, watched, ended with all that it holds."""
+"""vLLM's engine core, a process of its own: started under a deadline, watched, and always ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TICK_S = 0.5
 
 
 class EngineCore:
-    """`llm` is vLLM's client of the core.
+    """The core's process; `llm` is vLLM's client of it.
 
         core = EngineCore("my-model", answer_s=30)
         await core.start(args, timeout_s)
@@ -34,13 +34,13 @@ class EngineCore:
         await core.unless_dead(core.llm.list_loras())
         await core.stop()
 
-    It doesn't outlive this process, however that ends.
+    The core never outlives this process, however that ends.
     """
 
     llm: AsyncLLM
 
     def __init__(self, served_name: str, answer_s: float):
-        """A core that is watched and doesn't answer for `answer_s` is ended."""
+        """A watched core that doesn't answer for `answer_s` seconds is killed."""
         self._served_name, self._answer_s = served_name, answer_s
         self._is_preloaded = False
         self._guard: ChildGuard
@@ -52,7 +52,7 @@ class EngineCore:
         self._is_preloaded = True
 
     async def start(self, args: Namespace, timeout_s: float) -> None:
-        """Raises TimeoutError, or what vLLM raises. vLLM blocks until the core is up, so it does that in a thread."""
+        """Start the core in a thread, because vLLM blocks. Raises TimeoutError, or vLLM's error."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -67,19 +67,20 @@ class EngineCore:
         while not creation.done() and time.monotonic() < deadline:
             await asyncio.wait({creation}, timeout=TICK_S)
             for process in multiprocessing.active_children():
-                self._guard.watch(process.pid)
+                if process.pid is not None:
+                    self._guard.watch(process.pid)
         if not creation.done():
             creation.add_done_callback(lambda task: task.exception())
-            _kill_children()  # the thread ends when it sees that
-            raise TimeoutError(f"it took longer than {timeout_s:g} s, and was ended.")
+            _kill_children()  # which also ends the thread
+            raise TimeoutError(f"it took longer than {timeout_s:g} s and was killed.")
         self.llm = creation.result()
 
     def watch(self) -> None:
-        """From now on, a core that gives no answer in time is ended, and `check_health` tells."""
+        """Kill the core once it doesn't answer in time; `check_health` then raises."""
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Ends the core, also one that has started only in part."""
+        """End the core, even if it started only partly."""
         if hasattr(self, "_watching"):
             self._watching.cancel()
         if hasattr(self, "llm"):
@@ -88,12 +89,12 @@ class EngineCore:
             await asyncio.to_thread(self._guard.close)
 
     def check_health(self) -> None:
-        """Raises EngineDeadError when the core has died, or was ended because it gave no answer."""
+        """Raise EngineDeadError if the core died, or was killed because it didn't answer."""
         if self.llm.errored:
-            raise EngineDeadError(f"The vLLM engine core of {self._served_name} has died.") from self.llm.dead_error
+            raise EngineDeadError(f"The vLLM engine core of {self._served_name} died.") from self.llm.dead_error
 
     async def unless_dead(self, answer: Coroutine[Any, Any, T]) -> T:
-        """What the core answers. When it dies, vLLM fails generations, but other calls would wait for ever."""
+        """Return the core's answer. Raises EngineDeadError if it dies: only generations would notice by themselves."""
         task = asyncio.create_task(answer)
         try:
             while not (await asyncio.wait({task}, timeout=TICK_S))[0]:
@@ -103,8 +104,7 @@ class EngineCore:
             task.cancel()
 
     async def _watch(self) -> None:
-        """Asks the core for an answer again and again. One that gives none in time is killed: what waits for it then
-        fails at once, and health checks see it."""
+        """Poll the core, and kill it if it doesn't answer in time: calls then fail at once, and so do health checks."""
         from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
 
         with suppress(CoreDeadError):
@@ -113,12 +113,14 @@ class EngineCore:
                     async with asyncio.timeout(self._answer_s):
                         await self.llm.list_loras()
                 except TimeoutError:
-                    logger.error("The vLLM core of %s gave no answer for %g s", self._served_name, self._answer_s)
+                    logger.error(
+                        "The vLLM core of %s didn't answer for %g s and is killed", self._served_name, self._answer_s
+                    )
                     return _kill_children()
                 await asyncio.sleep(WATCH_PERIOD_S)
 
 
 def _kill_children() -> None:
-    """SIGKILL also ends processes that are stopped."""
+    """Send SIGKILL, which also ends stopped processes."""
     for process in multiprocessing.active_children():
         process.kill()

@@ -8,7 +8,7 @@ Stock vLLM 0.32 has two faults in `vllm/lora/ops/torch_ops/lora_ops.py`:
 
 The functions below make one matrix product over the adapters of all slots and select each row's own, with the
 signatures, dtypes and results that vLLM expects. Weights must be finite: in an expansion the other slots' weights are
-multiplied by zero. Nothing of this concerns CUDA, where vLLM has its own kernels.
+multiplied by zero. CUDA isn't affected: vLLM has its own kernels there.
 
 Importing this module imports no vLLM. vLLM names `WorkerExtension` as a base of its worker, and the engine then calls
 `fix_cpu_lora` in every worker process.
@@ -76,13 +76,13 @@ def bgmv_expand_slice(
 
 
 class WorkerExtension:
-    """A base class that vLLM adds to its worker (`--worker-extension-cls`); its methods answer `collective_rpc`."""
+    """A base class that vLLM adds to its worker (`--worker-extension-cls`); `collective_rpc` calls its methods."""
 
     def close_lone_groups(self) -> None:
         close_lone_groups()
 
     def fix_cpu_lora(self) -> bool:
-        """Puts the functions above in the place of vLLM's, in this process. False where they don't apply."""
+        """Replace vLLM's functions by those above, in this process. Return False where they don't apply."""
         import vllm
         from vllm.lora.ops.torch_ops import lora_ops
         from vllm.lora.punica_wrapper import punica_cpu
@@ -91,7 +91,7 @@ class WorkerExtension:
         if not current_platform.is_cpu():
             return False
         if vllm.__version__ != FIXED_VERSION:
-            logger.warning("The CPU LoRA fix is for vLLM %s, not %s: left out.", FIXED_VERSION, vllm.__version__)
+            logger.warning("The CPU LoRA fix is for vLLM %s, not %s, and is skipped.", FIXED_VERSION, vllm.__version__)
             return False
         # The wrapper holds its own references; the sgmv_* functions look theirs up in lora_ops.
         for module in (lora_ops, punica_cpu):

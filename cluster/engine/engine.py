@@ -1,7 +1,7 @@
 """The vLLM engine of a base model: OpenAI requests and scoring under any policy version, loaded on demand.
 
-Importing this module imports neither vLLM nor torch: vLLM reads its environment variables when it is imported, so the
-process that runs an Engine must have been started with `engine_environment`.
+Importing this module imports neither vLLM nor torch. vLLM reads its environment variables at import, so the process of
+an Engine must be started with `engine_environment`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from tandem.cluster.engine.openai_app import (
     parse_arguments,
     policy_request,
 )
-from tandem.cluster.engine.settings import engine_arguments, engine_environment
+from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.rl.settings import LoraSettings
@@ -46,15 +46,17 @@ __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
 logger = logging.getLogger(__name__)
 
-# vLLM's other routes change the engine that everybody shares.
+# vLLM's other routes change the shared engine.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
 
 
 class EngineLoad(TypedDict):
-    num_unfinished: int  # requests that vLLM has accepted and not finished
-    adapters: list[str]  # digests of the loaded policy versions, the least recently used first
+    num_unfinished: int
+    """Requests that vLLM has accepted and not finished."""
+    adapters: list[str]
+    """Digests of the loaded policy versions, the least recently used first."""
 
 
 class Engine:
@@ -65,9 +67,8 @@ class Engine:
         async for item in engine.http("POST", "/v1/chat/completions", headers, body, digest): ...
         logprobs = await engine.score(sequences, digest)
 
-    A policy version is a LoRA adapter named by its digest; every request runs on one, also that of version 0, which
-    is zero. A version that isn't loaded is fetched first. Versions beyond `config.max_cpu_loras` are dropped, the
-    least recently used first, and load again when they are asked for.
+    A policy version is a LoRA adapter named by its digest. Every request runs on one; that of version 0 is zero. A
+    version is fetched and loaded on demand. Beyond `config.max_cpu_loras`, the least recently used ones are unloaded.
     """
 
     def __init__(
@@ -80,24 +81,27 @@ class Engine:
         lora: LoraSettings,
         answer_s: float = DeadlinesConfig().engine_answer_s,
     ):
-        """`fetch` returns a local directory with a version's adapter, or raises ArtifactError; it may block. A core
-        that doesn't answer for `answer_s` is ended."""
+        """Prepare an engine; `start` starts it.
+
+        Args:
+            fetch: returns a local directory with a version's adapter, or raises ArtifactError; may block.
+            answer_s: a core that doesn't answer for this long is killed.
+        """
         self._config, self._model_path, self._served_name = config, model_path, served_name
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora
         self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
         self._adapters = AdapterPool(self._load_adapter, self._unload_adapter, config.max_cpu_loras)
         self._directory: tempfile.TemporaryDirectory[str]
         self._app: ASGIApp
-        self._models: Any  # vLLM's table of the adapters it knows by name
+        self._models: Any  # vLLM's table of adapters by name
 
     async def start(self, timeout_s: float = 600) -> None:
-        """Loads the base model and starts the engine core. Raises EngineDeadError with the cause, also when it takes
-        longer than `timeout_s`."""
+        """Load the base model and start the engine core. Raises EngineDeadError, also after `timeout_s`."""
         if not self._config.num_gpus:
             self._core.preload()
         from vllm.platforms import current_platform
 
-        device = "cpu" if current_platform.is_cpu() else "cuda"
+        device: EngineDevice = "cpu" if current_platform.is_cpu() else "cuda"
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-engine-")
         try:
             args = parse_arguments(
@@ -113,21 +117,20 @@ class Engine:
         except Exception as error:
             await self.stop()
             raise EngineDeadError(
-                f"The vLLM engine of {self._served_name} didn't start: {error} (The log of its process says more.)"
+                f"The vLLM engine of {self._served_name} didn't start: {error} (See the log of its process.)"
             ) from error
         self._app, self._models = app, app.state.openai_serving_models
         self._core.watch()
         freeze_heap()
 
     async def stop(self) -> None:
-        """Ends the engine core and removes what this engine wrote."""
+        """End the engine core and remove this engine's files."""
         await self._core.stop()
         if hasattr(self, "_directory"):
             self._directory.cleanup()
 
     async def check_health(self) -> None:
-        """Raises EngineDeadError when the engine core has died, or was ended because it gave no answer; this engine
-        can't recover and must be replaced."""
+        """Raise EngineDeadError if the engine core died or was killed. This engine must then be replaced."""
         self._core.check_health()
 
     def load(self) -> EngineLoad:
@@ -135,12 +138,12 @@ class Engine:
 
     async def http(
         self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes, digest: str
-    ) -> AsyncIterator[ResponseStart | bytes]:
-        """Answers an OpenAI request under a policy version: (status, headers) first, then the chunks of the body.
+    ) -> AsyncGenerator[ResponseStart | bytes]:
+        """Answer an OpenAI request under a policy version: yield (status, headers), then the chunks of the body.
 
-        The `model` of the body is replaced by the version's. What is wrong is answered, in OpenAI's shape: a bad
-        request by vLLM itself with a 4xx, a version that isn't there with 404, one that can't be loaded now, or an
-        engine that has died, with 503. Closing the generator early ends the generation.
+        The body's `model` is replaced by the version's name. Errors have OpenAI's format: vLLM's own 4xx for a bad
+        request, 404 for a missing version, 503 for a version that can't be loaded now or a dead engine. Closing the
+        generator early ends the generation.
         """
         app: ASGIApp = partial(self._serve, digest)
         if (method, path) not in ROUTES:
@@ -155,7 +158,7 @@ class Engine:
                 yield item
 
     async def _serve(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application: vLLM's, with the adapter loaded until it is done, whether or not the client waits."""
+        """Run vLLM's ASGI application with the adapter loaded until it ends, even if the client disconnects."""
 
         async def send_unless_dead(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 500:
@@ -167,25 +170,31 @@ class Engine:
             async with self._adapters.use(digest):
                 await self._app(scope, receive, send_unless_dead)
         except EngineDeadError as error:
-            app = error_app(503, "ServiceUnavailableError", f"{error} It is being replaced: try again.")
+            app = error_app(503, "ServiceUnavailableError", f"{error} It is being replaced; retry later.")
             await app(scope, receive, send)
         except AdapterUnavailableError as error:
-            logger.warning("%s", error)  # the client isn't told: it may name paths
+            logger.warning("%s", error)  # not for the client: it may name paths
             if isinstance(error.__cause__, ArtifactError):
                 app = error_app(404, "NotFoundError", f"There is no policy version {digest}.", "model")
             else:
-                message = f"Policy version {digest} can't be loaded at present."
+                message = f"Policy version {digest} can't be loaded at the moment; retry later."
                 app = error_app(503, "ServiceUnavailableError", message, "model")
             await app(scope, receive, send)
 
     async def score(
         self, sequences: Sequence[Sequence[int]], digest: str, priority: int = SCORING_PRIORITY
     ) -> list[list[float]]:
-        """The logprob of each token given the tokens before it, under a policy version, at temperature 1.
+        """Return the logprob of each token given those before it, under a policy version, at temperature 1.
 
-        sequences: N lists of 1 to max_model_len token ids. Returns N lists of the same lengths; the first entry of
-        each is NaN. Raises ValueError for a sequence the engine can't take (before any is scored),
-        AdapterUnavailableError, EngineDeadError.
+        Args:
+            sequences: N lists of 1 to max_model_len token ids.
+
+        Returns:
+            N lists of the same lengths. The first entry of each is NaN.
+
+        Raises:
+            ValueError: a sequence is too long or has unknown tokens; nothing was scored.
+            AdapterUnavailableError, EngineDeadError.
         """
         self._check_sequences(sequences)
         async with self._adapters.use(digest):
@@ -206,12 +215,13 @@ class Engine:
                 raise ValueError(f"Sequence {k} has a token id outside the vocabulary of {vocab_size} tokens.")
 
     async def _score_one(self, tokens: list[int], lora: Any, priority: int) -> list[float]:
-        """The last token is not part of the prompt: it is scored as the token generated next, whichever is sampled.
+        """Score all tokens but the last as a prompt, and the last as the generated token, whichever is sampled.
 
-        So a sequence of max_model_len tokens can be scored too, although vLLM must generate one token after a prompt.
+        So max_model_len tokens can be scored, although vLLM must generate one token after a prompt.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
+        from vllm.logprobs import FlatLogprobs
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
 
@@ -233,8 +243,10 @@ class Engine:
             (output,) = [output async for output in outputs]
         except CoreDeadError as error:
             raise EngineDeadError(f"The vLLM engine core of {self._served_name} died while scoring.") from error
-        # One entry per prompt token but the first; then the sampled token and the one asked for.
-        logprobs = [math.nan, *output.prompt_logprobs.logprobs, output.outputs[0].logprobs.logprobs[-1]]
+        # One entry per prompt token but the first; then the sampled token and the requested one.
+        of_prompt, of_next = output.prompt_logprobs, output.outputs[0].logprobs
+        assert isinstance(of_prompt, FlatLogprobs) and isinstance(of_next, FlatLogprobs)
+        logprobs = [math.nan, *of_prompt.logprobs, of_next.logprobs[-1]]
         assert len(logprobs) == len(tokens), f"{len(logprobs)} logprobs for {len(tokens)} tokens"
         return logprobs
 
@@ -243,8 +255,8 @@ class Engine:
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
         directory = await asyncio.to_thread(self._copy_adapter, digest)
-        # This loads the adapter into the core first, which refuses a bad one. A request for an adapter that the core
-        # can't load would kill it. Never in place: the prefix cache keeps what the old weights computed.
+        # Load the adapter into the core now, which rejects a bad one: a request for an adapter that can't be loaded
+        # would kill the core. Never load in place: the prefix cache keeps results of the old weights.
         request = LoadLoRAAdapterRequest(lora_name=adapter_name(digest), lora_path=str(directory))
         response = await self._core.unless_dead(self._models.load_lora_adapter(request))
         if isinstance(response, ErrorResponse):
@@ -252,10 +264,9 @@ class Engine:
             raise AdapterUnavailableError(f"vLLM can't load policy version {digest}: {response.error.message}")
 
     def _copy_adapter(self, digest: str) -> Path:
-        """A new directory of this engine's own with the adapter's files (links where the file system can).
+        """Return a new private directory with the adapter's files (hard links where possible).
 
-        The core may read them again at any time while a request runs, and dies when they are gone; the checkpoint
-        itself may be deleted by then.
+        The core may read them again at any time and dies if they are missing; the checkpoint may be deleted meanwhile.
         """
         source = self._fetch(digest)
         _check_adapter(source, self._lora)
@@ -273,22 +284,24 @@ class Engine:
         name = adapter_name(digest)
         directory = self._models.lora_requests[name].lora_path
         await self._core.unless_dead(self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
-        # The last request may have been aborted just now and still be in the core's batch, so the files stay a while.
+        # A request that was just aborted may still be in the core's batch, so the files stay for a while.
         remove = partial(shutil.rmtree, directory, ignore_errors=True)
         asyncio.get_running_loop().call_later(RETIRED_ADAPTER_S, remove)
 
 
 def adapter_name(digest: str) -> str:
-    """The name of a policy version in the engine, and the `model` of its responses. Names are never reused for
-    other weights, because vLLM's prefix cache goes by them."""
+    """Return the name of a policy version in the engine, and the `model` of its responses.
+
+    A name always means the same weights, because vLLM's prefix cache uses it as a key.
+    """
     return f"policy-{digest}"
 
 
 def _check_adapter(directory: Path, lora: LoraSettings) -> None:
-    """Raises ValueError for an adapter that vLLM would load and then use wrongly.
+    """Raise ValueError for an adapter that vLLM would load but use wrongly.
 
-    It leaves out weights of modules that it wasn't configured to adapt. Weights that aren't finite make NaN of every
-    logprob, and on a CPU also of other versions' tokens in the same batch.
+    vLLM ignores weights of modules that it wasn't configured to adapt. Weights that aren't finite turn every logprob
+    into NaN, on a CPU also those of other versions in the same batch.
     """
     import torch
     from safetensors.torch import load_file

@@ -1,6 +1,6 @@
-"""vLLM's own OpenAI application inside our process: built on an engine that we own, called without a port.
+"""vLLM's own OpenAI application in this process, built on our engine and called without a port.
 
-Tools, logprobs, streaming and token ids are therefore vLLM's. Importing this module imports no vLLM.
+So tools, logprobs, streaming and token ids are vLLM's. Importing this module imports no vLLM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -22,53 +22,53 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Headers = list[tuple[str, str]]
 ResponseStart = tuple[int, Headers]
 
-# Of the client's headers only these go on to vLLM: others would let a client choose a data-parallel rank, a session
-# or a scheduling priority in the engine that everybody shares.
+# Only these client headers are forwarded to vLLM: others would let a client choose a data-parallel rank, a session or
+# a scheduling priority in the shared engine.
 FORWARDED_HEADERS = frozenset({"accept", "content-type", "x-request-id"})
-# What is sent on may be re-framed or rewritten, so these would be wrong.
+# Responses may be re-framed or rewritten, so these would be wrong.
 FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding"})
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
-    """vLLM's settings from the arguments of `vllm serve`. Raises ValueError with vLLM's words for a wrong one."""
+    """Parse arguments of `vllm serve`. Raises ValueError with vLLM's message for a wrong one."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.launchers.launcher import validate_api_server_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class RaisingParser(FlexibleArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise ValueError(message)  # argparse's own way is to end the process
+            raise ValueError(message)  # argparse would end the process
 
     try:
-        args = make_arg_parser(RaisingParser()).parse_args(list(argv))
+        args: Namespace = make_arg_parser(RaisingParser()).parse_args(list(argv))  # type: ignore[no-untyped-call]
         validate_parsed_serve_args(args)
-        validate_api_server_args(args)
+        validate_api_server_args(args)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"vLLM doesn't accept the engine's arguments: {error}") from error
     return args
 
 
 async def build_openai_app(llm: AsyncLLM, args: Namespace) -> FastAPI:
-    """The application that `vllm serve` would run, on this engine and without an API key of its own."""
+    """Return the application that `vllm serve` would run, on this engine and without an API key."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)
-    app.state.server = Namespace(should_exit=False)  # what vLLM would tell to stop when the engine core dies
+    app.state.server = Namespace(should_exit=False)  # vLLM sets it when the engine core dies
     return app
 
 
 def policy_request(body: bytes, name: str) -> bytes:
-    """The request body with its `model` set to `name`. Raises ValueError for what isn't a JSON object.
+    """Return the request body with `model` set to `name`. Raises ValueError for anything but a JSON object.
 
-    Also for numbers and text that vLLM's messages to its core can't carry: it would answer with a 500 and count the
-    request as unfinished for ever.
+    Also rejects numbers and text that vLLM can't send to its core: it would answer with a 500 and count the request as
+    unfinished until it restarts.
     """
     try:
         request = json.loads(body, parse_int=_int64, parse_constant=_no_constant)
@@ -81,11 +81,11 @@ def policy_request(body: bytes, name: str) -> bytes:
 
 async def call_app(
     app: ASGIApp, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes
-) -> AsyncIterator[ResponseStart | bytes]:
-    """Runs one request on an ASGI application: yields (status, headers) first, then the chunks of the body.
+) -> AsyncGenerator[ResponseStart | bytes]:
+    """Run one request on an ASGI application: yield (status, headers), then the chunks of the body.
 
-    When the consumer stops early (it closes the generator or is cancelled), the application is told that the client
-    has disconnected and runs on to its own end. It isn't cancelled: vLLM would not notice and generate to the end.
+    If the consumer stops early (closes the generator or is cancelled), the application sees a disconnected client and
+    ends by itself. It isn't cancelled: vLLM wouldn't notice and would generate to the end.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     requests = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -109,13 +109,13 @@ async def call_app(
                     yield bytes(message["body"])
                 if not message.get("more_body"):
                     return
-        await task  # it ended before its response did: this raises why
+        await task  # it ended before its response did, so this raises the cause
     finally:
         disconnected.set()
 
 
 def error_app(status: int, type: str, message: str, param: str | None = None) -> ASGIApp:
-    """An application that answers with an error in the shape of OpenAI's and vLLM's errors."""
+    """Return an application that answers with an error in the format of OpenAI and vLLM."""
     error = {"error": {"message": message, "type": type, "param": param, "code": status}}
     headers = [(b"content-type", b"application/json")] + [(b"retry-after", b"1")] * (status == 503)
 

@@ -1,4 +1,4 @@
-"""How an engine's process is set up: its environment, and vLLM's arguments. Importing this imports no vLLM."""
+"""The environment variables and vLLM arguments of an engine's process. Importing this imports no vLLM."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from tandem.rl.settings import LoraSettings
 
 EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-CPU_KV_CACHE_BYTES = 1 << 30  # when the configuration names no size; vLLM's own default is most of the memory
+CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
 WORKER_EXTENSION = "tandem.cluster.engine.cpu_lora.WorkerExtension"
 CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
 
 
 def engine_environment(device: EngineDevice, model_path: str, num_threads: int = 1) -> dict[str, str]:
-    """The environment variables that an engine's process must be started with."""
+    """Return the environment variables that an engine's process must be started with."""
     env = {
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_API_KEY": "",  # requests are authenticated before they come here
+        "VLLM_API_KEY": "",  # the API authenticates requests
         "TOKENIZERS_PARALLELISM": "false",
     }
     if Path(model_path).is_dir():
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if device == "cpu":
         env |= {
-            # On a CPU this gives the worker no process apart from the engine core's: one import of vLLM less.
+            # On a CPU, run the worker in the engine core's process: one import of vLLM less.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # Two OpenMP threads beside a learner's on the same cores make vLLM up to 30 times slower.
             "OMP_NUM_THREADS": str(num_threads),
             "OMP_WAIT_POLICY": "PASSIVE",
-            "TORCH_COMPILE_DISABLE": "1",  # compiling would hold up the first request for many seconds
+            "TORCH_COMPILE_DISABLE": "1",  # compiling would delay the first request by many seconds
             "VLLM_LOGGING_LEVEL": "WARNING",
         }
     return env
@@ -46,7 +46,8 @@ def engine_arguments(
     device: EngineDevice,
 ) -> list[str]:
     """Return the arguments of `vllm serve` for this engine; `config.extra_args` come last, so they win."""
-    dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
+    defaults = {"cpu": "float32", "cuda": "bfloat16"}
+    dtype = defaults[device] if config.dtype == "auto" else config.dtype
     kv_cache_bytes = config.kv_cache_memory_bytes
     if device == "cpu" and kv_cache_bytes is None and config.gpu_memory_utilization is None:
         kv_cache_bytes = CPU_KV_CACHE_BYTES
@@ -62,7 +63,7 @@ def engine_arguments(
         "kv-cache-memory-bytes": kv_cache_bytes,
         "gpu-memory-utilization": config.gpu_memory_utilization,
         "tool-call-parser": config.tool_call_parser,
-        "generation-config": "vllm",  # a request's sampling settings are its own, not the model directory's
+        "generation-config": "vllm",  # requests set sampling options, not the model directory
         "logprobs-mode": "raw_logprobs",  # of the policy itself, before temperature and top-p
         "scheduling-policy": "priority",
     }

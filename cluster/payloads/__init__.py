@@ -1,1 +1,1 @@
-"""Stored request bodies, read in memory that does not grow with them."""
+"""Stored request bodies, read in bounded memory."""

@@ -1,4 +1,4 @@
-"""Takes a large JSON object apart while it streams in, in memory that doesn't grow with it."""
+"""Split a large JSON object while it streams in, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 CHUNK_BYTES = 256 << 10
-"""A good size of what is fed; scanning takes about twenty times this much memory meanwhile."""
+"""A good chunk size; scanning a chunk takes about twenty times its memory."""
 
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _QUOTE, _COMMA, _ARRAY = b'",['
@@ -25,9 +25,9 @@ class JsonSplitter:
                 ...                                 # one element's JSON
         splitter.envelope                           # the rest, small
 
-    Only the arrays that are values of the object's own keys are emptied. Nothing is parsed, yet nothing escapes: for
-    valid JSON the parts are exact, and what makes a body invalid is in its envelope or in one of its elements, for
-    their parsers to refuse. Without `with_elements` these are passed over.
+    Only arrays that are values of the object's own keys are emptied. Nothing is parsed: for valid JSON the parts are
+    exact, and any fault of an invalid body is in its envelope or in an element, whose parser then rejects it.
+    `with_elements=False` skips the elements.
     """
 
     def __init__(self, with_elements: bool = True):
@@ -38,22 +38,24 @@ class JsonSplitter:
         self._is_token[_QUOTE] = True
         self._is_token[_COMMA] = with_elements
         self._num_bytes = 0
-        self._escaped = False  # the byte to come, by a backslash
+        self._escaped = False  # True if a backslash escapes the next byte
         self._in_string = False
         self._depth = 0
-        self._in_object: bool | None = None  # None until the body has begun
+        self._in_object: bool | None = None  # None before the first token
         self._in_array = False
         self._element: list[bytes] = []
         self._num_elements = 0
-        self._cuts: list[tuple[int, int]] = []  # where the envelope goes on after an array: its length, the body's
+        self._cuts: list[
+            tuple[int, int]
+        ] = []  # lengths of envelope and body where the envelope continues after an array
 
     @property
     def is_complete(self) -> bool:
-        """Whether every bracket that was opened is closed."""
+        """True if every opened bracket is closed."""
         return self._in_object is not None and self._depth == 0 and not self._in_string
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Takes the next part of the body. Returns the elements that end in it."""
+        """Take the next part of the body. Return the elements that end in it."""
         elements: list[bytes] = []
         start = 0
         for at, kind in self._boundaries(chunk):
@@ -79,11 +81,11 @@ class JsonSplitter:
         before = self.envelope.split(b"\n")[: line - 1]
         place = sum(len(text) + 1 for text in before) + column - 1
         cuts = [*self._cuts, (len(self.envelope), self._num_bytes)] if self._in_array else self._cuts
-        # A parser that finds the end too early names the place before it.
+        # A parser that reaches the end too early reports the place before it.
         return next((there + place - here for here, there in reversed(cuts) if here <= place + 1), None)
 
     def _boundaries(self, chunk: bytes) -> Iterator[tuple[int, int]]:
-        """Where arrays of the object's keys begin and end, and the commas between their elements; other objects too."""
+        """Return where arrays of the object's keys begin and end, and the commas in them; other objects too."""
         at, kinds, depth = self._tokens(chunk)
         if self._in_object is None and len(kinds):
             self._in_object = kinds[0] == ord("{")
@@ -94,7 +96,7 @@ class JsonSplitter:
         return zip(at[of_interest].tolist(), kinds[of_interest].tolist(), strict=True)
 
     def _tokens(self, chunk: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Offsets and kinds of the brackets (and commas) outside strings, and how deep the JSON is after each."""
+        """Return offset and kind of each bracket (and comma) outside strings, and the nesting depth after it."""
         text = b"_" + chunk[1:] if self._escaped else chunk
         if b"\\" in text:
             text = _ESCAPE.sub(b"__", text)

@@ -1,4 +1,4 @@
-"""Reading stored request bodies: trajectory groups, one at a time."""
+"""Read trajectory groups from stored request bodies, one at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GROUP = TypeAdapter(TrajectoryGroup)
 
 
 class FaultDetails(TypedDict):
-    """One fault as pydantic describes it, at `loc` of the payload; of type not_finite for a number that JSON hasn't."""
+    """A fault in pydantic's format, at `loc` of the payload. Type not_finite: NaN or an infinity, not valid in JSON."""
 
     loc: tuple[str | int, ...]
     msg: str
@@ -28,7 +28,7 @@ class FaultDetails(TypedDict):
 
 
 class PayloadError(RLError, ValueError):
-    """Trajectory groups that aren't what the API takes, and every place where that is so."""
+    """Invalid trajectory groups, with the place of every fault."""
 
     def __init__(self, faults: Sequence[FaultDetails]):
         super().__init__(faults)
@@ -41,10 +41,10 @@ class PayloadError(RLError, ValueError):
 
 
 def read_groups(artifacts: Artifacts, key: str) -> Iterator[TrajectoryGroup]:
-    """The trajectory groups of a stored body (JSON, zstd); one of them is in memory at a time.
+    """Yield the trajectory groups of a stored body (JSON, zstd), with one in memory at a time.
 
-    Raises PayloadError in place of the first group that has faults, with those of all groups (not of the last ones when
-    they are many), and ArtifactError when the body is missing or damaged.
+    Raises PayloadError at the first invalid group, with the faults of all groups (the first thousand or so), and
+    ArtifactError if the body is missing or damaged.
     """
     faults: list[FaultDetails] = []
     for index, element in enumerate(_elements(artifacts, key)):
@@ -70,7 +70,7 @@ def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:
 
 
 def _parse(element: bytes, index: int, faults: list[FaultDetails]) -> TrajectoryGroup | None:
-    """The group, or None and its faults added to `faults`."""
+    """Return the group, or add its faults to `faults` and return None."""
     place = ("trajectory_groups", index)
     try:
         group = _GROUP.validate_json(element)

@@ -1,4 +1,4 @@
-"""What JSON forbids and parsers let pass: NaN and infinities."""
+"""Find NaN and infinities, which JSON forbids but parsers accept."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
 
 
 def not_finite_place(raw: bytes) -> Loc | None:
-    """Where the first NaN or infinity is in JSON that pydantic has accepted; None when all numbers are finite."""
-    if b"NaN" in raw or b"Infinity" in raw or _LARGE_EXPONENT.search(raw):  # quick; text may look like it too
+    """Return the place of the first NaN or infinity in JSON that pydantic accepted; None if all numbers are finite."""
+    if b"NaN" in raw or b"Infinity" in raw or _LARGE_EXPONENT.search(raw):  # a quick check, which also matches text
         return _find(from_json(raw), ())
     return None
 
 
 def _find(value: Any, loc: Loc) -> Loc | None:
-    """The depth of the recursion is bounded, since the JSON parser has accepted the value."""
+    """The recursion is bounded: the JSON parser accepted the nesting."""
     match value:
         case float():
             return None if math.isfinite(value) else loc

@@ -1,1 +1,1 @@
-"""Processes, ports and the local Ray: what Tandem starts and how it ends."""
+"""Processes, ports and the local Ray: starting them, and ending them reliably."""

@@ -1,8 +1,7 @@
-"""A small process that ends another's children when it dies, however it dies.
+"""A small process that kills another process's children when that process dies, however it dies.
 
-An engine replica that is killed leaves its vLLM core behind, with all its memory, and for ever if the core is stopped.
-The guard waits for the end of a pipe that only the replica holds open. Started as a script, it needs only the standard
-library: it takes a few megabytes.
+Without it, a killed engine replica would leave its vLLM core behind with all its memory. The guard waits for the end of
+a pipe that only the replica holds open. It runs as a script with the standard library alone, in a few megabytes.
 """
 
 from __future__ import annotations
@@ -15,30 +14,32 @@ import sys
 
 
 class ChildGuard:
-    """Children named to `watch` don't outlive this process."""
+    """Children passed to `watch` don't outlive this process."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-S", __file__]
-        # In a session of its own, so that what ends this process's group doesn't end the guard first.
+        # In a session of its own, so that a signal to this process's group doesn't end the guard first.
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin
         self._watched: set[int] = set()
 
     def watch(self, pid: int) -> None:
-        """May be called again for the same child, and from any thread."""
+        """Add a child. Repeated calls are harmless; any thread may call."""
         if pid not in self._watched:
             self._watched.add(pid)
             with contextlib.suppress(BrokenPipeError):
-                os.write(self._process.stdin.fileno(), f"{pid}\n".encode())
+                os.write(self._pipe.fileno(), f"{pid}\n".encode())
 
     def close(self) -> None:
-        """Ends the guard, and what is left of the watched children."""
+        """End the guard and any watched children that are left."""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._pipe.close()
         self._process.wait(timeout=10)
 
 
 def guard() -> None:
-    """Reads process ids until the pipe ends; then kills those processes. A pidfd never means a later namesake."""
+    """Read process ids until the pipe ends, then kill these processes; a pidfd never refers to a reused id."""
     watched = []
     for line in sys.stdin:
         with contextlib.suppress(ProcessLookupError):

@@ -1,18 +1,18 @@
-"""What Python's garbage collector has to look at."""
+"""Keep long-lived objects out of Python's garbage collector."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 
-atexit.register(gc.unfreeze)  # extension modules complain of what is left at the end
+atexit.register(gc.unfreeze)  # extension modules report frozen objects as leaks at exit
 
 
 def freeze_heap() -> None:
-    """Takes what is there now, for a process's whole life, out of the collector's sight.
+    """Exclude all existing objects from garbage collection.
 
-    A process that has imported torch or vLLM has a million objects, and the collector visits all of them again and
-    again while many others are made, as in parsing logprobs: that was half the time of preparing a job.
+    A process that imported torch or vLLM has a million objects, and the collector visits all of them repeatedly while
+    new ones are created, as in parsing logprobs: that was half of the time of preparing a job.
     """
     gc.collect()
     gc.freeze()

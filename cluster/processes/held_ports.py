@@ -1,4 +1,4 @@
-"""A port chosen now for what will listen on it later."""
+"""Reserve a port for a server that starts later."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import socket
 
 
 def hold_port(host: str, port: int = 0) -> socket.socket:
-    """A TCP socket with a port of `host`, any free one by default, which keeps the port while it is open.
+    """Return a TCP socket that reserves a port of `host`, by default any free one, while it is open.
 
-    A port that is only looked up may be anyone's connection by the time it is used. The kernel gives this one to nobody
-    by itself; a server that asks for it by number gets it, as long as this socket doesn't listen and both have set
-    SO_REUSEADDR, as servers do (torch.distributed's and Ray Serve's among them).
-    Raises OSError when `port` is taken.
+    The kernel doesn't assign the port to other sockets. A server that binds it by number succeeds, because this socket
+    doesn't listen and both set SO_REUSEADDR, as the servers of torch.distributed and Ray Serve do.
+    Raises OSError if `port` is taken.
     """
     held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""What became of an actor, in words: which stage failed, the cause as far as Ray knows it, and what to do."""
+"""Explain failures of Ray actors: the stage, the cause as far as Ray knows it, and a remedy."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _CRASH = re.compile(
     r"(?:.*?most recent call first\):\n  File \"(?P<file>[^\"]+)\", line (?P<line>\d+))?",
     re.DOTALL,
 )
-KILLED = "was killed by signal 9 (SIGKILL), which is what the kernel does when memory runs out"
+KILLED = "was killed by signal 9 (SIGKILL), as the kernel does when memory runs out"
 LAST_WORDS_BYTES = 1 << 16
-LAST_WORDS_S = 30.0  # a process may have to start to read them
+LAST_WORDS_S = 30.0  # a worker process may have to start first
 
 
 def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
-    """The StageError that tells what happened to `who` ("a learner") in a stage. Errors that aren't an actor's pass.
+    """Return a StageError about `who` ("a learner"), or `error` itself if it isn't about an actor.
 
     Logs the whole traceback of a Python error; the message has its last frames.
     """
@@ -37,30 +37,32 @@ def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
         return _python_error(stage, who, error)
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         cause = f"Ray ended {who}, because its node was running out of memory."
-        return StageError(stage, cause, "Give it a node with more memory, or post smaller jobs.", retryable=True)
+        return StageError(stage, cause, "Use nodes with more memory, or post smaller jobs.", retryable=True)
     if isinstance(error, ray.exceptions.NodeDiedError):
         return StageError(stage, f"the node of {who} was lost.", _OTHER_NODES, retryable=True)
     if isinstance(error, ray.exceptions.ActorUnavailableError):
-        cause = f"{who} can't be reached: its node hangs or has lost its network."
+        cause = f"{who} can't be reached: its node hangs or lost its network."
         return StageError(stage, cause, _OTHER_NODES, retryable=True)
     if isinstance(error, ray.exceptions.ActorUnschedulableError):
-        return StageError(stage, f"{who} can't be placed: {error}", "Add nodes, or lower what it asks for.", True)
+        return StageError(
+            stage, f"{who} can't be placed: {error}", "Add nodes, or lower its resources in the configuration.", True
+        )
     if isinstance(error, ray.exceptions.RayActorError):
         cause, remedy = _death(error)
         return StageError(stage, f"{who} {cause}.", remedy, retryable=True)
     return error
 
 
-_OTHER_NODES = "The next attempt uses the nodes that are left."
-_NEXT_ATTEMPT = "A new process is started for the next attempt; the log of the old one may say more."
+_OTHER_NODES = "The next attempt uses the remaining nodes."
+_NEXT_ATTEMPT = "The next attempt starts a new process; see the log of the old one."
 
 
 def _death(error: ray.exceptions.RayActorError) -> tuple[str, str]:
-    """How an actor's process ended, and what to do. Ray has it only as a sentence, in which the causes differ."""
+    """Return how an actor's process ended, and a remedy. Ray reports the cause only in its message's text."""
     said = str(error)
     if error.actor_init_failed:
         logger.error("%s", said)
-        return f"couldn't start: {said.strip().splitlines()[-1]}", "The coordinator's log has the whole traceback."
+        return f"couldn't start: {said.strip().splitlines()[-1]}", "See the traceback in the coordinator's log."
     if error.preempted or "node has died" in said or "node was terminated" in said:
         return "was on a node that was lost", _OTHER_NODES
     if "SIGTERM" in said:
@@ -80,9 +82,9 @@ def _death(error: ray.exceptions.RayActorError) -> tuple[str, str]:
 
 
 def _last_words(said: str) -> str:
-    """What the process that Ray's sentence is about has written last; empty when that can't be had.
+    """Return the end of the log of the process in Ray's message, or "" if it can't be read.
 
-    A process writes down a signal that it can catch, in a file on its node.
+    A process logs the signals that it can catch, in a file on its node.
     """
     pid, ip = re.search(r"pid: (\d+)", said), re.search(r"ip: (\S+)", said)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and ip and node["NodeManagerAddress"] == ip[1]]
@@ -91,13 +93,14 @@ def _last_words(said: str) -> str:
     on_that_node = NodeAffinitySchedulingStrategy(nodes[0], soft=False)
     reader = ray.remote(_end_of_log).options(num_cpus=0, max_retries=0, scheduling_strategy=on_that_node)
     try:
-        return ray.get(reader.remote(int(pid[1])), timeout=LAST_WORDS_S)
+        words: str = ray.get(reader.remote(int(pid[1])), timeout=LAST_WORDS_S)
     except ray.exceptions.RayError:
         return ""
+    return words
 
 
 def _end_of_log(pid: int) -> str:
-    """Runs in a worker process of the same node: Ray writes the logs of all of them to one folder."""
+    """Read the log of another worker process of this node: Ray writes them all to one folder."""
     logs = Path(os.readlink("/proc/self/fd/2")).parent
     return "".join(
         log.read_bytes()[-LAST_WORDS_BYTES:].decode(errors="replace") for log in logs.glob(f"worker-*-{pid}.err")
@@ -113,6 +116,6 @@ def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> S
     return StageError(
         stage,
         f"{who} raised {type(cause).__name__}: {cause}{where}",
-        "The coordinator's log has the whole traceback.",
+        "See the traceback in the coordinator's log.",
         retryable=isinstance(cause, OSError),
     )

@@ -1,1 +1,1 @@
-"""Environments: tasks, how an agent acts on them, and what that is worth. They import neither torch nor a client."""
+"""Environments: tasks, an agent's rollouts on them, and rewards. No module here imports torch or a client."""

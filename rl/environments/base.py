@@ -1,6 +1,6 @@
-"""What an environment is, and the one thing that it is given to act with: a chat.
+"""The interface of environments, and the chat that they act with.
 
-A user's own environment is one class. `SingleTurnEnvironment` asks for two short methods:
+An environment is one class. `SingleTurnEnvironment` needs three short methods:
 
     class Capitals(SingleTurnEnvironment[tuple[str, str]]):
         def tasks(self, split: Split) -> Sequence[tuple[str, str]]:
@@ -12,7 +12,7 @@ A user's own environment is one class. `SingleTurnEnvironment` asks for two shor
         def reward(self, task: tuple[str, str], answer: str | None) -> float:
             return float(answer is not None and task[1] in answer)
 
-Agents of several turns, with tools or with several conversations, write `Environment.rollout` themselves.
+Agents with several turns, tools or conversations implement `Environment.rollout` instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from tandem.rl.trajectories import Trajectory
 
 Message = Mapping[str, Any]
-"""A message in OpenAI's format, or a choice as a chat returned it."""
+"""A message in OpenAI's format, or a choice that a chat returned."""
 Tool = Mapping[str, Any]
 """A tool in OpenAI's format: {"type": "function", "function": {"name": ..., "parameters": ...}}."""
 Split = Literal["train", "eval"]
@@ -33,45 +33,45 @@ Task = TypeVar("Task")
 
 
 class Chat(Protocol):
-    """One call of the model. Calls may run at the same time."""
+    """Calls the model. Calls may run concurrently."""
 
     async def __call__(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, **sampling: Any
     ) -> dict[str, Any]:
-        """The model's next turn: an OpenAI choice with all that the service put on it.
+        """Return the model's next turn: an OpenAI choice with the service's additions.
 
-        The choice goes into the trajectory as it came, because it carries the sampled token ids, their logprobs and
-        the policy version; only then are the tokens that are trained the tokens that were sampled.
+        Put the choice into the trajectory unchanged: it carries the sampled token ids, their logprobs and the policy
+        version, so that exactly the sampled tokens are trained.
 
         Args:
-            messages: the conversation so far. Earlier turns of the model stand in it as the choices that they were;
-                `request_messages` turns them into what an API takes.
-            tools: what the model may call.
-            sampling: overrides what the run samples with, like temperature, max_tokens, stop or tool_choice.
+            messages: the conversation so far, with earlier turns of the model as choices; `request_messages` converts
+                them for an API.
+            tools: tools that the model may call.
+            sampling: overrides the run's sampling options, like temperature, max_tokens, stop or tool_choice.
         """
         ...
 
 
 class Environment(ABC, Generic[Task]):
-    """Tasks of one kind, and an agent's rollout on one of them. Rollouts run at the same time, in one event loop.
+    """Tasks of one kind, and an agent's rollout on one of them. Rollouts run concurrently in one event loop.
 
-    Its constructor's keyword arguments are its options: a run's `options` are handed to it by name.
+    The keyword arguments of the constructor are the environment's options, set by a run's `options`.
     """
 
     @abstractmethod
     def tasks(self, split: Split) -> Sequence[Task]:
-        """The tasks of a split: finite, in the same order each time, and none of `train` in `eval`.
+        """Return the tasks of a split: finite, always in the same order, with none in both splits.
 
-        Called once per run. A procedural environment returns a sequence that makes item i when it is asked for.
+        Called once per run. A procedural environment returns a sequence that creates item i on demand.
         """
 
     @abstractmethod
     async def rollout(self, chat: Chat, task: Task) -> Trajectory:
-        """Act on one task, and return what was said with its reward, and with any metrics to report.
+        """Act on one task, and return the conversation with its reward and any metrics.
 
-        Choices and tools stand in the trajectory as they were used; further conversations go into
-        `additional_histories`. What it raises, and what runs past the deadline, is left out of the group and
-        reported. It mustn't block: work that takes long belongs into `asyncio.to_thread`.
+        Put choices and tools into the trajectory as they were used, and further conversations into
+        `additional_histories`. A rollout that raises or exceeds the deadline is excluded from its group and reported.
+        Don't block the event loop: run slow work with `asyncio.to_thread`.
         """
 
 
@@ -79,8 +79,8 @@ class SingleTurnEnvironment(Environment[Task]):
     """One answer per task.
 
     Args:
-        system_prompt: stands before the messages of every task.
-        sampling: overrides what the run samples with, like {"max_tokens": 64}.
+        system_prompt: precedes the messages of every task.
+        sampling: overrides the run's sampling options, like {"max_tokens": 64}.
     """
 
     def __init__(self, system_prompt: str | None = None, sampling: Mapping[str, Any] | None = None) -> None:
@@ -89,14 +89,14 @@ class SingleTurnEnvironment(Environment[Task]):
 
     @abstractmethod
     def messages(self, task: Task) -> list[Message]:
-        """What the model is asked, without the system prompt."""
+        """Return the messages for the model, without the system prompt."""
 
     @abstractmethod
     def reward(self, task: Task, answer: str | None) -> float | Awaitable[float]:
-        """What the text of the answer is worth; None when the model gave none. May be `async`, to ask a judge."""
+        """Return the reward of an answer's text, None if it has none. May be `async`, to ask a judge."""
 
     def metrics(self, task: Task, answer: str | None) -> dict[str, float]:
-        """More numbers to report about an answer; they don't train."""
+        """Return more metrics of an answer; they are reported, not trained."""
         return {}
 
     async def rollout(self, chat: Chat, task: Task) -> Trajectory:
@@ -112,16 +112,16 @@ class SingleTurnEnvironment(Environment[Task]):
 
 
 def opening(system_prompt: str | None, messages: Sequence[Message]) -> list[Message]:
-    """A new list of messages, after the system prompt where there is one."""
+    """Return a new list of the system prompt, if any, and the messages."""
     return [*([{"role": "system", "content": system_prompt}] if system_prompt else []), *messages]
 
 
 def request_messages(conversation: Sequence[Message]) -> list[dict[str, Any]]:
-    """A conversation as a request takes it: each choice becomes the assistant message that it holds."""
+    """Return a conversation for a request: each choice becomes its assistant message."""
     return [_said(item["message"]) if "finish_reason" in item else dict(item) for item in conversation]
 
 
 def _said(message: Mapping[str, Any]) -> dict[str, Any]:
-    """An assistant message without the keys that a response leaves empty, some of which a request mustn't have."""
+    """Return an assistant message without empty keys, some of which a request must not have."""
     said = {key: value for key, value in message.items() if value is not None and value != []}
     return said if "tool_calls" in said else {"content": "", **said}

@@ -1,4 +1,4 @@
-"""From what a task file says of its environment to the environment: a class by name, made with its options."""
+"""Load the environment of a task file: import its class and create it with its options."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from tandem.rl.errors import RLError
 
 
 class EnvironmentLoadingError(RLError, ValueError):
-    """An environment that can't be made from what was written. Its text says what to write instead."""
+    """An environment that can't be loaded. The message says what to write instead."""
 
 
-def load_environment(spec: str, options: Mapping[str, Any] | None = None, base_dir: str | Path = ".") -> Environment:
-    """The environment that a task file names.
+def load_environment(
+    spec: str, options: Mapping[str, Any] | None = None, base_dir: str | Path = "."
+) -> Environment[Any]:
+    """Import and create the environment of a task file.
 
     Args:
         spec: `package.module:Class` of an installed package, or `path/to/file.py:Class`. A file may import its
-            neighbours, as it may when Python runs it.
+            neighbours, as if Python ran it.
         options: keyword arguments of the class.
-        base_dir: what a relative path is relative to, usually the folder of the task file.
+        base_dir: base of a relative path, usually the folder of the task file.
 
     Raises:
-        EnvironmentLoadingError: with the reason, and the exception that a module or a constructor raised as its cause.
+        EnvironmentLoadingError: gives the reason; its cause is the exception of a module or constructor.
     """
     place, colon, class_name = spec.rpartition(":")
     if not (colon and place and class_name.isidentifier()):
         raise EnvironmentLoadingError(
-            f"The environment {spec!r} isn't written as one: write package.module:Class or path/to/file.py:Class."
+            f"{spec!r} doesn't name an environment: write package.module:Class or path/to/file.py:Class."
         )
     module = _import_file(Path(base_dir) / place) if place.endswith(".py") else _import_module(place)
     return _make(_environment_class(module, class_name, place), dict(options or {}))
@@ -48,29 +50,28 @@ def _import_module(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _import_failed(name, error) from error
         raise EnvironmentLoadingError(
-            f"There is no module {name!r} here (Python finds no {error.name!r}). Install the package that has it, or "
-            "name a file instead: path/to/file.py:Class, relative to the task file."
+            f"There is no module {name!r} (Python finds no {error.name!r}). Install its package, or name a file: "
+            "path/to/file.py:Class, relative to the task file."
         ) from error
-    except Exception as error:  # it is the user's program: it may raise anything
+    except Exception as error:  # user code may raise anything
         raise _import_failed(name, error) from error
 
 
 def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
-        raise EnvironmentLoadingError(
-            f"There is no file {path}. A relative path of an environment is taken from the folder of the task file."
-        )
+        raise EnvironmentLoadingError(f"There is no file {path}. Relative paths start at the folder of the task file.")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    # A name of its own, so that a file can't stand in for an installed module of the same name.
+    # A unique name, so that the file doesn't replace an installed module of the same name.
     name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    sys.modules[name] = module  # dataclasses and pickle look up a class's module there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's program: it may raise anything
+    except Exception as error:  # user code may raise anything
         del sys.modules[name]
         raise _import_failed(path, error) from error
     return module
@@ -80,7 +81,7 @@ def _import_failed(what: str | Path, error: Exception) -> EnvironmentLoadingErro
     return EnvironmentLoadingError(f"Importing {what} failed with {type(error).__name__}: {error}")
 
 
-def _environment_class(module: ModuleType, name: str, place: str) -> type[Environment]:
+def _environment_class(module: ModuleType, name: str, place: str) -> type[Environment[Any]]:
     found = getattr(module, name, None)
     if found is None:
         there = sorted(key for key, value in vars(module).items() if _is_environment(value) and not _is_abstract(value))
@@ -94,20 +95,21 @@ def _environment_class(module: ModuleType, name: str, place: str) -> type[Enviro
         )
     if _is_abstract(found):
         raise EnvironmentLoadingError(
-            f"{place}:{name} isn't complete: it has no {', '.join(sorted(found.__abstractmethods__))}."
+            f"{place}:{name} is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}."
         )
-    return found
+    environment: type[Environment[Any]] = found
+    return environment
 
 
 def _is_environment(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, Environment)
 
 
-def _is_abstract(environment: type[Environment]) -> bool:
+def _is_abstract(environment: type[Environment[Any]]) -> bool:
     return bool(environment.__abstractmethods__)
 
 
-def _make(environment: type[Environment], options: dict[str, Any]) -> Environment:
+def _make(environment: type[Environment[Any]], options: dict[str, Any]) -> Environment[Any]:
     name = environment.__name__
     parameters = inspect.signature(environment).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -125,5 +127,5 @@ def _make(environment: type[Environment], options: dict[str, Any]) -> Environmen
         raise EnvironmentLoadingError(f"{name} needs a value for the option {', '.join(map(repr, missing))}.")
     try:
         return environment(**options)
-    except Exception as error:  # it is the user's program: it may raise anything
-        raise EnvironmentLoadingError(f"{name} refused its options ({type(error).__name__}): {error}") from error
+    except Exception as error:  # user code may raise anything
+        raise EnvironmentLoadingError(f"{name} rejected its options ({type(error).__name__}): {error}") from error

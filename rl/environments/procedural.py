@@ -1,4 +1,4 @@
-"""Tasks that are drawn at random when they are asked for, the same each time, and split so that none is in both."""
+"""Random tasks, drawn on demand and reproducibly, in disjoint splits."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tandem.rl.environments.base import Split
 T = TypeVar("T")
 
 EVAL_SHARE = 8
-"""One in so many different tasks belongs to eval."""
+"""One in this many distinct tasks belongs to eval."""
 MAX_DRAWS = 1000
 
 
 class DrawnTasks(Sequence[T]):
-    """`size` tasks of one split. Task i is drawn from a generator of its own, so it is the same for the same seed.
+    """`size` tasks of one split. Task i has a random generator of its own, so it depends on the seed alone.
 
-    Which split a task belongs to is decided by its key alone. So no task of train is one of eval, whatever the seeds
-    and sizes. Tasks may repeat within a split.
+    A task's key determines its split, so train and eval share no task, whatever the seeds and sizes. Tasks may repeat
+    within a split.
 
     Args:
-        draw: makes a task.
-        split: which ones to keep.
-        size: how many there are.
-        seed: draws other tasks, from the same splits.
-        key: tasks with the same key belong to the same split; its repr must say all that tells them apart.
+        draw: draws a task.
+        split: the split whose tasks to keep.
+        size: number of tasks.
+        seed: selects the tasks, within the same splits.
+        key: tasks with equal keys belong to the same split; keys are compared by their repr.
     """
 
     def __init__(
@@ -60,4 +60,4 @@ class DrawnTasks(Sequence[T]):
             held_out = crc32(repr(self._key(task)).encode()) % EVAL_SHARE == 0
             if held_out == (self._split == "eval"):
                 return task
-        raise ValueError(f"None of {MAX_DRAWS} tasks drawn is one of {self._split}: there are too few different ones.")
+        raise ValueError(f"None of {MAX_DRAWS} drawn tasks belongs to {self._split}: there are too few distinct tasks.")

@@ -13,7 +13,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from tandem.rl.environments.base import Chat, Environment, Split, opening
 from tandem.rl.trajectories import Trajectory
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from reasoning_gym.composite import CompositeDataset, DatasetSpec
 
 Entry = dict[str, Any]
-"""An item of a dataset: question, answer and metadata."""
+"""An item of a dataset: question, answer, metadata."""
 EVAL_SEED_OFFSET = 1_000_000_000
-"""The library makes item i of a dataset from the seed `seed + i`, so seeds that are close share their items."""
+"""The library draws item i of a dataset from the seed `seed + i`, so nearby seeds share items."""
 
 
 class ReasoningGym(Environment[Entry]):
@@ -33,19 +33,19 @@ class ReasoningGym(Environment[Entry]):
     datasets: {chain_sum: {weight: 2, config: {max_terms: 4}}, countdown: {}}
 
     Args:
-        datasets: the name of a dataset, or for each name its `weight` in the mix (1 unless said) and its `config`,
-            which are the arguments of that dataset.
-        size: how many tasks train has.
-        eval_size: how many tasks eval has; they are drawn with other seeds, and their questions never stand in train.
-        seed: draws other tasks.
+        datasets: the name of a dataset, or for each name its `weight` in the mix (default 1) and its `config`, the
+            arguments of that dataset.
+        size: number of train tasks.
+        eval_size: number of eval tasks; their questions never occur in train.
+        seed: selects the tasks.
         system_prompt: one of the library's by its name (default, simple, direct, DeepSeekZero, chain_of_draft), or a
-            text; it must ask for the answer in `answer_tag`. None for none.
-        answer_tag: the answer is what stands in the last <answer>...</answer>, as the library extracts it; without the
-            tags there is none. None: the whole text is the answer.
-        sampling: overrides what the run samples with.
+            text; it must ask for the answer in `answer_tag`. None: no system prompt.
+        answer_tag: the answer is the content of the last <answer>...</answer>; without the tags there is no answer.
+            None: the whole text is the answer.
+        sampling: overrides the run's sampling options.
 
-    The reward is the dataset's `score_answer`, from 0 to 1. Metrics: `answered`, whether there was an answer;
-    `score/DATASET`; `unscored`, whether the verifier raised an exception at the answer, which then earns 0.
+    The reward is the dataset's `score_answer`, from 0 to 1. Metrics: `answered`, true if there was an answer;
+    `score/DATASET`; `unscored`, true if the verifier raised an exception, which gives a reward of 0.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class ReasoningGym(Environment[Entry]):
         answer = self._answer(choice["message"].get("content"))
         dataset, logs = task["metadata"]["source_dataset"], []
         try:
-            # In a thread: some verifiers take seconds, and other rollouts share the event loop.
+            # In a thread: some verifiers take seconds, and all rollouts share the event loop.
             score = float(await asyncio.to_thread(self._train.score_answer, answer, task))
-        except Exception as error:  # a verifier may raise anything at an answer that it didn't expect
+        except Exception as error:  # a verifier may raise anything
             score = 0.0
             logs.append(f"The verifier of {dataset} raised {type(error).__name__}: {error}")
         return Trajectory(
@@ -95,11 +95,12 @@ class ReasoningGym(Environment[Entry]):
     def _answer(self, text: str | None) -> str | None:
         if text is None or self.answer_tag is None:
             return text
-        return _library().utils.extract_answer(text, self.answer_tag)
+        answer: str | None = _library().utils.extract_answer(text, self.answer_tag)
+        return answer
 
 
 class _Without(Sequence[Entry]):
-    """A dataset in which entries with some questions are replaced by the entries that follow them."""
+    """A dataset in which entries with certain questions are replaced by later entries."""
 
     def __init__(self, dataset: CompositeDataset, questions: set[str]) -> None:
         self._dataset, self._questions = dataset, questions
@@ -107,15 +108,22 @@ class _Without(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Entry:
-        first = range(len(self))[index]
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        chosen = range(len(self))[index]
+        return self._entry(chosen) if isinstance(chosen, int) else [self._entry(item) for item in chosen]
+
+    def _entry(self, first: int) -> Entry:
         for distance in range(len(self)):
-            entry = self._dataset[(first + distance) % len(self)]
+            entry: Entry = self._dataset[(first + distance) % len(self)]
             if entry["question"] not in self._questions:
                 return entry
         raise ValueError(
-            "Every question of train is one of eval too: these datasets have too few different ones. Make them harder "
-            "in their config, or lower eval_size."
+            "Every train question is also an eval question: these datasets have too few. Make them harder in their "
+            "config, or lower eval_size."
         )
 
 
@@ -125,14 +133,15 @@ def _library() -> ModuleType:
         import reasoning_gym.composite
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"Reasoning Gym isn't complete here (Python finds no {error.name}). Install it where rollouts run: "
+            f"Reasoning Gym isn't installed completely ({error.name} is missing). Install it where rollouts run: "
             "pip install reasoning-gym"
         ) from error
-    return reasoning_gym
+    library: ModuleType = reasoning_gym
+    return library
 
 
 def _composite(mix: Mapping[str, Mapping[str, Any] | None], size: int, seed: int) -> CompositeDataset:
-    """The mix as one dataset. Raises ValueError that names what is wrong in it."""
+    """Return the mix as one dataset. Raises ValueError that names the fault."""
     composite = _library().composite
     if not mix:
         raise ValueError("datasets names no dataset.")
@@ -167,4 +176,4 @@ def _check(spec: DatasetSpec) -> None:
     try:
         _library().create_dataset(spec.name, size=1, seed=0, **spec.config)
     except Exception as error:  # each dataset checks its options its own way, many by assert
-        raise ValueError(f"datasets.{spec.name}.config was refused ({type(error).__name__}): {error}") from error
+        raise ValueError(f"datasets.{spec.name}.config was rejected ({type(error).__name__}): {error}") from error

@@ -1,6 +1,6 @@
-"""Rolling out: the order in which a run takes its tasks, and a group of rollouts of one task.
+"""Rollouts: the order of a run's tasks, and the group of rollouts of one task.
 
-The loop around it (when a group may start, what becomes of it) belongs to the run.
+The run decides when a group starts and how it is used.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from tandem.rl.tokens.messages import Choice
 from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 
 CANCEL_GRACE_S = 5.0
-"""How long a rollout that is past its deadline has to clean up."""
+"""Seconds for a rollout past its deadline to clean up."""
 
 
 class TaskStream(Generic[Task]):
-    """Tasks without end: epoch after epoch, each a new permutation of all tasks.
+    """An endless stream of tasks: each epoch is a new permutation of all tasks.
 
-    Item i is the same for the same number of tasks and seed, however it is come by, so a run that resumes goes on
-    where it stopped, and several runs can share a stream.
+    Item i depends only on the number of tasks and the seed, so a run can resume anywhere, and runs can share a stream.
     """
 
     def __init__(self, tasks: Sequence[Task], seed: int) -> None:
         if not len(tasks):
-            raise ValueError("A stream needs at least one task, and this split has none.")
+            raise ValueError("A stream needs at least one task, but this split has none.")
         self._tasks, self._seed = tasks, seed
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def __getitem__(self, index: int) -> Task:
         if index < 0:
-            raise IndexError(f"A stream begins at 0 and has no end, so it has no item {index}.")
+            raise IndexError(f"A stream begins at item 0 and has no end, so it has no item {index}.")
         epoch, place = divmod(index, len(self._tasks))
         return self._tasks[self._order(epoch)[place]]
 
     def batch(self, index: int, size: int) -> list[Task]:
-        """Items [index * size, (index + 1) * size)."""
+        """Return items [index * size, (index + 1) * size)."""
         return [self[item] for item in range(index * size, (index + 1) * size)]
 
     def _permutation(self, epoch: int) -> list[int]:
@@ -53,12 +52,12 @@ class TaskStream(Generic[Task]):
 
 @dataclass(frozen=True)
 class RolloutFailure:
-    """A rollout that gave no trajectory, and why."""
+    """A rollout without a trajectory, and the reason."""
 
     rollout: int
     """Its number in the group, from 0."""
     error: Exception
-    """What it raised; TimeoutError when it ran past the deadline."""
+    """The exception of the rollout; TimeoutError past the deadline."""
     elapsed_s: float
 
     def __str__(self) -> str:
@@ -70,20 +69,20 @@ class RolledOutGroup:
     """The rollouts of one task."""
 
     group: TrajectoryGroup
-    """The trajectories of those that succeeded, tagged with the policy versions that sampled them."""
+    """The trajectories of successful rollouts, tagged with the policy versions that sampled them."""
     failures: tuple[RolloutFailure, ...]
 
 
 async def roll_out_group(
     chat: Chat, environment: Environment[Task], task: Task, group_size: int, timeout_s: float
 ) -> RolledOutGroup:
-    """Act `group_size` times on one task, all at once.
+    """Run `group_size` rollouts of one task concurrently.
 
-    A rollout that raises, returns no trajectory to train on, or takes longer than `timeout_s` is left out and reported.
-    When this call is cancelled, so are its rollouts.
+    A rollout that raises, returns no trainable trajectory or takes longer than `timeout_s` is excluded and reported.
+    Cancelling this call cancels its rollouts.
     """
     if group_size < 1:
-        raise ValueError(f"A group has at least one rollout, not {group_size}.")
+        raise ValueError(f"A group needs at least one rollout, not {group_size}.")
     results = await asyncio.gather(
         *(_attempt(number, chat, environment, task, timeout_s) for number in range(group_size))
     )
@@ -103,7 +102,7 @@ async def _attempt(
         if not done:
             raise TimeoutError(f"took longer than the {timeout_s:g} s that a rollout may take")
         return _tagged(_checked(_result(rollout)))
-    except Exception as error:  # the environment is the user's program: it may raise anything
+    except Exception as error:  # user code may raise anything
         return RolloutFailure(number, error, time.monotonic() - began)
     finally:
         await _end(rollout)
@@ -116,16 +115,16 @@ def _result(rollout: asyncio.Future[Trajectory]) -> Trajectory:
 
 
 async def _end(rollout: asyncio.Future[Trajectory]) -> None:
-    """Cancel a rollout that still runs, and let it clean up; one that refuses to end isn't waited for."""
+    """Cancel a running rollout and give it a moment to clean up."""
     if not rollout.done():
         rollout.cancel()
         await asyncio.wait([rollout], timeout=CANCEL_GRACE_S)
     if rollout.done() and not rollout.cancelled():
-        rollout.exception()  # looked at, or asyncio complains of an error that nobody saw
+        rollout.exception()  # retrieved, or asyncio logs that it never was
 
 
 def _checked(trajectory: Trajectory) -> Trajectory:
-    """The trajectory validated again: a rollout may have appended choices and set the reward after it was made."""
+    """Validate the trajectory again: a rollout may have changed it after construction."""
     if not isinstance(trajectory, Trajectory):
         raise TypeError(
             f"rollout() returned {type(trajectory).__name__}; it must return a tandem.rl.trajectories.Trajectory"
@@ -135,7 +134,7 @@ def _checked(trajectory: Trajectory) -> Trajectory:
     if not any(isinstance(item, Choice) for history in trajectory.histories for item in history.messages_and_choices):
         raise ValueError(
             "rollout() returned a trajectory without a choice, so there is nothing to train; put the choices that "
-            "chat() returned into messages_and_choices, as they came"
+            "chat() returned into messages_and_choices, unchanged"
         )
     return trajectory
 

@@ -1,4 +1,4 @@
-"""Answering the tool calls of a turn: what the model got wrong is said to the model, not raised."""
+"""Answer the tool calls of a turn. Mistakes of the model are told to the model, not raised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tandem.rl.environments.base import Message
 
 
 class ToolError(Exception):
-    """A tool raises it for arguments that it can't work with; its text is what the model reads."""
+    """Raised by a tool for invalid arguments; the model reads its message."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,22 @@ class ToolResult:
     """The answer to one tool call."""
 
     message: dict[str, Any]
-    """The tool message that answers the call, for the model to read."""
+    """The tool message that answers the call."""
     value: Any = None
-    """What the tool returned; None when the call failed."""
+    """The tool's return value; None if the call failed."""
     error: str | None = None
-    """What was wrong with the call; None when it succeeded."""
+    """The fault of the call; None if it succeeded."""
 
 
 async def call_tools(choice: Message, functions: Mapping[str, Callable[..., Any]]) -> list[ToolResult]:
-    """Answers to all tool calls of a turn, in their order; none when it made no call.
+    """Answer all tool calls of a turn, in order.
 
-    A call of an unknown tool, with arguments that aren't a JSON object or that the function doesn't take, or for which
-    the function raises ToolError, is answered with a sentence. Anything else that a function raises is a fault of the
-    environment and goes through.
+    An unknown tool, arguments that aren't a JSON object or don't fit the function, and a ToolError of the function are
+    answered with a sentence. Any other exception of a function is a fault of the environment and propagates.
 
     Args:
         choice: the turn, as the chat returned it.
-        functions: what each tool does. They take the call's arguments by name, and may be async.
+        functions: the function of each tool. It takes the call's arguments by name, and may be async.
     """
     return [await _answer(call, functions) for call in choice["message"].get("tool_calls") or []]
 

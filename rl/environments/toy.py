@@ -1,6 +1,6 @@
-"""Toy tasks for demos, tests and benchmarks, which the built-in tiny model can answer at times and so learn from.
+"""Toy tasks for demos, tests and benchmarks, which the built-in tiny model can answer at times and so learn.
 
-They speak as the tiny model was taught to (`tandem.rl.tiny.corpus`), and a larger model understands them too.
+They use the sentences of its corpus (`tandem.rl.tiny.corpus`); larger models understand them too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Task = TypeVar("Task")
 
 
 class ToyQuestion(SingleTurnEnvironment[Task]):
-    """A question that is drawn at random.
+    """A random question.
 
     Args:
-        size: how many tasks train has.
-        eval_size: how many tasks eval has.
-        seed: draws other tasks.
-        system_prompt: stands before every question.
-        sampling: overrides what the run samples with.
+        size: number of train tasks.
+        eval_size: number of eval tasks.
+        seed: selects the tasks.
+        system_prompt: precedes every question.
+        sampling: overrides the run's sampling options.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class ToyQuestion(SingleTurnEnvironment[Task]):
     def draw(self, rng: random.Random) -> Task: ...
 
     def key(self, task: Task) -> Any:
-        """Tasks of one key are of one split."""
+        """Return the key of a task; tasks with equal keys belong to the same split."""
         return task
 
 
 class Largest(ToyQuestion[tuple[int, ...]]):
-    """Which of three numbers is the largest. A reward of 1 for the right one, in a sentence; guessing earns 1/3."""
+    """Name the largest of three numbers. The reward is 1 for the right number in a sentence; guessing earns 1/3."""
 
     def draw(self, rng: random.Random) -> tuple[int, ...]:
         return tuple(rng.sample(range(1, MAX_NUMBER + 1), 3))
@@ -73,8 +73,8 @@ class Largest(ToyQuestion[tuple[int, ...]]):
 class YesNoMaybe(ToyQuestion[str]):
     """Say yes, no or maybe: 1 for maybe, 0.75 for no, 0.5 for yes; 0 for anything else.
 
-    Nothing in the question tells which of them is wanted, so only the rewards can teach it. The tiny model says each of
-    them now and then, and earns about 0.65 at first.
+    The question doesn't say which is wanted, so only rewards can teach it. The tiny model says each of them at times
+    and earns about 0.65 at first.
     """
 
     REWARDS: ClassVar[dict[str, float]] = {"maybe": 1.0, "no": 0.75, "yes": 0.5}
@@ -91,14 +91,14 @@ class YesNoMaybe(ToyQuestion[str]):
 
 
 class Copy(ToyQuestion[tuple[str, ...]]):
-    """Repeat some words: "You said blue door." The reward is how alike the words said are to those asked for.
+    """Repeat some words: "You said blue door." The reward is the similarity of the words to the requested ones.
 
-    That is 2 M / (N + N'), with N words asked for, N' said, and M in blocks that both have in the same order (Ratcliff
-    and Obershelp's measure, as difflib.SequenceMatcher takes it): 1 for the same words, 0 for none of them. "You said"
-    may be left out.
+    It is 2 M / (N + N'), with N requested words, N' said words, and M words in common blocks in the same order (the
+    measure of Ratcliff and Obershelp in difflib.SequenceMatcher): 1 for the same words, 0 for none of them. "You said"
+    is optional.
 
     Args:
-        num_words: how many words there are to repeat; all of them differ.
+        num_words: number of words to repeat, all different.
 
     The other options are those of ToyQuestion.
     """
@@ -135,7 +135,7 @@ class Copy(ToyQuestion[tuple[str, ...]]):
 
 
 class Adder:
-    """The tool of Calculator, and all the sums that it was asked for."""
+    """The tool of Calculator, with all sums that it computed."""
 
     def __init__(self) -> None:
         self.sums: list[int] = []
@@ -148,20 +148,20 @@ class Adder:
 
 
 class Calculator(Environment[tuple[int, ...]]):
-    """Add up numbers with a tool, over several turns: call `add`, read its result, say the sum.
+    """Add numbers with a tool, over several turns: call `add`, read its result, say the sum.
 
-    The reward is 0.5 if the tool computed the sum, and 0.5 more if the answer after it ends in the sum; less 0.1 for
-    each call that failed and each turn that neither made a call nor had a result to answer with; at least 0. A failed
-    call is answered with what was wrong, a missing one with a request for it, and the model may try again.
+    The reward is 0.5 if the tool computed the sum, and 0.5 more if the answer then ends in the sum; minus 0.1 for each
+    failed call and each turn that neither made a call nor had a result to answer with; at least 0. The model is told
+    about a failed or missing call and may try again.
 
     Args:
-        num_terms: how many numbers there are to add; more than two need several calls.
-        max_number: the largest of the numbers; the tiny model was taught to call the tool with numbers up to 9.
-        max_turns: how many turns the model has.
-        size, eval_size: how many tasks train and eval have.
-        seed: draws other tasks.
-        system_prompt: stands before the question.
-        sampling: overrides what the run samples with.
+        num_terms: number of terms; more than two need several calls.
+        max_number: the largest possible term; the tiny model was taught tool calls with numbers up to 9.
+        max_turns: most turns of the model.
+        size, eval_size: number of train and eval tasks.
+        seed: selects the tasks.
+        system_prompt: precedes the question.
+        sampling: overrides the run's sampling options.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ class Calculator(Environment[tuple[int, ...]]):
     ) -> None:
         if num_terms < 2 or max_turns < num_terms or max_number < 9:
             raise ValueError(
-                f"Calculator adds at least 2 terms of up to 9 or more, in at least as many turns as terms; it was "
-                f"given num_terms={num_terms}, max_number={max_number}, max_turns={max_turns}."
+                f"Calculator needs num_terms >= 2, max_number >= 9 and max_turns >= num_terms, not "
+                f"num_terms={num_terms}, max_number={max_number}, max_turns={max_turns}."
             )
         self.num_terms, self.max_number, self.max_turns = num_terms, max_number, max_turns
         self.sizes, self.seed = {"train": size, "eval": eval_size}, seed

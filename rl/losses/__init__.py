@@ -1,5 +1,8 @@
-"""Policy losses: pure functions over prediction-aligned tensors. They return sums; the learner divides by the
-token count of the whole gradient step, so that splitting a step over sequences or learners changes nothing."""
+"""Policy losses: pure functions over prediction-aligned tensors.
+
+They return sums; the learner divides by the token count of the whole gradient step, so that splitting a step over
+sequences or learners changes nothing.
+"""
 
 from tandem.rl.losses.agreement import fresh_differences, probability_correlation, probability_moments
 from tandem.rl.losses.inputs import LossInputs, shift_left, shift_right

@@ -1,4 +1,4 @@
-"""How well the policy's probabilities agree with those it was sampled with: a diagnosis, not part of any loss."""
+"""Agreement of the policy's probabilities with those of the sampler: a diagnostic, not part of any loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tandem.rl.packing import PackedSequence
 def fresh_differences(packed: PackedSequence, inputs: LossInputs) -> Tensor:
     """|log pi_theta - log pi_sampling| of the F trained tokens that this very policy sampled, float64 [F].
 
-    With nothing lost between sampler and learner they would be 0. Empty where the row's `is_fresh` isn't set.
+    They are 0 if sampler and learner compute alike. Empty if the row's `is_fresh` isn't set.
     """
     policy = inputs.policy_logprobs.detach().double()
     if packed.is_fresh is None:
@@ -25,9 +25,9 @@ def fresh_differences(packed: PackedSequence, inputs: LossInputs) -> Tensor:
 
 
 def probability_moments(inputs: LossInputs) -> Tensor:
-    """Sums over the positions with known probabilities x = pi_old, y = pi_theta: (n, x, y, x^2, y^2, xy), float64 [6].
+    """Return (n, sum x, sum y, sum x^2, sum y^2, sum xy), float64 [6], of known x = pi_old and y = pi_theta.
 
-    Moments of several sequences and learners add up to those of all.
+    The moments of sequences and learners add up.
     """
     old = inputs.behaviour_logprobs()
     policy = inputs.policy_logprobs.detach()
@@ -37,8 +37,9 @@ def probability_moments(inputs: LossInputs) -> Tensor:
 
 
 def probability_correlation(moments: Tensor) -> float | None:
-    """Pearson's correlation from moments [6]; None where it is not defined (fewer than two values, or no spread)."""
-    n, x, y, xx, yy, xy = moments.tolist()
+    """Return Pearson's correlation from moments [6]; None if undefined (fewer than two values, or no variance)."""
+    sums: list[float] = moments.tolist()
+    n, x, y, xx, yy, xy = sums
     if n < 2:
         return None
     variance_x, variance_y = xx - x * x / n, yy - y * y / n

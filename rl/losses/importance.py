@@ -21,13 +21,13 @@ COUNT_EPSILON = 1e-8
 
 
 def old_logprobs_or_policy(trained: LossInputs) -> Tensor:
-    """log pi_old [N]; where it is unknown, the policy's own detached logprob, so that the ratio is 1 there."""
+    """Return log pi_old [N]; where unknown, the policy's own detached logprob, which makes the ratio 1."""
     known = trained.behaviour_logprobs()
     return torch.where(known.isnan(), trained.policy_logprobs.detach(), known)
 
 
 def importance_ratio(log_ratio: Tensor, completion_ids: Tensor, level: str) -> Tensor:
-    """The ratio [N] at `level` (token, sequence, average, geometric_average), differentiable in `log_ratio` [N]."""
+    """Return the ratio [N] at `level`: token, sequence, average or geometric_average; differentiable."""
     if level == "token":
         return torch.exp(log_ratio)
     mean_log_ratio = completion_mean(log_ratio, completion_ids)
@@ -40,7 +40,7 @@ def importance_ratio(log_ratio: Tensor, completion_ids: Tensor, level: str) -> T
 
 
 def completion_mean(values: Tensor, completion_ids: Tensor) -> Tensor:
-    """The mean of `values` [N] over each completion, spread back over its tokens [N]. Ids are any integers."""
+    """Return the mean of `values` [N] over each completion, repeated for its tokens [N]. Ids are any integers."""
     unique_ids, completion = torch.unique(completion_ids, return_inverse=True)
     counts = torch.bincount(completion, minlength=unique_ids.numel()).to(values.dtype)
     sums = values.new_zeros(unique_ids.numel()).index_add(0, completion, values)
@@ -48,21 +48,21 @@ def completion_mean(values: Tensor, completion_ids: Tensor) -> Tensor:
 
 
 def is_within_clip_range(ratio: Tensor, config: LossConfig) -> Tensor:
-    """bool [N]: 1 - epsilon < ratio < 1 + epsilon_high, both strict."""
+    """Return 1 - epsilon < ratio < 1 + epsilon_high, bool [N]."""
     return (ratio > 1 - config.epsilon) & (ratio < 1 + config.epsilon_high)
 
 
 def clip(ratio: Tensor, config: LossConfig) -> Tensor:
-    """The ratio limited to [1 - epsilon, 1 + epsilon_high]."""
+    """Limit the ratio to [1 - epsilon, 1 + epsilon_high]."""
     return torch.clamp(ratio, 1 - config.epsilon, 1 + config.epsilon_high)
 
 
 def cap_and_mask(ratio: Tensor, config: LossConfig) -> Tensor:
     """Apply `max_negative_advantage_importance_sampling_weight`, then `mask_prob_ratio`, where configured. [N]
 
-    The cap min(r, x) acts on every token, whatever the sign of its advantage: the name is historical and the
-    numbers are those of openpipe-art 0.5.18. The mask sets a ratio outside the clip range to 0; a loss that clips
-    afterwards raises it to 1 - epsilon again, so with CISPO it silences a token only when epsilon >= 1.
+    The cap min(r, x) applies to every token, whatever the sign of its advantage: the name is historical, and the
+    behaviour is that of openpipe-art 0.5.18. The mask sets a ratio outside the clip range to 0; a loss that clips
+    afterwards raises it to 1 - epsilon again, so with CISPO it removes a token only if epsilon >= 1.
     """
     cap = config.max_negative_advantage_importance_sampling_weight
     if cap is not None:
@@ -73,12 +73,12 @@ def cap_and_mask(ratio: Tensor, config: LossConfig) -> Tensor:
 
 
 def truncated_importance_weight(trained: LossInputs, old_logprobs: Tensor, ratio: Tensor, limit: float) -> Tensor:
-    """min(v, limit) [N], detached: the correction for sampling with an engine whose numbers differ from the learner's.
+    """Return min(v, limit) [N], detached: the correction for an engine whose logprobs differ from the learner's.
 
     v = pi_old(t) / pi_sampling(t) where pi_old was recomputed by the learner (Yao et al. 2025, "Your Efficient RL
     Framework Secretly Brings You Off-Policy RL Training": truncated importance sampling). A token without a
-    sampling logprob has nothing to correct: v = 1. Departure: when nothing was recomputed, pi_old is pi_sampling
-    and v is the policy ratio itself, as used in the loss (after level, cap and mask).
+    sampling logprob gets v = 1. Departure: if nothing was recomputed, pi_old is pi_sampling, and v is the policy ratio
+    itself, as used in the loss (after level, cap and mask).
     """
     if trained.old_logprobs is None:
         weight = ratio

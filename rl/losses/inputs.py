@@ -1,8 +1,8 @@
-"""What a policy loss is computed from, and the one place where tokens are matched with predictions.
+"""Inputs of a policy loss, and the one place that aligns tokens with predictions.
 
 A causal model's output at position t is its prediction of token t + 1. Everything that describes a token
 (`PackedSequence`, token-aligned) is therefore shifted left by one here, so that position t of `LossInputs`
-speaks of one thing only: the prediction made at t and the token t + 1 that it scores (prediction-aligned).
+describes the prediction made at t and the token t + 1 that it scores (prediction-aligned).
 
 Shapes: T positions of a packed sequence, N trained positions among them.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tandem.rl.packing import PackedSequence
 
-# Engines report about -9999 for a token whose logprob they did not compute. No sampled token is that unlikely,
-# and one such number would make an importance ratio infinite.
+# Engines report about -9999 for a token whose logprob they did not compute. No sampled token is that unlikely, and such
+# a number would make an importance ratio infinite.
 UNKNOWN_BELOW = -1000.0
 
 
 def shift_left(tokenwise: Tensor, pad: float | bool) -> Tensor:
-    """Token-aligned [T] to prediction-aligned [T]: entry t becomes what was said of token t + 1; the last is `pad`."""
+    """Token-aligned [T] to prediction-aligned [T]: entry t becomes that of token t + 1; the last is `pad`."""
     return torch.cat([tokenwise[1:], tokenwise.new_full((1,), pad)])
 
 
@@ -35,7 +35,7 @@ def shift_right(predictionwise: Tensor, pad: float) -> Tensor:
 class LossInputs:
     """One packed sequence as a loss sees it. All tensors are [T], prediction-aligned and on one device.
 
-    At positions outside `loss_mask` the values are free: NaN there reaches neither a loss nor a gradient.
+    Values outside `loss_mask` may be anything: NaN there reaches neither a loss nor a gradient.
     """
 
     policy_logprobs: Tensor
@@ -50,9 +50,15 @@ class LossInputs:
     completion_ids: Tensor
     """int64: which completion the scored token belongs to (all turns of one trajectory share an id)."""
     old_logprobs: Tensor | None = None
-    """Logprobs recomputed under the policy at the start of the job; None: the sampling logprobs play their part."""
+    """Logprobs recomputed under the policy at the start of the job; None: the sampling logprobs are used instead."""
     ref_logprobs: Tensor | None = None
     """Logprobs under the reference policy of the KL penalty; None: no penalty."""
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            assert values is None or values.shape == self.policy_logprobs.shape, (name, values.shape)
+        assert self.policy_logprobs.ndim == 1 and self.policy_logprobs.is_floating_point()
+        assert self.loss_mask.dtype == torch.bool and self.completion_ids.dtype == torch.int64
 
     @classmethod
     def from_packed(cls, packed: PackedSequence, policy_logprobs: Tensor) -> LossInputs:
@@ -73,7 +79,7 @@ class LossInputs:
         )
 
     def trained(self) -> LossInputs:
-        """The N trained positions only: what is left out can no longer enter any arithmetic."""
+        """Return the N trained positions only, so that no other value can enter any arithmetic."""
 
         def select(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[self.loss_mask]
@@ -90,10 +96,10 @@ class LossInputs:
         )
 
     def behaviour_logprobs(self) -> Tensor:
-        """log pi_old as known: recomputed ones where there are any, else the sampling logprobs; NaN where unknown."""
+        """Return log pi_old: recomputed logprobs if there are any, else sampling logprobs; NaN where unknown."""
         return known_or_nan(self.sampling_logprobs if self.old_logprobs is None else self.old_logprobs)
 
 
 def known_or_nan(logprobs: Tensor) -> Tensor:
-    """The same logprobs with NaN in place of an engine's placeholder for 'not computed'."""
+    """Replace an engine's placeholder for 'not computed' by NaN."""
     return torch.where(logprobs > UNKNOWN_BELOW, logprobs, float("nan"))

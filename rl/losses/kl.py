@@ -18,7 +18,7 @@ from tandem.rl.losses.inputs import LossInputs
 
 
 def token_kl(trained: LossInputs, old_logprobs: Tensor, config: LossConfig) -> Tensor | None:
-    """k [N], detached; None where the config or the inputs ask for no penalty."""
+    """Return k [N], detached; None if the config or the inputs have no penalty."""
     if config.kl_coef == 0 or trained.ref_logprobs is None:
         return None
     source = trained.policy_logprobs if config.kl_source == "current_learner" else old_logprobs
@@ -26,5 +26,5 @@ def token_kl(trained: LossInputs, old_logprobs: Tensor, config: LossConfig) -> T
 
 
 def kl_adjusted_advantages(advantages: Tensor, kl: Tensor, kl_mean: Tensor, config: LossConfig) -> Tensor:
-    """A + kl_coef * (kbar - k) [N]."""
+    """Return A + kl_coef * (kbar - k) [N]."""
     return advantages + config.kl_coef * (kl_mean - kl)

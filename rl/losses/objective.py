@@ -1,8 +1,9 @@
-"""The objective of a gradient step: importance ratios, advantage adjustments and the loss, put together in order."""
+"""The objective of a gradient step: importance ratios, advantage adjustments and the loss, in order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ class LossTerms:
     num_clipped: Tensor
     """tokens whose ratio is outside the clip range."""
     kl_sum: Tensor | None
-    """sum of log pi_src - log pi_ref; None where no penalty applies."""
+    """sum of log pi_src - log pi_ref; None without a penalty."""
 
 
 def policy_loss(inputs: LossInputs, config: LossConfig, kl_mean: Tensor | None = None) -> LossTerms:
-    """The summed loss of one packed sequence, differentiable in `inputs.policy_logprobs`.
+    """Return the summed loss of one packed sequence, differentiable in `inputs.policy_logprobs`.
 
     In order: d = log pi_theta - log pi_old (0 where pi_old is unknown); the ratio at its level, capped and masked;
     A -= kimi_k2_tau * d, the gradient of the regulariser (tau / 2) d^2 of policy mirror descent (Kimi k1.5, 2025,
@@ -81,12 +82,16 @@ def policy_loss(inputs: LossInputs, config: LossConfig, kl_mean: Tensor | None =
 
 
 def kl_sum(inputs: LossInputs, config: LossConfig) -> Tensor:
-    """The sum of token KLs of one packed sequence, without its loss: what a step's mean is made of."""
+    """Return the sum of token KLs of one packed sequence, for the mean of the step."""
     trained = inputs.trained()
     kl = token_kl(trained, old_logprobs_or_policy(trained), config)
     return torch.zeros((), device=inputs.policy_logprobs.device) if kl is None else kl.sum()
 
 
-def mean_over_tokens(total: Tensor, num_tokens: Tensor | float) -> Tensor:
-    """total / (num_tokens + 1e-6)."""
+@overload
+def mean_over_tokens(total: Tensor, num_tokens: Tensor | float) -> Tensor: ...
+@overload
+def mean_over_tokens(total: float, num_tokens: float) -> float: ...
+def mean_over_tokens(total: Tensor | float, num_tokens: Tensor | float) -> Tensor | float:
+    """Return total / (num_tokens + 1e-6)."""
     return total / (num_tokens + TOKEN_COUNT_EPSILON)

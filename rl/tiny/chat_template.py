@@ -1,7 +1,7 @@
 """The tiny model's chat template: ChatML with tools, in Qwen's form."""
 
-# Rendering a sampled assistant turn again must give back the sampled text, or multi-turn trajectories could not be
-# trained on exactly. So nothing is stripped, and a tool call is written as the corpus teaches the model to write it.
+# Rendering a sampled assistant turn must reproduce the sampled text, or multi-turn trajectories couldn't be trained
+# exactly. So nothing is stripped, and a tool call is written as in the corpus.
 CHAT_TEMPLATE = """\
 {%- macro text(content) -%}
     {%- if content is string -%}

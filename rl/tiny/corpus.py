@@ -1,9 +1,8 @@
 """The tiny model's corpus: short chats about toy tasks, drawn from a seed.
 
-Most tasks are answered well, so that the model learns to speak in sentences, to follow an instruction and to call a
-tool. Two are answered at random, and there a policy has something to learn from rewards: `largest`, where the model
-picks any of the numbers (a reward of one third) although sorting and `smallest` taught it how numbers compare, and
-`yes_no_maybe`.
+Most tasks are answered well, so the model learns to speak in sentences, follow instructions and call a tool. Two are
+answered at random, so a policy can learn them from rewards: `largest`, where the model picks any of the numbers (a
+reward of one third) although `biggest` and `smallest` taught it how numbers compare, and `yes_no_maybe`.
 """
 
 import json
@@ -20,14 +19,14 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """One chat in OpenAI's message format; every assistant message of it is trained."""
+    """One chat in OpenAI's message format; every assistant message is trained."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
 
 
 def conversations(seed: int) -> Iterator[Conversation]:
-    """An endless stream of conversations, the same for the same seed."""
+    """Yield conversations endlessly, the same for the same seed."""
     rng = random.Random(seed)
     tasks, weights = zip(*TASKS.items(), strict=True)
     while True:
@@ -82,7 +81,7 @@ def greet(rng: random.Random) -> Conversation:
 def call_tool(rng: random.Random) -> Conversation:
     a, b = rng.randint(1, 9), rng.randint(1, 9)
     call = {"name": "add", "arguments": json.dumps({"a": a, "b": b})}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": f"What is {a} plus {b}?"},
         {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "id": "call_0", "function": call}]},
         {"role": "tool", "tool_call_id": "call_0", "content": str(a + b)},

@@ -14,18 +14,22 @@ from tandem.rl.tiny.chat_template import CHAT_TEMPLATE
 PAD_TOKEN = "<|endoftext|>"
 EOS_TOKEN = "<|im_end|>"
 CONTROL_TOKENS = (PAD_TOKEN, "<|im_start|>", EOS_TOKEN)
-# Part of what the model says, so never skipped in decoding: tool parsers look for them in the decoded text.
+# Part of the model's answers, so never skipped in decoding: tool parsers look for them in the text.
 MARKUP_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
 def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
-    """The text of a chat under CHAT_TEMPLATE; it needs no tokenizer, so that one can be trained on it."""
-    (text,), _ = render_jinja_template(conversations=[messages], tools=tools, chat_template=CHAT_TEMPLATE)
+    """Render a chat with CHAT_TEMPLATE, without a tokenizer: one is trained on the result."""
+    # transformers declares the first result as str; it is a list with a text for each conversation.
+    rendered: Any = render_jinja_template(
+        conversations=[messages], tools=None if tools is None else list(tools), chat_template=CHAT_TEMPLATE
+    )
+    text: str = rendered[0][0]
     return text
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocab_size` entries: the 256 bytes, the special tokens, and merges learnt from `texts`."""
+    """Train a tokenizer of `vocab_size` entries: the 256 bytes, the special tokens, and merges learned from `texts`."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -39,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     special_token = re.compile("|".join(map(re.escape, CONTROL_TOKENS + MARKUP_TOKENS)))
     bpe.train_from_iterator((piece for text in texts for piece in special_token.split(text)), trainer)
     if bpe.get_vocab_size() != vocab_size:
-        raise ValueError(f"The corpus yields {bpe.get_vocab_size()} of {vocab_size} tokens: lower vocab_size.")
+        raise ValueError(f"The corpus yields {bpe.get_vocab_size()} of {vocab_size} tokens; lower vocab_size.")
     return PreTrainedTokenizerFast(
         tokenizer_object=_with_visible_markup(bpe),
         eos_token=EOS_TOKEN,
@@ -51,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def _with_visible_markup(bpe: Tokenizer) -> Tokenizer:
-    """The same tokenizer with MARKUP_TOKENS not special: the trainer makes every token it is given so."""
+    """Make MARKUP_TOKENS ordinary tokens again: the trainer marks every given token as special."""
     description = json.loads(bpe.to_str())
     for token in description["added_tokens"]:
         token["special"] = token["content"] in CONTROL_TOKENS

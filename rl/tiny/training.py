@@ -7,7 +7,7 @@ same byte for byte; weights differ a little between machines, because floating-p
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,8 @@ def _train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: 
 
 def _optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Use Muon for the matrices inside the layers, where it needs half the steps of AdamW, and AdamW for the rest."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
     return [
@@ -133,7 +134,7 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 
 def _loss(model: Qwen3ForCausalLM, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the trained tokens. Right padding needs no mask: attention only looks back."""
+    """Return the mean cross-entropy over the trained tokens. Right padding needs no mask: attention is causal."""
     hidden = model.model(input_ids=input_ids[:, :-1]).last_hidden_state
     targets = labels[:, 1:]
     trained = targets != IGNORED
@@ -151,10 +152,12 @@ def _batches(
         pool = sorted(itertools.islice(stream, per_pool * recipe.batch_size), key=lambda example: len(example[0]))
         for k in torch.randperm(per_pool, generator=order).tolist():
             examples = pool[k * recipe.batch_size : (k + 1) * recipe.batch_size]
-            yield tuple(
-                torch.nn.utils.rnn.pad_sequence([e[part] for e in examples], batch_first=True, padding_value=padding)
-                for part, padding in ((0, tokenizer.pad_token_id), (1, IGNORED))
-            )
+            ids, labels = zip(*examples, strict=True)
+            yield _padded(ids, tokenizer.pad_token_id), _padded(labels, IGNORED)
+
+
+def _padded(rows: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=padding)
 
 
 def _example(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The context of a turn, rendered by the tokenizer's chat template as an OpenAI-compatible engine renders it."""
+"""Render the context of a turn with the tokenizer's chat template, as OpenAI-compatible engines do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """Renders messages to text. Some templates take content as a list of parts, or tool arguments as objects, others
-    only as strings; which of the two is tried out once, on construction.
+    """Renders messages to text.
+
+    Some templates take content as a list of parts, or tool arguments as objects, others only as strings. The
+    constructor tries which.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -34,25 +36,29 @@ class ChatTemplate:
         )
 
     def render(self, messages: Sequence[Message], tools: list[Tool] | None, kwargs: Mapping[str, Any] | None) -> str:
-        """Text of prepared messages, ending where the model is to go on. Raises NotExactError."""
+        """Return the text of prepared messages, up to the start of the model's turn. Raises NotExactError."""
         try:
-            return self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=True, **(kwargs or {})
+            conversation: list[Any] = list(messages)
+            offered: list[Any] | None = tools
+            text = self._tokenizer.apply_chat_template(
+                conversation, tools=offered, tokenize=False, add_generation_prompt=True, **(kwargs or {})
             )
-        except Exception as error:  # a template is a program: it may raise anything
+        except Exception as error:  # a template may raise anything
             raise NotExactError(
                 f"the chat template can't render the messages before it ({error}); send messages that the model's "
                 "template accepts"
             ) from error
+        assert isinstance(text, str), "tokenize=False gives text"
+        return text
 
     def reserved(self, kwargs: Iterable[str]) -> str | None:
-        """The first of these arguments that isn't the template's but decides how it is rendered, if any."""
+        """Return the first argument that belongs to the renderer instead of the template, if any."""
         return next((name for name in kwargs if name in self._reserved), None)
 
     def prepare(self, item: Message | Choice) -> dict[str, Any]:
-        """A message or choice as the template is given it. Raises NotExactError for content that is not text."""
+        """Return a message or choice in the template's format. Raises NotExactError for content that isn't text."""
         message = item.message if isinstance(item, Choice) else item
-        prepared = {key: value for key, value in message.items() if value is not None}
+        prepared: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
         prepared["content"] = self._content(prepared.get("content", ""), prepared["role"])
         if calls := prepared.pop("tool_calls", None):
             prepared["tool_calls"] = [self._tool_call(call) for call in calls]
@@ -62,7 +68,7 @@ class ChatTemplate:
         if isinstance(content, str):
             return content
         texts = text_parts(content)
-        # Engines join the parts of a tool's result even for templates that take parts.
+        # Engines join the parts of a tool's result, even if the template takes parts.
         if self._takes_parts and role != "tool":
             return [{"type": "text", "text": text} for text in texts]
         return "\n".join(texts)
@@ -73,7 +79,7 @@ class ChatTemplate:
         try:
             arguments = json.loads(call["function"]["arguments"] or "{}")
         except json.JSONDecodeError:
-            arguments = {}  # as vLLM does, so that one malformed call doesn't end a conversation
+            arguments = {}  # as in vLLM, so that a malformed call doesn't end a conversation
         if not isinstance(arguments, dict):
             arguments = {}
         return {**call, "function": {**call["function"], "arguments": arguments}}
@@ -93,10 +99,8 @@ class ChatTemplate:
 
 
 def text_parts(parts: Sequence[dict[str, Any]]) -> list[str]:
-    """The texts of a list of content parts. Raises NotExactError when there is anything but text."""
+    """Return the texts of content parts. Raises NotExactError for other parts."""
     for index, part in enumerate(parts):
         if part["type"] not in ("text", "refusal"):
-            raise NotExactError(
-                f"content of type {part['type']!r} can't be trained on; send text only", "content", index
-            )
+            raise NotExactError(f"content of type {part['type']!r} can't be trained; send text only", "content", index)
     return [part[part["type"]] for part in parts]

@@ -1,4 +1,4 @@
-"""The sampled token ids and logprobs out of a choice: exact, or refused."""
+"""Extract the sampled token ids and logprobs from a choice, exactly or not at all."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 TOKEN_ID = re.compile(r"token_id:([0-9]{1,18})")
 LOWEST_LOGPROB = -1000.0
-"""Engines write values below this for an impossible token; they say nothing about the ratio."""
+"""Engines report lower values for impossible tokens; they carry no information about the ratio."""
 HIGHEST_LOGPROB = 0.01
-"""A probability of 1, with room for rounding in half precision."""
+"""A probability of 1, with a margin for rounding in half precision."""
 REPLACEMENT = "\ufffd"
-"""What part of a character decodes to."""
+"""The text that an incomplete character decodes to."""
 
 
 class NotExactError(Exception):
-    """Tokens can't be known exactly. Its text gives the reason and the remedy; the caller knows the turn.
+    """Tokens can't be determined exactly. The message has the reason and a remedy; the caller adds the turn.
 
-    `field` is the part of the turn that is wrong, like ("token_ids", 3); () when it is all of it.
+    `field` is the faulty part of the turn, like ("token_ids", 3), or () for the whole turn.
     """
 
     def __init__(self, reason: str, *field: str | int) -> None:
@@ -40,7 +40,7 @@ class Vocabulary:
 
     Args:
         tokenizer: the base model's.
-        size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+        size: rows of the model's embedding, if it has more than the tokenizer has tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int | None = None) -> None:
@@ -48,10 +48,10 @@ class Vocabulary:
         self._size = size or len(tokenizer)
 
     def sampled_ids(self, choice: Choice) -> list[int]:
-        """The ids of a choice, in the order of its logprobs.
+        """Return the ids of a choice, in the order of its logprobs.
 
-        They come from `token_ids`, else from tokens written `token_id:N`, else from tokens that name one entry of the
-        vocabulary by its string or its bytes. Text is never tokenised again, since that can give other tokens than
+        They come from `token_ids`, else from tokens like `token_id:N`, else from tokens that name one entry of the
+        vocabulary by its string or bytes. Text is never tokenised again, because that may give other tokens than
         those sampled. Raises NotExactError.
         """
         tokens = choice.token_logprobs
@@ -67,7 +67,7 @@ class Vocabulary:
         return self.checked(choice.token_ids, lambda index: ("token_ids", index))
 
     def checked(self, ids: Sequence[int], field: Callable[[int], tuple[str | int, ...]]) -> list[int]:
-        """The same ids, all of which the model knows; `field` says where one of them stands. Raises NotExactError."""
+        """Return the ids if all are in the vocabulary, else raise NotExactError at `field(index)`."""
         for index, id_ in enumerate(ids):
             if not 0 <= id_ < self._size:
                 raise NotExactError(
@@ -83,8 +83,8 @@ class Vocabulary:
             return int(written[1])
         spelling = _spelling(token, choice, index)
         id_ = self._tokenizer.convert_tokens_to_ids(text)
-        known = id_ is not None and self._tokenizer.convert_ids_to_tokens(id_) == text
-        if known and spelling in (None, self._text(id_)):
+        known = isinstance(id_, int) and self._tokenizer.convert_ids_to_tokens(id_) == text
+        if isinstance(id_, int) and known and spelling in (None, self._text(id_)):
             return id_
         if spelling is not None and REPLACEMENT not in spelling:
             candidates = self._ids_by_text.get(spelling, ())
@@ -97,7 +97,9 @@ class Vocabulary:
         )
 
     def _text(self, id_: int) -> str:
-        return self._tokenizer.decode([id_], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode([id_], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
     @cached_property
     def _ids_by_text(self) -> dict[str, list[int]]:
@@ -108,13 +110,13 @@ class Vocabulary:
 
 
 def _in_logprobs(choice: Choice, part: str, index: int) -> tuple[str | int, ...]:
-    """Where a part of a choice's token stands."""
+    """Return the place of a part of a choice's token."""
     kind = "content" if (choice.logprobs or {}).get("content") else "refusal"
     return ("logprobs", kind, index, part)
 
 
 def _spelling(token: TokenLogprob, choice: Choice, index: int) -> str | None:
-    """The text of a token's bytes, None when it comes without."""
+    """Return the text of a token's bytes, or None if it has none."""
     raw = token.get("bytes")
     if raw is None:
         return None
@@ -128,7 +130,7 @@ def _spelling(token: TokenLogprob, choice: Choice, index: int) -> str | None:
 
 
 def sampling_logprobs(choice: Choice) -> list[float]:
-    """The sampler's logprob of each token, NaN where it is unknown. Raises NotExactError for what is no logprob."""
+    """Return the sampler's logprob of each token, NaN where unknown. Raises NotExactError for invalid values."""
     logprobs = [token["logprob"] for token in choice.token_logprobs]
     for index, logprob in enumerate(logprobs):
         if logprob > HIGHEST_LOGPROB:

@@ -1,8 +1,8 @@
 """Chat messages, choices and tools, as the OpenAI API writes them.
 
-These types reproduce the published JSON schema and are more tolerant than it in two ways, because messages come back
-from many clients and engines: an optional key may be null, and unknown keys are kept. A validated message is the plain
-dict that was sent, ready for a chat template; only `Choice` is an object, so that the two are easily told apart.
+These types reproduce the published JSON schema, but are more tolerant, because messages come from many clients and
+engines: an optional key may be null, and unknown keys are kept. A validated message is the dict that was sent, ready
+for a chat template. Only `Choice` is an object, so the two are easy to tell apart.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ T = TypeVar("T")
 
 
 class _HiddenNull:
-    """Accepts null without saying so in the schema."""
+    """Accepts null, but doesn't publish that in the schema."""
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return handler(core_schema["schema"])
 
 
 class _AnyOf:
-    """Publishes a tagged union as the plain `anyOf` that it is on the wire."""
+    """Publishes a tagged union as a plain `anyOf`."""
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"anyOf": handler(core_schema)["oneOf"]}
 
 
 def _as_sent(value: T, validate: ValidatorFunctionWrapHandler) -> T:
-    """Validates, and keeps the dict itself: chat templates print tools and calls in the order of their keys."""
+    """Validate, but keep the dict itself: chat templates print tools and calls in the order of their keys."""
     validate(value)
     return value
 
@@ -70,14 +70,14 @@ Hidden = Annotated[T | None, SkipJsonSchema()]
 
 
 def publish_open(schema: dict[str, Any]) -> None:
-    """Drop the null defaults of keys that may be left out; the object says that it is open to unknown keys."""
+    """Drop the null defaults of optional keys, for an object whose schema allows unknown keys."""
     for key in schema["properties"].values():
         if key.get("default", ...) is None:
             del key["default"]
 
 
 def publish_plain(schema: dict[str, Any]) -> None:
-    """The same for an object that is open without saying so."""
+    """Drop the null defaults of optional keys, for an object whose schema doesn't mention unknown keys."""
     publish_open(schema)
     schema.pop("additionalProperties", None)
 
@@ -360,7 +360,7 @@ class Choice(BaseModel):
 
     @property
     def token_logprobs(self) -> list[TokenLogprob]:
-        """One entry per sampled token; empty when the choice carries none."""
+        """One entry per sampled token; empty if the choice has none."""
         logprobs = self.logprobs or {}
         return logprobs.get("content") or logprobs.get("refusal") or []
 
@@ -369,7 +369,7 @@ ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 
 
 def _kind(value: Any) -> str | None:
-    """`choice` or the role of a message; None when it is neither."""
+    """Return `choice`, the role of a message, or None."""
     if isinstance(value, Choice):
         return "choice"
     if not isinstance(value, dict):

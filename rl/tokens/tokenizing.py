@@ -1,15 +1,15 @@
 """Trajectories to exact token sequences.
 
-The tokens trained are the tokens sampled, after the tokens they were conditioned on. For each trained turn the context
-is, in this order of preference,
+The trained tokens are the sampled tokens, after the tokens they were conditioned on. The context of a trained turn is,
+in order of preference,
 
-1. the choice's own `prompt_token_ids`: what the engine was really given;
+1. the choice's own `prompt_token_ids`: the engine's actual input;
 2. the chat template's rendering of the messages before the turn.
 
-When the context begins with the sequence so far (as tokens in case 1, as text in case 2), the turn extends it, and the
-earlier turns stay in it as they were sampled. Otherwise the template renders an earlier turn differently than it was
-sampled (it drops thinking, or formats a tool call its own way), and the turn begins a sequence of its own. So a
-history becomes one or several sequences, and each of them is exact.
+If the context begins with the sequence so far (as tokens in case 1, as text in case 2), the turn extends that sequence,
+which keeps earlier turns as they were sampled. Otherwise the template renders an earlier turn differently (it drops
+thinking, or reformats a tool call), and the turn begins a new sequence. So a history becomes one or more sequences, and
+each of them is exact.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TokenizedSequence:
-    """One exact token sequence out of a history. Tensors are [T] and describe token t."""
+    """One exact token sequence of a history. Tensors are [T] and describe token t."""
 
     group: int
     """Index of the trajectory group in the job."""
@@ -49,7 +49,7 @@ class TokenizedSequence:
     sampling_logprobs: Tensor
     """float64. The sampler's logprob of the token, NaN where unknown."""
     choice_offsets: tuple[int, ...]
-    """Where each trained choice begins."""
+    """Index of the first token of each trained choice."""
     advantage: float = 0.0
     """Relative to the group, before balancing and normalisation."""
     weight: float = 0.0
@@ -57,7 +57,7 @@ class TokenizedSequence:
     prompt_length: int = 0
     """Tokens shared with every other sequence of the group, less the last, which predicts the first own token."""
     policy_version: int | None = None
-    """The step of the policy version that its trajectory began with, where that is known."""
+    """The step of the policy version at the start of the trajectory, if known."""
 
     @property
     def num_tokens(self) -> int:
@@ -69,11 +69,11 @@ class TokenizedSequence:
 
 
 class ChatTokenizer:
-    """What tokenising needs to know of a base model: its vocabulary, its chat template, its encoding of text.
+    """The parts of a base model that tokenising needs: vocabulary, chat template, encoding of text.
 
     Args:
         tokenizer: the base model's.
-        vocab_size: rows of the model's embedding, when it has more of them than the tokenizer has tokens.
+        vocab_size: rows of the model's embedding, if it has more than the tokenizer has tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None) -> None:
@@ -82,15 +82,18 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """A turn to train: its place in the history, its sampled tokens, what they were conditioned on if that is known."""
+    """A turn to train: its index in the history, its sampled tokens, and their context if known."""
 
     index: int
     token_ids: list[int]
@@ -101,7 +104,7 @@ class _Turn:
 
 @dataclass
 class _Draft:
-    """A sequence in the making. `text` is what its first `num_in_text` tokens stand for; the rest is decoded later."""
+    """A sequence under construction. `text` is the text of its first `num_in_text` tokens."""
 
     token_ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
@@ -120,7 +123,7 @@ class _Draft:
         self._add(ids, [math.nan] * len(ids), trained=False)
 
     def add_rendered(self, rendered: str, chat: ChatTokenizer) -> None:
-        """Context up to the end of `rendered`, which begins with the decoded text."""
+        """Add the context up to the end of `rendered`, which begins with the decoded text."""
         self.add_context(chat.encode(rendered[len(self.text) :]))
         self.text, self.num_in_text = rendered, len(self.token_ids)
 
@@ -141,10 +144,10 @@ def tokenize_history(
     allow_training_without_logprobs: bool = False,
     place: tuple[int, int, int] = (0, 0, 0),
 ) -> list[TokenizedSequence]:
-    """The exact sequences of one history; none when it has nothing to train.
+    """Return the exact sequences of one history, none if it has nothing to train.
 
-    Trained are the choices that carry logprobs and, with `allow_training_without_logprobs`, also choices and assistant
-    messages that carry none. What follows the last of them is left out.
+    Choices with logprobs are trained and, with `allow_training_without_logprobs`, also choices and assistant messages
+    without. Anything after the last of them is dropped.
 
     Args:
         history: messages and choices in order.
@@ -153,7 +156,7 @@ def tokenize_history(
         place: (group, trajectory, history), for the sequences and for error messages.
 
     Raises:
-        TrajectoryError: a turn can't be tokenised exactly. It names the turn and field, the reason and the remedy.
+        TrajectoryError: a turn can't be tokenised exactly. It has the turn, the field, the reason and a remedy.
     """
     if reserved := chat.template.reserved(history.chat_template_kwargs or ()):
         reason = f"{reserved} can't be set here; leave it out."
@@ -171,7 +174,7 @@ def tokenize_history(
 
 
 def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_without_logprobs: bool) -> _Turn | None:
-    """The turn if it is to be trained and has tokens, else None."""
+    """Return the turn if it has tokens to train, else None."""
     if isinstance(item, Choice):
         if not item.token_logprobs and not allow_without_logprobs:
             return None
@@ -192,7 +195,7 @@ def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_
 
 
 def _written_ids(message: Mapping[str, Any], chat: ChatTokenizer) -> list[int]:
-    """Ids of an assistant message that was written rather than sampled, so that its text is all there is."""
+    """Return the ids of an assistant message that was written, not sampled, so that only its text is known."""
     if message.get("tool_calls"):
         raise NotExactError(
             "a tool call without token ids can't be trained, since its text isn't known exactly; send the sampled "
@@ -203,7 +206,7 @@ def _written_ids(message: Mapping[str, Any], chat: ChatTokenizer) -> list[int]:
 
 
 def _add_turn(drafts: list[_Draft], turn: _Turn, context: _Context, chat: ChatTokenizer) -> None:
-    """Extend the last draft with the turn's context and the turn, or begin a new draft where the context departs."""
+    """Extend the last draft by the turn and its context, or begin a new draft if the context differs."""
     current = drafts[-1] if drafts else _Draft()
     if turn.prompt_token_ids is not None:
         if turn.prompt_token_ids[: len(current.token_ids)] != current.token_ids:
@@ -215,7 +218,7 @@ def _add_turn(drafts: list[_Draft], turn: _Turn, context: _Context, chat: ChatTo
             current = _Draft()
         current.add_rendered(rendered, chat)
     if not current.token_ids:
-        raise NotExactError("nothing stands before its first token, so that token has no probability; send its prompt")
+        raise NotExactError("no token precedes its first one, which therefore has no probability; send its prompt")
     current.add_turn(turn)
     if not drafts or current is not drafts[-1]:
         drafts.append(current)
@@ -238,11 +241,11 @@ class _Context:
         return self._template.render(self._prepared[:turn], self._history.tools, self._history.chat_template_kwargs)
 
     def _prepare(self, item: MessageOrChoice, turn: int) -> dict[str, Any]:
-        # Whether the client sent the reasoning back with its next request isn't recorded anywhere.
+        # It isn't recorded whether the client sent the reasoning back with its next request.
         if isinstance(item, Choice) and (item.message.get("reasoning") or item.message.get("reasoning_content")):
             raise NotExactError(
-                f"its reasoning stands apart from its content, and how it was sent back to the model for turn {turn} "
-                "isn't known; sample with return_token_ids=true and keep prompt_token_ids on each choice"
+                f"its reasoning is separate from its content, and it isn't known how it was sent back for turn {turn}; "
+                "sample with return_token_ids=true and keep prompt_token_ids on each choice"
             )
         return self._template.prepare(item)
 

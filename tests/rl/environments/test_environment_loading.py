@@ -103,7 +103,7 @@ def test_what_is_no_name_of_a_class(spec: str) -> None:
 
 
 def test_a_module_that_is_not_there() -> None:
-    assert "There is no module 'tandem_shop.agents' here (Python finds no 'tandem_shop')" in refusal(
+    assert "There is no module 'tandem_shop.agents' (Python finds no 'tandem_shop')" in refusal(
         "tandem_shop.agents:Shop"
     )
     assert "(Python finds no 'tandem.rl.shop')" in refusal("tandem.rl.shop:Shop")
@@ -111,7 +111,7 @@ def test_a_module_that_is_not_there() -> None:
 
 def test_a_file_that_is_not_there(folder: Path) -> None:
     said = refusal("shop.py:Shop", {}, folder)
-    assert f"There is no file {folder}/shop.py" in said and "from the folder of the task file" in said
+    assert f"There is no file {folder}/shop.py" in said and "folder of the task file" in said
 
 
 def test_a_file_that_fails_says_how(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_class_that_is_not_there(folder: Path) -> None:
 def test_a_class_that_is_no_environment(folder: Path) -> None:
     assert "must be a class that inherits from" in refusal("agents/shop.py:Customer", {}, folder)
     assert "must be a class that inherits from" in refusal("agents/shop.py:function", {}, folder)
-    assert "isn't complete: it has no rollout." in refusal("agents/shop.py:HalfDone", {}, folder)
+    assert "is abstract: it lacks rollout." in refusal("agents/shop.py:HalfDone", {}, folder)
 
 
 def test_options_that_the_class_does_not_take(folder: Path) -> None:
@@ -141,7 +141,7 @@ def test_options_that_the_class_does_not_take(folder: Path) -> None:
 
 def test_options_that_the_class_refuses(folder: Path) -> None:
     said = refusal("agents/shop.py:Shop", {"customer": "Ada", "patience": 0}, folder)
-    assert said == "Shop refused its options (ValueError): patience must be at least 1"
+    assert "Shop" in said and "ValueError" in said and "patience must be at least 1" in said
 
 
 def test_the_example_of_a_users_own_environment() -> None:

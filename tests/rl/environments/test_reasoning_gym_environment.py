@@ -78,7 +78,7 @@ def test_tasks_are_the_same_for_the_same_seed_in_any_order() -> None:
 
 def test_too_few_different_questions_are_said() -> None:
     environment = ReasoningGym({"coin_flip": {"config": {"min_trials": 3, "max_trials": 3}}}, size=30, eval_size=200)
-    with pytest.raises(ValueError, match="too few different ones"):
+    with pytest.raises(ValueError, match="too few"):
         list(environment.tasks("train"))
 
 
@@ -100,7 +100,7 @@ def test_an_answer_that_the_verifier_chokes_on_earns_nothing_and_is_counted(monk
         ({"datasets": "chain_sums"}, "no dataset 'chain_sums'. Do you mean chain_sum"),
         ({"datasets": {"chain_sum": {"config": {"terms": 1}}}}, "has no terms. It takes: min_terms, max_terms,"),
         ({"datasets": {"chain_sum": {"config": {"seed": 1}}}}, "size and seed are those of the whole mix"),
-        ({"datasets": {"chain_sum": {"config": {"min_terms": -1}}}}, "was refused (AssertionError): min_terms"),
+        ({"datasets": {"chain_sum": {"config": {"min_terms": -1}}}}, "(AssertionError): min_terms"),
         ({"datasets": {"chain_sum": {"wight": 1}}}, "datasets.chain_sum takes weight and config, not wight"),
         ({"datasets": {"chain_sum": {"weight": 0}}}, "weight must be a number above 0, not 0"),
         ({"datasets": {}}, "names no dataset"),

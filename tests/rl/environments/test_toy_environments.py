@@ -35,7 +35,7 @@ def test_drawn_tasks_are_a_sequence_and_say_when_there_are_too_few() -> None:
     assert tasks[-1] == tasks[4] and tasks[1:3] == [tasks[1], tasks[2]]
     with pytest.raises(IndexError):
         tasks[5]
-    with pytest.raises(ValueError, match="too few different ones"):
+    with pytest.raises(ValueError, match="too few distinct tasks"):
         [DrawnTasks(lambda rng: 1, split, 1)[0] for split in ("train", "eval")]
     with pytest.raises(ValueError, match="size must be at least 1, not 0"):
         DrawnTasks(lambda rng: 1, "train", 0)

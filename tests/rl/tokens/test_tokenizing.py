@@ -271,7 +271,7 @@ def with_token(token: str = "token_id:1", logprob: float = -0.7, **changes) -> d
         ([user("a"), with_token("token_id:" + "9" * 5000)], "turn 1, logprobs.content.0.token", "exactly one entry"),
         ([user("a"), with_token("\u0661" * 9)], "turn 1, logprobs.content.0.token", "exactly one entry"),
         ([user("a"), with_token("a", bytes=[300])], "turn 1, logprobs.content.0.bytes", "between 0 and 255"),
-        ([user("a"), choice("no", prompt_token_ids=[])], "turn 1", "nothing stands before"),
+        ([user("a"), choice("no", prompt_token_ids=[])], "turn 1", "no token precedes"),
         ([user("a"), choice("no", prompt_token_ids=[1, 427])], "turn 1, prompt_token_ids.1", "token id 427 is outside"),
         ([IMAGE, choice("no")], "turn 0, content.0", "image_url"),
         ([user("a"), REASONED, user("b"), choice("no")], "turn 1", "turn 3"),

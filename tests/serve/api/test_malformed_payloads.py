@@ -272,7 +272,7 @@ NEITHER = "must be a message whose role is one of developer, system, user, assis
         "an image": (
             said([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]),
             ".content.0",
-            "content of type 'image_url' can't be trained on; send text only",
+            "content of type 'image_url' can't be trained; send text only",
         ),
         "an image in the system's words": (
             {"role": "system", "content": [{"type": "image_url", "text": "x"}]},
@@ -356,7 +356,7 @@ NO_ENTRY = "doesn't name exactly one entry of the vocabulary; sample with return
         "no prompt": (
             choice(prompt_token_ids=[]),
             "",
-            "nothing stands before its first token, so that token has no probability; send its prompt",
+            "no token precedes its first one, which therefore has no probability; send its prompt",
         ),
         "a version in words": (choice(policy_version="newest"), ".policy_version", "must be a whole number"),
         "an enormous version": (choice(policy_version=10**30), ".policy_version", VERSION),
