@@ -27,7 +27,9 @@ def token_logprobs(
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 token.")
     assert not lm_head_weight.requires_grad, "the output embedding is frozen: no gradient is computed for it"
-    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, lm_head_weight, targets, chunk_size, with_entropy)
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch has no types here
+        hidden, lm_head_weight, targets, chunk_size, with_entropy
+    )
     return result
 
 
