@@ -37,7 +37,7 @@ from tandem.serve.deployment_options import (
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
-ENGINE_FIRST_S = 120.0
+ENGINE_FIRST_S = 300.0  # a bound; an engine starts within 30 s on an idle machine
 TICK_S = 0.5
 
 
