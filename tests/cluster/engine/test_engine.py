@@ -87,7 +87,7 @@ class Client:
 
     def wait_until_idle(self, but_for: int = 0) -> None:
         """For work that was ended early, and would have taken longer than this by itself."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 40
         while (num_unfinished := self.load()["num_unfinished"]) > but_for:
             assert time.monotonic() < deadline, f"{num_unfinished} requests are unfinished"
             time.sleep(0.01)
