@@ -9,6 +9,9 @@ command, to compare two of them on one machine. The JSON has:
 - `start`: seconds of wall time and of CPU time, of all processes, until the service answers (`ready`) and until
   `/health` reports `ok`, with the learners running (`healthy`);
 - `idle_percent`: percent of one core by process, and their `total`.
+
+`results/idle_cpu.json` was measured beside other work on 2 cores, so its wall time says little; `idle_cpu_before.json`
+is of revision 1423567 on the same machine.
 """
 
 from __future__ import annotations
