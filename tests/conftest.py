@@ -14,6 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 # Each test process and each of its children: several threads per process on few cores only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Readline in xdist's main process sets them for the others, where Rich would take them for the size of the terminal.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
