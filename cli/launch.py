@@ -12,6 +12,7 @@ import ray
 
 from tandem.cli.startup import StartError
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.errors import RayStartError
 from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.local_ray import local_ray
 
@@ -66,8 +67,11 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
         # Ray's processes take seconds to start, and Ray Serve, which is needed next, takes seconds to import.
         in_thread(lambda: importlib.import_module(DEPLOYMENT), "import-serve")
         options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
-        with local_ray(token_file, with_job_server=config.runs_code, **options):
-            yield
+        try:
+            with local_ray(token_file, with_job_server=config.runs_code, **options):
+                yield
+        except RayStartError as error:
+            raise StartError(str(error)) from error
         return
     try:
         ray.init(**options)

@@ -27,6 +27,10 @@ class ServiceStopsError(ClusterError, RuntimeError):
     """The service shuts down and the running job's grace period is over; the job resumes after the next start."""
 
 
+class RayStartError(ClusterError, RuntimeError):
+    """Ray doesn't start on this machine."""
+
+
 class AdapterUnavailableError(ClusterError, LookupError):
     """A policy version's adapter can't be loaded into the engine."""
 

@@ -1,4 +1,4 @@
-"""What tests of every layer may share."""
+"""Options, lanes and fixtures for all tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy version really is, by transformers and PEFT alone: adapters, and the logprobs they must have."""
+"""Reference adapters and their logprobs, computed by transformers and PEFT alone."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ CALLS = {
 
 
 def pickles(source):
-    """What in a module's source could load a pickle, run text as code, or make objects of YAML."""
+    """Return everything in a source that could load a pickle, run text as code, or make objects of YAML."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:

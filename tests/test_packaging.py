@@ -1,4 +1,4 @@
-"""What leaves the repository, as a wheel or as a Ray working directory, holds the package once and whole."""
+"""Wheels and Ray working directories hold the package once and whole."""
 
 import tomllib
 import zipfile

@@ -19,6 +19,8 @@ from ray._private import ray_constants
 from ray._private.parameter import RayParams
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # in C, without stubs
 
+from tandem.cluster.errors import RayStartError
+
 AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
@@ -35,7 +37,7 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
 
     `with_job_server` accepts programs as Ray jobs, which needs Ray's dashboard, one more process. The token is in
     `token_file`, which is created if missing, unless Ray's environment variables name another. Processes started
-    within the block inherit these variables and can connect.
+    within the block inherit these variables and can connect. Raises RayStartError.
     """
     if TOKEN not in os.environ:
         os.environ.setdefault(TOKEN_PATH, str(ensure_token(token_file)))
@@ -60,7 +62,12 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
         # Jobs publish their logs through the log monitor, and so does a driver that shows those of its workers.
         has_log_monitor = with_job_server or options.get("log_to_driver", True)
         with _ray_parameters(dashboard_agent_listen_port=0, include_log_monitor=has_log_monitor, no_monitor=True):
-            ray.init(address="local", include_dashboard=with_job_server, **options)
+            try:
+                ray.init(address="local", include_dashboard=with_job_server, **options)
+            except Exception as error:  # Ray has no class for it
+                raise RayStartError(
+                    f"Ray didn't start on this machine: {error}\nIf the machine is busy, try again later."
+                ) from error
         yield
     finally:
         ray.shutdown()

@@ -25,7 +25,7 @@ def visible(row: PackedSequence) -> torch.Tensor:
 
 
 def unpacked(row: PackedSequence) -> list[TokenizedSequence]:
-    """What each completion of a row sees, as a sequence of its own."""
+    """Return each completion of a row with everything that it sees, as a sequence of its own."""
     sees = visible(row)
     parents = set(row.parent_ids[row.parent_ids != row.segment_ids].tolist())
     found = []

@@ -1,4 +1,4 @@
-"""Engines that hang or are killed, on real vLLM: who waits is told, and nothing is left behind."""
+"""Engines that hang or are killed, on real vLLM: every waiting request fails, and no process stays behind."""
 
 from __future__ import annotations
 

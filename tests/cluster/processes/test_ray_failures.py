@@ -1,4 +1,4 @@
-"""What is said about real actors that end in real ways."""
+"""Error messages about real actors that died in real ways."""
 
 import os
 import re

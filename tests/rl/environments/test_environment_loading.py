@@ -1,4 +1,4 @@
-"""What a task file may say of its environment, and what it is told when that is wrong."""
+"""Environments named in task files, and the errors of those that can't be loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter against the real library, with a chat that says what it is told to."""
+"""The adapter against the real library, with scripted answers."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_an_item_depends_on_seed_and_index_alone() -> None:
     expected = [stream[index] for index in range(350)]
     assert [resumed[index] for index in reversed(range(350))] == expected[::-1]
     assert [TaskStream(tasks, seed=6)[index] for index in range(100)] != expected[:100]
-    # As it was when this was written: a run that resumes under another Python or release goes on with the same tasks.
+    # Recorded once: a run that resumes under another Python or release continues with the same tasks.
     assert expected[:8] == FIRST_TASKS
 
 

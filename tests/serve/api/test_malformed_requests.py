@@ -237,7 +237,7 @@ def test_logging_trajectories(refused, ids, changes, place, words):
         "a name with a zero byte": (f"{MODELS}?name=%00", "name", NOT_A_NAME),
         "a name that isn't UTF-8": (f"{MODELS}?name=%ff", "name", NOT_A_NAME),
         "waiting backwards": (f"{MODEL}/versions?wait=-1", "wait", "must be greater than or equal to 0"),
-        "waiting for ever": (f"{MODEL}/versions?wait=inf", "wait", "must be"),
+        "an infinite wait": (f"{MODEL}/versions?wait=inf", "wait", "must be"),
         "waiting for NaN": (f"{MODEL}/versions?wait=nan", "wait", "must be"),
         "waiting in words": (f"{MODEL}/versions?wait=long", "wait", "must be a number"),
     },

@@ -116,7 +116,7 @@ def test_files_go_when_the_last_version_with_their_digest_has_gone(store, add_mo
     store.versions.delete(one.id, "team", [1, 2])
     assert store.garbage.unused_digests() == ["mine"]
     store.versions.delete(two.id, "team", [1, 2])
-    assert sorted(store.garbage.unused_digests()) == ["mine", "shared"], "version 0's files are needed for ever"
+    assert sorted(store.garbage.unused_digests()) == ["mine", "shared"], "version 0's files are always needed"
     store.garbage.forget_digest("mine")
     assert store.garbage.unused_digests() == ["shared"]
     with pytest.raises(NotFoundError, match="was deleted"):
