@@ -6,12 +6,15 @@ here. Processes of the previous release may still be running, so a migration add
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, inspect, literal_column, select, table
+from sqlalchemy import Connection, column, inspect, literal_column, select, table, update
 
 HEAD = "0001_initial"
 """The newest revision, written here so that opening a current database doesn't import alembic."""
-UNRELEASED = ("0001", "0002", "0003")
-"""Revisions of development versions before the first release."""
+FIRST = "0001_initial"
+LAST_OF_DEVELOPMENT = "0003"
+"""The last revision of the development versions before the first release. Its tables are those of FIRST."""
+UNRELEASED = ("0001", "0002")
+"""Earlier revisions of development versions."""
 
 
 class SchemaError(RuntimeError):
@@ -32,6 +35,9 @@ def upgrade(connection: Connection) -> None:
     Raises SchemaError.
     """
     found = revision(connection)
+    if found == LAST_OF_DEVELOPMENT:
+        connection.execute(update(table("alembic_version", column("version_num"))).values(version_num=FIRST))
+        found = FIRST
     if found in UNRELEASED or (found is None and inspect(connection).has_table("jobs")):
         raise SchemaError(
             "The store's database was made by a development version before the first release and can't be migrated. "

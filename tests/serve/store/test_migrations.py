@@ -64,7 +64,7 @@ def test_migrations_are_numbered_in_order(database):
     "change",
     [
         "UPDATE alembic_version SET version_num = '9999_later'",
-        "UPDATE alembic_version SET version_num = '0003'",
+        "UPDATE alembic_version SET version_num = '0002'",
         "DROP TABLE alembic_version",
     ],
     ids=["later", "before the first release", "before migrations"],
@@ -75,6 +75,19 @@ def test_a_database_with_another_schema_is_refused_and_not_touched(database, run
     with pytest.raises(SchemaError, match="store_url"):
         Store(new_url)
     assert differences(database) == before
+
+
+def test_a_database_of_the_last_development_version_is_adopted(database, run_sql, new_url):
+    store = Store(new_url)
+    store.claims.put_initial_version("base", "d" * 64)
+    store.close()
+    run_sql("UPDATE alembic_version SET version_num = '0003'")
+    for _ in range(2):
+        Store(new_url).close()
+    with database.connect() as connection:
+        assert migrations.revision(connection) == migrations.HEAD
+        assert connection.exec_driver_sql("SELECT digest FROM initial_versions").scalar() == "d" * 64
+    assert differences(database) == []
 
 
 def test_a_migration_that_fails_leaves_the_database_as_it_was(database, run_sql, new_url):
