@@ -49,7 +49,7 @@ def tandem(tmp_path, monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """The configurations with which the service would have been started."""
+    """The configurations passed to the launcher, which starts nothing here."""
     configs = []
 
     def running(config, *_):

@@ -1,4 +1,4 @@
-"""The service that a cluster has, as far as a Serve application without engines shows it."""
+"""Find the service of a cluster. A Serve application without engines stands in for the service."""
 
 import pytest
 from ray import serve
@@ -16,7 +16,7 @@ class Something:
 
 @pytest.fixture
 def port(ray_local):
-    """Of a Serve that nobody has told which host to listen on."""
+    """The port of a Ray Serve that was started without a host."""
     with hold_port("127.0.0.1") as held:
         port = held.getsockname()[1]
         serve.start(http_options={"port": port})

@@ -11,7 +11,7 @@ from tandem.cluster.processes.held_ports import hold_port
 
 @pytest.fixture(params=["127.0.0.1", "::1", "localhost"])
 def other(request):
-    """Another program's server, which doesn't listen yet, and what it was told to listen on."""
+    """A socket of another program that is bound but doesn't listen yet, and its host."""
     with hold_port(request.param) as other:
         yield other, request.param
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, in a process of their own."""
+"""SIGINT and SIGTERM, sent to a separate process."""
 
 import signal
 import subprocess

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# The service itself is left out: the command and its output are real.
+# The service is replaced; the command and its output are real.
 PROGRAM = """
 import contextlib, sys
 from tandem.cli import launch, main, watching
@@ -20,7 +20,7 @@ main.app(["up"])
 
 @pytest.fixture
 def up(tmp_path):
-    """Start `tandem up` with its output in a file descriptor; Python buffers it unless the command flushes it."""
+    """Start `tandem up` with its output in a file descriptor. Python buffers it until the command flushes."""
     environment = {**os.environ, "TANDEM_HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token"}
     environment.pop("PYTHONUNBUFFERED", None)
     with contextlib.ExitStack() as exits:

@@ -8,7 +8,7 @@ from tandem.cli.watching import MAX_SILENCES, ServiceWatch
 
 
 class Serve:
-    """Answers as told: with a bool, by raising, or not before it is let go."""
+    """Returns `answer`, raises it if it is an exception, or blocks until `let_go` is set if it is "never"."""
 
     def __init__(self):
         self.answer, self.num_asked, self.let_go = True, 0, threading.Event()
@@ -32,7 +32,7 @@ def serve():
 
 @pytest.fixture
 def check(serve):
-    """Checks so many times, each after Serve has been asked, and has answered, if it does at all."""
+    """A function that runs `watch.check` several times. Each time, it waits for the question and any answer."""
     watch = ServiceWatch(serve)
 
     def check(times):
@@ -54,7 +54,7 @@ def test_a_service_that_answers_is_left_alone(check):
 def test_lasting_silence_is_the_end(serve, check, silence):
     check(2)
     serve.answer = silence
-    check(MAX_SILENCES + 1)  # at the first of them, the answer before is still good
+    check(MAX_SILENCES + 1)  # the first check still sees the previous answer
     with pytest.raises(ServiceLostError, match="45 s"):
         check(1)
 

@@ -14,13 +14,13 @@ from tandem.client import AsyncClient, Client
 from tandem.cluster.jobs.job import PolicyVersion
 
 SERVE_TESTS = ROOT / "tests" / "serve"
-sys.path.append(str(SERVE_TESTS))  # for its fakes
+sys.path.append(str(SERVE_TESTS))  # its fakes are imported below
 APPLICATION = runpy.run_path(str(SERVE_TESTS / "conftest.py"))
 globals().update({name: value for name, value in APPLICATION.items() if not name.startswith("_")})  # its fixtures
 
 
 class Network:
-    """The way to the application: answers get lost, or something else answers."""
+    """The connection to the application. It can lose answers or replace them."""
 
     def __init__(self, app):
         self._app, self.lost, self.answers, self.num_requests = app, 0, [], 0
@@ -56,7 +56,7 @@ def network_server(session_app):
 
 @pytest.fixture
 def network(network_server, app):
-    """`lost`: how many answers get lost; `answers`: ASGI responses in place of the application's, in order."""
+    """The network. `lost`: the number of answers to lose; `answers`: ASGI responses to send instead, in order."""
     network, _ = network_server
     network.lost, network.answers, network.num_requests = 0, [], 0
     return network
@@ -68,7 +68,7 @@ def url(network_server, network):
 
 
 class Awaited:
-    """An AsyncClient with the methods of Client: each is run to its end in one event loop."""
+    """An AsyncClient with the synchronous methods of Client. All calls run in one event loop."""
 
     def __init__(self, runner, client):
         self.runner, self._client = runner, client
@@ -99,7 +99,7 @@ class Awaited:
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request):
-    """Makes a client of either kind, with the arguments of both."""
+    """A function that makes a sync or async client; both take the same arguments."""
     with asyncio.Runner() as runner:
         clients = []
 
@@ -126,7 +126,7 @@ def agent(client):
 
 @pytest.fixture
 def end_next_job(store, claim):
-    """Takes the next job as a coordinator does and ends it: with a new version, or with the sentence of a failure."""
+    """A function that claims the next job, as a coordinator does, and completes it, or fails it with `error`."""
 
     def end(error=None):
         job = claim()

@@ -1,4 +1,4 @@
-"""Lost answers, a service that is busy or away, and answers of another service."""
+"""Lost answers, a busy or unreachable service, and answers from another service."""
 
 import time
 

@@ -18,7 +18,7 @@ def tandem(url, key, monkeypatch):
 
 @pytest.fixture
 def posted(url, key):
-    """A model and the id of a queued job of it."""
+    """A model, and the id of its queued job."""
     with Client(url, key) as client:
         model = client.register_model("agent", project="project", base_model="tandem/tiny")
         yield model, client.train(model, groups())

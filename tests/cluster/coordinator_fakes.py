@@ -40,7 +40,7 @@ class RecordingStore:
 
     def __init__(self, *jobs, renewals=()):
         self.jobs, self.renewals, self.log = list(jobs), list(renewals), []
-        self.num_looks = 0  # at the queue
+        self.num_looks = 0  # calls of next_queued
 
     def claim_next(self, base_model, owner, lease_s):
         return self.jobs.pop(0) if self.jobs else None

@@ -19,7 +19,7 @@ def root(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def s3_server():
-    """An object store that speaks S3 over HTTP, on this machine."""
+    """A local object store with the S3 protocol over HTTP."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -31,7 +31,7 @@ def s3_server():
 
 @pytest.fixture
 def bucket(s3_server, monkeypatch):
-    """Where S3 is, and its credentials, come from the environment, as docs/deploy.md has it."""
+    """A bucket. The environment has the address of S3 and the credentials, as in docs/deploy.md."""
     from s3fs import S3FileSystem
 
     for name, value in {
@@ -107,7 +107,7 @@ def test_an_adapter_travels_without_the_optimizer(root, tmp_path):
 
 
 def test_what_another_process_has_just_stored_is_seen(bucket, tmp_path):
-    reader = Artifacts(bucket, tmp_path / "reader")  # has looked before, and may remember that there was nothing
+    reader = Artifacts(bucket, tmp_path / "reader")  # it may have cached that there was nothing
     with pytest.raises(ArtifactError, match="d1"):
         reader.pull_checkpoint("d1")
     assert reader.list_blobs("payloads") == []

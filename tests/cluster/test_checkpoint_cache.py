@@ -15,7 +15,7 @@ HOUR = 3600
 
 @pytest.fixture(autouse=True)
 def small_disk(monkeypatch):
-    """One of 1000 bytes, of which copies may take 200."""
+    """A disk of 1000 bytes, of which copies may use 200."""
     monkeypatch.setattr(checkpoint_cache.shutil, "disk_usage", lambda _: Usage(1000, 0, 1000))
 
 
@@ -36,7 +36,7 @@ def test_the_least_recently_used_copies_go_until_the_rest_fits(tmp_path):
     for name, hours in (("a", 5), ("b", 9), ("c", 3), ("d", 7)):
         make_copy(tmp_path, name, 80, hours)
     checkpoint_cache.make_room(tmp_path)
-    assert names(tmp_path) == ["a", "c"]  # 320 bytes; without b and d, 160
+    assert names(tmp_path) == ["a", "c"]  # 160 bytes instead of 320
 
 
 def test_nothing_goes_while_all_fits(tmp_path):
@@ -62,7 +62,7 @@ def test_a_version_whose_copy_has_gone_is_copied_again(tmp_path):
         copy = make_copy(artifacts.checkpoints_dir, digest, 150, 0)
         artifacts.push_checkpoint(digest)
         os.utime(copy, (0, 0))
-    assert artifacts.pull_checkpoint("second").name == "second"  # is there, so nothing is copied, and it is in use now
+    assert artifacts.pull_checkpoint("second").name == "second"  # already there: not copied, but marked as used
 
     third = Artifacts(remote, tmp_path / "other")
     shutil.copytree(make_copy(third.checkpoints_dir, "third", 150, 0), artifacts.checkpoints_dir / "third")

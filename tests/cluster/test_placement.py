@@ -13,7 +13,7 @@ def config(**parts):
     [
         (0, 1, 0.0, None),  # CPUs only
         (1, 1, 0.5, 0.45),  # learner and engine halve one GPU
-        (2, 1, 1.0, 0.9),  # one each
+        (2, 1, 1.0, 0.9),  # one GPU each
         (8, 3, 1.0, 0.9),
         (2, 3, 0.5, 0.45),  # three learners and an engine on two GPUs
     ],

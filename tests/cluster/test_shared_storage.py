@@ -1,4 +1,4 @@
-"""A cluster whose nodes don't share what is configured isn't started on."""
+"""The service doesn't start on a cluster whose nodes don't share the store and the artifacts."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tandem.cluster import shared_storage
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.shared_storage import NotSharedError, check_shared, local_folders
 
-POSTGRES, S3 = "postgresql://me@there/db", "memory://artifacts"  # of another machine, as far as this one knows
+POSTGRES, S3 = "postgresql://me@there/db", "memory://artifacts"  # neither is a local folder
 
 
 def config(tmp_path, **settings):
@@ -14,7 +14,7 @@ def config(tmp_path, **settings):
 
 
 class Cluster:
-    """Nodes, some of which are another machine or don't mount the folders; records what was looked for."""
+    """Nodes, some of which are on another machine or don't mount the folders. Records the nodes that were checked."""
 
     def __init__(self, monkeypatch, *nodes):
         self.asked = []
@@ -59,7 +59,7 @@ def test_a_folder_that_all_nodes_mount_is_fine(monkeypatch, tmp_path):
     cluster = Cluster(monkeypatch, ("here", True), ("elsewhere", True))
     check_shared(config(tmp_path, store_url=POSTGRES))
     assert cluster.asked == ["n0", "n1"]
-    assert list((tmp_path / "home" / "artifacts").iterdir()) == []  # nothing is left behind
+    assert list((tmp_path / "home" / "artifacts").iterdir()) == []  # the probe file was removed
 
 
 @pytest.mark.parametrize(

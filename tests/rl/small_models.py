@@ -1,4 +1,4 @@
-"""Small models and packed sequences for the tests of the learner. No download, nothing trained."""
+"""Small untrained models and packed sequences for tests of the learner, made without a download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOCABULARY = 199
 
 
 def small_config(config_class: type[PreTrainedConfig] = Qwen3Config, **overrides: object) -> PreTrainedConfig:
-    """A small config; the vocabulary is odd on purpose, so that no chunk or block size divides it."""
+    """Return a small config. The vocabulary has an odd size, so that no chunk or block size divides it."""
     settings = {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
@@ -43,7 +43,7 @@ def save_model(path: Path, model_class: type[PreTrainedModel] = Qwen3ForCausalLM
 
 
 def randomise_adapter(policy: Policy, seed: int = 1) -> None:
-    """An adapter with B != 0, so that every adapter tensor has a gradient."""
+    """Give the policy an adapter with B != 0, so that every adapter tensor has a gradient."""
     generator = torch.Generator().manual_seed(seed)
     state = policy.adapter_state()
     policy.load_adapter_state({name: t + 0.05 * torch.randn(t.shape, generator=generator) for name, t in state.items()})
@@ -87,7 +87,7 @@ def packed_group(prompt_length: int, completion_lengths: Sequence[int], seed: in
 
 
 def unpacked(packed: PackedSequence) -> list[PackedSequence]:
-    """Every completion of a packed group as a row of its own, with its own copy of the prompt."""
+    """Return each completion of a packed group as a separate row with its own copy of the prompt."""
     rows = []
     for segment in packed.segment_ids.unique().tolist():
         own = packed.segment_ids == segment
@@ -118,7 +118,7 @@ def unpacked(packed: PackedSequence) -> list[PackedSequence]:
 
 
 def joined(*rows: PackedSequence) -> PackedSequence:
-    """Several rows as one, each with segments of its own."""
+    """Return several rows as one. Segments are renumbered, so rows share none."""
     columns: dict[str, list[torch.Tensor]] = {}
     next_segment = 0
     for row in rows:
@@ -131,6 +131,6 @@ def joined(*rows: PackedSequence) -> PackedSequence:
 
 
 def with_reference(row: PackedSequence, seed: int = 5) -> PackedSequence:
-    """The row with reference logprobs at its trained tokens, NaN elsewhere."""
+    """Return the row with reference logprobs at its trained tokens, NaN elsewhere."""
     noise = torch.randn(row.num_tokens, generator=torch.Generator().manual_seed(seed))
     return replace(row, ref_logprobs=torch.where(row.loss_mask, -4 + noise, float("nan")))

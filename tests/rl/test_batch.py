@@ -79,7 +79,7 @@ def test_sequences_too_long_are_dropped_whole_and_counted():
         (0.0, [user("a"), choice("no")]),
     )
     batch = batch_of(two_answers(), groups, packed_sequence_length=20)
-    assert batch.num_dropped_too_long == 0  # its reward is the mean of its group, so it isn't even tokenised
+    assert batch.num_dropped_too_long == 0  # its reward is the group's mean, so it isn't tokenised
     groups.trajectories[1].reward = 0.9
     batch = batch_of(two_answers(), groups, packed_sequence_length=20)
     assert batch.num_dropped_too_long == 1

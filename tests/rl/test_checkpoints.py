@@ -1,4 +1,4 @@
-"""Checkpoints are complete and verified, or they are refused with the file and the reason."""
+"""Checkpoints are complete and verified, or rejected with the file and the reason."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_writing_again_keeps_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_at_the_same_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look and the rename another process writes the same checkpoint."""
+    """Another process writes the same checkpoint between the check and the rename."""
     rename = os.rename
 
     def late_rename(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""No option of the published schema is a decoration: setting it changes what a job trains on, or with what."""
+"""Every option of the published schema has an effect: it changes the data of a job or how the job trains."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ GROUPS = [
     ),
 ]
 KL = {"kl_penalty_coef": 0.1}
-CHANGES = {  # field: (a value that acts, what must be set besides)
+CHANGES = {  # field: (a value with an effect, other options that it needs)
     "advantage_balance": (0.5, {}),
     "allow_training_without_logprobs": (True, {}),
     "epsilon": (0.3, {}),
@@ -56,7 +56,7 @@ CHANGES = {  # field: (a value that acts, what must be set besides)
 
 
 class Recorder:
-    """Learners, logprob pool, preparation and store that keep what they were asked."""
+    """Learners, logprob pool, preparation and store in one object, which records the calls."""
 
     sequences_per_step = 1
 
@@ -84,7 +84,7 @@ class Recorder:
 
 
 def observed(options):
-    """Everything that the options decide: the reference, then each gradient step and file."""
+    """Return all effects of the options: the KL reference, and each gradient step and plot."""
     config, recorder = TrainingConfig(**options), Recorder()
     job = ClaimedJob(
         id="j",

@@ -1,4 +1,4 @@
-"""Gradient steps: the same whatever is packed, split or distributed, and restartable to the last bit."""
+"""Gradient steps: independent of packing, splitting and distribution, and resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gradient(learner: Learner) -> torch.Tensor:
 
 
 def gradient_of(learner: Learner, loss: LossConfig, *calls: Sequence[PackedSequence]) -> torch.Tensor:
-    """The summed gradient of a step, which is then dropped."""
+    """Return the summed gradient of a step, and discard the step."""
     state = learner.state()
     for sequences in calls:
         learner.forward_backward(sequences, loss, logprob_chunk_size=5)
@@ -60,7 +60,7 @@ def assert_same_state(actual: LearnerState, expected: LearnerState, tolerance: f
             assert (ours[name] - theirs[name]).abs().max() <= tolerance, name
 
 
-# Gradients don't depend on how a step is laid out
+# Gradients don't depend on packing or splitting
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_score_is_the_policys_logprobs_per_token(learner: Learner) -> None:
     rows = [packed_group(11, [9, 14]), packed_group(0, [5, 8])]
     for row, scores in zip(rows, learner.score(rows, chunk_size=7), strict=True):
         predicted, _ = learner.policy.logprobs(row)
-        # Chunks of other sizes are multiplied in another order, on some processors.
+        # On some processors, the chunk size changes the order of summation.
         torch.testing.assert_close(scores[1:], predicted[:-1], rtol=0, atol=1e-5, equal_nan=True)
         assert not scores.requires_grad
         starts = row.segment_ids != row.segment_ids.roll(1)
@@ -210,7 +210,7 @@ def test_metrics(learner: Learner) -> None:
 
 
 def test_fresh_tokens_are_compared_with_their_sampling_logprobs(learner: Learner) -> None:
-    """Off by 0.25 and 0.75 on two fresh tokens; stale ones, unknown ones and untrained ones don't count."""
+    """Two fresh tokens differ by 0.25 and 0.75. Stale, unknown and untrained tokens don't count."""
     row = packed_group(5, [6])
     [logprobs] = learner.score([row], 64)
     first, second, stale, unknown = row.loss_mask.nonzero().squeeze(1).tolist()[:4]
@@ -297,7 +297,7 @@ def test_a_restored_learner_continues_bit_for_bit(qwen3_path: Path, tmp_path: Pa
     assert len(states[1].optimizer) == 3 * len(states[1].adapter)
 
     other = Learner(Policy.load(qwen3_path, "cpu"))
-    for step in (1, 0, 2):  # not in order: what another version leaves behind must not matter
+    for step in (1, 0, 2):  # out of order: remains of another version must have no effect
         checkpoint = write_checkpoint(tmp_path, states[step], other.policy.adapter_config(), {"step": step})
         other.load_state(read_checkpoint(checkpoint.path))
         assert_same_state(other.state(), states[step])
@@ -333,7 +333,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(learner: Learner, qwen3_path
 
 
 def two_learner_scenarios() -> dict[str, tuple[LossConfig, list[list[list[PackedSequence]]]]]:
-    """name: loss, then for each gradient step the sequences of each rank."""
+    """Return scenarios by name: a loss, and for each gradient step the sequences of each rank."""
     a, b, c = (with_reference(packed_group(11, [9, 14 + seed], seed=seed), seed=seed) for seed in range(3))
     return {
         "uneven": (PPO, [[[a, b], [c]], [[c], [a, b]]]),
@@ -377,7 +377,7 @@ def test_two_learners_equal_one(qwen3_path: Path, tmp_path: Path) -> None:
         alone = run_steps(learner, start, loss, [[*ranks[0], *ranks[1]] for ranks in steps])
         assert_same_state(first[name]["state"], second[name]["state"])
         assert first[name]["metrics"] == second[name]["metrics"]
-        # A first moment holds a tenth of the gradient, so gradients agree to 1e-5 as well.
+        # A first moment is a tenth of the gradient, so gradients agree to 1e-5.
         assert_same_state(first[name]["state"], alone["state"], tolerance=1e-6)
         for distributed, single in zip(first[name]["metrics"], alone["metrics"], strict=True):
             assert distributed == pytest.approx(single, abs=1e-5)

@@ -24,7 +24,7 @@ def test_without_options_the_base_rate_stays():
         (0.5, (9,), 3),
         (-0.5, (16,), 1 / 4),
         (0.5, (2, 6), 2),  # 4 on average
-        (1.0, (0,), 1),  # counts as one
+        (1.0, (0,), 1),  # zero completions count as one
     ],
 )
 def test_more_completions_in_a_row_scale_the_rate(power, num_completions, factor):
@@ -39,7 +39,7 @@ def test_more_completions_in_a_row_scale_the_rate(power, num_completions, factor
         ((0.3,), 1),
         ((0.4, 0.3), 0.75),  # b = 0.4, m = -0.1
         ((0.4, 0.3, 0.2), 0.5),  # b = 0.4, m = -0.1
-        ((0.2, 0.4), 2),  # a growing spread speeds up
+        ((0.2, 0.4), 2),  # a growing spread raises the rate
         ((0.4, 0.1, 0.4), 1),  # a flat line at 0.3
         ((0.0, 0.0, 0.3), 1),  # b = -0.05
         ((0.0, 0.0), 1),  # b = 0

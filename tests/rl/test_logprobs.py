@@ -1,4 +1,4 @@
-"""Chunked logprobs against the plain log_softmax over the whole vocabulary."""
+"""Chunked logprobs compared with the plain log_softmax over the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_chunk_size_must_be_positive() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
+    """Records the number of elements of the largest tensor that any operation returned."""
 
     elements = 0
 

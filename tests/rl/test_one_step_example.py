@@ -1,4 +1,4 @@
-"""examples/one_step.py runs as it is printed."""
+"""examples/one_step.py runs unchanged."""
 
 import re
 import subprocess

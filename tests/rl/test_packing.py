@@ -18,14 +18,14 @@ PACKED = [case for case in packing_vectors() if not case["quirk"] and case["expe
 
 
 def visible(row: PackedSequence) -> torch.Tensor:
-    """[T, T] bool: query q (first axis) sees key k."""
+    """Return bool [T, T]: True if query q (first axis) sees key k."""
     index = torch.arange(row.num_tokens)
     same = row.segment_ids[:, None] == row.segment_ids
     return (index[:, None] >= index) & (same | (row.parent_ids[:, None] == row.segment_ids))
 
 
 def unpacked(row: PackedSequence) -> list[TokenizedSequence]:
-    """Return each completion of a row with everything that it sees, as a sequence of its own."""
+    """Return the tokens that each completion of a row sees, as separate sequences."""
     sees = visible(row)
     parents = set(row.parent_ids[row.parent_ids != row.segment_ids].tolist())
     found = []
@@ -65,7 +65,7 @@ def test_recorded_rows(case):
     sequences = finalize([s for s in tokenized if s.num_tokens <= length], config.advantage_balance or 0.0)
     if case["pack_results"]:
         rows = pack(sequences, length)
-    else:  # recorded with one sequence to a row
+    else:  # recorded with one sequence per row
         rows = [row for sequence in sequences for row in pack([sequence], length)]
 
     assert [row.num_tokens for row in rows] == expected["row_lengths"]
@@ -85,7 +85,7 @@ def test_recorded_rows(case):
 
 
 def first_seen(ids: list[int]) -> list[int]:
-    """Ids renumbered by first appearance."""
+    """Return the ids renumbered in order of first appearance."""
     numbers: dict[int, int] = {}
     return [numbers.setdefault(id_, len(numbers)) for id_ in ids]
 
@@ -104,7 +104,7 @@ def sequence_of(group: int, prompt: list[int], own: list[int], mask: list[bool])
 
 @st.composite
 def jobs(draw: st.DrawFn) -> list[TokenizedSequence]:
-    """Groups of sequences: a shared prompt of 0 to 6 tokens, then 1 to 8 own tokens, at least one of them trained."""
+    """Draw groups of sequences: a shared prompt of 0 to 6 tokens, then 1 to 8 own tokens, at least one trained."""
     sequences = []
     for group in range(draw(st.integers(1, 3))):
         prompt = draw(st.lists(st.integers(1, 5), max_size=6))
@@ -137,7 +137,7 @@ def test_every_token_sees_exactly_what_comes_before_it(sequences, length):
 def test_a_prompt_is_computed_once_in_a_row_and_again_in_the_next():
     sequences = [sequence_of(0, [1, 2, 3], own, [True] * len(own)) for own in ([4, 5], [6], [7, 8])]
     first, second = pack(sequences, 7)
-    # The last prompt token predicts the first own token, so every completion has its own copy of it.
+    # Each completion has a copy of the last prompt token, because that predicts the completion's first token.
     assert first.token_ids.tolist() == [1, 2, 3, 4, 5, 3, 6]
     assert first.positions.tolist() == [0, 1, 2, 3, 4, 2, 3]
     assert first.segment_ids.tolist() == [0, 0, 1, 1, 1, 2, 2]
@@ -178,7 +178,7 @@ def test_unpacked_completions_share_the_indices_of_their_prompt():
 
 def test_completions_are_the_segments_with_trained_tokens():
     [row] = pack([sequence_of(0, [1, 2, 3], own, [True] * len(own)) for own in ([4, 5], [6])], 7)
-    assert row.num_completions == 2  # the shared prompt is none
+    assert row.num_completions == 2  # the shared prompt isn't counted
     assert replace(row, loss_mask=row.segment_ids == 2).num_completions == 1
     assert replace(row, loss_mask=torch.zeros(7, dtype=torch.bool)).num_completions == 1
 
@@ -186,7 +186,7 @@ def test_completions_are_the_segments_with_trained_tokens():
 def test_every_token_knows_the_version_that_sampled_its_trajectory():
     first, second = (replace(sequence_of(0, [1, 2], [3], [True]), policy_version=v) for v in (4, None))
     [row] = pack([first, second], 10)
-    assert row.policy_versions.tolist() == [4, 4, 4, -1, -1]  # a shared prompt counts for who came first
+    assert row.policy_versions.tolist() == [4, 4, 4, -1, -1]  # a shared prompt has the version of the first sequence
 
 
 def test_dtypes_and_moving():

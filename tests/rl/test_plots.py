@@ -8,7 +8,7 @@ from tandem.rl.plots import plot_batch
 
 
 def test_each_packed_sequence_has_a_picture_of_its_own(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # not safe in threads: to import it fails here
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # pyplot isn't thread-safe, so importing it must fail
     groups = [
         group((0.0, [user("1 + 6 = ?"), choice("six")]), (1.0, [user("1 + 6 = ?"), choice("seven")])),
         group((0.0, [user("2 + 2 = ?"), choice("five, I think")]), (1.0, [user("2 + 2 = ?"), choice("four")])),

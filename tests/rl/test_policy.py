@@ -1,4 +1,4 @@
-"""The policy over packed sequences: attention, output head, adapter, and the models it refuses."""
+"""The policy over packed sequences: attention, output head, adapter, and rejected models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tandem.rl.settings import LoraSettings
 
 
 def test_dense_mask_by_hand() -> None:
-    """A prompt of two tokens (segment 0), then completions 1 (two tokens) and 2 (one token) of it, then a stranger."""
+    """A prompt of two tokens (segment 0), its completions 1 (two tokens) and 2 (one token), and an unrelated token."""
     segment_ids = torch.tensor([0, 0, 1, 1, 2, 3])
     parent_ids = torch.tensor([0, 0, 0, 0, 0, 3])
     expected = [
@@ -50,13 +50,13 @@ def test_block_mask_is_the_dense_mask() -> None:
 
 
 def test_flex_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
-    """FlexAttention has a forward pass on a CPU, so the whole path is compared here, padding included."""
+    """FlexAttention's forward pass runs on a CPU, so this compares the whole path, padding included."""
     packed = packed_group(50, [60, 45, 70])
     hidden = {}
     for attention in ("sdpa", "flex_attention"):
         model = AutoModelForCausalLM.from_pretrained(qwen3_path, attn_implementation=attention).get_decoder()
         inputs = forward_inputs(packed, attention, torch.float32)
-        # Compiling the kernel for a CPU takes most of a minute; its eager form has the same mask and the same result.
+        # Compiling the kernel for a CPU takes almost a minute; its eager form has the same mask and the same result.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             hidden[attention] = model(**inputs, use_cache=False)[0][0, : packed.num_tokens]
     assert inputs["input_ids"].shape == (1, 256)
@@ -75,7 +75,7 @@ def test_eager_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
 
 
 def test_logprobs_are_the_models_own(qwen3_path: Path) -> None:
-    """One unpacked sequence, against the model called in the ordinary way."""
+    """Compare one unpacked sequence with a direct call of the model."""
     (row,) = unpacked(packed_group(0, [23]))
     policy = Policy.load(qwen3_path, "cpu")
     logprobs, entropy = policy.logprobs(row, chunk_size=5, with_entropy=True)
@@ -96,8 +96,8 @@ def test_packed_logprobs_are_the_unpacked_ones(qwen3_path: Path) -> None:
     with torch.no_grad():
         together, _ = policy.logprobs(packed)
         apart = torch.cat([policy.logprobs(row)[0][10:] for row in unpacked(packed)])
-    # What the prompt's last token predicts is the first token of every completion: unpacked rows know it, a packed
-    # row doesn't, which is why that token is never trained.
+    # The prompt's last token predicts the first token of each completion. Unpacked rows have this prediction, a
+    # packed row doesn't, so the first token is never trained.
     boundaries = torch.tensor([0, 10, 25])
     assert not apart[boundaries].isnan().any()
     apart = apart[[t for t in range(len(apart)) if t not in boundaries]]
@@ -125,7 +125,7 @@ def test_a_trained_first_token_is_refused(qwen3_path: Path) -> None:
 
 
 def test_train_mode_dropout_and_checkpointing_change_nothing(tmp_path: Path) -> None:
-    """GPT-2 has dropout everywhere by default; layers are recomputed in train mode only."""
+    """GPT-2 has dropout by default, and transformers recomputes layers only in train mode."""
     path = tmp_path / "gpt2"
     torch.manual_seed(0)
     config = GPT2LMHeadModel.config_class(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64)
@@ -238,7 +238,7 @@ def test_peft_loads_the_adapter_from_a_checkpoint(qwen3_path: Path, tmp_path: Pa
     assert (logprobs[:-1] - base[:-1]).abs().max() > 0.01
 
 
-# What can't be trained faithfully is refused
+# Models that can't be trained faithfully are rejected
 
 
 def test_scaled_logits_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ def test_the_first_and_the_last_turn_tag_the_trajectory():
     turns = [user("a"), choice("b", policy_version=3), user("c"), choice("d", policy_version=5)]
     trajectory = {"messages_and_choices": turns, "reward": 1.0}
     assert tag_policy_versions(trajectory) == {**trajectory, "initial_policy_version": 3, "final_policy_version": 5}
-    assert set(trajectory) == {"messages_and_choices", "reward"}, "the one that was given stays as it was"
+    assert set(trajectory) == {"messages_and_choices", "reward"}, "the given trajectory must stay unchanged"
 
 
 def test_version_0_is_a_version():

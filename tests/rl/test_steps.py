@@ -1,4 +1,4 @@
-"""The loop of a training job: its steps in order, with the rows, rates and logprobs that the options ask for."""
+"""The loop of a training job: its steps in order, with the rows, rates and logprobs that the options require."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rows() -> list[PackedSequence]:
 
 
 def versions_of(row: PackedSequence, *versions: int) -> PackedSequence:
-    """The row as if the completions had been sampled by these versions, in turn."""
+    """Return the row with these versions as the samplers of its completions, in order."""
     segments = row.segment_ids.clamp(max=len(versions) - 1)
     return replace(row, policy_versions=torch.tensor(versions)[segments])
 
@@ -77,7 +77,7 @@ def test_the_options_scale_the_rate_of_each_step(rows: list[PackedSequence]) -> 
     )
     rows = [packed_group(6, [4, 5]), packed_group(6, [4, 5, 6])]
     list(gradient_steps(learners, rows, config, 0.1, 0, reward_std_devs=(0.4, 0.2)))
-    # Completions times the trend of the spread, which is half of what it was.
+    # The number of completions times the trend of the spread, which has halved.
     assert [step[2] for step in learners.steps] == pytest.approx([0.1 * 2 * 0.5, 0.1 * 3 * 0.5])
 
 

@@ -11,7 +11,7 @@ from tandem.rl.trajectories import Choice, Trajectory, TrajectoryGroup
 
 
 def errors(*messages_and_choices: object, **trajectory: object) -> list[tuple[tuple[int | str, ...], str]]:
-    """(place below the trajectory, message) of what is wrong with a trajectory."""
+    """Return (place below the trajectory, message) of each fault of a trajectory."""
     body = {"trajectories": [{"messages_and_choices": list(messages_and_choices), **trajectory}]}
     with pytest.raises(ValidationError) as caught:
         TrajectoryGroup.model_validate(body)

@@ -27,12 +27,12 @@ def vector(name: str) -> dict[str, Any]:
 
 @functools.cache
 def published_schemas() -> dict[str, Any]:
-    """Components of the published OpenAPI document."""
+    """Return the components of the published OpenAPI document."""
     return json.loads((DATA / "serverless_training_openapi.json").read_text())["components"]["schemas"]
 
 
 def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A JSON schema without references and descriptions, so that only what it says of the data is left."""
+    """Return a JSON schema with references resolved and without descriptions, to compare only its rules."""
     if isinstance(schema, list):
         return [inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -47,7 +47,7 @@ def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 
 
 def load_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The recorded tokenizer, with another chat template if one is given."""
+    """Return the recorded tokenizer, with another chat template if one is given."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizer")
     if chat_template is not None:
         tokenizer.chat_template = chat_template
@@ -68,7 +68,7 @@ def user(text: str) -> dict[str, Any]:
 
 
 def choice(text: str, ids: list[int] | None = None, **extra: Any) -> dict[str, Any]:
-    """A sampled turn as the engine returns it: ids as `token_id:N`, token t with logprob -(t + 1) / 8."""
+    """Return a sampled turn as the engine does: ids as `token_id:N`, token t with logprob -(t + 1) / 8."""
     ids = [*encode(text), EOS] if ids is None else ids
     content = [
         {"token": f"token_id:{id_}", "logprob": -(t + 1) / 8, "top_logprobs": [], "bytes": None}
@@ -88,7 +88,7 @@ def history(*messages_and_choices: dict[str, Any], **extra: Any) -> History:
 
 
 def group(*rollouts: tuple[float, list[dict[str, Any]]]) -> TrajectoryGroup:
-    """A group of (reward, messages and choices)."""
+    """Return a group of trajectories, each given as (reward, messages and choices)."""
     return TrajectoryGroup.model_validate(
         {"trajectories": [{"messages_and_choices": items, "reward": reward} for reward, items in rollouts]}
     )

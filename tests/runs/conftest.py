@@ -39,7 +39,7 @@ def service():
 
 @pytest.fixture
 def hold_jobs(service, tmp_path) -> Callable[[int, int], None]:
-    """Lets jobs of `do_run` end once so many batches after their own are rolled out: hold_jobs(ahead=1, jobs=4).
+    """A function that holds each job of `do_run` until the `ahead` batches after its own are rolled out.
 
     So the version that samples a batch doesn't depend on speed.
     """
@@ -57,7 +57,7 @@ def hold_jobs(service, tmp_path) -> Callable[[int, int], None]:
 
 @pytest.fixture
 def task_file(tmp_path) -> Callable[..., Path]:
-    """Writes a small task file with changed sections: task_file(training={"jobs": 3})."""
+    """A function that writes a small task file with changed sections: task_file(training={"jobs": 3})."""
 
     def write(environment: str = "Numbered", options: dict[str, Any] | None = None, **changes: dict[str, Any]) -> Path:
         task = {
@@ -79,7 +79,7 @@ def task_file(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def do_run(service, tmp_path) -> Callable[..., Recording]:
-    """Runs a task file to its end in one directory: a second call resumes the first."""
+    """A function that runs a task file to its end. All calls use one directory, so a second call resumes the run."""
 
     def do(path: Path) -> Recording:
         report = Recording()

@@ -1,4 +1,4 @@
-"""Numbered tasks, so that a test sees their order."""
+"""Environments with numbered tasks, so that tests can check the order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tandem.rl.trajectories import Trajectory
 
 
 class Numbered(SingleTurnEnvironment[int]):
-    """The reward is the version that answered, which the answer contains."""
+    """The reward is the number of the version that answered, read from the answer."""
 
     def __init__(self, num: int = 10):
         super().__init__()
@@ -56,7 +56,7 @@ class Failing(Numbered):
 
 
 class Forgetful(Numbered):
-    """Puts its own choices into the trajectory, without the fields that the service adds."""
+    """Puts choices without the service's additional fields into the trajectory."""
 
     async def rollout(self, chat: Chat, task: int) -> Trajectory:
         choice = await chat(self.messages(task))

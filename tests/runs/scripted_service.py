@@ -1,4 +1,4 @@
-"""A service that a test controls, over real HTTP and with the answers of the real one."""
+"""A service under a test's control, over real HTTP and with the real service's answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def questions(self) -> list[str]:
-        """The questions of its groups, in order."""
+        """The questions of the job's groups, in order."""
         groups = self.body["trajectory_groups"]
         return [group["trajectories"][0]["messages_and_choices"][0]["content"] for group in groups]
 
@@ -72,7 +72,7 @@ class ScriptedService:
     """
 
     def __init__(self, training_s: float = 0.0, completion_s: float = 0.0, seed: int = 0):
-        """The longest time of each job and completion; the time is random unless `is_constant`."""
+        """`training_s`, `completion_s`: the longest time of each; the actual time is random unless `is_constant`."""
         self.training_s, self.completion_s, self.is_constant = training_s, completion_s, False
         self.model: dict[str, Any] | None = None
         self.step = 0
@@ -82,19 +82,19 @@ class ScriptedService:
         self.completion_bodies: list[dict[str, Any]] = []
         self.requests: list[tuple[float, str, str]] = []
         self.intercept: Callable[[Request], Response | None] = lambda request: None
-        """Returns an answer to give instead, or "reset" to close the connection."""
+        """Returns a replacement for the answer, "reset" to close the connection, or None."""
         self.fail_jobs = 0
         self.holds_job: Callable[[Job], bool] = lambda job: False
-        """Prolongs a job while it returns True. It is called in the service's thread."""
+        """The job stays running while this returns True. Called in the service's thread."""
         self.holds_completion: Callable[[str, int], bool] = lambda model, version: False
-        """The same for completions, by the requested model name and the version that answers."""
+        """The same for a completion, given the requested model name and the version that answers."""
         self.claimed_version: Callable[[int], int] = lambda version: version
         """The version that a completion reports."""
         self._rng = random.Random(seed)
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
 
     def __enter__(self) -> ScriptedService:
-        self._held = hold_port("127.0.0.1")  # also while the service is down
+        self._held = hold_port("127.0.0.1")  # keeps the port while the service is down
         self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
@@ -116,7 +116,7 @@ class ScriptedService:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stop, and keep all data; `start` continues, and restarts the running job."""
+        """Stop, and keep all data. `start` then restarts the running job."""
         self._server.should_exit = True
         self._thread.join(60)
         assert not self._thread.is_alive()
@@ -188,7 +188,7 @@ class ScriptedService:
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         name, _, pinned = body["model"].partition(":step")
-        version = int(pinned) if pinned else self.step  # resolved when the request is admitted
+        version = int(pinned) if pinned else self.step  # the name is resolved when the request is admitted
         self.completions.append((body["model"], version))
         self.completion_bodies.append(body)
         while self.holds_completion(body["model"], version):
@@ -211,7 +211,7 @@ class ScriptedService:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        self._queue = asyncio.Queue()  # of this start's event loop
+        self._queue = asyncio.Queue()  # belongs to the event loop of this start
         for job in self.jobs:
             if not job.has_ended:
                 self._queue.put_nowait(job)
@@ -257,5 +257,5 @@ def unavailable(retry_after_s: float | None = None, status: int = 503) -> Respon
 
 
 def plain_not_found() -> Response:
-    """Serve's proxy, before it knows the routes."""
+    """Return the answer of Serve's proxy before it knows the routes."""
     return PlainTextResponse("Path '/v1/...' not found", 404)

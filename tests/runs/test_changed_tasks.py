@@ -1,4 +1,4 @@
-"""Changes of a task file since its run began."""
+"""Changes of a task file after the start of its run."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_fewer_jobs_than_are_trained_are_rejected(service, task_file, do_run):
 def test_a_tighter_bound_applies_to_batches_that_wait(service, task_file, do_run, hold_jobs, tmp_path):
     service.fail_jobs = 1
     hold_jobs(ahead=3, jobs=5)
-    with pytest.raises(Exception, match="ran out of memory"):  # batches 1 to 3 are rolled out by then, by version 0
+    with pytest.raises(Exception, match="ran out of memory"):  # version 0 has sampled batches 1 to 3 by then
         do_run(task_file(training={"jobs": 5, "max_policy_lag": 3}))
     assert len(list((tmp_path / "run" / "batches").glob("*.groups.json.zst"))) == 4
     hold_jobs(ahead=1, jobs=5)

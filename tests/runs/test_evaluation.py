@@ -22,7 +22,7 @@ def test_training_doesnt_wait_for_evaluation(service, task_file, do_run):
     service.holds_completion = lambda model, version: model.endswith(":step0") and service.step < 4
     report = do_run(task_file(training={"jobs": 4, "max_policy_lag": 0}, evaluation={"every": 1}))
     order = [(row["kind"], row["version"]) for row in report.rows]
-    # Version 3 was there before the job of version 4, and that has ended before the first evaluation.
+    # The evaluation of version 0 waits for version 4, which is trained from version 3.
     assert order.index(("training", 3)) < order.index(("evaluation", 0))
     assert order[-1] == ("evaluation", 4)
 

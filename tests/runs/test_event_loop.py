@@ -92,7 +92,7 @@ def test_a_generator_that_doesnt_close_is_not_waited_for(monkeypatch, capfd):
         return generator
 
     generator = run_with_short_end(main())
-    assert generator.ag_frame is not None  # still in it
+    assert generator.ag_frame is not None  # its frame still exists
     assert capfd.readouterr().err == ""
 
 

@@ -25,7 +25,7 @@ def rows(directory):
 
 
 def what_happened(service, directory):
-    """Return everything that depends neither on time nor on which version answered a group."""
+    """Return all results that depend neither on time nor on the version that answered a group."""
     trained = [(job.questions, job.trained_on, job.step, len(job.trajectories)) for job in service.jobs]
     recorded = sorted((row["kind"], row["version"], row.get("batch", -1)) for row in rows(directory))
     return trained, recorded
@@ -53,7 +53,7 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(task, tmp_path
             while True:
                 process = start(task, service, directory)
                 num_requests, num_jobs = len(service.requests), len(service.jobs)
-                if is_killed:  # after a random number of requests, and before its third job ends
+                if is_killed:  # kill it after a random number of requests, before its third job ends
                     until, most = num_requests + rng.randrange(1, 60), num_jobs + 3
                     service.holds_job = lambda job, p=process, n=most: len(service.jobs) >= n and p.poll() is None
                     while process.poll() is None and len(service.requests) < until and len(service.jobs) < most:
@@ -77,7 +77,7 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(task, tmp_path
 
 
 def test_a_run_killed_right_after_its_post_trains_the_batch_once(task_file, tmp_path):
-    """This is the worst moment: the answer to the POST never arrives."""
+    """This is the worst moment to be killed: the answer to the POST never arrives."""
     directory = tmp_path / "run"
     with ScriptedService() as service:
         task = task_file(training={"jobs": 3, "max_policy_lag": 1})

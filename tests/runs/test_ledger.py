@@ -30,7 +30,7 @@ def test_a_line_that_was_cut_off_is_removed(path):
 
 
 def test_a_whole_line_without_its_end_is_dropped(path):
-    """It may not have reached the disk, and the service knows its contents."""
+    """The line may not have reached the disk, and the service has its contents."""
     path.write_text(json.dumps(training(0)))
     assert Ledger(path).num_trained == 0
     assert path.read_text() == ""

@@ -20,7 +20,7 @@ def test_no_turn_is_older_than_the_bound(service, task_file, do_run, max_lag, en
 
 @pytest.mark.parametrize("max_lag", [0, 1, 3])
 def test_rollouts_run_as_far_ahead_as_they_may_and_no_further(service, task_file, do_run, hold_jobs, max_lag):
-    service.training_s, service.is_constant = 0.1, True  # time to run too far ahead
+    service.training_s, service.is_constant = 0.1, True  # enough time for rollouts to exceed the bound
     hold_jobs(ahead=max_lag, jobs=6)
     report = do_run(task_file(training={"jobs": 6, "max_policy_lag": max_lag}))
     of_batch = [max(job.lags) for job in service.jobs]
@@ -30,7 +30,7 @@ def test_rollouts_run_as_far_ahead_as_they_may_and_no_further(service, task_file
 
 def test_rollouts_run_beside_training_unless_strictly_on_policy(service, task_file, do_run, hold_jobs):
     service.completion_s, service.is_constant = 0.1, True
-    # Batches 2 and 3 are sampled by versions 1 and 2, beside the jobs that train these, which wait for each other.
+    # Versions 1 and 2 sample batches 2 and 3 while the next job trains: completions and jobs wait for each other.
     service.holds_completion = lambda model, version: version > 0 and len(service.jobs) <= version
     hold_jobs(ahead=1, jobs=4)
     rows = do_run(task_file(training={"jobs": 4, "max_policy_lag": 1})).rows

@@ -99,7 +99,7 @@ def test_overlap_of_time_spans(monkeypatch):
     stopwatch = Stopwatch()
     stopwatch.start()  # 0
     stopwatch.stop()  # 10
-    stopwatch.stop()  # nothing runs
+    stopwatch.stop()  # no effect: it doesn't run
     stopwatch.start()  # 20, and still runs at 25
     assert stopwatch.overlap(5, 23) == 5 + 3
 
@@ -165,7 +165,7 @@ def test_tensorboard_has_each_row_once_however_often_a_run_is_resumed(ledger, tm
     first = ScalarWriter(directory, [])
     for row in ledger.rows:
         first.write(row)
-    first.write(TRAINED | {"version": 2, "reward/mean": 99.0})  # never got into the ledger
+    first.write(TRAINED | {"version": 2, "reward/mean": 99.0})  # not in the ledger
     first.close()
     ScalarWriter(directory, ledger.rows).close()
     accumulator = EventAccumulator(str(directory))

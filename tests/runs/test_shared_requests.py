@@ -1,4 +1,4 @@
-"""Equal turns that are requested at the same moment share a request."""
+"""Equal turns requested at the same moment share a request."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture
 def talk(service: ScriptedService):
-    """Runs an async function with a function that makes chats."""
+    """A function that runs an async function, to which it passes a factory of chats."""
 
     def run(conversation):
         async def main():

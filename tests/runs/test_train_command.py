@@ -51,7 +51,7 @@ def test_a_run_is_stopped_by_a_signal_and_resumes(service, start, task_file, tmp
     assert status == 128 + signal.SIGTERM, output
     assert "of 5 jobs" in output and "resume" in output
     assert "Traceback" not in output
-    run = tmp_path / "home" / "runs" / "test"  # not where it was started
+    run = tmp_path / "home" / "runs" / "test"  # not in the working directory
     assert (run / "reward.png").exists()
 
     status, output = ended(start(path))

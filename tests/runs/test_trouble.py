@@ -50,7 +50,7 @@ def test_passing_trouble_is_outlasted_and_reported(service, task_file, do_run, t
     report = do_run(task_file(training={"jobs": 2}))
     assert [job.step for job in service.jobs] == [1, 2]
     assert all(len(job.trajectories) == 4 for job in service.jobs)
-    said = [sentence for sentence in report.said if "/versions" not in sentence]  # requested until the run ends
+    said = [sentence for sentence in report.said if "/versions" not in sentence]  # they never end
     began = [sentence for sentence in said if "retrying" in sentence]
     ended = [sentence for sentence in said if "again" in sentence]
     assert began and len(began) == len(ended)
@@ -126,7 +126,7 @@ def test_a_rejection_is_raised_at_once(service, task_file, do_run):
 def test_failing_rollouts_are_counted_by_cause_and_left_out(service, task_file, do_run):
     path = task_file("Failing", {"tasks": [3]}, rollouts={"max_failed_fraction": 0.5}, training={"jobs": 5})
     rows = do_run(path).rows
-    assert sum(row.get("rollouts/failed/ZeroDivisionError", 0) for row in rows) == 2  # the task's group, in 10 tasks
+    assert sum(row.get("rollouts/failed/ZeroDivisionError", 0) for row in rows) == 2  # one group of two
     assert sum(len(job.trajectories) for job in service.jobs) == 5 * 4 - 2
 
 

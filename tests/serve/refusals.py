@@ -7,7 +7,7 @@ from sqlalchemy import create_engine
 
 from tandem.serve.store.tables import Table
 
-# Names of libraries and types that mean nothing to a client, and values as Python writes them.
+# Names of libraries and types that a client doesn't know, and values in Python's notation.
 JARGON = re.compile(
     r"pydantic|msgspec|sqlalchemy|sqlite|fastapi|ValidationError|validator|Traceback|discriminator|\btag\b|Input should"
     r"|Extra inputs|Field required|<class|object at 0x|None|\bTrue\b|\bFalse\b|\bdict\b|site-packages|/tmp/"
@@ -24,7 +24,7 @@ def assert_one_shape(response, status):
     assert all(isinstance(error[key], str) for key in ("message", "type", "code"))
     assert error["param"] is None or isinstance(error["param"], str)
     assert set(map(frozenset, body.get("detail", ()))) <= {frozenset(("loc", "msg", "type"))}
-    said = error["message"].removeprefix(f"{error['param']}: ")  # names from the request
+    said = error["message"].removeprefix(f"{error['param']}: ")  # may contain names from the request
     for sentence in (said, *(fault["msg"] for fault in body.get("detail", ()))):
         assert not JARGON.search(sentence), sentence
         assert 8 < len(sentence) < 600, sentence
@@ -37,6 +37,7 @@ def everything_held(store_url, artifacts_root):
     engine = create_engine(store_url)
     with engine.connect() as connection:
         names = [table.name for table in Table.metadata.sorted_tables]
-        rows = {name: connection.exec_driver_sql(f'SELECT * FROM "{name}"').all() for name in names}  # none to compile
+        # Text needs no compiling, which is slow.
+        rows = {name: connection.exec_driver_sql(f'SELECT * FROM "{name}"').all() for name in names}
     engine.dispose()
     return rows, {path: path.read_bytes() for path in Path(artifacts_root).rglob("*") if path.is_file()}

@@ -32,7 +32,7 @@ class Engine:
     status: int = 200
     headers: dict = field(default_factory=lambda: {"content-type": "application/json"})
     chunks: list = field(default_factory=list)
-    """Bytes to send, numbers of seconds to wait, or an exception to raise."""
+    """Each is bytes to send, seconds to wait, or an exception to raise."""
     asked: list = field(default_factory=list)
     closed: int = 0
 
@@ -63,7 +63,7 @@ class Engine:
 
 
 def choice(token_ids=(300, 301, 424), logprob=-0.5, **changes):
-    """A sampled turn as the engine returns it, with the ids of the recorded tokenizer."""
+    """Return a sampled turn as the engine does, with ids of the recorded tokenizer."""
     content = [
         {"token": f"token_id:{token}", "logprob": logprob, "bytes": None, "top_logprobs": []} for token in token_ids
     ]

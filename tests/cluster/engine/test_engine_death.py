@@ -21,7 +21,7 @@ from tandem.cluster.errors import EngineDeadError
 from tandem.rl.settings import LoraSettings
 
 CONFIG = EngineConfig(max_num_seqs=8, kv_cache_memory_bytes=1 << 20)
-WAIT_S = 180  # longer than a core may be silent by default
+WAIT_S = 180  # longer than the default limit on a core's silence
 LOADED, OTHER = DIGESTS = [f"{k:064x}" for k in range(2)]
 
 
@@ -40,7 +40,7 @@ def engine(ray_local, tiny_model, tmp_path):
 
 
 def processes(engine) -> tuple[psutil.Process, psutil.Process]:
-    """The replica's and its core's."""
+    """Return the processes of the replica and of its core."""
     replica = psutil.Process(ray.get(engine.__ray_call__.remote(lambda _: os.getpid())))
     return replica, next(p for p in replica.children(recursive=True) if "EngineCore" in p.name())
 
@@ -49,12 +49,12 @@ def wait_until_gone(process: psutil.Process) -> None:
     deadline = time.monotonic() + 300
     with suppress(psutil.NoSuchProcess):
         while process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, f"{process} lives on"
+            assert time.monotonic() < deadline, f"{process} still runs"
             time.sleep(0.1)
 
 
 def answers(engine, digest: str) -> Future:
-    """The status of a long completion."""
+    """Request a long completion. Return a future of its status."""
     body = {"messages": [{"role": "user", "content": "3, 17 or 8?"}], "n": 8, "ignore_eos": True}
     stream = engine.http.options(num_returns="streaming").remote(
         "POST", "/v1/chat/completions", [("content-type", "application/json")], json.dumps(body).encode(), digest

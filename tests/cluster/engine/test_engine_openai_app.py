@@ -1,4 +1,4 @@
-"""Calling an ASGI application in-process: order, headers, errors, and clients that leave early."""
+"""Calling an ASGI application in-process: order, headers, errors, and clients that disconnect early."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def test_the_application_gets_the_request_and_the_caller_the_response_in_order()
     items = asyncio.run(collect(call_app(app, "POST", "/v1/x", headers, b"{}")))
     assert items == [(201, [("content-type", "text/plain")]), b"a", b"b"]
     assert (seen["method"], seen["path"], seen["body"]) == ("POST", "/v1/x", b"{}")
-    assert seen["headers"] == [(b"content-type", b"application/json")]  # the others are not for the engine
+    assert seen["headers"] == [(b"content-type", b"application/json")]  # the other headers aren't forwarded
 
 
 def test_a_caller_who_leaves_early_is_a_disconnect_and_no_cancellation():
@@ -39,7 +39,7 @@ def test_a_caller_who_leaves_early_is_a_disconnect_and_no_cancellation():
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": b"a", "more_body": True})
                 message = await receive()
-                await asyncio.sleep(0)  # an application needs the loop to clean up
+                await asyncio.sleep(0)  # clean-up in an application may await, too
                 ended.set_result(message["type"])
             except BaseException as error:
                 ended.set_exception(error)

@@ -1,4 +1,4 @@
-"""How the engine's process is set up: environment, vLLM's arguments, and what is refused before vLLM sees it."""
+"""Settings of the engine's process: environment, vLLM's arguments, and rejected arguments."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def arguments(device: str = "cpu", lora: LoraSettings | None = None, **settings)
 
 
 def test_importing_the_engine_imports_neither_vllm_nor_torch():
-    """vLLM reads its environment when it is imported; and whoever starts an engine elsewhere needs none of it."""
+    """vLLM reads its environment at import, and a process that starts an engine in another process needs neither."""
     code = "import sys, tandem.cluster.engine.engine; print({'vllm', 'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 

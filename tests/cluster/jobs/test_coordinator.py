@@ -87,7 +87,7 @@ def test_a_second_attempt_repeats_no_recorded_step(run, artifacts):
 def test_a_cancelled_job_ends_between_steps(run, artifacts):
     def cancel(on_wait):
         store.renewals += [JobCancelledError("please"), None]
-        wait_until(lambda: not store.renewals)  # when the lease is renewed again, the cancellation has been noticed
+        wait_until(lambda: not store.renewals)  # the second renewal shows that the cancellation was noticed
 
     store = RecordingStore(make_job(artifacts))
     run(store, RecordingLearners(in_step=cancel), lease_s=0.15)
@@ -97,7 +97,7 @@ def test_a_cancelled_job_ends_between_steps(run, artifacts):
 def test_a_lost_lease_writes_nothing_more(run, artifacts):
     def lose(on_wait):
         store.renewals += [None, LeaseLostError("taken over")]
-        wait_until(on_wait)  # which raises
+        wait_until(on_wait)  # `on_wait` raises
 
     store = RecordingStore(make_job(artifacts))
     run(store, RecordingLearners(in_step=lose), lease_s=0.15)

@@ -1,4 +1,4 @@
-"""Version 0 is made once for a base model and its LoRA settings."""
+"""Version 0 is created once per base model and LoRA settings."""
 
 import shutil
 
@@ -17,7 +17,7 @@ def artifacts(tmp_path):
 
 @pytest.fixture
 def version(artifacts):
-    """Return version 0 of a configuration, and whether it was made for it."""
+    """Return version 0 of a configuration, and whether this call created it."""
 
     def version(config):
         base, made = ResolvedBaseModel(config), []

@@ -8,7 +8,7 @@ import pytest
 import ray
 from watched_run import Run, accept_job
 
-NUM_GROUPS = 8  # each makes one packed sequence
+NUM_GROUPS = 8  # each group makes one packed sequence
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def accepted(tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def start(accepted, ray_local, tmp_path):
-    """A run of a copy of the accepted job. Runs share their artifacts, so that they can share learners too."""
+    """A function that starts a run of a copy of the accepted job. Runs share artifacts, so they can share learners."""
     runs = []
 
     def start(name, count, *arguments, **settings):

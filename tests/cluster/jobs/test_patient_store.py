@@ -10,7 +10,7 @@ from tandem.cluster.jobs.patient_store import PatientStore
 
 
 class BadStore(RecordingStore):
-    """Calls one of `faults` at each of the next writes."""
+    """Calls the next of `faults` before each write."""
 
     def __init__(self, *faults):
         super().__init__()
@@ -45,7 +45,7 @@ def test_a_store_that_does_not_recover_is_given_up(complete):
     store = BadStore(*[away] * 100)
     with pytest.raises(StoreUnavailableError, match="OSError: the database is away"):
         complete(PatientStore(store, publish_s=0.5))
-    assert store.order == [] and 90 <= len(store.faults) < 99, "not retried, or without pauses"
+    assert store.order == [] and 90 <= len(store.faults) < 99, "retries stopped early, or had no pauses"
 
 
 def test_a_write_under_a_lost_lease_is_not_retried(complete):

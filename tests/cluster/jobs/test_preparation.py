@@ -25,7 +25,7 @@ for module in (coordinator_fakes, sys.modules[__name__]):  # Ray's workers don't
 
 
 class Faulty(Base):
-    """A base model with bugs: it raises an error for some jobs and never ends others."""
+    """A base model with bugs: for some jobs it raises an error, for others it never returns."""
 
     def build_batch(self, groups, config, shuffle_seed):
         if config.learning_rate == 0.5:

@@ -1,4 +1,4 @@
-"""The next job's batch is prepared while the learners work, and a failure of it is left to that job."""
+"""The next job's batch is prepared while the learners work. If that fails, only the next job fails."""
 
 import threading
 
@@ -57,7 +57,7 @@ def ahead_of(preparation):
 
 
 def look(ahead):
-    """Train until the queue has been looked at, and what was found is prepared."""
+    """Stay in `while_training` until the queue has been polled and any job found has been prepared."""
     store = ahead._store
     num_looks = store.num_looks
     with ahead.while_training():
@@ -113,7 +113,7 @@ def test_a_failure_is_left_to_the_job(ahead_of, preparation, artifacts, fault):
     preparation.fault = fault
     look(ahead)
     look(ahead)
-    assert preparation.num_calls(job) == 1, "a payload that ends the process must not do so again and again"
+    assert preparation.num_calls(job) == 1, "a payload that kills the process must not be retried without limit"
     assert ahead.batch(job, nothing).sequences
 
 

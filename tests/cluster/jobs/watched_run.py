@@ -21,7 +21,7 @@ class Run:
     def __init__(self, directory, learners, at_step=lambda run: None, learners_of=None, **settings):
         """`directory` holds what `accept_job` made; `learners` are options of LearnersConfig.
 
-        With `learners_of`, a run over the same artifacts that has ended, its learners are used instead of new ones.
+        `learners_of` is an ended run over the same artifacts; its learners are used instead of new ones.
         """
         self.base = ResolvedBaseModel(base_config(**learners))
         self.root, self.settings = str(directory / "artifacts"), settings
@@ -52,7 +52,7 @@ class Run:
         )
 
     def to_the_end(self):
-        """Run the job until it has ended. Return its row and the digest of its version. The learners stay."""
+        """Run the job to its end. Return its row and the digest of its version. The learners keep running."""
         while (job := self.store.jobs.page("default", 1)[0]).state in ("queued", "running"):
             assert self.coordinator.run_next(), job.error
         assert job.state == "succeeded", job.error

@@ -5,7 +5,7 @@ from tandem.rl.checkpoints import LearnerState
 
 
 def a_state(value: float) -> LearnerState:
-    """1,000 bytes."""
+    """Return a state of 1,000 bytes."""
     return LearnerState({"w": torch.full((100,), float(value))}, {"w.exp_avg": torch.zeros(150)})
 
 

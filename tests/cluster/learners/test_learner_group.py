@@ -68,7 +68,7 @@ def initial(artifacts: Artifacts) -> str:
 
 @pytest.fixture(scope="module")
 def groups(ray_local: None, artifacts: Artifacts) -> Iterator[dict[int, LearnerGroup]]:
-    """One learner, and two. They start when a test first needs them, and again after a test that has lost them."""
+    """Groups of one and two learners. They start on first use, and again after a test that stopped them."""
     root = str(artifacts.checkpoints_dir.parent)
     groups = {count: LearnerGroup(base_config(count), root, DeadlinesConfig()) for count in (1, 2)}
     yield groups
@@ -101,7 +101,7 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
         states.append((metrics, read_checkpoint(artifacts.checkpoints_dir / digest)))
         learners.load(initial)
         shutil.rmtree(artifacts.checkpoints_dir / digest)
-        learners.load(digest)  # which each of them remembers
+        learners.load(digest)  # each learner still has this state in memory
         assert learners.save(METADATA) == digest
     (one_metrics, one_state), (two_metrics, two_state) = states
     for mine, theirs in zip(one_metrics, two_metrics, strict=True):
@@ -113,7 +113,7 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
 
 
 def test_a_row_that_no_learner_can_score_ends_the_scoring(two, initial):
-    """It doesn't wait for the deadline."""
+    """The scoring doesn't wait for its deadline."""
     bad = replace(row(40), token_ids=row(40).token_ids + 10**6)
     pool, began = LogprobPool(LogprobsConfig(), 1e-3, deadline_s=900), time.monotonic()
     with pytest.raises(StageError, match="IndexError"):
@@ -131,8 +131,8 @@ def test_a_killed_learner_ends_the_step_with_its_cause(two):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_one_rank_ends_the_step_before_the_deadline_of_the_other(two, rank):
-    """It waits neither for the step's deadline nor for the process group's."""
-    good, bad = row(40 if rank == 0 else 64), row(64 if rank == 0 else 40)  # the longer one goes to rank 0
+    """The step waits neither for its own deadline nor for that of the process group."""
+    good, bad = row(40 if rank == 0 else 64), row(64 if rank == 0 else 40)  # the longer row goes to rank 0
     began = time.monotonic()
     with pytest.raises(StageError, match=r"a learner raised IndexError: .*\(\w+\.py:\d+ in") as error:
         two.step([good, replace(bad, token_ids=bad.token_ids + 10**6)], LossConfig(), 1e-3, 64)
@@ -149,14 +149,14 @@ def test_a_stopped_learner_misses_the_deadline_instead_of_hanging(one, monkeypat
             one.step([row(40)], LossConfig(), 1e-3, 64)
         assert error.value.retryable
     finally:
-        with suppress(ProcessLookupError):  # Ray has killed it already
+        with suppress(ProcessLookupError):  # Ray has already killed it
             os.kill(pid, signal.SIGCONT)
 
 
 def test_a_damaged_checkpoint_is_named_and_not_loaded(one, artifacts, initial):
     file = artifacts.checkpoints_dir / initial / "adapter_model.safetensors"
     whole = file.read_bytes()
-    one.step([row(40)], LossConfig(), 1e-3, 64)  # now they hold something else
+    one.step([row(40)], LossConfig(), 1e-3, 64)  # the learner no longer holds the initial state
     file.write_bytes(whole[:-8])
     try:
         with pytest.raises(StageError, match=r"adapter_model\.safetensors"):

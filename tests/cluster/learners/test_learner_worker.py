@@ -1,4 +1,4 @@
-"""A learner scores under any version while another one is in training. The update doesn't depend on the scorer."""
+"""A learner scores under any version while it trains another. The update doesn't depend on the scorer."""
 
 import shutil
 from dataclasses import replace
@@ -26,7 +26,7 @@ CONFIG = BaseModelConfig(
 
 
 def rows(seed: int):
-    """Two packed rows: a group of three completions with a shared prompt, and a sequence alone."""
+    """Return two packed rows: three completions with a shared prompt, and a single sequence."""
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(8, 400, (12,), generator=generator)
     sequences = []
@@ -45,7 +45,7 @@ def rows(seed: int):
 
 
 class OneLearner:
-    """A learner group of one, in this process."""
+    """A learner group with one learner, in this process."""
 
     sequences_per_step = 2
     waiting_for = None
@@ -137,7 +137,7 @@ def assert_scores(found, batch, reference, digest):
 
 def test_any_version_is_scored_while_another_is_in_training(worker, versions, reference):
     worker.load(versions[1])
-    worker.step(rows(seed=3), LossConfig(), 0.01, 64)  # a state that no checkpoint has
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64)  # this state is in no checkpoint
     before, batch = worker._learner.state(), rows(seed=4)
     for digest in (*versions, versions[0]):
         assert_scores(worker.score(digest, batch, 5), batch, reference, digest)
@@ -184,8 +184,10 @@ def test_the_state_survives_a_scoring_that_fails(worker, versions):
 
 
 def test_the_update_does_not_depend_on_the_scorer(worker, versions, reference, artifacts):
-    """Old and reference logprobs by the learner alone, by an engine alone, and by both: atol 1e-6 of the adapter,
-    whose update moves it by more than 1e-3."""
+    """The learner alone, an engine alone, and both together score old and reference logprobs.
+
+    The resulting adapters agree to 1e-6, while the update changes the adapter by more than 1e-3.
+    """
 
     def engine(sequences, digest, timeout_s):
         return [[float("nan"), *reference.logprobs(digest, tokens).tolist()] for tokens in sequences]

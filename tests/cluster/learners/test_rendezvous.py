@@ -12,7 +12,7 @@ import ray
 
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, interface_of, meet
 
-IP_LOCAL_PORT_RANGE = 51  # of Linux 6.3: which ports the kernel may choose from, for one socket
+IP_LOCAL_PORT_RANGE = 51  # Linux 6.3: the range of ports that the kernel may assign to a socket
 
 ADDRESSES = {
     "lo": [(socket.AF_INET, "127.0.0.1", "255.0.0.0"), (socket.AF_INET6, "::1", None)],
@@ -28,7 +28,7 @@ ADDRESSES = {
         ("10.0.3.7", "eth0"),
         ("10.0.3.8", "eth1"),
         ("127.0.0.1", "lo"),
-        ("127.0.0.3", "lo"),  # Linux answers all of 127.0.0.0/8 there
+        ("127.0.0.3", "lo"),  # on Linux, lo has all of 127.0.0.0/8
         ("::1", "lo"),
         ("fe80::1", "eth1"),
         ("192.168.1.1", None),
@@ -54,9 +54,9 @@ def held(request, monkeypatch):
         yield held
 
 
-@pytest.mark.parametrize("held", ["127.0.0.1"], indirect=True)  # the range of ports is an option of IPv4
+@pytest.mark.parametrize("held", ["127.0.0.1"], indirect=True)  # the socket option for the range exists only for IPv4
 def test_the_port_of_a_meeting_stays_reserved_until_the_ranks_meet(held):
-    """No connection, server or test that takes any free port gets it, even if it is the only one."""
+    """The kernel doesn't assign the port to another socket, even if no other port is free."""
     host, port = held.getsockname()
     for reuse in (0, 1):
         for wanted in (host, ""):
@@ -90,8 +90,8 @@ def test_ranks_meet_on_that_address_only(held):
 
 def test_a_workers_own_program_may_take_the_port(held):
     with socket.socket(held.family) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch.distributed's server does
-        if held.family == socket.AF_INET6:  # else an unrelated IPv4 socket with the same number would be in the way
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # torch.distributed's server sets it, too
+        if held.family == socket.AF_INET6:  # else an IPv4 socket with the same port would conflict
             server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         server.bind(("", held.getsockname()[1]))
         server.listen()

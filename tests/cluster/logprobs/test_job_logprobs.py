@@ -9,7 +9,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import StageError
 from tandem.rl.config import TrainingConfig
 
-LEVEL = {"digest-before": -2.0, "digest-reference": -5.0}  # every token's logprob under a version
+LEVEL = {"digest-before": -2.0, "digest-reference": -5.0}  # the logprob of every token under a version
 
 
 class ScoringLearners(RecordingLearners):
@@ -82,7 +82,7 @@ def test_old_logprobs_are_those_of_the_starting_version(run):
     assert learners.log[:2] == [("load", "digest-before"), ("score", "digest-before", 77)]
     [row] = learners.rows
     assert trained(row, row.old_logprobs) == {-2.0}
-    assert trained(row, row.sampling_logprobs) == {-1.0}  # as sampled
+    assert trained(row, row.sampling_logprobs) == {-1.0}  # unchanged
     assert row.ref_logprobs is None
     assert store.log[1][1]["logprobs/learner_share"] == 1
 
@@ -135,7 +135,7 @@ def test_a_failed_scoring_stops_the_learners_and_the_job_is_retried(run):
 
 
 def test_policy_lag_and_fresh_tokens(run):
-    """Versions before the job's own (step 3) lag behind, and only what it sampled is compared with it."""
+    """The job starts from version 3. Earlier versions lag, and only tokens of version 3 are compared."""
     old, new = trajectory(1.0, 10, 11), trajectory(0.0, 12, 13, 14)
     groups = [{"trajectories": [old | {"initial_policy_version": 1}, new | {"initial_policy_version": 3}]}]
     store, learners = run(groups=groups)
@@ -143,7 +143,7 @@ def test_policy_lag_and_fresh_tokens(run):
     [row] = learners.rows
     assert sorted(row.token_ids[row.is_fresh & row.loss_mask].tolist()) == [12, 13, 14]
     _, learners = run(groups=groups, packed_sequence_length=16)
-    assert [row.is_fresh is None for row in learners.rows] == [False, True]  # the first step's only
+    assert [row.is_fresh is None for row in learners.rows] == [False, True]  # set for the first step only
     store, learners = run()
     assert "policy_lag/mean" not in store.log[0][1] and not learners.rows[0].is_fresh.any()
 

@@ -12,7 +12,7 @@ from tandem.rl.packing import PackedSequence
 
 
 def row(number: int, num_tokens: int = 4) -> PackedSequence:
-    """A row whose true logprobs are `-number`; its last two tokens are trained."""
+    """Return a row whose true logprobs are all `-number`. Its last two tokens are trained."""
     zeros = torch.zeros(num_tokens, dtype=torch.int64)
     floats = torch.zeros(num_tokens)
     trained = torch.arange(num_tokens) >= num_tokens - 2
@@ -24,7 +24,7 @@ def truth(rows):
 
 
 class Scorer:
-    """Returns the truth plus `error` and records its rows. `then` may wait, or raise."""
+    """Returns the true logprobs plus `error`, and records its rows. It calls `then`, which may wait or raise."""
 
     def __init__(self, error=0.0, then=lambda: None):
         self.error, self.then, self.log, self.timeout_s = error, then, [], 0.0
@@ -62,11 +62,11 @@ def test_both_kinds_share_the_rows_and_are_compared_on_a_sample():
     learner, engine = scorers_together(0.0, 5e-4, num_chunks=5)
     logprobs, report = score(rows, [learner], [engine])
     assert_true(logprobs, rows, atol=6e-4)
-    # One chunk of twenty is in the sample: scored by both, and first.
+    # One chunk of twenty is in the sample, which both score first.
     assert learner.log[0] == engine.log[0] == 0
     assert sorted(learner.log + engine.log) == sorted([0, *range(20)])
     assert min(len(learner.log), len(engine.log)) >= 5
-    assert logprobs[0].tolist() == [0, 0, 0, 0]  # the learner's
+    assert logprobs[0].tolist() == [0, 0, 0, 0]  # the learner's results
     assert report.learner_tokens == 4 * len(learner.log) and report.engine_tokens == 4 * len(engine.log)
     metrics = report.metrics()
     assert metrics["logprobs/engine_learner_abs_diff_mean"] == pytest.approx(5e-4)
@@ -88,7 +88,7 @@ def test_rows_are_chunked_by_tokens():
 
 
 def group_row(prompt: int, completion: int, completions: int) -> PackedSequence:
-    """A prompt and its completions, all of token 0."""
+    """Return a row with a prompt and its completions. All tokens are 0."""
     segments = torch.tensor([0] * prompt + [k for k in range(1, completions + 1) for _ in range(completion)])
     zeros, floats = torch.zeros_like(segments), torch.zeros(len(segments))
     return PackedSequence(zeros, zeros, segments, zeros, segments > 0, floats, floats, floats)
@@ -147,7 +147,7 @@ def test_a_slow_scorers_chunk_is_taken_over_and_its_late_answer_ignored():
     release.set()
     assert len(stuck.log) == 1
     assert sorted(quick.log) == list(range(6))
-    assert quick.log[-1] == stuck.log[0]  # last, once it was overdue
+    assert quick.log[-1] == stuck.log[0]  # taken over last, when it was overdue
     assert_true(logprobs, rows)
     assert report.seconds >= 0.2
 
@@ -201,7 +201,7 @@ def test_engine_mode_falls_back_to_learners():
     learner, engine = Scorer(), Scorer(then=die)
     logprobs, _ = score(rows, [learner], [engine], mode="engine")
     assert_true(logprobs, rows)
-    assert len(set(learner.log)) == 7 + 1  # what the engine left, and the sample
+    assert len(set(learner.log)) == 7 + 1  # the rows that the engine left, and the sample
 
 
 def test_when_all_have_failed_the_first_cause_is_reported():

@@ -1,4 +1,4 @@
-"""The service's own Ray: who can reach it, and with what."""
+"""Access to the service's own Ray: its addresses and its token."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ from tandem.cluster.processes.local_ray import TOKEN_PATH, ensure_token, token_a
 
 
 def listening():
-    """(name of the process, address) of each TCP socket that this process or one it started listens on."""
+    """Yield (process name, address) of each TCP socket on which this process or a descendant listens."""
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
         try:
@@ -22,15 +22,15 @@ def listening():
                 if connection.status == psutil.CONN_LISTEN:
                     address = ipaddress.ip_address(connection.laddr.ip)
                     yield process.name(), getattr(address, "ipv4_mapped", None) or address
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
 
 
 def test_it_listens_on_the_loopback_interface_alone(ray_local):
-    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())  # so that there is a worker too
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())  # starts a worker process, too
     found = list(listening())
     assert {"gcs_server", "raylet"} <= {name for name, _ in found}
-    # Replicas of Ray Serve, where another test has started them, have a port of their own, which asks for the token.
+    # Another test may have started replicas of Ray Serve. Their ports require the token.
     assert {name for name, address in found if not address.is_loopback and "replica" not in name.lower()} == set()
 
 

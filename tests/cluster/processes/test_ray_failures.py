@@ -1,4 +1,4 @@
-"""Error messages about real actors that died in real ways."""
+"""Error messages about real actors that are killed, exit or raise."""
 
 import os
 import re
@@ -21,9 +21,9 @@ class Worker:
         return os.getpid()
 
     def work(self, begun):
-        os.close(os.open(begun, os.O_CREAT | os.O_WRONLY))  # by a call that has no line of its own in a traceback
+        os.close(os.open(begun, os.O_CREAT | os.O_WRONLY))  # a C call, which adds no line to a traceback
         while True:
-            time.sleep(0.1)  # in pieces: a signal that comes just before a sleep doesn't cut it short
+            time.sleep(0.1)  # short, because a signal just before a sleep doesn't interrupt it
 
     def fail(self):
         raise KeyError("token_ids")
@@ -130,7 +130,7 @@ say(Worker.options(resources={"cramped": 1}).remote().work.remote(1 << 20))
 
 
 def test_a_lost_node_and_a_node_out_of_memory_are_told_apart():
-    """On a cluster of two nodes, in a process of its own: the tests' Ray has one."""
+    """This runs in a separate process on a cluster of two nodes, because the tests' Ray has only one."""
     done = subprocess.run([sys.executable, "-c", CLUSTER], capture_output=True, text=True, timeout=600)
     told = [line for line in done.stdout.splitlines() if line.startswith("Stage")]
     assert len(told) == 2, done.stdout + done.stderr

@@ -10,7 +10,7 @@ from tandem.rl.environments.base import Message, Tool
 
 
 def turn(content: str | None, *calls: dict[str, Any], version: int = 3) -> dict[str, Any]:
-    """A choice as the service returns it, with one token per turn."""
+    """Return a choice as the service does, with a single token."""
     message = {"role": "assistant", "content": content, "refusal": None, "tool_calls": list(calls)}
     return {
         "index": 0,
@@ -29,7 +29,7 @@ def call(name: str, arguments: dict[str, Any] | str, id_: str = "call_0") -> dic
 
 
 class ScriptedChat:
-    """Returns the given turns one after the other. Text stands for a turn that says it."""
+    """Returns the given turns in order. A text stands for a turn with this content."""
 
     def __init__(self, *turns: dict[str, Any] | str | None) -> None:
         self.turns = [one if isinstance(one, dict) else turn(one) for one in turns]

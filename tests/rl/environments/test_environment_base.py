@@ -73,7 +73,7 @@ def test_a_request_holds_what_choices_said_without_what_they_left_empty() -> Non
 
 
 def test_environments_need_neither_torch_nor_a_client_nor_the_datasets_library() -> None:
-    """A machine that only rolls out may have none of them."""
+    """A machine for rollouts alone may have none of them installed."""
     code = """
 import json, sys
 import tandem.rl.environments.rollouts, tandem.rl.environments.toy, tandem.rl.environments.loading

@@ -21,7 +21,7 @@ TOY = "tandem.rl.environments.toy"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder with two files of a user's own, one of which imports the other."""
+    """A folder with two files of a user, one of which imports the other."""
     path = list(sys.path)
     write(tmp_path / "agents" / "words_of_the_shop.py", "GREETING = 'good day'")
     write(
@@ -84,7 +84,7 @@ def test_a_class_of_a_file_beside_the_task_file_that_imports_its_neighbour(folde
     environment = load_environment("agents/shop.py:Shop", {"customer": "Ada"}, folder)
     (task,) = environment.tasks("train")
     assert asyncio.run(environment.rollout(ScriptedChat("good day"), task)).reward == 1.0
-    assert pickle.loads(pickle.dumps(task)) == task  # its module can be found again by its name
+    assert pickle.loads(pickle.dumps(task)) == task  # pickle finds its module by name
 
 
 def test_an_absolute_path_needs_no_folder(folder: Path) -> None:

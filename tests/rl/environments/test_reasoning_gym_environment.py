@@ -34,7 +34,7 @@ def test_the_reward_is_the_librarys_score_of_the_answer_in_its_tags(dataset: str
     assert question == {"role": "user", "content": task["question"]}
     assert choice.token_ids == [7]
     untagged = answer(environment, task, str(task["answer"]))
-    assert untagged.reward < 0.05 and untagged.metrics["answered"] is False  # some verifiers give 0.01 for nothing
+    assert untagged.reward < 0.05 and untagged.metrics["answered"] is False  # some give 0.01
     assert answer(environment, task, None).reward < 0.05
 
 
@@ -59,7 +59,7 @@ def test_a_mix_has_the_weights_and_configs_that_it_is_given() -> None:
 
 
 def test_no_question_of_eval_stands_in_train() -> None:
-    """Sums of two digits repeat: by other seeds alone, some of train's are in eval too."""
+    """Sums of two digits repeat, so different seeds alone don't keep train and eval apart."""
     small = {"chain_sum": {"config": {"min_terms": 2, "max_terms": 2, "max_digits": 1}}}
     environment = ReasoningGym(small, size=300, eval_size=40)
     train, held_out = environment.tasks("train"), environment.tasks("eval")

@@ -26,7 +26,7 @@ async def chat(messages: Any, *, tools: Any = None, version: int = 3, **sampling
 
 
 class Programmed(Environment[list[Callable[[Chat], Awaitable[Trajectory]]]]):
-    """Rollout n of a task does what its n-th program says."""
+    """Rollout n runs the n-th program of its task."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -61,7 +61,7 @@ async def never_ends(chat: Chat) -> Trajectory:
 
 def test_a_group_holds_what_succeeded_in_order() -> None:
     async def better(chat: Chat) -> Trajectory:
-        await asyncio.sleep(0.05)  # later than the second, but still the first of the group
+        await asyncio.sleep(0.05)  # ends after the second rollout, but stays first in the group
         return (await good(chat)).model_copy(update={"reward": 2.0})
 
     group = roll_out(better, good)
@@ -125,7 +125,7 @@ def test_a_rollout_that_refuses_to_end_is_not_waited_for(monkeypatch: pytest.Mon
 
     group = roll_out(stubborn, timeout_s=0.05)
     assert isinstance(group.failures[0].error, TimeoutError) and not group.group.trajectories
-    assert attempts  # it was told to end
+    assert attempts  # it was cancelled
 
 
 def test_a_rollout_that_cancels_itself_is_a_failure_like_any_other() -> None:

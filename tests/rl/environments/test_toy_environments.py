@@ -74,8 +74,8 @@ def test_yes_no_maybe_rewards_its_three_words(answer: str | None, reward: float)
     [
         ("You said blue door cat.", 1, 1),
         ("blue door cat", 1, 1),
-        ("You said blue cat.", 2 * 2 / (3 + 2), 0),  # two words in common of three and two
-        ("You said door blue.", 2 * 1 / (3 + 2), 0),  # in the wrong order: only one block counts
+        ("You said blue cat.", 2 * 2 / (3 + 2), 0),  # two common words; three requested, two said
+        ("You said door blue.", 2 * 1 / (3 + 2), 0),  # wrong order: only one common block counts
         ("You said blue door cat cat cat.", 2 * 3 / (3 + 5), 0),
         ("You said sun.", 0, 0),
         ("", 0, 0),
@@ -118,7 +118,7 @@ def test_a_right_answer_after_a_right_call() -> None:
 def test_the_calculation_and_the_answer_are_rewarded_apart() -> None:
     assert numbers(calculate(turn(None, ADD), "3 plus 4 is 8.")) == (0.5, 1, 0)
     assert numbers(calculate(turn(None, call("add", {"a": 3, "b": 3})), "3 plus 4 is 6.")) == (0, 1, 0)
-    # Right by luck, without having been calculated: nothing.
+    # A right answer that the tool didn't compute earns nothing.
     assert numbers(calculate(turn(None, call("add", {"a": 3, "b": 3})), "3 plus 4 is 7.")) == (0, 1, 0)
 
 

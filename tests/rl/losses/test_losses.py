@@ -1,4 +1,4 @@
-"""Losses against recorded numbers, against numbers worked by hand, and against input they must not be harmed by."""
+"""Losses compared with recorded numbers and with numbers worked by hand, and their robustness to bad input."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rows(values: list[list[float | None]], dtype: torch.dtype) -> torch.Tensor:
 
 
 def recorded_inputs(case: dict[str, Any], dtype: torch.dtype) -> LossInputs:
-    """The [B, S] arrays of a case, shifted row by row and laid end to end."""
+    """Return the [B, S] arrays of a case, each row shifted by one, as flat tensors."""
     arrays = case["inputs"]
 
     def shifted(name: str, pad: float | bool, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -47,7 +47,7 @@ def recorded_inputs(case: dict[str, Any], dtype: torch.dtype) -> LossInputs:
     policy = rows(arrays["new_logprobs"], dtype).flatten().requires_grad_()
     sampling = shifted("original_logprobs" if recomputed else "logprobs", NAN)
     if FILLS_MISSING_SAMPLING in case["tags"]:
-        # The recording gives an unknown sampling logprob the policy's; ours are tested below, the rest here.
+        # The recording replaces unknown sampling logprobs by the policy's. Ours differ; a test below covers them.
         sampling = torch.where(sampling.isnan(), policy.detach(), sampling)
     return LossInputs(
         policy_logprobs=policy,

@@ -1,4 +1,4 @@
-"""The built-in tiny model: speaks in sentences, calls a tool, and leaves something to learn."""
+"""The built-in tiny model answers in sentences, calls a tool, and can still improve."""
 
 import json
 import random
@@ -50,7 +50,7 @@ def test_it_answers_in_sentences_and_guesses_the_largest(model, tokenizer):
             well_formed += re.fullmatch(r"The largest is \d+\.", answer) is not None
             right += answer == f"The largest is {max(map(int, numbers))}."
     assert well_formed / total > 0.95
-    assert 0.15 < right / total < 0.6  # something for a reward to teach
+    assert 0.15 < right / total < 0.6  # training can improve this
 
 
 def test_it_calls_a_tool_when_it_has_one(model, tokenizer):
@@ -92,7 +92,7 @@ def test_the_corpus_follows_from_its_seed():
 
 
 def loss_of(model, tokenizer, task, num=50):
-    """The mean negative logprob of the last answers of `num` conversations, per answer."""
+    """Return the mean negative logprob of the last answers of `num` conversations."""
     rng, total = random.Random(5), 0.0
     for _ in range(num):
         conversation = task(rng)
@@ -107,7 +107,7 @@ def loss_of(model, tokenizer, task, num=50):
 
 @pytest.mark.slow
 def test_the_recipe_still_makes_such_a_model(path, model, tokenizer, tmp_path):
-    """The same tokenizer and architecture, and answers learned about as well; weights differ between machines."""
+    """The recipe makes the same tokenizer and architecture, and a model about as good. Weights differ by machine."""
     subprocess.run([sys.executable, "-m", "tandem.rl.tiny.training", str(tmp_path)], check=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (path / name).read_bytes(), name

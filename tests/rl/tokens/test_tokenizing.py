@@ -9,7 +9,7 @@ from tandem.rl.errors import TrajectoryError
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
 from tandem.rl.trajectories import TrajectoryGroup
 
-# Like Qwen3: what an assistant thought before the last user message is dropped, and content is trimmed.
+# Like Qwen3's template: it drops reasoning before the last user message, and trims content.
 THINKING_TEMPLATE = """\
 {%- set ns = namespace(last=0) -%}
 {%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
@@ -75,7 +75,7 @@ def test_a_tool_call_that_was_answered_stands_once_as_sampled():
     [sequences] = build_sequences(groups, chat_tokenizer(), TrainingConfig())
     for sequence, doubled in zip(sequences, case["expected"]["tokenized"], strict=True):
         sampled = groups[0].trajectories[sequence.trajectory].messages_and_choices[1].token_logprobs
-        # The template's copy follows, and is as long as what was sampled.
+        # The template's copy follows the sampled tokens and has the same length.
         end = sequence.choice_offsets[0] + len(sampled)
         once = doubled["token_ids"][:end] + doubled["token_ids"][end + len(sampled) :]
         assert sequence.token_ids.tolist() == once
@@ -93,7 +93,7 @@ def test_a_choice_without_logprobs_is_trained_when_allowed():
 
 
 def test_common_first_trained_tokens_are_not_shared():
-    # openpipe-art 0.5.18 lets the shared prompt run into trained tokens that have no logprobs.
+    # In openpipe-art 0.5.18, the shared prompt includes common trained tokens without logprobs.
     case = vector("allow_without_logprobs_common_start")
     groups = [TrajectoryGroup.model_validate(body) for body in case["trajectory_groups"]]
     [sequences] = build_sequences(groups, chat_tokenizer(), TrainingConfig(**case["config"]))
@@ -219,7 +219,7 @@ def test_vocabulary_strings_and_bytes_name_tokens_exactly():
 @pytest.mark.parametrize(
     "token",
     [
-        {"token": " sat"},  # text, not an entry of the vocabulary
+        {"token": " sat"},  # not an entry of the vocabulary
         {"token": "", "bytes": []},
         {"token": "x", "bytes": [300]},
         {"token": "\ufffd", "bytes": [0xC3]},  # part of a character

@@ -67,7 +67,7 @@ def test_every_operation_declares_a_role(app):
     found = operations(app)
     assert len(found) >= 20
     for method, path, role in found:
-        assert path.startswith("/v1/"), "routes outside /v1 aren't asked for keys"
+        assert path.startswith("/v1/"), "routes outside /v1 require no key"
         assert role in ROLES, f"{method} {path} has no `caller: InferCaller`, `TrainCaller` or `AdminCaller`"
 
 

@@ -35,7 +35,7 @@ def other_project(http):
 
 @pytest.fixture
 def checked(services):
-    """The payloads that were checked."""
+    """A list of the payloads that were checked."""
     keys, check = [], services.preparation.check
 
     def record(base_model, key, config):
@@ -60,7 +60,7 @@ def test_a_full_project_takes_no_more_jobs_and_others_do(post, configure, other_
     assert first != second
     del checked[:]
     assert_queue_full(post(), "2 training jobs of project team/project ")
-    assert checked == []  # rejected before the work
+    assert checked == []  # rejected before the payload is checked
     assert post(headers={"Idempotency-Key": "k"}).json() == first
     assert post(other_project).status_code == 200
     assert len(blobs()) == 3

@@ -1,4 +1,4 @@
-"""Every error of every route has one shape. Routes of projects have the envelope, with tests of its own."""
+"""Every error of every route has one shape. Routes of projects have an envelope, which is tested separately."""
 
 import json
 import re

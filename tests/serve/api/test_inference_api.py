@@ -159,7 +159,7 @@ def test_openai_s_client_reads_an_answer(client, engine, trained):
     assert answer.model == "team/project/agent"
     assert [choice.policy_version for choice in answer.choices] == [2, 2]
     assert [token.logprob for token in answer.choices[0].logprobs.content] == [-0.5, -0.1]
-    # Clients keep only the Choice of a response, so it must have all that training needs.
+    # Clients keep only the Choice of a response, so it must contain everything that training needs.
     kept = json.loads(answer.choices[0].model_dump_json())
     assert (kept["policy_version"], kept["token_ids"], kept["prompt_token_ids"]) == (2, [8, 424], [5, 6])
 
@@ -195,7 +195,7 @@ def test_a_stream_is_annotated_however_it_is_cut(client, engine, trained, size):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "sieben \n\n七"
     assert {(chunk.model, chunk.choices[0].policy_version) for chunk in chunks} == {("team/project/agent", 2)}
     assert chunks[0].choices[0].prompt_token_ids == [5, 6]
-    wait_until(lambda: engine.closed == 1)  # a moment after the client has the last chunk
+    wait_until(lambda: engine.closed == 1)  # shortly after the client receives the last chunk
 
 
 def test_what_is_no_completion_passes_unchanged():

@@ -1,4 +1,4 @@
-"""The KL reference of a job: it is the version that the options name, and its files stay until the job ends."""
+"""The KL reference of a job is the version that the options name. Its files are kept until the job ends."""
 
 import uuid
 
@@ -145,7 +145,7 @@ def test_files_that_a_lag_may_need_stay_until_the_job_ends(store, clock, add_mod
     clock.advance(1)
     store.versions.delete(model.id, "team", [2])
     store.versions.delete(twin.id, "team", [1])
-    assert store.garbage.unused_digests() == ["early"], "version 1 was deleted before the job came"
+    assert store.garbage.unused_digests() == ["early"], "version 1 was deleted before the job was posted"
     ahead = claim()
     store.claims.complete(ahead, PolicyVersion(model.id, 4, "c"), {})
     claimed = claim()
@@ -184,4 +184,4 @@ def test_a_claim_knows_the_reward_spread_of_earlier_jobs(store, add_model, train
     store.versions.delete(model.id, "team", [1])
     store.garbage.forget_digest("a")
     add_job(model)
-    assert claim().reward_std_devs == (0.5, 0.25), "also of versions that are gone"
+    assert claim().reward_std_devs == (0.5, 0.25), "deleted versions count, too"

@@ -1,6 +1,6 @@
-"""Malformed training data from broken clients: rejected with its place in plain words, with nothing left behind.
+"""Malformed training data from broken clients is rejected with its place, in plain words, and leaves nothing behind.
 
-A row of a table: the value that a client sends, the place of the problem, words of its sentence.
+A row of a table has the value that a client sends, the place of the problem, and words of its message.
 """
 
 import json
@@ -111,9 +111,9 @@ def test_jobs(refused_job, sent, place, words):
         "1 for true": ({"ppo": 1}, ".ppo", "must be true or false"),
         "an unknown loss": ({"loss_fn": "dpo"}, ".loss_fn", "must be 'cispo' or 'ppo'"),
         "two losses": ({"loss_fn": "cispo", "ppo": True}, "", "contradict each other; send loss_fn alone"),
-        "more balance than there is": ({"advantage_balance": 2}, ".advantage_balance", "between -1"),
-        "half a token": ({"packed_sequence_length": 1.5}, ".packed_sequence_length", "must be a whole number"),
-        "longer than the model takes": (
+        "a balance above 1": ({"advantage_balance": 2}, ".advantage_balance", "between -1"),
+        "a fraction of a token": ({"packed_sequence_length": 1.5}, ".packed_sequence_length", "must be a whole number"),
+        "a length above the model's limit": (
             {"packed_sequence_length": 257},
             ".packed_sequence_length",
             "257 is above the model's limit of 256 tokens; lower it or leave it out",
@@ -129,7 +129,7 @@ def test_jobs(refused_job, sent, place, words):
             "",
             "both choose the KL reference; send one of them",
         ),
-        "a reference that isn't there": (
+        "a reference to a future version": (
             {"kl_penalty_coef": 0.1, "kl_penalty_reference_step": 7},
             ".kl_penalty_reference_step",
             "there is no version team/project/agent:step7; that step hasn't been trained yet",
@@ -144,7 +144,7 @@ def test_jobs(refused_job, sent, place, words):
             ".kl_penalty_step_lag",
             "must be at least 1 and at most 2147483647",
         ),
-        "a path of the machine": (
+        "a path on the server": (
             {"kl_penalty_coef": 0.1, "kl_ref_adapter_path": "../../etc/passwd"},
             ".kl_ref_adapter_path",
             "is neither entity/project/name:stepN nor checkpoints/<digest>",
@@ -201,8 +201,8 @@ TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
         "a string of logs": ({"logs": "one"}, "logs", "must be an array"),
         "a number in logs": ({"logs": ["one", 2]}, "logs.1", "must be a string"),
         "a time in words": ({"start_time": "yesterday"}, "start_time", TIME),
-        "a time after all times": ({"start_time": 1e300}, "start_time", TIME),
-        "half a version": ({"initial_policy_version": 1.5}, "initial_policy_version", "must be a whole number"),
+        "a time beyond the calendar": ({"start_time": 1e300}, "start_time", TIME),
+        "a fractional version": ({"initial_policy_version": 1.5}, "initial_policy_version", "must be a whole number"),
         "a negative version": ({"initial_policy_version": -5}, "initial_policy_version", VERSION),
         "an enormous version": ({"final_policy_version": 10**30}, "final_policy_version", VERSION),
         "an object of tools": ({"tools": {}}, "tools", "must be an array"),
@@ -213,7 +213,7 @@ TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
             MISSING,
         ),
         "an array for the template": ({"chat_template_kwargs": []}, "chat_template_kwargs", "must be an object"),
-        "an argument that isn't the template's": (
+        "an argument that isn't for the template": (
             {"chat_template_kwargs": {"tokenize": True}},
             "chat_template_kwargs.tokenize",
             "can't be set here; leave it out",
@@ -262,26 +262,26 @@ NEITHER = "must be a message whose role is one of developer, system, user, assis
         "no content": ({"role": "user"}, ".content", MISSING),
         "a number for content": (said(7), ".content", "must be a string or an array of parts"),
         "an object for content": (said({}), ".content", "must be a string or an array of parts"),
-        "a part of no type": (said([{"text": "x"}]), ".content.0", "needs a `type`"),
+        "a part without a type": (said([{"text": "x"}]), ".content.0", "needs a `type`"),
         "a part of an unknown type": (
             said([{"type": "text", "text": "x"}, {"type": "video"}]),
             ".content.1.type",
             "must be one of 'text', 'image_url', 'input_audio', 'file'",
         ),
-        "a text without a text": (said([{"type": "text"}]), ".content.0.text", MISSING),
+        "a text part without text": (said([{"type": "text"}]), ".content.0.text", MISSING),
         "an image": (
             said([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]),
             ".content.0",
             "content of type 'image_url' can't be trained; send text only",
         ),
-        "an image in the system's words": (
+        "an image in a system message": (
             {"role": "system", "content": [{"type": "image_url", "text": "x"}]},
             ".content.0.type",
             "must be 'text'",
         ),
-        "the result of no call": ({"role": "tool", "content": "7"}, ".tool_call_id", MISSING),
-        "a call in words": (called() | {"tool_calls": "look"}, ".tool_calls", "must be an array"),
-        "a call of no type": (called({}), ".tool_calls.0", "needs a `type`"),
+        "a tool result without a call id": ({"role": "tool", "content": "7"}, ".tool_call_id", MISSING),
+        "a string of calls": (called() | {"tool_calls": "look"}, ".tool_calls", "must be an array"),
+        "a call without a type": (called({}), ".tool_calls.0", "needs a `type`"),
         "a call without arguments": (called(function(name="look")), ".tool_calls.0.function.arguments", MISSING),
         "arguments that aren't a string": (
             called(function(name="look", arguments="{}"), function(name="look", arguments={})),
@@ -296,7 +296,7 @@ def test_messages(refused_trajectory, sent, place, words):
 
 
 def of_one_token(token="token_id:300", logprob=-0.5, **changes):
-    """A choice without token_ids, whose logprobs name its only token."""
+    """Return a choice without token_ids, whose logprobs name its only token."""
     entry = {"token": token, "logprob": logprob, "top_logprobs": [], **changes}
     return choice(token_ids=(), logprobs={"content": [entry]}) | {"token_ids": None}
 
@@ -310,11 +310,11 @@ NO_ENTRY = "doesn't name exactly one entry of the vocabulary; sample with return
     {
         "no message": ({"finish_reason": "stop", "index": 0}, ".message", MISSING),
         "a message in a string": (choice(message="7"), ".message", "must be an object"),
-        "a choice of the user's": (choice(message=USER), ".message.role", "must be 'assistant'"),
+        "a choice with the role user": (choice(message=USER), ".message.role", "must be 'assistant'"),
         "no index": ({k: v for k, v in choice().items() if k != "index"}, ".index", MISSING),
         "an unknown end": (choice(finish_reason="tired"), ".finish_reason", "must be 'stop', 'length', 'tool_calls'"),
         "an array of logprobs": (choice(logprobs=[-0.5]), ".logprobs", "must be an object"),
-        "bare logprobs": (choice(logprobs={"content": [-0.5]}), ".logprobs.content.0", "must be an object"),
+        "logprobs without tokens": (choice(logprobs={"content": [-0.5]}), ".logprobs.content.0", "must be an object"),
         "null for a logprob": (of_one_token(logprob=None), ".logprobs.content.0.logprob", "must be a number"),
         "true for a logprob": (of_one_token(logprob=True), ".logprobs.content.0.logprob", "must be a number"),
         "an infinite logprob": (of_one_token(logprob="@-Infinity@"), ".logprobs.content.0.logprob", NOT_FINITE),
@@ -323,12 +323,12 @@ NO_ENTRY = "doesn't name exactly one entry of the vocabulary; sample with return
             ".logprobs.content.0.logprob",
             "logprob 0.5 is above 0; send natural logarithms of probabilities",
         ),
-        "a logprob of no token": (
+        "a logprob without a token": (
             choice(logprobs={"content": [{"logprob": -0.5, "top_logprobs": []}]}),
             TOKEN,
             MISSING,
         ),
-        "an id after the vocabulary": (of_one_token("token_id:427"), TOKEN, f"token id 427 {UNKNOWN_TOKEN}"),
+        "an id beyond the vocabulary": (of_one_token("token_id:427"), TOKEN, f"token id 427 {UNKNOWN_TOKEN}"),
         "an id of 5000 digits": (of_one_token("token_id:" + "9" * 5000), TOKEN, NO_ENTRY),
         "an id in other digits": (of_one_token("token_id:\u0661"), TOKEN, NO_ENTRY),
         "a token of another model": (of_one_token("zebraque"), TOKEN, NO_ENTRY),
@@ -338,7 +338,7 @@ NO_ENTRY = "doesn't name exactly one entry of the vocabulary; sample with return
             ".logprobs.content.0.bytes",
             "bytes lie between 0 and 255; send the choice as the engine returned it",
         ),
-        "ids in words": (choice() | {"token_ids": "seven"}, ".token_ids", "must be an array"),
+        "a string of ids": (choice() | {"token_ids": "seven"}, ".token_ids", "must be an array"),
         "a fraction of an id": (choice() | {"token_ids": [300, 1.5]}, ".token_ids.1", "must be a whole number"),
         "a negative id": (choice() | {"token_ids": [-1, 2, 3]}, ".token_ids.0", f"token id -1 {UNKNOWN_TOKEN}"),
         "an enormous id": (choice() | {"token_ids": [1, 10**300, 3]}, ".token_ids.1", UNKNOWN_TOKEN),
@@ -347,7 +347,7 @@ NO_ENTRY = "doesn't name exactly one entry of the vocabulary; sample with return
             ".token_ids",
             "it has 2 token_ids but 3 logprobs; send the choice as the engine returned it",
         ),
-        "a prompt in words": (choice(prompt_token_ids="1 + 6"), ".prompt_token_ids", "must be an array"),
+        "a string as the prompt": (choice(prompt_token_ids="1 + 6"), ".prompt_token_ids", "must be an array"),
         "an unknown token in the prompt": (
             choice(prompt_token_ids=[1, 9999]),
             ".prompt_token_ids.1",

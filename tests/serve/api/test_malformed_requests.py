@@ -1,6 +1,6 @@
 """Malformed requests to every part of the API: each error says where and why, and the request has no effect.
 
-Training data has tests of its own, in test_malformed_payloads.
+test_malformed_payloads tests malformed training data.
 """
 
 import json
@@ -75,15 +75,15 @@ BODIES = {
 @table(
     ("sent", "words"),
     {
-        "nothing": (b"", "isn't JSON"),
+        "no bytes": (b"", "isn't JSON"),
         "blanks": (b" \n ", "isn't JSON"),
-        "a body without its end": (b"OPEN", "isn't JSON"),
-        "a string without its end": (b'OPEN, "x": "y', "isn't JSON"),
+        "an unfinished body": (b"OPEN", "isn't JSON"),
+        "an unfinished string": (b'OPEN, "x": "y', "isn't JSON"),
         "two bodies": (b"OPEN}OPEN}", "isn't JSON"),
-        "a body on each line": (b"OPEN}\nOPEN}", "isn't JSON"),
+        "JSON Lines": (b"OPEN}\nOPEN}", "isn't JSON"),
         "a form": (b"model_id=1&split=val", "isn't JSON"),
         "single quotes": (b"{'name': 'agent'}", "isn't JSON"),
-        "a comma too many": (b"OPEN,}", "isn't JSON"),
+        "a trailing comma": (b"OPEN,}", "isn't JSON"),
         "a comment": (b"// mine\nOPEN}", "isn't JSON"),
         "a byte order mark": (b"\xef\xbb\xbfOPEN}", "isn't JSON"),
         "UTF-16": ('{"name": "agent"}'.encode("utf-16"), "isn't JSON"),
@@ -115,12 +115,12 @@ def test_a_number_that_json_has_not(refused):
     for (method, path), body in BODIES.items():
         for number in ("NaN", "-Infinity", "1e999"):
             error = refused(method, path, content=json.dumps({**body, "x": [1, "@"]}).replace('"@"', number))
-            assert error["param"] in ("body.x.1", "body.x"), path  # no number, or an unknown field
+            assert error["param"] in ("body.x.1", "body.x"), path  # not a number, or an unknown field
 
 
 def test_a_key_that_is_not_known(refused):
     for (method, path), body in BODIES.items():
-        if not path.endswith("completions"):  # the engine has more fields
+        if not path.endswith("completions"):  # the engine checks the other fields
             error = refused(method, path, json={**body, "Name": 1})
             assert error["param"] == "body.Name", path
             assert "known" in error["message"]
@@ -131,8 +131,8 @@ def test_a_key_that_is_not_known(refused):
     {
         "no name": ({"name": LEFT_OUT}, "name", MISSING),
         "an empty name": ({"name": ""}, "name", NOT_A_NAME),
-        "a path for a name": ({"name": "../agent"}, "name", NOT_A_NAME),
-        "a version for a name": ({"name": "agent:step3"}, "name", NOT_A_NAME),
+        "a path as the name": ({"name": "../agent"}, "name", NOT_A_NAME),
+        "a version as the name": ({"name": "agent:step3"}, "name", NOT_A_NAME),
         "a name of two lines": ({"name": "agent\n"}, "name", NOT_A_NAME),
         "a name with a zero byte": ({"name": "a\x00b"}, "name", NOT_A_NAME),
         "an enormous name": ({"name": "x" * 10**6}, "name", NOT_A_NAME),
@@ -141,7 +141,7 @@ def test_a_key_that_is_not_known(refused):
         "an unknown base model": ({"base_model": "gpt-7"}, "base_model", "this service has: tandem/tiny"),
         "an enormous base model": ({"base_model": "x" * 10**6}, "base_model", "this service has: tandem/tiny"),
         "a list of entities": ({"entity": ["team"]}, "entity", "must be a string"),
-        "perhaps": ({"return_existing": "perhaps"}, "return_existing", "must be true or false"),
+        "a string for a boolean": ({"return_existing": "perhaps"}, "return_existing", "must be true or false"),
         "a misspelt key": ({"base_modl": "x"}, "base_modl", "did you mean base_model?"),
     },
 )
@@ -163,7 +163,7 @@ def test_registering_what_is_another_entitys_or_there_already(refused):
 @table(
     ("steps", "place", "words"),
     {
-        "none": (LEFT_OUT, "steps", MISSING),
+        "no steps": (LEFT_OUT, "steps", MISSING),
         "null": (None, "steps", "must be an array"),
         "a number": (1, "steps", "must be an array"),
         "a negative step": ([1, -1], "steps.1", "must be greater than or equal to 0"),
@@ -184,7 +184,7 @@ def test_deleting_checkpoints(refused, steps, place, words):
     ("changes", "place", "words"),
     {
         "no split": ({"split": LEFT_OUT}, "split", MISSING),
-        "a path for a split": ({"split": "../train"}, "split", NOT_A_NAME),
+        "a path as the split": ({"split": "../train"}, "split", NOT_A_NAME),
         "no groups": ({"trajectory_groups": LEFT_OUT}, "trajectory_groups", MISSING),
         "a trajectory for a group": (
             {"trajectory_groups": [*groups(), trajectory(1.0)]},
@@ -210,13 +210,13 @@ def test_logging_trajectories(refused, ids, changes, place, words):
 @table(
     ("path", "place", "words"),
     {
-        "no model's cursor": (f"{MODELS}?after=x", "after", NOT_AN_ID),
-        "a job for a model's cursor": (f"{MODELS}?after=JOB", "after", NOT_LISTED),
-        "a model for a job's cursor": (f"{JOBS}?after=MODEL", "after", NOT_LISTED),
-        "a job for a log's cursor": (f"{MODEL}/logs?after=JOB", "after", NOT_LISTED),
-        "a model for a key's cursor": (f"{KEYS}?after=MODEL", "after", NOT_LISTED),
-        "a job's event for a checkpoint's cursor": (f"{MODEL}/checkpoints?after=JOB:1", "after", NOT_LISTED),
-        "a checkpoint for an event's cursor": (f"{JOB}/events?after=MODEL:1", "after", NOT_LISTED),
+        "an invalid cursor": (f"{MODELS}?after=x", "after", NOT_AN_ID),
+        "a job as a model's cursor": (f"{MODELS}?after=JOB", "after", NOT_LISTED),
+        "a model as a job's cursor": (f"{JOBS}?after=MODEL", "after", NOT_LISTED),
+        "a job as a log's cursor": (f"{MODEL}/logs?after=JOB", "after", NOT_LISTED),
+        "a model as a key's cursor": (f"{KEYS}?after=MODEL", "after", NOT_LISTED),
+        "a job's event as a checkpoint's cursor": (f"{MODEL}/checkpoints?after=JOB:1", "after", NOT_LISTED),
+        "a checkpoint as an event's cursor": (f"{JOB}/events?after=MODEL:1", "after", NOT_LISTED),
         "an event without a number": (f"{JOB}/events?after=JOB:", "after", NOT_LISTED),
         "a negative event": (f"{JOB}/events?after=JOB:-1", "after", NOT_LISTED),
         "an event in other digits": (f"{JOB}/events?after=JOB:%D9%A1", "after", NOT_LISTED),
@@ -224,22 +224,22 @@ def test_logging_trajectories(refused, ids, changes, place, words):
         "a version in words": (f"{MODEL}/versions?after=newest", "after", "must be a whole number"),
         "a negative version": (f"{MODEL}/versions?after=-1", "after", "must be greater than or equal to 0"),
         "an enormous version": (f"{MODEL}/versions?after=99999999999", "after", "less than or equal to 2147483647"),
-        "no page": (f"{MODELS}?limit=0", "limit", "must be greater than or equal to 1"),
-        "a negative page": (f"{JOBS}?limit=-1", "limit", "must be greater than or equal to 1"),
-        "too long a page": (f"{JOBS}?limit=101", "limit", "must be less than or equal to 100"),
-        "too many events": (f"{JOB}/events?limit=1001", "limit", "must be less than or equal to 1000"),
-        "an enormous page": (f"{MODELS}?limit={'9' * 5000}", "limit", "must be"),
-        "a page in words": (f"{KEYS}?limit=all", "limit", "must be a whole number"),
+        "a limit of 0": (f"{MODELS}?limit=0", "limit", "must be greater than or equal to 1"),
+        "a negative limit": (f"{JOBS}?limit=-1", "limit", "must be greater than or equal to 1"),
+        "a limit of 101": (f"{JOBS}?limit=101", "limit", "must be less than or equal to 100"),
+        "a limit of 1001 events": (f"{JOB}/events?limit=1001", "limit", "must be less than or equal to 1000"),
+        "an enormous limit": (f"{MODELS}?limit={'9' * 5000}", "limit", "must be"),
+        "a limit in words": (f"{KEYS}?limit=all", "limit", "must be a whole number"),
         "an empty limit": (f"{MODELS}?limit=", "limit", "must be a whole number"),
         "an unknown order": (f"{MODELS}?order=up", "order", "must be 'asc' or 'desc'"),
         "an unknown state": (f"{JOBS}?state=asleep", "state", "must be 'queued', 'running', 'succeeded', 'failed'"),
         "a project with a slash": (f"{MODELS}?project=a/b", "project", NOT_A_NAME),
         "a name with a zero byte": (f"{MODELS}?name=%00", "name", NOT_A_NAME),
         "a name that isn't UTF-8": (f"{MODELS}?name=%ff", "name", NOT_A_NAME),
-        "waiting backwards": (f"{MODEL}/versions?wait=-1", "wait", "must be greater than or equal to 0"),
+        "a negative wait": (f"{MODEL}/versions?wait=-1", "wait", "must be greater than or equal to 0"),
         "an infinite wait": (f"{MODEL}/versions?wait=inf", "wait", "must be"),
-        "waiting for NaN": (f"{MODEL}/versions?wait=nan", "wait", "must be"),
-        "waiting in words": (f"{MODEL}/versions?wait=long", "wait", "must be a number"),
+        "a wait of NaN": (f"{MODEL}/versions?wait=nan", "wait", "must be"),
+        "a wait in words": (f"{MODEL}/versions?wait=long", "wait", "must be a number"),
     },
 )
 def test_lists(refused, path, place, words):
@@ -299,14 +299,14 @@ def test_an_idempotency_key_that_is_none(refused, ids, sent):
         "a number": (7, 422, "must be the name of a model, like entity/project/name"),
         "an array": (["tandem/tiny"], 422, "must be the name of a model, like entity/project/name"),
         "nothing": ("", 404, "entity/project/name[:stepN]"),
-        "half a name": ("agent", 404, "or a base model: tandem/tiny"),
+        "part of a name": ("agent", 404, "or a base model: tandem/tiny"),
         "another entity's": ("rivals/project/agent", 404, "of a model that this key may use"),
         "a path": ("../../etc/passwd", 404, "entity/project/name[:stepN]"),
         "a zero byte": ("team/project/agent\x00", 404, "entity/project/name[:stepN]"),
         "an enormous name": ("x" * 10**6, 404, "entity/project/name[:stepN]"),
         "a version in words": ("team/project/agent:latest", 404, "entity/project/name[:stepN]"),
         "an enormous version": ("team/project/agent:step99999999999", 404, "entity/project/name[:stepN]"),
-        "a version to come": ("team/project/agent:step9", 404, "that step hasn't been trained yet"),
+        "a future version": ("team/project/agent:step9", 404, "that step hasn't been trained yet"),
     },
 )
 def test_completions_of_no_model(refused, name, status, words):
@@ -351,7 +351,7 @@ def test_every_route_refuses_in_the_same_way(refused, ids, app):
 
 
 def test_what_is_odd_but_clear_is_taken(http, model, store):
-    """A client may omit, add and repeat parts that don't change the meaning."""
+    """A client may omit, add and repeat parts if that doesn't change the meaning."""
     post = lambda changes: http.post(JOBS, json={"model_id": model["id"], **changes})  # noqa: E731
     spelt = (model["id"].upper(), model["id"].replace("-", ""), f"urn:uuid:{model['id']}")
     odd = [
@@ -369,6 +369,6 @@ def test_what_is_odd_but_clear_is_taken(http, model, store):
         assert post(changes).status_code == 200, changes
     twice = json.dumps({"model_id": "the last one counts", "trajectory_groups": groups(), "Model_id": model["id"]})
     twice = twice.replace("Model_id", "model_id")
-    as_text = {"Content-Type": "text/plain; charset=latin-1"}  # the default of curl and fetch
+    as_text = {"Content-Type": "text/plain; charset=latin-1"}  # the default content type of curl and fetch
     assert http.post(JOBS, content=twice, headers=as_text).status_code == 200
     assert len(store.jobs.page("team", limit=100)) == len(odd) + 1

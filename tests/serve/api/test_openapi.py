@@ -1,4 +1,4 @@
-"""The document of the operation that creates a job is the one from which clients were generated."""
+"""The documentation of the operation that creates a job equals the one from which clients were generated."""
 
 import json
 

@@ -16,7 +16,7 @@ METRICS = {"loss/train": 0.5, "loss/grad_norm": 0.1, "loss/learning_rate": 5e-6,
 
 @pytest.fixture(scope="module")
 def wandb():
-    """The client imports it at the end of a successful train(), and calls nothing without WANDB_API_KEY."""
+    """The client imports wandb at the end of a successful train(). Without WANDB_API_KEY, it doesn't call it."""
     pytest.importorskip("wandb")
 
 
@@ -27,7 +27,7 @@ def backend(base_url, key):
 
 @pytest.fixture
 def learning(store, claim):
-    """A coordinator that trains nothing, in as many gradient steps as a job has sequences; yields its outcome."""
+    """A coordinator that only records events. Tests change the outcome of its jobs."""
     outcome = {"fail": None, "steps": 2}
     stop = threading.Event()
 

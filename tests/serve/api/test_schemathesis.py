@@ -1,6 +1,6 @@
-"""Generated requests: from the OpenAPI document, valid and invalid, and by spoiling a valid training job.
+"""Generated requests: valid and invalid ones from the OpenAPI document, and corrupted training jobs.
 
-Each answer is a documented one, and a refusal says where and why and leaves nothing behind.
+Each response is a documented one. An error states the place and the reason and leaves nothing behind.
 """
 
 import copy
@@ -23,9 +23,9 @@ JOBS = "/v1/preview/training-jobs"
 
 
 def document():
-    """The OpenAPI document, but with any turns and tools.
+    """Return the OpenAPI document, without the schemas of turns and tools.
 
-    Making up a turn of all the published kinds takes seconds; test_spoilt_jobs spoils real ones instead.
+    Generating a turn from all published kinds takes seconds, so test_spoilt_jobs corrupts real turns instead.
     """
     document = create_app(services=None).openapi()
     schemas = document["components"]["schemas"]
@@ -46,7 +46,7 @@ CHECKS = [
 
 
 def quick(num_examples):
-    """The same requests in every run. They share the fixtures of their test, so that effects accumulate."""
+    """Return settings that generate the same requests in every run. Requests share fixtures, so effects accumulate."""
     return settings(
         max_examples=num_examples,
         derandomize=True,
@@ -59,7 +59,7 @@ def quick(num_examples):
 
 @pytest.fixture
 def send(app, http, store, store_url, services):
-    """Send a request. An error must have the one shape and leave nothing behind."""
+    """A function that sends a request. It checks that an error has the common shape and leaves nothing behind."""
     http.headers["Authorization"] = f"Bearer {create_key(store, 'admin', 'team', 'admin')}"
     held = lambda: everything_held(store_url, services.config.home / "artifacts")  # noqa: E731
     before = None
@@ -99,7 +99,7 @@ def test_made_up_requests(label, mode, send, http, engine, model):
                 if isinstance(part, dict):
                     part.update({name: known[name] for name in part if name in known})
         if case.query:
-            case.query.pop("wait", None)  # it would
+            case.query.pop("wait", None)  # the test would really wait
         request = case.as_transport_kwargs("http://tandem", headers={"Authorization": http.headers["Authorization"]})
         request.pop("cookies", None)
         request["content"] = request.pop("data", None)
@@ -165,7 +165,7 @@ SPOILT = [
 
 
 def test_spoilt_jobs(send, model):
-    """A valid job with junk, or nothing, at one place is accepted, or rejected at a place that it has."""
+    """A job with one value replaced or removed is accepted, or rejected with a place that it really has."""
     good = {"model_id": model["id"], "trajectory_groups": groups(2), "experimental_config": {"learning_rate": 1e-5}}
     last = good["trajectory_groups"][1]["trajectories"][1]
     last["messages_and_choices"] = [*SPOILT, *last["messages_and_choices"]]

@@ -253,7 +253,7 @@ USER = {"role": "user", "content": "1 + 6 = ?"}
         (turns(USER, {"finish_reason": "stop", "index": 0}), [*TURNS, 1]),
         (turns(USER, choice(finish_reason="tired")), [*TURNS, 1]),
         (turns(USER, choice(logprob="low")), [*TURNS, 1]),
-        # a trajectory whose tokens aren't known
+        # a trajectory whose tokens can't be determined
         (turns(USER, choice(token_ids=(300, 301, 9999))), [*TURNS, 1]),
         (first_trajectory(messages_and_choices=[USER, {**choice(), "token_ids": [300, 301]}]), [*TURNS, 1]),
         # options that can't be honoured

@@ -9,7 +9,7 @@ from tandem.serve.app import engine_health
 from tandem.serve.app.engine_health import EngineHealth, deployment_fault
 
 BASE = "tandem/tiny"
-NO_ROOM = (  # Serve's words, for an engine of 3 CPUs and half a GPU
+NO_ROOM = (  # Serve's message for an engine with 3 CPUs and half a GPU
     "Deployment 'engine' in application 'tandem' has 1 replicas that have taken more than 30s to be scheduled. This "
     "may be due to waiting for the cluster to auto-scale or for a runtime environment to be installed. Resources "
     'required for each replica: {"CPU": 3.0, "GPU": 0.5}, total resources available: {"CPU": 1.0}. Use `ray status` '
@@ -49,7 +49,7 @@ class Handle:
     """A deployment's handle with one method."""
 
     answer: Exception | float = 0.0
-    """An error, or how long it takes."""
+    """An error, or the seconds before the answer."""
     deployment_name: str = "engine"
     num_asked: int = 0
     cancelled: int = field(default=0)
@@ -76,7 +76,7 @@ class Handle:
 
 @pytest.fixture
 def health(monkeypatch):
-    """EngineHealth over an engine that Serve calls healthy, whatever its handle answers."""
+    """A function that makes an EngineHealth for a handle. Serve always reports the engine as healthy."""
     application = ApplicationStatusOverview(ApplicationStatus.RUNNING, "", 0.0, {"engine": deployment(RUNNING=1)})
     monkeypatch.setattr(engine_health, "application_status", {"tandem": application}.get)
     monkeypatch.setattr(engine_health, "ANSWER_S", 0.05)

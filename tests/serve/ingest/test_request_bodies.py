@@ -104,7 +104,7 @@ def test_an_endless_body_is_refused_at_the_limit(connect, answer, configure, blo
     configure("limits", max_request_bytes=1 << 20, max_payload_bytes=1 << 20)
     connection = connect(path, "Transfer-Encoding: chunked")
     part = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    for _ in range(20):  # of 64 KiB; the end never comes
+    for _ in range(20):  # parts of 64 KiB; the last chunk is never sent
         connection.sendall(part)
     assert answer(connection)[0] == 413
     assert blobs() == []

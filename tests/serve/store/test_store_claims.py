@@ -79,7 +79,7 @@ def test_models_take_turns(store, clock, add_model, add_job, claim):
         order.append(claimed.model_id)
         finish(store, claimed)
         if len(order) == 2:
-            add_job(third)  # has never had a turn, so it is next
+            add_job(third)  # never claimed before, so it is next
     names = {first.id: "first", second.id: "second", third.id: "third"}
     assert [names[m] for m in order] == ["first", "second", "third", "first"]
 
@@ -150,7 +150,7 @@ def test_a_lease_that_ran_out_is_taken_over_and_fences_the_first_claim(store, cl
 
 
 def test_events_asked_for_again_are_recorded_once(store, add_model, add_job, claim):
-    """As if the connection broke before the answer arrived."""
+    """Repeat each write, as after a connection that broke before the answer arrived."""
     job = add_job(add_model())
     claimed = claim()
     for _ in range(2):
@@ -204,7 +204,7 @@ def test_a_process_killed_while_it_completes_leaves_no_trace(store_url, store, c
     first = claim()
     died = subprocess.run([sys.executable, "-c", COMPLETE_AND_DIE, store_url, job.id, model.id], timeout=300)
     assert died.returncode == -signal.SIGKILL
-    store.claims.renew(first, 30)  # the claim still holds; waits until the database has noticed the death
+    store.claims.renew(first, 30)  # waits until the database has ended the transaction; the claim still holds
     assert store.versions.page(model.id, "team", 10) == []
     assert types(store, job.id) == []
     clock.advance(31)
@@ -227,7 +227,7 @@ def test_two_coordinators_that_claim_at_once_never_get_one_job(store_url, clock,
             if attempt == 1:
                 add_job(model)
             else:
-                clock.advance(31)  # the lease expires, and all try to take over
+                clock.advance(31)  # the lease expires, so all try to take over
             claims = [claimed for claimed in pool.map(claim_together, stores) if claimed]
             assert [claimed.attempt for claimed in claims] == [attempt]
     for own in stores:
@@ -319,7 +319,7 @@ def test_what_a_job_waits_for_is_shown_until_it_begins(store, clock, add_model, 
     store.claims.report_waiting(claimed, "1 GPU; none is free.")
     clock.advance(31)
     claimed = claim()
-    assert waits_for() is None, "the coordinator that waited is gone"
+    assert waits_for() is None, "the waiting coordinator no longer runs the job"
     store.claims.report_waiting(claimed, "1 GPU; none is free.")
     store.claims.fail(claimed, "no")
     assert waits_for() is None

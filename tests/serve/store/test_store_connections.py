@@ -1,4 +1,4 @@
-"""URLs of stores, and failures of connections, none of which outlasts its cause."""
+"""URLs of stores, and connection failures, from which the store recovers."""
 
 import os
 import signal
@@ -74,7 +74,7 @@ def test_the_command_line_says_in_a_sentence_what_is_wrong_with_the_store(url, s
 
 @on_postgres
 def test_connections_that_the_server_closed_are_replaced(store_url, store, add_model, postgres):
-    """As after a restart of the server."""
+    """A restart of the server also closes its connections."""
     add_model("before")
     with pytest.raises(UnavailableError, match="doesn't answer"), store.database.write() as session:
         session.connection()
@@ -95,7 +95,7 @@ def test_a_process_that_stops_in_a_transaction_does_not_stop_the_others(store_ur
         session.flush()
         started = time.monotonic()
         add_job_with(store, model)
-        assert time.monotonic() - started < 20, "it waited for the lock of a process that had stopped"
+        assert time.monotonic() - started < 20, "it waited for the lock of a stopped process"
     stopped.close()
     assert store.models.get(model.id, "team").name == "agent"
 
@@ -120,7 +120,7 @@ def test_a_server_process_that_hangs_is_given_up_and_replaced(store, claim, monk
         pid = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert claim() is None  # the pool finds that its connection hangs, and opens another
+        assert claim() is None  # the pool replaces the connection that hangs
         with pytest.raises(UnavailableError, match="doesn't answer"), store.database.read() as session:
             other = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
             assert other != pid

@@ -1,4 +1,4 @@
-"""Jobs are accepted once each, and up to the limits."""
+"""Each job is accepted once, and only up to the limits."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def post(store):
 
 @pytest.fixture
 def at_once(store_url):
-    """Call a function eight times at once, each with its own store, as in eight processes."""
+    """Call a function in eight threads at once, each with its own store, as eight processes would."""
     stores, start = [Store(store_url) for _ in range(8)], Barrier(8)
 
     def call(function):

@@ -1,4 +1,4 @@
-"""When the connection breaks after a commit and before its answer, nothing is done twice and nothing is lost."""
+"""If the connection breaks between a commit and its answer, no effect is repeated or lost."""
 
 import threading
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indi
 
 @pytest.fixture
 def lose_next_answer(store, monkeypatch):
-    """Let the next commit of a write succeed but fail like a broken connection."""
+    """Make the next write commit and then raise the error of a broken connection."""
     dialect, is_armed = store.database._engine.dialect, threading.Event()
     commit = dialect.do_commit
 

@@ -139,11 +139,11 @@ def test_files_that_a_running_job_may_make_again_stay(store, add_model, add_job,
     train(one, "first")
     train(one, "second")
     add_job(two)
-    repeating = claim()  # from version 0, as the job that made "first"
+    repeating = claim()  # starts from version 0, like the job that made "first"
     store.versions.delete(one.id, "team", [1, 2])
     assert store.garbage.unused_digests() == ["second"]
     store.claims.complete(repeating, PolicyVersion(two.id, 1, "first"), {})
-    assert store.garbage.unused_digests() == ["second"], "now a version needs them"
+    assert store.garbage.unused_digests() == ["second"], "a new version needs the files"
     store.versions.delete(two.id, "team", [1])
     assert sorted(store.garbage.unused_digests()) == ["first", "second"]
 

@@ -1,4 +1,4 @@
-"""The job to prepare before it can be claimed."""
+"""The next queued job, which is prepared before its claim."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indi
 
 @pytest.fixture
 def foreseen(store):
-    """The id of the next job."""
+    """Return the id of the next job."""
 
     def foreseen(base_model="tandem/tiny"):
         job = store.claims.next_queued(base_model)

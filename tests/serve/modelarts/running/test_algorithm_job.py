@@ -1,4 +1,4 @@
-"""Jobs of built-in algorithms: the training jobs that they make. The test takes the part of the learners."""
+"""Jobs of built-in algorithms: the training jobs that they make. The tests complete these jobs in place of learners."""
 
 import json
 import threading
@@ -47,7 +47,7 @@ def version(modelarts):
 
 @pytest.fixture
 def start(config, store, modelarts):
-    """Claims the version and runs it in a thread; returns its future and its runner's stop event."""
+    """A function that claims the version and runs it in a thread. It returns the future and the stop event."""
     stops = []
 
     def run(claimed, stop):

@@ -1,4 +1,4 @@
-"""Boot files as real Ray jobs: one worker and two, logs, all kinds of ends, and a runner that is replaced."""
+"""Boot files as real Ray jobs: one worker and two, logs, each way to end, and a replaced runner."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.store import ModelArtsStore
 from tandem.serve.store.store import Store
 
-END_S = 300  # a few seconds, unless the machine has much else to do
+END_S = 300  # usually a few seconds, longer on a busy machine
 SETTINGS = {
     "worker_server_num": 1,
     "spec_id": 500,
@@ -83,7 +83,7 @@ class Project:
         return self.store.logs.read(version.id, f"worker-{rank}.log", 1, 1000)
 
     def pid(self, version, rank=0):
-        """Return the process id that a program has printed, None before that. Ray adds its own lines to the log."""
+        """Return the process id that a program has printed, or None. The log also has lines of Ray."""
         return next((int(line.split()[1]) for line in self.log(version, rank) if line.startswith("pid")), None)
 
 
@@ -120,7 +120,7 @@ def test_a_boot_file_gets_its_arguments_and_writes_its_results(project):
         "--learning_rate=0.01",
         "--text=a b; $(touch hacked) 'c' \"d\"",
     ]
-    assert "working_dir" in directory, "it runs in a copy of its code"
+    assert "working_dir" in directory, "the program must run in a copy of its code"
     log = project.log(version)
     assert "from another file" in log
     assert "to stderr" in log
@@ -160,7 +160,7 @@ def wait_until_gone(pid):
     def is_gone():
         try:
             return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
-        except (FileNotFoundError, ProcessLookupError):  # the second if it goes while this is read
+        except (FileNotFoundError, ProcessLookupError):  # ProcessLookupError if it ends during the read
             return True
 
     wait_until(is_gone)
@@ -180,7 +180,7 @@ def test_a_stop_ends_the_program(project):
 
 
 def test_a_job_continues_while_its_runner_is_replaced(project):
-    """Its log has each line once, and it isn't started again."""
+    """The log has each line once, and the program isn't started again."""
     may_end = project.bucket / "may_end"
     project.code(
         "import os, time\n"
@@ -188,7 +188,7 @@ def test_a_job_continues_while_its_runner_is_replaced(project):
         "for n in range(40):\n"
         "    print('line', n, os.getpid(), flush=True)\n"
         "    time.sleep(0.1)\n"
-        f"    while n == 9 and not os.path.exists({str(may_end)!r}):\n"  # not before the second runner
+        f"    while n == 9 and not os.path.exists({str(may_end)!r}):\n"  # waits for the second runner
         "        time.sleep(0.1)\n"
     )
     job = project.start()
@@ -208,13 +208,13 @@ def test_a_job_whose_ray_job_is_lost_is_restarted(project):
     project.code("print('ran')")
     job = project.start()
     claimed = project.store.claims.claim("a runner that died", 3)
-    project.store.claims.count_submission(claimed)  # the runner died before, or the cluster after, the submission
+    project.store.claims.count_submission(claimed)  # then the runner died, or the cluster lost the job
     with project.runner():
         version = project.wait(job)
     assert (version.status, version.num_submissions) == (UserJobStatus.COMPLETED, 2)
     log = project.log(job)
     assert "submission 2" in log[0]
-    assert "ran" in log  # the first line of Ray's own, which is buffered, may come later
+    assert "ran" in log  # not always first: Ray logs lines of its own
 
 
 def test_a_job_stopped_before_its_submission_is_never_submitted(project):
@@ -241,7 +241,7 @@ def test_a_log_is_cut_at_the_same_line_when_its_runner_is_replaced(project, monk
         project.store.claims.release(claimed)
     log = project.log(job)
     assert log[:5] == ["1", "2", "3", "4", "5"]
-    assert len(log) == 6, "the note of the cut"
+    assert len(log) == 6, "five lines and the note that the log was cut"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ DATASET = {"dataset_id": "d", "dataset_version_id": "1"}
 
 @pytest.fixture
 def files(tmp_path):
-    """Directories with one file each: two paths, and a dataset version."""
+    """Directories with one file each: two data paths and a dataset version."""
     for directory in ("bucket/a", "bucket/b", "datasets/d/1"):
         (tmp_path / directory).mkdir(parents=True)
         (tmp_path / directory / "x.txt").write_text("1")
@@ -22,7 +22,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def urls(files, modelarts):
-    """The URLs that settings lead to, relative to the project's storage."""
+    """A function that returns the data URLs of settings, relative to the project's storage."""
 
     def urls(**settings):
         found = data_locations(RunSettings(**settings), ProjectStorage(str(files)), modelarts.datasets, "team")

@@ -37,12 +37,12 @@ def test_output_and_exit_status_of_a_worker():
 
 
 def test_arguments_reach_the_program_as_they_are(tmp_path):
-    """The shell in which Ray runs the entrypoint has nothing to interpret."""
+    """All characters that the shell of Ray's entrypoint would interpret are quoted."""
     (tmp_path / "boot.py").write_text("import sys; print(sys.argv[1:])")
     arguments = ["--a=$(touch hacked)", "--b='; touch hacked; '", "--c=`id`", '--d="x y"', "--e=*", "--f=\n"]
     for num_workers in (1, 2):
         entrypoint = UserProgram(tmp_path, "boot.py", arguments, SPEC, num_workers).entrypoint("127.0.0.1:1")
-        if num_workers == 2:  # the boot file prints the arguments in place of the workers' leader
+        if num_workers == 2:  # the boot file replaces the workers' leader and prints its arguments
             entrypoint = entrypoint.replace("-m tandem.serve.modelarts.running.workers", "boot.py", 1)
         ran = subprocess.run(entrypoint, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
@@ -51,7 +51,7 @@ def test_arguments_reach_the_program_as_they_are(tmp_path):
 
 
 def test_a_program_imports_the_package_of_this_process(tmp_path):
-    """From a directory that isn't the repository: the leader of the workers is a module of the package."""
+    """The leader of the workers is a module of the package, importable from any working directory."""
     environment = UserProgram(tmp_path, "boot.py", [], SPEC, 2).environment()
     code = f"import {user_workers.__name__} as module; print(module.__file__)"
     command = [sys.executable, "-c", code]
@@ -74,7 +74,7 @@ def test_the_python_path_of_a_checkout_keeps_its_links(tmp_path):
 
 
 def test_an_installed_package_needs_no_python_path():
-    """There, site-packages would come before the standard library."""
+    """In PYTHONPATH, site-packages would come before the standard library."""
     site_packages = Path(sysconfig.get_path("purelib"))
     assert python_path(str(site_packages / "tandem" / "__init__.py")) is None
 
@@ -102,7 +102,7 @@ def test_the_error_names_a_worker_that_does_not_start_and_the_cause(ray_local, m
 
     monkeypatch.setattr(user_workers, "START_S", deadline_s)
     workers = [ray.remote(Unavailable).options(num_cpus=0).remote() for _ in range(2)]
-    ray.get([worker.rendezvous.remote() for worker in workers])  # their processes run
+    ray.get([worker.rendezvous.remote() for worker in workers])  # the worker processes run
     with pytest.raises(user_workers._StartError, match=cause) as error:
         user_workers._start(workers, ["boot"])
     assert error.value.rank == 0

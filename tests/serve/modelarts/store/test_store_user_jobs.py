@@ -45,7 +45,7 @@ def test_configurations_are_paged_sorted_and_searched(modelarts, clock):
     assert names(2, 2) == (["b"], 3)
     assert names(order="config_desc") == (["a", "C", "b"], 3)
     assert names(search="x") == (["C", "b"], 2)
-    assert names(search="x%") == (["b"], 1), "a wildcard is text"
+    assert names(search="x%") == (["b"], 1), "wildcards are matched literally"
 
 
 def test_a_jobs_name_can_be_reused_after_it_is_deleted(modelarts):
@@ -180,4 +180,4 @@ def test_concurrent_first_uses_of_a_dataset_version_record_one_fingerprint(model
             return modelarts.datasets.check("team", "d", version, fingerprint * 64)
 
         with ThreadPoolExecutor(4) as pool:
-            assert sum(pool.map(use, "aabb")) == 2, "the two jobs with the recorded fingerprint"
+            assert sum(pool.map(use, "aabb")) == 2, "the two jobs that used the recorded version"
