@@ -63,7 +63,7 @@ def _start_serve(config: TandemConfig, log_level: str) -> None:
 
 
 def end(config: TandemConfig, ends_serve: bool = False) -> None:
-    """Shut down the application after the grace of running jobs. Beyond the deadline, the rest is left to Ray."""
+    """Shut down the application after the grace of running jobs. Past the deadline, leave the rest to Ray."""
     target = _shut_down_serve if ends_serve else _delete_application
     try:  # a Ray that has died may never answer
         within(config.coordinator.stop_grace_s + END_DEADLINE_S, target, "end-service")
@@ -72,7 +72,7 @@ def end(config: TandemConfig, ends_serve: bool = False) -> None:
 
 
 def ask_to_end(ends_serve: bool) -> None:
-    """Ask Ray Serve to shut down the application, or itself too. It does so even if this process is killed then.
+    """Ask Ray Serve to shut down the application, or itself too. It does so even if this process is killed afterwards.
 
     May raise RayError, or never return, if Ray has died."""
     if not ends_serve:
@@ -91,7 +91,7 @@ def _delete_application() -> None:
 
 
 def _shut_down_serve() -> None:
-    """Do as `serve.shutdown`, without its errors in the log about a controller that has ended as requested."""
+    """Shut down Ray Serve like `serve.shutdown`, which would log the controller's expected end as an error."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return

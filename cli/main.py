@@ -87,7 +87,7 @@ def up(
 
 
 def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path: Path | None) -> None:
-    """Exit unless the service has a valid key or listens only for this machine: `up` prints a first key just there."""
+    """Exit if other machines can reach the service and it has no valid key. `up` prints a first key only locally."""
     if is_local(config.http.host) or any(key.revoked_at is None for key in store.keys.all()):
         return
     option = f" --config {config_path}" if config_path else ""

@@ -29,7 +29,7 @@ from tandem.serve.app.serve_state import serve_details
 logger = logging.getLogger(__name__)
 CALL_S = 30.0
 POLL_S = 0.5
-REVOKE_S = 1.0  # at the end of a command, which may soon be killed
+REVOKE_S = 1.0  # short, because a command that ends may be killed soon
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def settled_service(on_progress: Callable[[str], None], own: Callable[[str], boo
     """Return the service of the connected cluster once it is ready, or None if there is none.
 
     Waits while a service is starting or shutting down. Returns None for a failed one whose `started_by` is the
-    caller's `own`: it is deployed again. Raises StartError for any other failed one.
+    caller's `own`, so that the caller deploys it again. Raises StartError for any other failed one.
     """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:

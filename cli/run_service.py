@@ -26,10 +26,10 @@ class RunService:
     url: str
     key: str
     check: Callable[[], None]
-    """Call this every few seconds. Raises ServiceLostError if a service that the run has started is gone."""
+    """Call this every few seconds. Raises ServiceLostError if a service that the run has started has ended."""
     ask_to_end: Callable[[], None]
     """Start to revoke the key and to shut down the service, and return at once. The end of the block waits for both,
-    but a process that was told to stop may be killed before it gets there."""
+    but the process may be killed before that."""
 
 
 class KeyMissingError(ValueError):
@@ -83,7 +83,7 @@ def _on_this_ray(
     found = on_cluster.settled_service(start.progress, lambda by: by.startswith(own))
     if found is None:
         has_serve = on_cluster.serve_is_running()
-        ends_serve = not has_serve and "RAY_ADDRESS" in os.environ  # with a Ray of its own, all ends
+        ends_serve = not has_serve and "RAY_ADDRESS" in os.environ  # its own Ray ends together with Serve
         started_by = own + WITH_SERVE if ends_serve else own
         with ExitStack() as exits:
             config = config if has_serve else exits.enter_context(_on_free_port(config))
@@ -117,7 +117,7 @@ def _with_key(
         directory.update(key_id=key_id)
 
     if directory.state.key_id:
-        with suppress(Exception):  # a key of another service, perhaps one that is gone
+        with suppress(Exception):  # the key may be of another service that has ended
             revoke_key(directory.state.key_id)
     name = f"tandem train {directory.path.name}"[:128]
     with key_for(name, entity or "default", remember) as key:

@@ -18,7 +18,7 @@ class StopSignals:
         ... stop.check() ...        # between the steps of the start
         stop.wait()
 
-    The first one raises nothing where it arrives: interrupting a start in the middle would leave processes behind.
+    The first signal raises no exception where it arrives, because an interrupted start would leave processes behind.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from tandem.cluster.processes.local_ray import dead_processes
 from tandem.serve.app.serve_state import application_status
 
 logger = logging.getLogger(__name__)
-MAX_SILENCES = 9  # 45 s; after 60 s without a cluster that was joined, Ray ends this process by itself
+MAX_SILENCES = 9  # 45 s, because Ray ends a process that has lost the cluster it joined after 60 s
 
 
 def answers() -> bool:

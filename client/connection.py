@@ -1,4 +1,4 @@
-"""The parts of a client that don't depend on how it waits: settings, requests, results, and its methods' signatures."""
+"""The parts that both clients share: settings, requests, results, and the signatures of methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Connection:
-    """Where the service is, and how requests to it are made and read."""
+    """Address and settings of the service. Builds requests and reads responses."""
 
     def __init__(self, url: str | None, key: str | None, timeout_s: float, retries: Retries | float):
         self.url = (url or os.environ.get("TANDEM_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
@@ -44,7 +44,7 @@ class Connection:
         return {"base_url": self.url, "timeout": _timeout(self.timeout_s), "limits": limits, "trust_env": is_remote}
 
     def openai_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of an OpenAI client; its HTTP client retries, so itself it doesn't."""
+        """Return the arguments of an OpenAI client. Retries are off, because the HTTP client below it retries."""
         timeout = options.get("timeout", self.timeout_s)
         own = {"base_url": f"{self.url}/v1", "api_key": self.key, "max_retries": 0}
         return {**own, **options, "timeout": _timeout(timeout) if isinstance(timeout, int | float) else timeout}

@@ -40,7 +40,7 @@ class Retries:
         return response.status_code in RETRIED_STATUSES or (response.status_code == 404 and not is_json)
 
     def failed(self, request: httpx.Request, cause: str) -> None:
-        """Handle a failed attempt. Raise to end the retries with an error of one's own."""
+        """Handle a failed attempt. An exception raised here ends the retries."""
 
     def answered(self, request: httpx.Request) -> None:
         """Handle an answer that ends the retries of its request."""

@@ -29,7 +29,7 @@ class LoraSettings(Settings):
     @field_validator("target_modules")
     @classmethod
     def _inside_the_layers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        # vLLM takes each row's adapter from the sampled tokens, of which prompt logprobs have more or fewer rows.
+        # vLLM assigns adapters to rows of sampled tokens, which aren't the rows of prompt logprobs.
         if outside := [name for name in names if name in ("lm_head", "embed_tokens")]:
             raise ValueError(f"{', '.join(outside)} can't be adapted: prompts would get wrong logprobs. Remove it.")
         return names

@@ -1,4 +1,4 @@
-"""The gradient steps of a training job, in a service, in a benchmark and in a test alike.
+"""The gradient steps of a training job, the same for the service, benchmarks and tests.
 
     batch = build_batch(groups, tokenizer, config, max_model_len, shuffle_seed)
     rows = fill_logprobs(batch.sequences, config, score, policy, reference)
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tandem.rl.packing import PackedSequence
 
 Version = TypeVar("Version")
-"""Whatever names a policy version to the caller: its number, or a digest of its checkpoint."""
+"""The caller's identifier of a policy version: its number, or a digest of its checkpoint."""
 
 
 class Learners(Protocol):

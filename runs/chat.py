@@ -26,7 +26,7 @@ class OpenAIChat:
 
     Equal turns that are requested at the same moment, like the first ones of a group's rollouts, can share one request
     for several choices: the service then reads, routes and answers once, and the engine computes the prompt once. Each
-    of them gets its choice when the longest has ended.
+    turn gets its choice when the longest choice has ended.
 
     Agent code that needs an OpenAI client uses `chat.client` and `chat.model`, and puts `choice.model_dump()` into the
     trajectory; that equals the choices that `chat(...)` returns.

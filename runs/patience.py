@@ -30,7 +30,7 @@ class Patience(Retries):
     reported once, however many rollouts notice it.
     """
 
-    OBEYS_SHOULD_RETRY = False  # a run would rather repeat a request that took too long than end
+    OBEYS_SHOULD_RETRY = False  # a run repeats even requests that took too long, instead of ending
 
     def __init__(self, patience_s: float, first_contact_s: float = 30.0, say: Callable[[str], None] = lambda _: None):
         """

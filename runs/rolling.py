@@ -63,7 +63,7 @@ class _Batch:
     index: int
     num_groups: int
     waited_s: float
-    """For the version that it had to wait for."""
+    """Seconds of waiting for the version that the batch needs."""
     began: float = field(default_factory=time.monotonic)
     groups: dict[int, RolledOutGroup] = field(default_factory=dict)
 

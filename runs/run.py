@@ -126,7 +126,7 @@ async def _work(
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, None]], beside: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end, and `beside` for as long. The first failure ends all of it and is raised."""
+    """Run `beside` until all `work` is done. The first failure cancels everything and is raised."""
     try:
         async with asyncio.TaskGroup() as everything:
             watching = everything.create_task(beside)

@@ -21,7 +21,7 @@ from tandem.runs.rolling import BatchRoller
 from tandem.runs.versions import VersionWatch
 
 EVENTS_PERIOD_S = 1.0
-AFTER_VERSION_S = 0.05  # from a version that can be sampled to the event that says so
+AFTER_VERSION_S = 0.05  # the time between the appearance of a version and its job's last event
 
 
 class Trainer:

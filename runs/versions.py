@@ -14,8 +14,8 @@ WAIT_S = 30.0
 class VersionWatch:
     """Asks the service for new versions, with one waiting request at a time, while `run` runs.
 
-    A new version ends the training that made it, so it stops the stopwatch `training`. It does so before it wakes
-    those who wait for the version: otherwise their work would count as work beside that training.
+    A new version ends the training that made it, so it stops the stopwatch `training`, and only then wakes the tasks
+    that wait for the version. Otherwise their work would count as work beside that training.
     """
 
     def __init__(self, client: AsyncClient, model: Model, progress: Progress, training: Stopwatch):

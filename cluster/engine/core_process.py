@@ -26,7 +26,7 @@ MODULES = (
     "vllm.lora.worker_manager",
     "tandem.cluster.engine.cpu_lora",
 )
-# As vLLM preloads for a core that it spawns itself (vllm/platforms/cpu.py): a faster allocator, and torch's own OpenMP.
+# vLLM preloads the same for a core that it spawns (vllm/platforms/cpu.py): a faster allocator, and torch's OpenMP.
 LIBRARIES = (("vllm", "libs/libtcmalloc_minimal*.so*"), ("torch", "lib/libgomp*.so*"))
 
 
@@ -50,7 +50,7 @@ def preloaded_core() -> Iterator[None]:
 
 
 class _CoreProcess(ForkServerProcess):
-    """Takes the environment of its start along, as a spawned process does: vLLM sets variables before it."""
+    """Runs with the environment at its start, like a spawned process: vLLM sets variables just before."""
 
     def start(self) -> None:
         self._environment = dict(os.environ)
@@ -83,7 +83,7 @@ def _libraries_preloaded() -> Iterator[None]:
 
 
 def _directory(package: str) -> Path:
-    """The directory of an installed package, without importing it."""
+    """Return the directory of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None, package
     return Path(spec.origin).parent

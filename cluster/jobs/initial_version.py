@@ -1,4 +1,4 @@
-"""A base model's version 0 from one start of the service to the next."""
+"""Reuse a base model's version 0 from an earlier start of the service."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ INITIAL_VERSIONS = "initial_versions"
 
 
 def initial_version(base: ResolvedBaseModel, artifacts: Artifacts, make: Callable[[str], str]) -> str:
-    """Return the digest of version 0. `make` makes it durable, unless an earlier start has.
+    """Return the digest of version 0. Call `make` to store it, unless an earlier start has.
 
-    Making it takes a process with torch, for whose imports the start would have to wait.
+    `make` needs a process with torch, whose imports would delay the start.
     """
     key = _note(base)
     if key is not None and (digest := _noted(artifacts, key)):
@@ -29,7 +29,7 @@ def initial_version(base: ResolvedBaseModel, artifacts: Artifacts, make: Callabl
 
 
 def _note(base: ResolvedBaseModel) -> str | None:
-    """Return the key of the note for all that version 0 depends on; None for a model whose files aren't at hand."""
+    """Return the key under which the digest is stored; None if the model's files aren't in a local directory."""
     file = Path(base.path) / "config.json"
     if not file.is_file():
         return None

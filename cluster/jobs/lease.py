@@ -10,7 +10,7 @@ from types import TracebackType
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
 
 logger = logging.getLogger(__name__)
-MAX_INTERVAL_S = 2.0  # because a cancellation is noticed at a renewal
+MAX_INTERVAL_S = 2.0  # short, because a cancellation is noticed at a renewal
 
 
 class LeaseKeeper:

@@ -109,7 +109,7 @@ class PreparationWorker:
 @dataclass(eq=False)
 class _Actor:
     handle: Any
-    was_ended: bool = False  # by this process, at a deadline: other calls that ran there are repeated
+    was_ended: bool = False  # by this process, at a deadline; other calls on the actor are then repeated
 
 
 class Preparation:

@@ -23,7 +23,7 @@ LOOK_PERIOD_S = 0.5
 
 @dataclass(frozen=True)
 class _Foreseen:
-    """The job that will probably be claimed next, and what its preparation comes to."""
+    """The job that will probably be claimed next, and its batch."""
 
     job_id: str
     batch: Future[TrainingBatch] = field(default_factory=Future)
@@ -36,8 +36,8 @@ class PreparingAhead:
             ...                                # the learners are busy with a job
         batch = ahead.batch(next_job, on_wait)
 
-    A batch follows from the job alone, so it doesn't matter when it is made, nor whether it is used. A failure is left
-    to the job itself: it is then prepared again, once it is claimed, and reports the error.
+    A batch depends on the job alone, so it doesn't matter when it is made or whether it is used. If its preparation
+    fails, the job is prepared again once it is claimed, and that attempt reports the error.
     """
 
     def __init__(self, base_model: str, store: JobStore, preparation: Preparation):
@@ -81,7 +81,7 @@ class PreparingAhead:
         except Exception:
             logger.info("The store didn't answer which job of %s comes next", self._base_model, exc_info=True)
             return
-        if job is None or (self._foreseen is not None and self._foreseen.job_id == job.id):  # failed ones included
+        if job is None or (self._foreseen is not None and self._foreseen.job_id == job.id):  # even if it failed
             return
         self._foreseen = foreseen = _Foreseen(job.id)
         try:

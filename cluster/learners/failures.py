@@ -22,9 +22,9 @@ def cause_of(error: BaseException, worker: Any, pending: dict[Any, Any], on_wait
         worker: the actor of that rank.
         pending: the calls without a result yet, and their actors.
 
-    A rank whose peer dies fails too, in a collective, and often first. About an actor whose node is lost, Ray says at
-    first only that it can't be reached. The wait for the cause is worth it: until Ray has noticed, it would place new
-    learners on that node.
+    A rank whose peer dies also fails, in a collective, and often first. If an actor's node is lost, Ray at first only
+    reports that the actor can't be reached. This waits for the cause, because Ray would place new learners on that
+    node until it has noticed the loss.
     """
     if not isinstance(error, ray.exceptions.RayActorError):
         is_cut_off = isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PeerLostError)

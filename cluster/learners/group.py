@@ -58,10 +58,10 @@ class LearnerGroup:
 
     def __init__(self, base: BaseModelConfig, artifacts_root: str, deadlines: DeadlinesConfig):
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
-        self.waiting_for: str | None = None  # what the cluster lacks to start the learners
+        self.waiting_for: str | None = None  # the resources that the cluster lacks to start the learners
         self._placement: PlacementGroup | None = None
         self._workers: list[Any] = []
-        self._digest: str | None = None  # of the state the learners hold; None when it belongs to no checkpoint
+        self._digest: str | None = None  # of the learners' state; None if it is in no checkpoint
 
     @property
     def sequences_per_step(self) -> int:
@@ -192,7 +192,7 @@ class LearnerGroup:
                         retryable=True,
                     )
         except BaseException as error:
-            workers = dict(zip(refs, self._workers, strict=False))  # some calls are rank 0's alone
+            workers = dict(zip(refs, self._workers, strict=False))  # some calls go to rank 0 only
             try:
                 cause = cause_of(error, workers.get(ref), {ref: workers[ref] for ref in pending}, on_wait)
             finally:

@@ -36,18 +36,18 @@ class LearnerWorker:
     def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
         self._rank, self._world_size, self._base = rank, world_size, base
         self._artifacts = Artifacts(artifacts_root)
-        self._digest: str | None = None  # of the state held, if a checkpoint has it
+        self._digest: str | None = None  # of the held state; None if it is in no checkpoint
         self._kept = KeptStates(base.learners.kept_state_bytes)
-        self._meeting: socket.socket | None = None  # of rank 0: where the ranks meet
+        self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
 
     @property
     def sequences_per_step(self) -> int:
-        """Of the whole group."""
+        """Packed sequences of one gradient step, over the whole group."""
         return self._base.learners.sequences_per_step or self._world_size
 
     def rendezvous(self) -> str:
-        """Return where the group meets. For rank 0."""
+        """Return the address at which the group meets. Only for rank 0."""
         self._meeting = hold_meeting_place()
         return init_method(self._meeting)
 
@@ -136,7 +136,7 @@ class LearnerWorker:
         return checkpoint.digest
 
     def hold(self, digest: str) -> None:
-        """Note that the state held is that of a checkpoint which another rank has written."""
+        """Record that the held state equals a checkpoint that another rank has written."""
         self._digest = digest
 
 
@@ -148,7 +148,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # NCCL's errors have a type of their own. Gloo's can only be told by their place in its source.
+        # NCCL's errors have a type of their own. Gloo's are recognised by the source file in their message.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             sentence = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition(". ")[0]
             raise PeerLostError(f"the connection to another learner broke: {sentence}") from error

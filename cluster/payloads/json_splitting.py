@@ -77,15 +77,15 @@ class JsonSplitter:
         return elements
 
     def offset(self, line: int, column: int) -> int | None:
-        """How many bytes of the body come before a place in the envelope; None when it is as far in the body."""
+        """Return the offset in the body of a place in the envelope; None if no array before it was emptied."""
         before = self.envelope.split(b"\n")[: line - 1]
         place = sum(len(text) + 1 for text in before) + column - 1
         cuts = [*self._cuts, (len(self.envelope), self._num_bytes)] if self._in_array else self._cuts
-        # A parser that reaches the end too early reports the place before it.
+        # At an unexpected end, a parser reports the place before the end.
         return next((there + place - here for here, there in reversed(cuts) if here <= place + 1), None)
 
     def _boundaries(self, chunk: bytes) -> Iterator[tuple[int, int]]:
-        """Return where arrays of the object's keys begin and end, and the commas in them; other objects too."""
+        """Return offset and kind of the brackets and commas of the object's values, arrays and objects alike."""
         at, kinds, depth = self._tokens(chunk)
         if self._in_object is None and len(kinds):
             self._in_object = kinds[0] == ord("{")

@@ -24,7 +24,7 @@ from tandem.cluster.errors import RayStartError
 AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
-# Periods of what Ray does while nothing happens. Most of an idle service's CPU time would go there.
+# Periods of Ray's background work, which would otherwise take most of an idle service's CPU time.
 QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # default 0.1; health checks have periods of 5 s and more
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # default 100; Ray itself reports metrics every 10 s
@@ -90,8 +90,8 @@ def _ray_parameters(**parameters: Any) -> Iterator[None]:
     """Set parameters for which `ray.init` has no option.
 
     `dashboard_agent_listen_port=0`: with the fixed port, a second Ray on a machine would accept no jobs.
-    `no_monitor`, `include_log_monitor`: without the autoscaler, which has nothing to do on one machine, and where
-    nothing reads them without the publisher of logs, a start takes two processes less.
+    `no_monitor` omits the process of the autoscaler, which one machine doesn't need. `include_log_monitor=False` omits
+    the process that publishes logs, if nothing reads them.
     """
     init = RayParams.__init__
     setattr(RayParams, "__init__", partialmethod(init, **parameters))  # noqa: B010

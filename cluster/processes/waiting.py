@@ -1,4 +1,4 @@
-"""The way to give up a wait that is deep inside a call."""
+"""A callback that can abandon a wait deep inside a call."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ OnWait = Callable[[], None]
 
 
 def wait_on() -> None:
-    """Wait until the deadline, whatever happens elsewhere."""
+    """Do nothing, so that the wait lasts until its deadline."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 API = "api"  # the deployment that also makes keys for programs on the cluster
-STARTED_BY = "TANDEM_STARTED_BY"  # in the environment of the replicas
-STOP_S = 20.0  # for open requests
+STARTED_BY = "TANDEM_STARTED_BY"  # environment variable of the replicas
+STOP_S = 20.0  # for open requests to end
 
 
 class ApiReplica:

@@ -68,7 +68,7 @@ class CoordinatorReplica:
 
     def _run(self, name: str, coordinator: Coordinator, learners: LearnerGroup) -> None:
         def on_wait() -> None:
-            if learners.waiting_for:  # a job may wait as well, and its sender can see that
+            if learners.waiting_for:  # leave the wait to a job, which shows it to its sender
                 raise TimeoutError(learners.waiting_for)
             if coordinator.is_stopping:
                 raise ServiceStopsError("The service was stopped while the learners started.")
@@ -76,15 +76,15 @@ class CoordinatorReplica:
         if not self._config.base_model(name).engine.num_gpus:
             self._wait_for_engine(name, coordinator)
         try:
-            learners.start(on_wait)  # so that the first job needn't wait for it
-            self._preparation.warm_up(name)  # nor for this, which earlier would delay the start of the engine
+            learners.start(on_wait)  # the first job then finds them running
+            self._preparation.warm_up(name)  # after the learners, so that it doesn't delay the engine
         except Exception:  # the first job tries again and reports the cause
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
 
     def _wait_for_engine(self, name: str, coordinator: Coordinator) -> None:
-        """Leave the CPUs to the engine, which the first request needs, before the first job needs the learners."""
+        """Wait until the engine has started: it needs the CPUs first, because requests come before jobs."""
         answer = self._engines[name].check_health.remote()
         deadline = time.monotonic() + ENGINE_FIRST_S
         with suppress(Exception):  # an engine that fails doesn't keep the learners from starting

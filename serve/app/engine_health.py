@@ -34,7 +34,7 @@ class EngineHealth:
     """
 
     def __init__(self, application: str, handles: Mapping[str, DeploymentHandle[Any]], num_replicas: Mapping[str, int]):
-        """Handles and numbers of replicas are by base model."""
+        """`handles` and `num_replicas` have base models as keys."""
         self._application, self._handles, self._num_replicas = application, handles, num_replicas
         self._asking: asyncio.Task[dict[str, str]] | None = None
         self._asked_at = 0.0
@@ -57,7 +57,7 @@ class EngineHealth:
     async def _fault(self, base: str, deployment: DeploymentStatusOverview | None) -> str | None:
         if fault := deployment_fault(deployment, self._num_replicas[base]):
             return fault
-        # Serve calls a replica healthy until several checks have failed.
+        # Serve reports a replica as healthy until several checks have failed.
         answer = self._handles[base].check_health.remote()
         try:
             async with asyncio.timeout(ANSWER_S):

@@ -1,4 +1,4 @@
-"""Reads from a job's options which policy version its KL penalty compares with."""
+"""Read the reference version of the KL penalty from a job's options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kl_reference(config: TrainingConfig, artifacts_root: str) -> KlReference | N
 
 
 def _named(adapter: str, artifacts_root: str) -> Step | Checkpoint:
-    """Both forms name a version; the string is never opened as a path."""
+    """Parse either form of a version's name. The string is never opened as a path."""
     if version := _VERSION.fullmatch(adapter):
         entity, project, name, step = version.groups()
         return Step(int(step), (entity, project, name))

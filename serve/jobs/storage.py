@@ -16,7 +16,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_shortage(artifacts: Artifacts, limits: LimitsConfig) -> str | None:
-    """Return why no payload is accepted for lack of disk space; None if there is enough."""
+    """Return the reason for rejecting payloads if disk space is short, else None."""
     if artifacts.num_free_bytes >= limits.min_free_disk_bytes:
         return None
     return (

@@ -103,7 +103,7 @@ class Claims(JobStore):
             raise JobCancelledError(f"The cancellation of job {job.id} was requested.")
 
     def report_waiting(self, job: ClaimedJob, reason: str | None) -> None:
-        """Record what the job waits for before it can start; None once it waits no more."""
+        """Record what the job waits for before it can start; None once it no longer waits."""
         with self._database.write() as session:
             _held(session, job).waiting_for = reason
 

@@ -18,7 +18,7 @@ WRITES = "tandem_writes"
 
 _POSTGRES = {
     "connect_timeout": "10",
-    # So that a vanished server is noticed, and a process that stops in the middle of a transaction loses its locks.
+    # These detect a lost server, and release the locks of a process that stops in the middle of a transaction.
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",

@@ -39,8 +39,8 @@ class Jobs:
         QueueFullError if too many jobs are open, ConfigError if the KL reference doesn't exist.
         """
         with self._database.write() as session:
-            # Locked, so that a deletion of the model waits for this job, or this job sees the deletion; and so that of
-            # several calls with one idempotency key, all but the first find the first one's job.
+            # The lock orders this job and a deletion of the model. It also orders calls with the same idempotency key,
+            # so that all but the first find the first call's job.
             model = session.scalar(
                 select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
             )

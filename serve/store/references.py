@@ -92,7 +92,7 @@ def lagged_digest(session: Session, job: JobRow, model: ModelRow, lag: int, curr
 
 
 def _check_lag(session: Session, model: ModelRow, option: str, lag: int) -> None:
-    """Refuse a lag that leads to a deleted version. Behind other open jobs, only the claim can tell."""
+    """Reject a lag to a deleted version. If the model has other open jobs, only the claim can check."""
     has_open = session.scalar(select(JobRow.id).where(JobRow.model_id == model.id, is_open()).limit(1))
     current = find_version(session, model)
     if has_open is None and current and find_version(session, model, max(0, current.step - lag)) is None:

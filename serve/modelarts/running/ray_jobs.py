@@ -71,7 +71,7 @@ class RayJobs:
         )
 
     def find(self, id: str) -> RayJob | None:
-        """Return a job. Returns None if it was never submitted to this cluster, or the cluster that ran it is gone."""
+        """Return a job. Returns None if it was never submitted to this cluster, or its cluster has ended."""
         from ray.job_submission import JobStatus
 
         try:

@@ -1,4 +1,4 @@
-"""The care of one claimed job: its lease, its status, its log files, and requests to stop it."""
+"""Supervise one claimed job: its lease, its status, its log files, and requests to stop it."""
 
 from __future__ import annotations
 
