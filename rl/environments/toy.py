@@ -151,8 +151,8 @@ class Calculator(Environment[tuple[int, ...]]):
     """Add numbers with a tool, over several turns: call `add`, read its result, say the sum.
 
     The reward is 0.5 if the tool computed the sum, and 0.5 more if the answer then ends in the sum; minus 0.1 for each
-    failed call and each turn that neither made a call nor had a result to answer with; at least 0. The model is told
-    about a failed or missing call and may try again.
+    failed call and each turn that neither made a call nor had a result to answer with; at least 0. The model sees an
+    error message after a failed or missing call and may try again.
 
     Args:
         num_terms: number of terms; more than two need several calls.
