@@ -6,12 +6,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -47,7 +47,7 @@ class CoordinatorReplica:
     def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle[Any]]):
         self._config, self._engines = config, engines
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
-        store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
+        self._store = store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
@@ -74,7 +74,10 @@ class CoordinatorReplica:
                 raise ServiceStopsError("The service was stopped while the learners started.")
 
         if not self._config.base_model(name).engine.num_gpus:
-            self._wait_for_engine(name, coordinator)
+            wait_for_engine(
+                self._engines[name].check_health.remote(),
+                lambda: coordinator.is_stopping or self._store.next_queued(name) is not None,
+            )
         try:
             learners.start(on_wait)  # the first job then finds them running
             self._preparation.warm_up(name)  # after the learners, so that it doesn't delay the engine
@@ -82,17 +85,6 @@ class CoordinatorReplica:
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
-
-    def _wait_for_engine(self, name: str, coordinator: Coordinator) -> None:
-        """Wait until the engine has started: it needs the CPUs first, because requests come before jobs."""
-        answer = self._engines[name].check_health.remote()
-        deadline = time.monotonic() + ENGINE_FIRST_S
-        with suppress(Exception):  # an engine that fails doesn't keep the learners from starting
-            while not coordinator.is_stopping and time.monotonic() < deadline:
-                with suppress(TimeoutError):
-                    answer.result(timeout_s=TICK_S)
-                    return
-        answer.cancel()  # type: ignore[no-untyped-call]
 
     def status(self) -> dict[str, CoordinatorStatus]:
         """Return for each base model the running job, the state of its learners and the last error."""
@@ -118,6 +110,17 @@ class CoordinatorReplica:
         for _, _, thread in self._parts.values():
             await asyncio.to_thread(thread.join)
         self._preparation.stop()
+
+
+def wait_for_engine(started: DeploymentResponse[None], is_urgent: Callable[[], bool]) -> None:
+    """Wait until the engine has started, which needs the CPUs first, or until the learners are urgent."""
+    deadline = time.monotonic() + ENGINE_FIRST_S
+    with suppress(Exception):  # an engine that fails doesn't keep the learners from starting
+        while not is_urgent() and time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                started.result(timeout_s=TICK_S)
+                return
+    started.cancel()  # type: ignore[no-untyped-call]
 
 
 def coordinator_application(config: TandemConfig, engines: Mapping[str, serve.Application]) -> serve.Application:

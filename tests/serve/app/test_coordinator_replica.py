@@ -1,0 +1,48 @@
+"""When the learners of an engine on a CPU start: with the engine's help, without it, or at once."""
+
+import pytest
+
+from tandem.serve.app.coordinator_replica import wait_for_engine
+
+
+class Started:
+    """The engine's answer: it comes after some waits, or the engine fails."""
+
+    def __init__(self, num_waits: int, error: Exception | None = None):
+        self.num_waits, self.error, self.is_cancelled = num_waits, error, False
+
+    def result(self, timeout_s: float) -> None:
+        assert timeout_s > 0
+        self.num_waits -= 1
+        if self.num_waits >= 0:
+            raise TimeoutError
+        if self.error:
+            raise self.error
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_the_learners_wait_until_the_engine_has_started():
+    started = Started(num_waits=3)
+    wait_for_engine(started, is_urgent=lambda: False)
+    assert started.num_waits == -1
+
+
+def test_a_queued_job_starts_the_learners_before_the_engine_answers():
+    polls = iter([False, False, True])
+    started = Started(num_waits=1000)
+    wait_for_engine(started, is_urgent=lambda: next(polls))
+    assert started.num_waits == 998 and started.is_cancelled
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the replica died"), ConnectionError("the store is away")])
+def test_a_failed_engine_or_store_does_not_keep_the_learners_from_starting(error):
+    started = Started(num_waits=0, error=error)
+    wait_for_engine(started, is_urgent=lambda: False)
+    assert started.is_cancelled
+
+    def store_fails() -> bool:
+        raise error
+
+    wait_for_engine(Started(num_waits=1000), is_urgent=store_fails)
