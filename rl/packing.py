@@ -68,6 +68,22 @@ class PackedSequence:
         return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
 
 
+def one_segment(token_ids: Tensor) -> PackedSequence:
+    """Return a row of one sequence [T] that is only scored: no token is trained."""
+    index = torch.arange(token_ids.numel())
+    zeros = torch.zeros(token_ids.numel())
+    return PackedSequence(
+        token_ids=token_ids,
+        positions=index,
+        segment_ids=torch.zeros_like(index),
+        parent_ids=torch.zeros_like(index),
+        loss_mask=zeros.bool(),
+        sampling_logprobs=zeros,
+        advantages=zeros,
+        weights=zeros,
+    )
+
+
 def unpack(row: PackedSequence) -> list[Tensor]:
     """Return the sequences of a row, each as the row indices [T] of its tokens, prompt first.
 

@@ -29,7 +29,8 @@ from tandem.rl.lora import (
     initial_state,
 )
 from tandem.rl.losses import shift_left
-from tandem.rl.packing import PackedSequence
+from tandem.rl.packing import PackedSequence, one_segment
+from tandem.rl.probe import probe_token_ids
 from tandem.rl.settings import LoraSettings
 
 __all__ = ["Policy", "PolicyError", "initial_adapter", "resolve_device"]
@@ -74,6 +75,9 @@ class Policy:
         self.parameters = adapter_parameters(wrapped)
         """The trainable float32 parameters under their PEFT names."""
         self.device = self._head.device
+        self.dtype = self._head.dtype
+        """Of the frozen base weights."""
+        self.probe_token_ids = probe_token_ids(causal_lm.config)
         self.load_adapter_state(initial_state({name: p.shape for name, p in self.parameters.items()}, lora))
         _check_output_head(causal_lm, attention)
 
@@ -129,6 +133,13 @@ class Policy:
             return known.new_full((packed.num_tokens,), float("nan")).index_copy(0, predicts, known)
 
         return spread(values), spread(entropy) if with_entropy else entropy
+
+    @torch.no_grad()
+    def probe(self) -> list[float]:
+        """Return the logprobs of the probe under the loaded adapter: of each of `probe_token_ids` but the first."""
+        logprobs, _ = self.logprobs(one_segment(torch.tensor(self.probe_token_ids)))
+        found: list[float] = logprobs[:-1].tolist()
+        return found
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Return a copy of the adapter on the CPU, under PEFT names."""
@@ -191,7 +202,8 @@ def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None
     Soft-capping, scaling or an output bias would make them differ from the model's own logits.
     """
     head = causal_lm.get_output_embeddings().weight
-    inputs = forward_inputs(_probe(16, head.shape[0]).to(head.device), attention, head.dtype)
+    token_ids = torch.arange(16) * head.shape[0] // 16  # from all over the vocabulary
+    inputs = forward_inputs(one_segment(token_ids).to(head.device), attention, head.dtype)
     own = causal_lm(**inputs, use_cache=False).logits.float()
     ours = F.linear(causal_lm.get_decoder()(**inputs, use_cache=False)[0], head).float()
     if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
@@ -199,19 +211,3 @@ def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None
             f"{type(causal_lm).__name__} changes its logits after the output embedding (soft-capping, scaling or a "
             f"bias): they differ by up to {(own - ours).abs().max():.3g}. Such base models aren't supported yet."
         )
-
-
-def _probe(num_tokens: int, vocabulary: int) -> PackedSequence:
-    """Return one untrained segment of tokens from all over the vocabulary."""
-    index = torch.arange(num_tokens)
-    zeros = torch.zeros(num_tokens)
-    return PackedSequence(
-        token_ids=index * vocabulary // num_tokens,
-        positions=index,
-        segment_ids=torch.zeros_like(index),
-        parent_ids=torch.zeros_like(index),
-        loss_mask=zeros.bool(),
-        sampling_logprobs=zeros,
-        advantages=zeros,
-        weights=zeros,
-    )

@@ -1,0 +1,76 @@
+"""The probe: a short sequence of tokens whose logprobs every holder of the same weights must compute alike.
+
+    before, after = learner.probe(), ...            # lists of logprobs
+    if not is_finite(after): ...                    # the weights are destroyed
+    difference = compare(after, of_engine, tolerance)
+
+Learners and engines, which share no code, score the same tokens of the same policy version. Importing this needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+PROBE_TOKENS = 48
+MEAN_SHARE = 0.3
+"""A mean difference above this share of the tolerance is a fault even where no single token exceeds it."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two scorings of the same tokens are apart, in nats."""
+
+    max: float
+    mean: float
+    tolerance: float
+
+    @property
+    def is_agreement(self) -> bool:
+        """False for NaN, too."""
+        return self.max <= self.tolerance and self.mean <= MEAN_SHARE * self.tolerance
+
+    def __str__(self) -> str:
+        return f"{self.max:.3g} nats at most, {self.mean:.3g} on average (tolerance {self.tolerance:g})"
+
+
+def compare(logprobs: Sequence[float], others: Sequence[float], tolerance: float) -> Difference:
+    """Compare two scorings token by token. A logprob that isn't finite on either side is an infinite difference."""
+    pairs = list(zip(logprobs, others, strict=True))
+    assert pairs, "a probe has at least two tokens"
+    apart = [abs(a - b) if math.isfinite(a) and math.isfinite(b) else math.inf for a, b in pairs]
+    return Difference(max(apart), sum(apart) / len(apart), tolerance)
+
+
+def is_finite(logprobs: Sequence[float]) -> bool:
+    """Return whether the logits behind these logprobs were sane: NaN or infinite logits make them NaN."""
+    return all(math.isfinite(value) for value in logprobs)
+
+
+def probe_token_ids(config: PreTrainedConfig, num_tokens: int = PROBE_TOKENS) -> list[int]:
+    """Return token ids for a model with this configuration, the same in every process.
+
+    The second half repeats the first: a trained model predicts copies with confidence, so that they hardly depend on
+    rounding, while the random first half depends on every weight. Ids that the configuration names (end of text,
+    images, audio) are left out, and so are both ends of the vocabulary, where tokenizers keep their special tokens.
+    """
+    text = config.get_text_config()
+    size = int(text.vocab_size)
+    special = _special_ids(config) | _special_ids(text)
+    generator = random.Random(20)
+    half = -(-num_tokens // 2)
+    ordinary = [token for token in range(size // 8, -(-size // 2)) if token not in special] or [0]
+    first = generator.choices(ordinary, k=half)
+    return (first + first)[:num_tokens]
+
+
+def _special_ids(config: PreTrainedConfig) -> set[int]:
+    values = [value for key, value in config.to_dict().items() if key.endswith(("_token_id", "_token_index"))]
+    return {token for value in values for token in (value if isinstance(value, list) else [value]) if token is not None}
