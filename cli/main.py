@@ -19,11 +19,12 @@ from rich.table import Table
 import tandem
 from tandem.cli import service_commands
 from tandem.cli.exposure import is_local, url
+from tandem.cli.output import TolerantApp
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
 from tandem.cluster.config import TandemConfig
 
-app = typer.Typer(
+app = TolerantApp(
     help="Reinforcement learning of language-model agents, on your own Ray cluster.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # they may be secret
