@@ -44,32 +44,36 @@ class ResolvedBaseModel:
     def max_model_len(self) -> int:
         """Longest sequence in tokens: as configured, else the model's own limit.
 
-        Raises ValueError if the configured length exceeds that limit.
+        Raises ValueError if the configured length exceeds that limit, or if there is neither.
         """
-        limit: int = self._text_config.max_position_embeddings
-        if self.config.max_model_len is None:
-            return limit
-        if self.config.max_model_len > limit:
+        from tandem.rl.base_config import longest_sequence
+
+        limit, configured = longest_sequence(self._model_config), self.config.max_model_len
+        if limit is None and configured is None:
+            raise ValueError(f"Base model {self.name} names no longest sequence; set its max_model_len.")
+        if limit is None or configured is None:
+            return limit or configured or 0
+        if configured > limit:
             raise ValueError(
-                f"Base model {self.name}: max_model_len {self.config.max_model_len} is above its limit of "
+                f"Base model {self.name}: max_model_len {configured} is above its limit of "
                 f"{limit} tokens; lower it or leave it out."
             )
-        return self.config.max_model_len
+        return configured
 
     @cached_property
-    def _text_config(self) -> PreTrainedConfig:
-        from transformers import AutoConfig
+    def _model_config(self) -> PreTrainedConfig:
+        from tandem.rl.base_config import read_config
 
-        config: PreTrainedConfig = AutoConfig.from_pretrained(self.path).get_text_config()
-        return config
+        return read_config(self.path)
 
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
         """Build the batch of a job with these groups. Raises as `rl.batch.build_batch` does."""
+        from tandem.rl.base_config import text_config
         from tandem.rl.batch import build_batch
 
-        vocab_size = self._text_config.vocab_size
+        vocab_size = text_config(self._model_config).vocab_size
         return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
 
     def write_initial_version(self, artifacts: Artifacts) -> str:
@@ -78,7 +82,7 @@ class ResolvedBaseModel:
         from tandem.rl.lora import adapter_config, initial_adapter
 
         lora = self.config.lora
-        state = LearnerState(adapter=initial_adapter(self.path, lora), optimizer={})
+        state = LearnerState(adapter=initial_adapter(self.path, lora, self.max_model_len), optimizer={})
         checkpoint = write_checkpoint(
             artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}
         )

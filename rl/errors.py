@@ -76,5 +76,9 @@ class TrajectoryError(RLError, ValueError):
         return f"{where}: {self.reason}"
 
 
+class PolicyError(RLError, ValueError):
+    """A base model, adapter or device that a policy doesn't support."""
+
+
 class CheckpointError(RLError, OSError):
     """A checkpoint that can't be written, read or trusted."""

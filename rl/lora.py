@@ -7,23 +7,21 @@ come in pairs per adapted linear layer: lora_A [r, in] and lora_B [out, r]; the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from tandem.rl.errors import RLError
+from tandem.rl.base_config import check_config, first_sentence, read_config
+from tandem.rl.base_weights import empty_model
+from tandem.rl.errors import PolicyError
 from tandem.rl.settings import LoraSettings
 
 _ADAPTER_NAME = "default"
-
-
-class PolicyError(RLError, ValueError):
-    """A base model, adapter or device that a policy doesn't support."""
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:
@@ -47,13 +45,30 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
             f"target_modules names {', '.join(missing)}, which {type(model).__name__} does not have. "
             f"Set it to names of this model's linear layers."
         )
-    wrapped = get_peft_model(model, peft_config(lora), adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
+    try:
+        config = peft_config(lora)
+        config.exclude_modules = _outside_decoder(model, lora.target_modules) or None
+        wrapped = get_peft_model(model, config, adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise PolicyError(
+            f"{type(model).__name__} can't be adapted at {', '.join(lora.target_modules)}: {first_sentence(error)} "
+            f"Set target_modules to other linear layers."
+        ) from error
     others = [name for name in adapter_parameters(wrapped) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
     if others or base_model(wrapped).get_output_embeddings() in _adapted_layers(wrapped):
         raise PolicyError(
             "target_modules may name only linear layers inside the transformer, not its embedding or output layer."
         )
     return wrapped
+
+
+def _outside_decoder(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Return the modules outside the language model, like those of an image encoder, with names that it uses too."""
+    inside = {id(module): name.rpartition(".")[2] for name, module in model.get_decoder().named_modules()}
+    shared = set(targets) & set(inside.values())
+    return [
+        name for name, module in model.named_modules() if id(module) not in inside and name.rpartition(".")[2] in shared
+    ]
 
 
 def base_model(wrapped: PeftModel) -> PreTrainedModel:
@@ -93,10 +108,15 @@ def initial_state(shapes: Mapping[str, torch.Size], lora: LoraSettings) -> dict[
     return state
 
 
-def initial_adapter(path: str | Path, lora: LoraSettings) -> dict[str, Tensor]:
-    """Return version 0 on the base model at `path`, as `Policy.load` makes it, without loading weights."""
+def initial_adapter(path: str | Path, lora: LoraSettings, max_length: int | None = None) -> dict[str, Tensor]:
+    """Return version 0 on the base model at `path`, as `Policy.load` makes it, without loading weights.
+
+    Raises PolicyError if the model's configuration alone shows that `Policy.load` would reject it.
+    """
+    config = read_config(path)
+    check_config(config, max_length)
     with torch.device("meta"):
-        wrapped = add_adapter(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), lora)
+        wrapped = add_adapter(empty_model(config), lora)
     return initial_state({name: parameter.shape for name, parameter in adapter_parameters(wrapped).items()}, lora)
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tandem.rl.attention import Attention, forward_inputs
+from tandem.rl.base_config import check_config, read_config, remove_randomness
+from tandem.rl.base_weights import load_model
+from tandem.rl.errors import PolicyError
+from tandem.rl.faithfulness import check_faithfulness
 from tandem.rl.logprobs import token_logprobs
 from tandem.rl.lora import (
-    PolicyError,
     adapter_config,
     adapter_parameters,
     add_adapter,
@@ -79,7 +80,6 @@ class Policy:
         """Of the frozen base weights."""
         self.probe_token_ids = probe_token_ids(causal_lm.config)
         self.load_adapter_state(initial_state({name: p.shape for name, p in self.parameters.items()}, lora))
-        _check_output_head(causal_lm, attention)
 
     @classmethod
     def load(
@@ -90,21 +90,21 @@ class Policy:
         attention: Attention | Literal["auto"] = "auto",
         lora: LoraSettings | None = None,
         gradient_checkpointing: bool | None = None,
+        max_length: int | None = None,
     ) -> Policy:
         """Load the base model at `path` (a directory or a Hugging Face id) with the adapter of version 0.
 
         `gradient_checkpointing` recomputes each layer in the backward pass to save memory; None: on CUDA only.
+        `max_length` is that of the longest sequence in use, in tokens; None: the model's own limit.
         Raises PolicyError for a model or device that can't be trained faithfully.
         """
         lora = lora or LoraSettings()
         place = resolve_device(device)
         implementation = resolve_attention(attention, place)
-        config = AutoConfig.from_pretrained(path)
-        _check_full_attention(config)
-        _remove_dropout(config)
-        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=resolve_dtype(dtype, place), attn_implementation=implementation
-        )
+        config = read_config(path)
+        check_config(config, max_length)
+        remove_randomness(config)
+        causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation)
         causal_lm.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         if gradient_checkpointing is None:
             gradient_checkpointing = place.type == "cuda"
@@ -112,6 +112,7 @@ class Policy:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = add_adapter(causal_lm, lora)
         wrapped.train(gradient_checkpointing)  # transformers checkpoints in train mode only
+        check_faithfulness(causal_lm, implementation, max_length)
         return cls(wrapped, implementation, lora)
 
     def logprobs(
@@ -175,39 +176,3 @@ def _predicted_positions(packed: PackedSequence, trained_only: bool) -> Tensor:
     trained = shift_left(packed.loss_mask, False)
     assert not (trained & ~continues).any(), "the first token of a segment has no prediction, so it can't be trained"
     return (trained if trained_only else continues).nonzero().squeeze(1)
-
-
-def _check_full_attention(config: PreTrainedConfig) -> None:
-    """Reject models with masks of their own (sliding windows, linear attention): packed masks replace them."""
-    sliding = ["sliding_attention"] if getattr(config, "sliding_window", None) else []
-    kinds = set(getattr(config, "layer_types", None) or sliding) - {"full_attention"}
-    if kinds:
-        raise PolicyError(
-            f"{config.model_type} has layers of {', '.join(sorted(kinds))}, which packed sequences don't support yet. "
-            f"Use a base model with full causal attention in every layer."
-        )
-
-
-def _remove_dropout(config: PreTrainedConfig) -> None:
-    """Set all dropout to 0: with dropout, the policy in training would differ from the one that sampled."""
-    for key, value in config.to_dict().items():
-        if "drop" in key and isinstance(value, float):
-            setattr(config, key, 0.0)
-
-
-@torch.no_grad()
-def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None:
-    """Check that logits are hidden states times the output embedding, as `Policy.logprobs` assumes.
-
-    Soft-capping, scaling or an output bias would make them differ from the model's own logits.
-    """
-    head = causal_lm.get_output_embeddings().weight
-    token_ids = torch.arange(16) * head.shape[0] // 16  # from all over the vocabulary
-    inputs = forward_inputs(one_segment(token_ids).to(head.device), attention, head.dtype)
-    own = causal_lm(**inputs, use_cache=False).logits.float()
-    ours = F.linear(causal_lm.get_decoder()(**inputs, use_cache=False)[0], head).float()
-    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
-        raise PolicyError(
-            f"{type(causal_lm).__name__} changes its logits after the output embedding (soft-capping, scaling or a "
-            f"bias): they differ by up to {(own - ours).abs().max():.3g}. Such base models aren't supported yet."
-        )

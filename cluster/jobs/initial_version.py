@@ -12,6 +12,7 @@ from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.errors import ArtifactError
 
 INITIAL_VERSIONS = "initial_versions"
+CHECKS = 2  # raised when base models are checked for more, so that those of earlier starts are checked again
 
 
 def initial_version(base: ResolvedBaseModel, artifacts: Artifacts, make: Callable[[str], str]) -> str:
@@ -33,7 +34,8 @@ def _note(base: ResolvedBaseModel) -> str | None:
     file = Path(base.path) / "config.json"
     if not file.is_file():
         return None
-    settings = [base.name, base.config.lora.model_dump(mode="json"), json.loads(file.read_bytes())]
+    lora, own = base.config.lora.model_dump(mode="json"), json.loads(file.read_bytes())
+    settings = [CHECKS, base.name, lora, base.config.max_model_len, own]
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return f"{INITIAL_VERSIONS}/{fingerprint}"
 

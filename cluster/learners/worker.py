@@ -75,13 +75,15 @@ class LearnerWorker:
                 dist.init_process_group(
                     backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
                 )
+        base = ResolvedBaseModel(self._base)
         policy = Policy.load(
-            ResolvedBaseModel(self._base).path,
+            base.path,
             device=learners.device,
             dtype=learners.dtype,
             attention=learners.attention,
             lora=self._base.lora,
             gradient_checkpointing=learners.gradient_checkpointing,
+            max_length=base.max_model_len,
         )
         self._learner = Learner(policy, self._base.optimizer)
         freeze_heap()

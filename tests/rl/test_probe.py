@@ -11,7 +11,7 @@ from small_models import VOCABULARY, randomise_adapter, small_config
 from transformers import Qwen3ForCausalLM
 
 from tandem.rl.policy import Policy
-from tandem.rl.probe import PROBE_TOKENS, compare, is_finite, probe_token_ids
+from tandem.rl.probe import FLOAT32, PROBE_TOKENS, Tolerance, compare, is_finite, probe_token_ids, tolerance_for
 
 
 def test_the_tokens_are_ordinary_and_always_the_same() -> None:
@@ -31,17 +31,17 @@ def test_there_are_tokens_for_any_vocabulary(vocab_size: int, num_tokens: int) -
 
 
 def test_a_difference_by_hand() -> None:
-    difference = compare([-1.0, -2.0, -3.0], [-1.0, -2.5, -3.0], tolerance=0.6)
+    difference = compare([-1.0, -2.0, -3.0], [-1.0, -2.5, -3.0], Tolerance(max=0.6, mean=0.2))
     assert (difference.max, difference.mean) == pytest.approx((0.5, 0.5 / 3))
     assert difference.is_agreement
-    assert not compare([-1.0, -2.0, -3.0], [-1.0, -2.5, -3.0], tolerance=0.4).is_agreement
-    assert not compare([-1.0, -2.0], [-1.5, -2.5], tolerance=0.6).is_agreement, "no token exceeds it, but all are off"
+    assert not compare([-1.0, -2.0, -3.0], [-1.0, -2.5, -3.0], Tolerance(max=0.4, mean=0.2)).is_agreement
+    assert not compare([-1.0, -2.0], [-1.5, -2.5], Tolerance(max=0.6, mean=0.2)).is_agreement
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_never_agree(value: float) -> None:
     for left, right in (([-1.0, value], [-1.0, -1.0]), ([-1.0, -1.0], [-1.0, value]), ([value], [value])):
-        assert not compare(left, right, tolerance=1e9).is_agreement
+        assert not compare(left, right, Tolerance(max=1e9, mean=1e9)).is_agreement
     assert not is_finite([-1.0, value])
     assert is_finite([-1.0, -1e30])
 
@@ -54,7 +54,7 @@ def test_a_policy_scores_the_probe_as_its_model_does(qwen3_path: Path) -> None:
     expected = log_softmax[:-1].gather(1, tokens[1:, None]).squeeze(1).tolist()
     assert policy.probe() == pytest.approx(expected, abs=1e-5)
     randomise_adapter(policy)
-    assert compare(policy.probe(), expected, 1e-3).max > 0.01
+    assert compare(policy.probe(), expected, FLOAT32).max > 0.01
 
 
 @pytest.mark.parametrize("weight", [math.nan, 1e30])
@@ -63,3 +63,8 @@ def test_a_destroyed_policy_is_not_finite_on_the_probe(qwen3_path: Path, weight:
     assert is_finite(policy.probe())
     policy.load_adapter_state({name: torch.full_like(t, weight) for name, t in policy.adapter_state().items()})
     assert not is_finite(policy.probe())
+
+
+def test_the_least_precise_dtype_decides() -> None:
+    assert tolerance_for(torch.float32, "float32") == FLOAT32
+    assert tolerance_for(torch.float32, "bfloat16") == tolerance_for(torch.bfloat16) != FLOAT32

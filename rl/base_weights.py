@@ -1,0 +1,49 @@
+"""The weights of a base model: loaded completely, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tandem.rl.attention import Attention
+from tandem.rl.base_config import first_sentence
+from tandem.rl.errors import PolicyError
+
+
+def load_model(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, attention: Attention) -> PreTrainedModel:
+    """Load the model on the CPU.
+
+    Raises PolicyError for a family that isn't a causal language model, and for files that lack weights: transformers
+    would fill these with random numbers and only log it.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (ValueError, ImportError) as error:
+        raise _unsupported(config, error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise PolicyError(
+            f"The files of {path} lack {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}. "
+            f"Download them again, or use a checkpoint of the language model."
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model without weights, made on torch's default device. Raises PolicyError as `load_model` does."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except (ValueError, ImportError) as error:
+        raise _unsupported(config, error) from error
+    return model
+
+
+def _unsupported(config: PreTrainedConfig, error: Exception) -> PolicyError:
+    return PolicyError(
+        f"{config.model_type} can't be loaded as a causal language model ({first_sentence(error)}) "
+        f"Use a decoder-only model."
+    )

@@ -1,0 +1,144 @@
+"""Checks a loaded base model: does it compute a packed sequence as it computes each sequence alone?
+
+A configuration may not say, or not yet say in a way that is known here, that a model has windows, recurrent layers or
+positions of its own. So the model itself is asked. It scores two completions of one prompt and an unrelated sequence,
+packed under our mask, and then each of them alone under no mask but its own.
+
+The check costs three forward passes over about 1,100 tokens, or over the longest reach that the configuration names, up
+to the longest sequence in use. So it costs about 7 TFLOP per billion parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tandem.rl.attention import Attention, forward_inputs
+from tandem.rl.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
+from tandem.rl.errors import PolicyError
+from tandem.rl.packing import PackedSequence, one_segment
+from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
+
+COMPLETION_TOKENS = 24
+UNNAMED_SPAN = 1024  # tokens; windows that a configuration doesn't name may be as long
+LONGEST_PROBE = 9216  # tokens
+
+
+@torch.no_grad()
+def check_faithfulness(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None) -> None:
+    """Raise PolicyError unless packed logprobs are those of the model alone.
+
+    `causal_lm` is in the mode in which it is trained. `max_length` is that of the longest sequence in use.
+    """
+    name = type(causal_lm).__name__
+    try:
+        _check_output_head(causal_lm, attention)
+        difference = _difference(causal_lm, attention, max_length)
+    except (PolicyError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PolicyError(
+            f"{name} ({causal_lm.config.model_type}) can't compute packed sequences "
+            f"({type(error).__name__}: {first_sentence(error)}) Use a decoder-only model with full causal attention."
+        ) from error
+    if not difference.is_agreement:
+        kinds = ", ".join(sorted(attention_kinds(causal_lm.config)))
+        raise PolicyError(
+            f"{name} ({causal_lm.config.model_type}) gives other logprobs in packed sequences than alone: "
+            f"{difference}. Its configuration names {kinds}. Use a base model with full causal attention in every "
+            f"layer."
+        )
+
+
+def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None:
+    """Check that logits are hidden states times the output embedding, as `Policy.logprobs` assumes.
+
+    Soft-capping, scaling or an output bias would make them differ from the model's own logits.
+    """
+    head = causal_lm.get_output_embeddings().weight
+    token_ids = torch.arange(16) * head.shape[0] // 16  # from all over the vocabulary
+    inputs = forward_inputs(one_segment(token_ids).to(head.device), attention, head.dtype)
+    own = causal_lm(**inputs, use_cache=False).logits.float()
+    ours = F.linear(causal_lm.get_decoder()(**inputs, use_cache=False)[0], head).float()
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
+        raise PolicyError(
+            f"{type(causal_lm).__name__} changes its logits after the output embedding (soft-capping, scaling or a "
+            f"bias): they differ by up to {(own - ours).abs().max():.3g}. Such base models aren't supported yet."
+        )
+
+
+def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None) -> Difference:
+    row, sequences = _probe(causal_lm, max_length)
+    head = causal_lm.get_output_embeddings().weight
+    inputs = forward_inputs(row.to(head.device), attention, head.dtype)
+    hidden = causal_lm.get_decoder()(**inputs, use_cache=False)[0][0]
+    packed, alone, spread = list[float](), list[float](), 0.0
+    for indices, first in sequences:
+        token_ids = row.token_ids[indices].to(head.device)
+        predicting = indices[first:-1].to(head.device)
+        ours = F.linear(hidden[predicting], head).float()
+        own = _alone(causal_lm, token_ids, num_predictions=predicting.numel()).float()
+        targets = token_ids[first + 1 :, None]
+        packed += ours.log_softmax(-1).gather(1, targets).squeeze(1).tolist()
+        alone += own.log_softmax(-1).gather(1, targets).squeeze(1).tolist()
+        spread = max(spread, own.std(dim=-1).mean().item())
+    # An untrained model predicts all tokens almost equally: then small differences are large ones.
+    return compare(packed, alone, tolerance_for(head.dtype).scaled(min(1.0, max(spread, 1e-3))))
+
+
+def _probe(causal_lm: PreTrainedModel, max_length: int | None) -> tuple[PackedSequence, list[tuple[Tensor, int]]]:
+    """Return a row, and for each sequence in it the indices [T] of its tokens and the first that predicts a next one.
+
+    Completions repeat the beginning of the prompt, which a model with a window can't see any more. A sequence of the
+    prompt's first tokens follows: it shows whether another sequence's length or states change it.
+    """
+    config = causal_lm.config
+    longest = min(LONGEST_PROBE, max_length or LONGEST_PROBE, longest_sequence(config) or LONGEST_PROBE)
+    own = min(COMPLETION_TOKENS, longest // 3)
+    prompt = min(max({UNNAMED_SPAN, *attention_spans(config)}) + 8, longest - own)
+    tokens = torch.tensor(probe_token_ids(config, 2 * prompt)[:prompt])
+    lengths = torch.tensor([prompt, own, own, own])
+    starts = [prompt, prompt + own, prompt + 2 * own]
+    row = replace(
+        one_segment(torch.cat([tokens, tokens[:own], tokens[own // 2 :][:own], tokens[:own]])),
+        positions=torch.cat([torch.arange(prompt), *[torch.arange(prompt, prompt + own)] * 2, torch.arange(own)]),
+        segment_ids=torch.arange(4).repeat_interleave(lengths),
+        parent_ids=torch.tensor([0, 0, 0, 3]).repeat_interleave(lengths),
+    )
+    before = torch.arange(prompt)
+    completions = [torch.cat([before, torch.arange(start, start + own)]) for start in starts[:2]]
+    return row, [*((indices, prompt) for indices in completions), (torch.arange(starts[2], starts[2] + own), 0)]
+
+
+def _alone(causal_lm: PreTrainedModel, token_ids: Tensor, num_predictions: int) -> Tensor:
+    """Return the model's own logits [num_predictions, V] at the positions before the last, under its own mask."""
+    keep = {"logits_to_keep": num_predictions + 1} if "logits_to_keep" in _arguments(causal_lm) else {}
+    with _as_released(causal_lm):
+        logits: Tensor = causal_lm(input_ids=token_ids[None], use_cache=False, **keep).logits[0]
+    return logits[-num_predictions - 1 : -1]
+
+
+def _arguments(causal_lm: nn.Module) -> Sequence[str]:
+    return list(inspect.signature(causal_lm.forward).parameters)
+
+
+@contextmanager
+def _as_released(causal_lm: PreTrainedModel) -> Iterator[None]:
+    """In the block, the model runs as for inference, and not with FlexAttention, which wants padded sequences."""
+    was_training, implementation = causal_lm.training, causal_lm.config._attn_implementation
+    causal_lm.eval()
+    if implementation == "flex_attention":
+        causal_lm.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        causal_lm.train(was_training)
+        if implementation == "flex_attention":
+            causal_lm.set_attn_implementation(implementation)

@@ -1,0 +1,280 @@
+"""Base models of many families: each is trained as it computes by itself, or rejected by name.
+
+The tiny random models have windows of 16 tokens, so that short sequences show them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import packed_group, save_model, small_config, unpacked
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
+from tandem.rl.attention import Attention
+from tandem.rl.base_config import attention_kinds, longest_sequence, remove_randomness
+from tandem.rl.faithfulness import check_faithfulness
+from tandem.rl.policy import Policy, PolicyError, initial_adapter
+from tandem.rl.settings import LoraSettings
+
+ATTENTION = LoraSettings(r=2, target_modules=("q_proj", "v_proj"))
+WINDOW = 16
+MIXTURE = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LATENT = {
+    "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "head_dim": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+
+
+def family(model_type: str, text: dict[str, object] | None = None, **overrides: object) -> PreTrainedConfig:
+    """Return a small configuration. `text` goes into the language model's part of a multimodal family."""
+    config_class = CONFIG_MAPPING[model_type]
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if text is None:
+        return small_config(config_class, **special, **overrides)
+    part = {key: value for key, value in small_config().to_dict().items() if key in _SIZES} | special | text
+    return config_class(text_config=part, vision_config=_EYE, **overrides)
+
+
+_EYE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+
+
+def save(config: PreTrainedConfig, path: Path) -> Path:
+    """Write a random model, with weights large enough that its predictions depend on what it sees."""
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(4)
+    model.save_pretrained(path)
+    return path
+
+
+# Models that are trained as they are
+
+
+FULL = {
+    "llama": family("llama"),
+    "llama3 positions": family(
+        "llama",
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "qwen2": family("qwen2"),
+    "qwen2 with a window it does not use": family("qwen2", use_sliding_window=False, sliding_window=WINDOW),
+    "qwen3_moe": family("qwen3_moe", **MIXTURE),
+    "mistral": family("mistral", sliding_window=None),
+    "mixtral": family("mixtral", sliding_window=None, **MIXTURE),
+    "olmo2": family("olmo2"),
+    "gemma": family("gemma"),
+    "glm4": family("glm4"),
+    "smollm3": family("smollm3"),
+    "gpt_neox": family("gpt_neox"),
+    "stablelm": family("stablelm"),
+    "starcoder2": family("starcoder2", sliding_window=None),
+    "deepseek_v3": family("deepseek_v3", **LATENT, **MIXTURE, first_k_dense_replace=1),
+    "qwen3_5 without linear layers": family("qwen3_5", LINEAR | {"layer_types": ["full_attention"] * 2}),
+}  # fmt: skip
+
+
+def adapted(config: PreTrainedConfig) -> LoraSettings:
+    fused = {"gpt_neox": "query_key_value", "deepseek_v3": "kv_b_proj"}
+    return LoraSettings(r=2, target_modules=(fused.get(config.model_type, "q_proj"),))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_model_with_full_attention_is_trained_as_it_computes_alone(name: str, tmp_path: Path) -> None:
+    path = save(FULL[name], tmp_path)
+    policy = Policy.load(path, "cpu", lora=adapted(FULL[name]), max_length=256)
+    packed = packed_group(40, [30, 24, 37])
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    with torch.no_grad():
+        together, _ = policy.logprobs(packed)
+        alone = [model(row.token_ids[None]).logits[0].log_softmax(-1) for row in unpacked(packed)]
+    start = 40
+    for row, log_softmax in zip(unpacked(packed), alone, strict=True):
+        own = row.token_ids.numel() - 40
+        expected = log_softmax[40:-1].gather(1, row.token_ids[41:, None]).squeeze(1)
+        torch.testing.assert_close(together[start : start + own - 1], expected, rtol=0, atol=1e-4)
+        start += own
+
+
+# Models whose configuration says that they are different
+
+NAMED = {
+    "qwen3_5": (family("qwen3_5", LINEAR), "linear_attention"),
+    "qwen3_5_text": (family("qwen3_5_text", **LINEAR), "linear_attention"),
+    "qwen3_next": (family("qwen3_next", **LINEAR, **MIXTURE), "linear_attention"),
+    "gemma2": (family("gemma2", **SLIDING), "sliding_attention"),
+    "gemma3": (family("gemma3", SLIDING), "sliding_attention"),
+    "gemma3_text": (family("gemma3_text", **SLIDING), "sliding_attention"),
+    "gemma3n": (CONFIG_MAPPING["gemma3n"](), "sliding_attention"),
+    "gemma4": (CONFIG_MAPPING["gemma4"](), "sliding_attention"),
+    "llama4": (CONFIG_MAPPING["llama4"](), "chunked_attention"),
+    "llama4_text": (CONFIG_MAPPING["llama4_text"](), "chunked_attention"),
+    "gpt_oss": (family("gpt_oss", **SLIDING, **MIXTURE), "sliding_attention"),
+    "olmo3": (family("olmo3", **SLIDING), "sliding_attention"),
+    "mistral": (family("mistral", sliding_window=WINDOW), "sliding_attention"),
+    "mixtral": (family("mixtral", sliding_window=WINDOW), "sliding_attention"),
+    "phi3": (family("phi3", sliding_window=WINDOW), "sliding_attention"),
+    "cohere2": (family("cohere2", **SLIDING), "sliding_attention"),
+    "mistral3": (family("mistral3", {"model_type": "mistral", "sliding_window": WINDOW}), "sliding_attention"),
+    "lfm2": (family("lfm2", layer_types=["conv", "full_attention"]), "conv"),
+    "jamba": (CONFIG_MAPPING["jamba"](), "linear_attention"),
+    "bamba": (family("bamba", attn_layer_indices=[1], **MAMBA), "linear_attention"),
+    "granitemoehybrid": (CONFIG_MAPPING["granitemoehybrid"](), "linear_attention"),
+    "gpt_neo": (CONFIG_MAPPING["gpt_neo"](), "local"),
+    "t5": (CONFIG_MAPPING["t5"](), "encoder"),
+    "bart": (CONFIG_MAPPING["bart"](), "encoder"),
+    "whisper": (CONFIG_MAPPING["whisper"](), "encoder"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_model_that_names_other_attention_is_refused_before_its_weights_are_read(name: str, tmp_path: Path) -> None:
+    config, reason = NAMED[name]
+    config.save_pretrained(tmp_path)
+    for load in (lambda: Policy.load(tmp_path, "cpu"), lambda: initial_adapter(tmp_path, LoraSettings())):
+        with pytest.raises(PolicyError) as refusal:
+            load()
+        assert config.model_type in str(refusal.value) and reason in str(refusal.value)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "dynamic", "factor": 4.0}, {"rope_type": "longrope"}])
+def test_positions_scaled_by_length_are_refused_beyond_the_original_length(rope: dict, tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+    config = family("llama", rope_parameters={"rope_theta": 1e4, **factors, **rope})
+    save(config, tmp_path)
+    with pytest.raises(PolicyError, match="max_model_len to at most 64"):
+        Policy.load(tmp_path, "cpu")
+    Policy.load(tmp_path, "cpu", max_length=64)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "paligemma", "clip", "vit"])
+def test_a_model_that_is_no_causal_language_model_is_refused(model_type: str, tmp_path: Path) -> None:
+    CONFIG_MAPPING[model_type]().save_pretrained(tmp_path)
+    for load in (lambda: Policy.load(tmp_path, "cpu"), lambda: initial_adapter(tmp_path, LoraSettings())):
+        with pytest.raises(PolicyError):
+            load()
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "of-tomorrow"}', "{}"])
+def test_a_family_that_is_unknown_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(PolicyError, match=str(tmp_path)):
+        Policy.load(tmp_path, "cpu")
+
+
+# Models whose behaviour alone shows it: here the configuration isn't asked
+
+DIFFERENT: dict[str, tuple[PreTrainedConfig, Attention]] = {
+    "a window": (family("mistral", sliding_window=WINDOW), "sdpa"),
+    "windows in some layers": (family("olmo3", **SLIDING), "sdpa"),
+    "windows of a multimodal model": (family("gemma3", SLIDING), "sdpa"),
+    "windows of a mixture of experts": (family("gpt_oss", **SLIDING, **MIXTURE), "eager"),
+    "linear attention": (family("qwen3_5_text", **LINEAR), "sdpa"),
+    "linear attention of a multimodal model": (family("qwen3_5", LINEAR), "sdpa"),
+    "a state space": (family("bamba", attn_layer_indices=[1], **MAMBA), "sdpa"),
+    "a convolution": (family("lfm2", layer_types=["conv", "full_attention"]), "sdpa"),
+    "attention to later tokens": (family("bert-generation", is_decoder=False), "sdpa"),
+    "biases by distance": (family("bloom"), "eager"),
+    "a cache instead of attention": (family("mamba"), "eager"),
+    "positions scaled by length": (
+        family(
+            "llama",
+            rope_parameters={
+                "rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "short_factor": [1.0] * 8,
+                "long_factor": [8.0] * 8, "original_max_position_embeddings": 64,
+            },
+        ), "sdpa",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_a_model_that_computes_packed_sequences_differently_is_refused(name: str, tmp_path: Path) -> None:
+    config, attention = DIFFERENT[name]
+    path = save(config, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention)
+    with pytest.raises(PolicyError) as refusal:
+        check_faithfulness(model, attention, max_length=None)
+    assert type(model).__name__ in str(refusal.value)
+
+
+def test_a_refusal_has_the_numbers(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save(family("mistral", sliding_window=WINDOW), tmp_path))
+    with pytest.raises(PolicyError, match=r"up to [0-9.]+ nats.* are tolerated.*names sliding_attention"):
+        check_faithfulness(model, "sdpa", max_length=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("max_length", [16, 64, 512, None])
+def test_the_check_accepts_full_attention_and_finds_a_window_at_any_length(
+    dtype: torch.dtype, max_length: int | None, tmp_path: Path
+) -> None:
+    for window in (None, 4):
+        config = family("mistral", sliding_window=window)
+        model = AutoModelForCausalLM.from_pretrained(save(config, tmp_path / str(window)), dtype=dtype)
+        if window is None:
+            check_faithfulness(model, "sdpa", max_length)
+        else:
+            with pytest.raises(PolicyError, match="sliding_attention"):
+                check_faithfulness(model, "sdpa", max_length)
+
+
+# What else the configuration decides
+
+
+def test_only_the_language_model_of_a_multimodal_model_is_adapted(tmp_path: Path) -> None:
+    config = family("gemma3", SLIDING | {"layer_types": ["full_attention"] * 2})
+    adapter = initial_adapter(save_config(config, tmp_path), ATTENTION)
+    assert adapter and not [name for name in adapter if "vision" in name]
+
+
+def save_config(config: PreTrainedConfig, path: Path) -> Path:
+    config.save_pretrained(path)
+    return path
+
+
+def test_dropout_and_router_noise_are_removed_everywhere() -> None:
+    config = family("gemma3", {"attention_dropout": 0.5})
+    config.vision_config.attention_dropout = 0.5
+    remove_randomness(config)
+    assert config.text_config.attention_dropout == config.vision_config.attention_dropout == 0
+    noisy = family("phimoe", router_jitter_noise=0.1, input_jitter_noise=0.1)
+    remove_randomness(noisy)
+    assert noisy.router_jitter_noise == noisy.input_jitter_noise == 0
+
+
+def test_sizes_are_those_of_the_language_model() -> None:
+    config = family("gemma3", SLIDING)
+    assert longest_sequence(config) == 512
+    assert attention_kinds(config) == {"sliding_attention", "full_attention"}
+    assert longest_sequence(CONFIG_MAPPING["mpt"](max_seq_len=77)) == 77
+    assert longest_sequence(CONFIG_MAPPING["mamba"]()) is None
+
+
+def test_files_without_all_weights_are_refused(tmp_path: Path) -> None:
+    """Transformers would fill them with random numbers."""
+    path = save_model(tmp_path / "whole")
+    config = small_config(num_hidden_layers=3)
+    config.save_pretrained(path)
+    with pytest.raises(PolicyError, match=r"lack \d+ weights .* model\.layers\.2\."):
+        Policy.load(path, "cpu")
