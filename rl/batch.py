@@ -9,12 +9,18 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
 
-from tandem.rl.advantages import balance_and_normalize, group_advantages, trajectory_weight
+from tandem.rl.advantages import (
+    balance_and_normalize,
+    group_advantages,
+    have_spread,
+    reward_std_dev,
+    trajectory_weight,
+)
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.rl.packing import PackedSequence, pack
@@ -201,11 +207,11 @@ def _describe(notes: _Notes, packed: Sequence[PackedSequence], num_dropped_too_l
     return TrainingBatch(
         sequences=tuple(packed),
         num_groups=len(notes.rewards),
-        num_trainable_groups=sum(max(of_group) != min(of_group) for of_group in rewards),
+        num_trainable_groups=sum(map(have_spread, rewards)),
         num_trajectories=len(flat),
         num_dropped_too_long=num_dropped_too_long,
         num_trained_tokens=sum(sequence.num_trained_tokens for sequence in packed),
         sampled_versions=tuple(notes.sampled_versions),
         reward_mean=fmean(flat) if flat else 0.0,
-        reward_std_dev=fmean(pstdev(of_group) for of_group in rewards) if rewards else 0.0,
+        reward_std_dev=fmean(map(reward_std_dev, rewards)) if rewards else 0.0,
     )

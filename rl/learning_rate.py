@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
+from tandem.rl.advantages import ROUNDING
 from tandem.rl.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def reward_spread_trend(reward_std_devs: Sequence[float]) -> float:
     """Return the fraction of its initial spread that the reward has kept, by a line fitted to its history.
 
     With the least-squares line m k + b through the points (k, std dev of job k), k = 0 .. last, that is
-    (m last + b) / b, but at least 0. It is 1 without a trend: fewer than two points, or b <= 0.
+    (m last + b) / b, but at least 0. It is 1 without a trend: fewer than two points, or b <= 0 up to rounding.
     """
     if len(reward_std_devs) < 2:
         return 1.0
     slope, intercept = linear_regression(range(len(reward_std_devs)), reward_std_devs)
-    if intercept <= 0:
+    if intercept <= ROUNDING * max(reward_std_devs):
         return 1.0
     return max((slope * (len(reward_std_devs) - 1) + intercept) / intercept, 0.0)

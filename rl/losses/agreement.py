@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tandem.rl.advantages import ROUNDING
 from tandem.rl.losses.inputs import LossInputs, known_or_nan, shift_left
 from tandem.rl.packing import PackedSequence
 
@@ -43,6 +44,6 @@ def probability_correlation(moments: Tensor) -> float | None:
     if n < 2:
         return None
     variance_x, variance_y = xx - x * x / n, yy - y * y / n
-    if variance_x <= 0 or variance_y <= 0:
+    if variance_x <= ROUNDING * xx or variance_y <= ROUNDING * yy:
         return None
     return (xy - x * y / n) / math.sqrt(variance_x * variance_y)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from tandem.rl.advantages import reward_std_dev
 from tandem.rl.environments.rollouts import RolledOutGroup
 from tandem.rl.tokens.messages import Choice
 from tandem.rl.trajectories import Trajectory
@@ -29,7 +30,8 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
     trajectories = [trajectory for group in groups for trajectory in group.group.trajectories]
     failures = [failure for group in groups for failure in group.failures]
     rewards = [trajectory.reward for trajectory in trajectories]
-    spreads = [pstdev(t.reward for t in group.group.trajectories) for group in groups if group.group.trajectories]
+    by_group = [[t.reward for t in group.group.trajectories] for group in groups if group.group.trajectories]
+    spreads = [reward_std_dev(of_group) for of_group in by_group]
     choices = [choice for trajectory in trajectories for choice in choices_of(trajectory)]
     metrics: dict[str, float] = {
         "rollouts/num": len(trajectories),
