@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 import tandem
 from tandem.cli import service_commands
 from tandem.cli.exposure import is_local, url
+from tandem.cli.listing import Json, attributes, print_json, print_table
 from tandem.cli.output import TolerantApp
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
 from tandem.cluster.config import TandemConfig
+from tandem.runs.reporting.console import PlainConsole
 
 app = TolerantApp(
     help="Reinforcement learning of language-model agents, on your own Ray cluster.",
@@ -31,12 +31,20 @@ app = TolerantApp(
 )
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="A tandem.yaml. Default: the built-in tiny model.")
 ]
+KEY_COLUMNS = {
+    "id": "id",
+    "name": "name",
+    "entity": "entity",
+    "role": "role",
+    "created": "created_at",
+    "revoked": "revoked_at",
+}
 EXAMPLE = Path(tandem.__file__).parent / "examples" / "quickstart.py"
 
 
@@ -44,7 +52,7 @@ def _config(path: Path | None) -> TandemConfig:
     try:
         return TandemConfig.load(path)
     except ValueError as error:
-        err.print(f"[red]{error}[/red]")
+        err.error(str(error))
         raise typer.Exit(2) from None
 
 
@@ -57,7 +65,7 @@ def _store(config: TandemConfig) -> Any:
     try:
         return Store(config.resolved_store_url)
     except (ValueError, SchemaError, NoAnswerError) as error:
-        err.print(f"[red]{escape(str(error))}[/red]")
+        err.error(str(error))
         raise typer.Exit(2) from None
 
 
@@ -76,7 +84,8 @@ def up(
     _refuse_to_listen_without_keys(config, store, config_path)
     with _service(config, verbose) as stop:
         names = ", ".join(base.name for base in config.base_models)
-        out.print(f"\nTandem answers at [bold]{url(config.http)}/v1[/bold] (base models: {names}).")
+        address = (f"{url(config.http)}/v1", "bold")
+        out.print(Text.assemble("\nTandem answers at ", address, f" (base models: {names})."))
         if not store.keys.exist():
             key = create_key(store, name="first", entity="default", role="admin")
             out.print(f"This is the first start. Your API key, shown only once:\n\n    export TANDEM_API_KEY={key}\n")
@@ -92,9 +101,9 @@ def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path
     if is_local(config.http.host) or any(key.revoked_at is None for key in store.keys.all()):
         return
     option = f" --config {config_path}" if config_path else ""
-    err.print(
-        f"[red]Other machines can reach http.host {config.http.host}, and the service has no valid key yet.[/red] "
-        f"Create one first:\n\n    tandem keys create --name me --role admin{option}\n"
+    err.error(
+        f"Other machines can reach http.host {config.http.host}, and the service has no valid key yet.",
+        f"Create one first:\n\n    tandem keys create --name me --role admin{option}\n",
     )
     raise typer.Exit(2)
 
@@ -111,7 +120,7 @@ def demo(
     config = _config(config_path)
     store = _store(config)
     if not script.is_file():
-        err.print(f"[red]There is no script at {script}.[/red] Name one: tandem demo examples/quickstart.py")
+        err.error(f"There is no script at {script}.", "Name one: tandem demo examples/quickstart.py")
         raise typer.Exit(2)
     with _service(config, verbose) as stop:
         key = create_key(store, name=f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}", entity="default", role="train")
@@ -177,9 +186,9 @@ def keys_create(
     try:
         key = create_key(_store(_config(config_path)), name, entity, role)
     except ValueError as error:
-        err.print(f"[red]{escape(str(error))}[/red]")
+        err.error(str(error))
         raise typer.Exit(2) from None
-    out.print(key, markup=False)
+    out.print(key)
 
 
 @keys.command("generate")
@@ -189,18 +198,17 @@ def keys_generate() -> None:
 
     key, key_sha256 = generate_key()
     err.print("The key, shown only once. It becomes valid when the service's configuration has the next line:")
-    out.print(key, markup=False)
-    out.print(f"admin_key_sha256: {key_sha256}", markup=False, soft_wrap=True)
+    out.print(key)
+    out.print(f"admin_key_sha256: {key_sha256}")
 
 
 @keys.command("list")
-def keys_list(config_path: ConfigOption = None) -> None:
+def keys_list(config_path: ConfigOption = None, json: Json = False) -> None:
     """List keys, without their secrets."""
-    table = Table("id", "name", "entity", "role", "created", "revoked")
-    for key in _store(_config(config_path)).keys.all():
-        revoked = str(key.revoked_at or "")
-        table.add_row(key.id, escape(key.name), key.entity, key.role, str(key.created_at), revoked)
-    out.print(table)
+    found = _store(_config(config_path)).keys.all()
+    if json:
+        return print_json(out, attributes(found, *KEY_COLUMNS.values()))
+    print_table(out, KEY_COLUMNS, found)
 
 
 @keys.command("revoke")

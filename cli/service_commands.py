@@ -4,49 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from tandem.cli.listing import Json, print_json, print_table
 from tandem.client import Client, NoAnswerError, SettingsError, TandemError
+from tandem.runs.reporting.console import PlainConsole
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 Limit = Annotated[int, typer.Option(min=1, max=100)]
 SHOWN_METRICS = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
 WATCH_RETRIES_S = 30.0
 
 
-def models(limit: Limit = 20) -> None:
+MODEL_COLUMNS = {"model": "name", "base model": "base_model", "newest version": "step", "id": "id"}
+JOB_COLUMNS = {
+    "job": "id",
+    "state": "state",
+    "version": "step",
+    "attempt": "attempt",
+    "created": "created_at",
+    "error": "error",
+}
+
+
+def models(limit: Limit = 20, json: Json = False) -> None:
     """List your models and their newest versions."""
-    table = Table("model", "base model", "newest version", "id")
     with _client() as client:
-        for model in islice(client.models(newest_first=True), limit):
-            table.add_row(model.name, model.base_model, str(model.step), model.id)
-    out.print(table)
+        found = list(islice(client.models(newest_first=True), limit))
+    if json:
+        return print_json(out, [{"name": model.name, **asdict(model)} for model in found])
+    print_table(out, MODEL_COLUMNS, found)
 
 
 def jobs(
-    model: Annotated[str | None, typer.Option(help="Only jobs of this model id.")] = None, limit: Limit = 20
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model id.")] = None,
+    limit: Limit = 20,
+    json: Json = False,
 ) -> None:
     """List your training jobs, newest first."""
-    table = Table("job", "state", "version", "attempt", "created", "error", title=None)
     with _client() as client:
-        for job in islice(client.jobs(model=model), limit):
-            step = "" if job.step is None else str(job.step)
-            table.add_row(job.id, job.state, step, str(job.attempt), str(job.created_at), escape(job.error or ""))
-    out.print(table)
+        found = list(islice(client.jobs(model=model), limit))
+    if json:
+        return print_json(out, [asdict(job) for job in found])
+    print_table(out, JOB_COLUMNS, found)
 
 
-def watch(job: str) -> None:
+def watch(job: str, json: Json = False) -> None:
     """Follow a training job until it ends."""
-    note = TextColumn("{task.fields[note]}")
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), note]
+    if json:
+        return _watch_as_json(job)
+    note = TextColumn("{task.fields[note]}", markup=False)
+    state = TextColumn("{task.description}", markup=False)
+    columns = [state, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), note]
     with _client(WATCH_RETRIES_S) as client, Progress(*columns, console=out) as progress:
         task = progress.add_task("queued", total=None, note="")
         for event in client.events(job):
@@ -57,12 +72,21 @@ def watch(job: str) -> None:
                     shown = {name.split("/")[-1]: event.data[name] for name in SHOWN_METRICS if name in event.data}
                     progress.update(task, advance=1, note="  ".join(f"{name} {shown[name]:.4g}" for name in shown))
                 case "training_ended":
-                    progress.update(task, description="[green]succeeded[/green]")
+                    progress.update(task, description="succeeded")
                 case "training_failed":
-                    progress.update(task, description="[red]failed[/red]")
+                    progress.update(task, description="failed")
                     progress.stop()
-                    err.print(escape(event.data["error_message"]))
+                    err.print(event.data["error_message"])
                     raise typer.Exit(1)
+
+
+def _watch_as_json(job: str) -> None:
+    """Print one event per line as it comes."""
+    with _client(WATCH_RETRIES_S) as client:
+        for event in client.events(job):
+            print_json(out, asdict(event))
+            if event.type == "training_failed":
+                raise typer.Exit(1)
 
 
 @contextmanager
@@ -72,10 +96,9 @@ def _client(retries_s: float = 0.0) -> Iterator[Client]:
         with Client(retries=retries_s) as client:
             yield client
     except SettingsError as error:
-        err.print(escape(str(error)))
+        err.error(str(error))
         raise typer.Exit(2) from None
     except TandemError as error:
         is_away = isinstance(error, NoAnswerError)
-        advice = " `tandem up` starts a service; TANDEM_URL names another one." if is_away else ""
-        err.print(f"[red]{escape(str(error))}[/red]{advice}", soft_wrap=True)
+        err.error(str(error), "`tandem up` starts a service; TANDEM_URL names another one." if is_away else "")
         raise typer.Exit(1) from None

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from tandem.cli.stopping import StopSignals
+from tandem.runs.reporting.console import PlainConsole
 
 
 class StartError(RuntimeError):
@@ -25,10 +25,10 @@ class ServiceLostError(RuntimeError):
 class Startup:
     """Shows a spinner in a terminal and a line for each step elsewhere. Handles the signals that end the command."""
 
-    def __init__(self, err: Console):
+    def __init__(self, err: PlainConsole):
         self.stop = StopSignals()
         self._err = err
-        self._status = err.status("Starting Tandem") if sys.stderr.isatty() else None
+        self._status = err.status(Text("Starting Tandem")) if sys.stderr.isatty() else None
         self._said: set[str] = set()
 
     def begin(self) -> None:
@@ -41,7 +41,7 @@ class Startup:
         self.stop.listen()
         self.stop.check()
         if self._status:
-            self._status.update(f"Starting Tandem: {what}")
+            self._status.update(Text(f"Starting Tandem: {what}"))
         elif what not in self._said:
             self._said.add(what)
             self._err.print(f"Starting Tandem: {what}")
@@ -51,9 +51,9 @@ class Startup:
         from tandem.cluster.processes.local_ray import token_authentication_is_on
 
         if not token_authentication_is_on():
-            self._err.print(
-                "[yellow]This Ray has no token authentication: anyone who reaches its ports can run any code.[/yellow] "
-                "Set RAY_AUTH_MODE=token for all its nodes and for this command, or close its ports (docs/security.md)."
+            self._err.warning(
+                "This Ray has no token authentication: anyone who reaches its ports can run any code.",
+                "Set RAY_AUTH_MODE=token for all its nodes and this command, or close its ports (docs/security.md).",
             )
 
     def ready(self) -> None:
@@ -67,14 +67,14 @@ class Startup:
 
 
 @contextmanager
-def startup(err: Console) -> Iterator[Startup]:
+def startup(err: PlainConsole) -> Iterator[Startup]:
     """Handle the signals in the block, and turn a failed start, a lost service or a signal into an exit status."""
     start = Startup(err)
     start.begin()
     try:
         yield start
     except (StartError, ServiceLostError) as error:
-        err.print(f"[red]{escape(str(error))}[/red]")
+        err.error(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err.print("Stopped.")

@@ -9,9 +9,6 @@ import time
 from collections.abc import Coroutine
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from tandem.cli.run_service import KeyMissingError, RunService, run_service
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
@@ -20,6 +17,7 @@ from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RunError, TaskFileError
 from tandem.runs.event_loop import run_with_short_end
+from tandem.runs.reporting.console import PlainConsole
 from tandem.runs.reporting.plot import plot_rewards
 from tandem.runs.reporting.scalars import ScalarWriter
 from tandem.runs.reporting.terminal import TerminalReport
@@ -29,7 +27,7 @@ LOOK_S = 0.2
 CHECK_PERIOD_S = 5.0
 
 
-def train(task_file: Path, verbose: bool, out: Console, err: Console) -> int:
+def train(task_file: Path, verbose: bool, out: PlainConsole, err: PlainConsole) -> int:
     """Run the command and return its exit status: 0; 1 if the run failed; 2 for a wrong file or setting; 128 + a signal
     that ended it."""
     try:
@@ -41,19 +39,19 @@ def train(task_file: Path, verbose: bool, out: Console, err: Console) -> int:
             finally:
                 _plot(planned.task, directory)
     except (TaskFileError, KeyMissingError) as error:
-        err.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+        err.error(str(error))
         return 2
     except RunError as error:
-        err.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
+        err.error(str(error))
         return 1
 
 
 def _train(
-    planned: Plan, config: TandemConfig, directory: RunDirectory, verbose: bool, out: Console, err: Console
+    planned: Plan, config: TandemConfig, directory: RunDirectory, verbose: bool, out: PlainConsole, err: PlainConsole
 ) -> int:
     task = planned.task
     for sentence in begin_or_resume(directory, task):
-        out.print(escape(sentence), soft_wrap=True)
+        out.print(sentence)
     if is_finished(directory, task):
         out.print(f"The run has trained all its {task.training.jobs} jobs. Raise training.jobs to continue it.")
         return 0
@@ -62,7 +60,7 @@ def _train(
     try:
         with startup(err) as start:
             with run_service(url, config, task.model.entity, directory, start, verbose) as service:
-                out.print(f"{escape(task.name)}: {service.url}, metrics in {directory.path}", soft_wrap=True)
+                out.print(f"{task.name}: {service.url}, metrics in {directory.path}")
                 writer = ScalarWriter(directory.path / "tensorboard", directory.ledger.rows)
                 with TerminalReport(out, directory.ledger, writer) as report:
                     work = run(planned, directory, service.url, service.key, report)
@@ -105,13 +103,13 @@ def _directory(task: TaskConfig, config: TandemConfig) -> Path:
     return config.home / (task.output.directory or Path("runs", task.name)).expanduser()
 
 
-def _say_how_far(directory: RunDirectory, task: TaskConfig, out: Console) -> None:
+def _say_how_far(directory: RunDirectory, task: TaskConfig, out: PlainConsole) -> None:
     if directory.state.model is None:  # it hasn't begun
         return
     num_trained, jobs = directory.ledger.num_trained, task.training.jobs
     done = is_finished(directory, task)
     rest = "" if done else " Run the same command to resume."
-    out.print(f"{num_trained} of {jobs} jobs are trained ({directory.path}).{rest}", soft_wrap=True)
+    out.print(f"{num_trained} of {jobs} jobs are trained ({directory.path}).{rest}")
 
 
 def _plot(task: TaskConfig, directory: RunDirectory) -> None:

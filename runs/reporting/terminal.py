@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
 from tandem.runs.ledger import Ledger, Row
+from tandem.runs.reporting.console import PlainConsole
 from tandem.runs.reporting.report import Progress
 from tandem.runs.reporting.scalars import ScalarWriter
 
@@ -23,7 +23,7 @@ BAR_WIDTH = 16
 class TerminalReport:
     """with TerminalReport(console, ledger, writer) as report: ... It also writes each row to TensorBoard."""
 
-    def __init__(self, console: Console, ledger: Ledger, writer: ScalarWriter):
+    def __init__(self, console: PlainConsole, ledger: Ledger, writer: ScalarWriter):
         self.progress = Progress()
         self._console, self._ledger, self._writer = console, ledger, writer
         self._began = time.monotonic()
@@ -42,12 +42,12 @@ class TerminalReport:
         self._writer.close()
 
     def say(self, sentence: str) -> None:
-        self._console.print(f"{self._clock()} [yellow]{escape(sentence)}[/yellow]", soft_wrap=True)
+        self._console.print(Text.assemble(f"{self._clock()} ", (sentence, "yellow")))
 
     def row(self, row: Row) -> None:
         self._writer.write(row)
         if not self._is_live:
-            self._console.print(self._clock(), line(row, self.progress.num_jobs), markup=False, soft_wrap=True)
+            self._console.print(self._clock(), line(row, self.progress.num_jobs))
 
     def _clock(self) -> str:
         return time.strftime("%H:%M:%S")

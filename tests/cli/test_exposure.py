@@ -3,13 +3,13 @@
 import socket
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from tandem.cli import exposure, launch
 from tandem.cli import main as cli
 from tandem.cli.startup import StartError, Startup
 from tandem.cluster.config import HttpConfig, TandemConfig
+from tandem.runs.reporting.console import PlainConsole
 from tandem.serve.store.store import Store
 
 LOCAL = ("127.0.0.1", "127.8.7.6", "::1", "localhost", "::ffff:127.0.0.1")
@@ -103,7 +103,7 @@ def test_it_warns_of_a_ray_without_token_authentication(monkeypatch, capsys, mod
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    Startup(Console(stderr=True, width=400)).warn_of_open_ray()
+    Startup(PlainConsole(stderr=True, width=400)).warn_of_open_ray()
     said = capsys.readouterr().err
     assert ("RAY_AUTH_MODE=token" in said) == warns
     assert ("docs/security.md" in said) == warns

@@ -4,9 +4,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from tandem.runs.directory import RunDirectory
+from tandem.runs.reporting.console import PlainConsole
 from tandem.runs.reporting.scalars import ScalarWriter
 from tandem.runs.reporting.terminal import TerminalReport
 from tandem.runs.run import begin_or_resume, plan, run
@@ -16,5 +15,5 @@ planned = plan(Path(task_file))
 with RunDirectory(Path(path)) as directory:
     begin_or_resume(directory, planned.task)
     writer = ScalarWriter(directory.path / "tensorboard", directory.ledger.rows)
-    with TerminalReport(Console(), directory.ledger, writer) as report:
+    with TerminalReport(PlainConsole(), directory.ledger, writer) as report:
         asyncio.run(run(planned, directory, url, "tdm_test", report))

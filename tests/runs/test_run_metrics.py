@@ -5,7 +5,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tandem.rl.environments.rollouts import RolledOutGroup, RolloutFailure
@@ -13,6 +12,7 @@ from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 from tandem.runs.errors import PolicyLagError
 from tandem.runs.evaluating import versions_to_evaluate
 from tandem.runs.ledger import Ledger
+from tandem.runs.reporting.console import PlainConsole
 from tandem.runs.reporting.metrics import causes, loss_metrics, oldest_versions, rollout_metrics
 from tandem.runs.reporting.plot import plot_rewards
 from tandem.runs.reporting.report import Progress
@@ -143,7 +143,7 @@ def test_a_line_of_a_log():
 
 
 def test_a_terminal_shows_a_table_and_reports(ledger, tmp_path):
-    console = Console(force_terminal=True, width=140, record=True)
+    console = PlainConsole(force_terminal=True, width=140, record=True)
     with TerminalReport(console, ledger, ScalarWriter(tmp_path / "tensorboard", [])) as report:
         report.progress.num_jobs = 10
         report.say("The service is back.")
