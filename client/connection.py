@@ -9,39 +9,32 @@ from typing import Any, TypeVar
 
 import httpx
 
-from tandem.client.errors import NoAnswerError, SettingsError, TandemError, UnexpectedAnswerError, status_error
+from tandem.client.address import api_key, service_url
+from tandem.client.errors import NoAnswerError, TandemError, UnexpectedAnswerError, status_error
 from tandem.client.flows import Call
+from tandem.client.proxies import asked, http_options
 from tandem.client.retries import SAFE, Retries
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_S = 30.0
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Connection:
     """Address and settings of the service. Builds requests and reads responses."""
 
     def __init__(self, url: str | None, key: str | None, timeout_s: float, retries: Retries | float):
-        self.url = (url or os.environ.get("TANDEM_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
-        if not self.url.startswith(("http://", "https://")):
-            raise SettingsError(f"The URL of the service must begin with http:// or https://, but is {self.url!r}.")
-        self.key = (key or os.environ.get("TANDEM_API_KEY") or "").strip()
-        if not self.key:
-            raise SettingsError(
-                "There is no API key. Set TANDEM_API_KEY to one of the service's keys, or pass it; "
-                "`tandem keys create` makes one."
-            )
+        self.url = service_url(url or os.environ.get("TANDEM_URL") or DEFAULT_URL)
+        self.key = api_key(key or os.environ.get("TANDEM_API_KEY") or "")
+        self._route = http_options(self.url)
         self.timeout_s = timeout_s
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
 
     def http_options(self) -> dict[str, Any]:
         # No limit on connections: the caller decides how many rollouts run at the same time.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        # HTTP_PROXY and the like are for remote services; not every environment excludes loopback in NO_PROXY.
-        is_remote = httpx.URL(self.url).host not in LOOPBACK
-        return {"base_url": self.url, "timeout": _timeout(self.timeout_s), "limits": limits, "trust_env": is_remote}
+        return {"base_url": self.url, "timeout": _timeout(self.timeout_s), "limits": limits, **self._route}
 
     def openai_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of an OpenAI client. Retries are off, because the HTTP client below it retries."""
@@ -62,20 +55,21 @@ class Connection:
 
     def no_answer(self, call: Call[Any], error: httpx.TransportError) -> TandemError:
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
+        request = f"{call.method} {call.path}"
         return NoAnswerError(
-            f"No answer from {self.url} to {call.method} {call.path} ({cause}). Is the service running?"
+            f"No answer from {self.url} to {request} ({cause}){asked(self.url)}. Is the service running?"
         )
 
     def result(self, call: Call[T], response: httpx.Response) -> T:
         """Return the result in an answer. Raise StatusError or UnexpectedAnswerError."""
         if not response.is_success and response.status_code not in call.accepts:
-            raise status_error(response)
+            raise status_error(response, asked(self.url))
         try:
             return call.parse(response.json() if call.is_json else response.content)
         except (ValueError, KeyError, TypeError) as error:
             raise UnexpectedAnswerError(
                 f"{self.url} answered {call.method} {call.path} with {response.text[:200]!r}, "
-                f"which isn't Tandem's answer ({error!r}). Check the URL."
+                f"which isn't Tandem's answer ({error!r}){asked(self.url)}. Check the URL."
             ) from error
 
 

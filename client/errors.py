@@ -128,8 +128,8 @@ _OF_STATUS: dict[int, type[StatusError]] = {
 }
 
 
-def status_error(response: httpx.Response) -> StatusError:
-    """Return the exception for an answer that isn't a success."""
+def status_error(response: httpx.Response, remark: str = "") -> StatusError:
+    """Return the exception for an answer that isn't a success. `remark` is for answers that aren't the service's."""
     default = ServiceError if response.status_code >= 500 else InvalidRequestError
     kind = _OF_STATUS.get(response.status_code, default)
     body = _json_object(response)
@@ -142,7 +142,7 @@ def status_error(response: httpx.Response) -> StatusError:
     )
     request = f"{response.request.method} {response.request.url}"
     return kind(
-        sentence(response),
+        sentence(response) + ("" if described else remark),
         response.status_code,
         described.get("code"),
         described.get("param"),

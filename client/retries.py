@@ -9,6 +9,7 @@ import httpx
 import tenacity
 
 from tandem.client.errors import retry_after_s, sentence
+from tandem.client.proxies import asked
 
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 SAFE = "tandem.safe"
@@ -64,7 +65,7 @@ class Retries:
             "retry": tenacity.retry_if_exception(_may_pass) | tenacity.retry_if_result(self.may_pass),
             "stop": self.stop,
             "wait": pause_s,
-            "after": lambda state: self.failed(request, _cause(state)),
+            "after": lambda state: self.failed(request, _cause(request, state)),
             "retry_error_callback": lambda state: state.outcome.result(),
         }
 
@@ -121,9 +122,9 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError) and not is_ours
 
 
-def _cause(state: tenacity.RetryCallState) -> str:
+def _cause(request: httpx.Request, state: tenacity.RetryCallState) -> str:
     assert state.outcome is not None
     if error := state.outcome.exception():
-        return f"{type(error).__name__}: {error}".removesuffix(": ")
+        return f"{type(error).__name__}: {error}".removesuffix(": ") + asked(request.url)
     response: httpx.Response = state.outcome.result()
     return f"{response.status_code}: {' '.join(sentence(response).split())[:300]}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from tandem.cluster.checkpoint_cache import make_room, mark_used
@@ -43,7 +44,7 @@ class Artifacts:
     """
 
     def __init__(self, root: str, cache_dir: str | Path | None = None):
-        self._fs, self._root = fsspec.core.url_to_fs(root)
+        self._fs, self._root = filesystem_of(root)
         self._is_local = isinstance(self._fs, LocalFileSystem)
         if self._is_local:
             self._local_root = Path(self._root)
@@ -209,6 +210,14 @@ class Artifacts:
 
     def _url(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}"
+
+
+def filesystem_of(root: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system of a root, and the root's path there. An absolute path is never taken for a URL."""
+    if root.startswith("/"):
+        return LocalFileSystem(), root.rstrip("/") or "/"
+    filesystem, path = fsspec.core.url_to_fs(root)
+    return filesystem, path
 
 
 def without_secrets(url: str) -> str:

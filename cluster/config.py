@@ -5,6 +5,7 @@ Importing this module loads neither torch nor vLLM, so the command line stays qu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,10 +16,11 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
 )
 
+from tandem.cluster.sqlite_urls import sqlite_url
 from tandem.rl.settings import LoraSettings, OptimizerSettings, Settings
+from tandem.rl.yaml_files import load_mapping
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -273,10 +275,20 @@ class TandemConfig(BaseSettings):
     projects: dict[str, ProjectConfig] = Field({}, description="Projects by name; all others have the defaults.")
     resource_specs: tuple[ResourceSpecConfig, ...] = ()
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _named(cls, home: object) -> object:
+        if isinstance(home, str) and not home.strip():
+            raise ValueError("it names no directory; write one, or unset TANDEM_HOME for ~/.tandem")
+        return home
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+        try:
+            return home.expanduser().absolute()
+        except RuntimeError:  # the user has no home directory
+            raise ValueError(f"{home} needs a home directory; set HOME, or TANDEM_HOME to an absolute path") from None
 
     @model_validator(mode="after")
     def _distinct_base_models(self) -> TandemConfig:
@@ -289,7 +301,7 @@ class TandemConfig(BaseSettings):
 
     @property
     def resolved_store_url(self) -> str:
-        return self.store_url or f"sqlite:///{self.home / 'tandem.db'}"
+        return self.store_url or sqlite_url(self.home / "tandem.db")
 
     @property
     def artifacts_root(self) -> str:
@@ -307,10 +319,11 @@ class TandemConfig(BaseSettings):
     @classmethod
     def load(cls, source: str | Path | Mapping[str, object] | None = None) -> TandemConfig:
         """Read a YAML file or an equal mapping, and the environment. Raises ValueError that lists all faults."""
-        if isinstance(source, str | Path) and not Path(source).is_file():
+        if isinstance(source, str | Path) and not os.path.exists(source):
             raise ValueError(f"There is no configuration file at {source}.")
+        fields = load_mapping(source) if isinstance(source, str | Path) else source
         try:
-            loaded = cls() if source is None else _reading(source)()
+            loaded = cls() if fields is None else _reading(fields)()
         except ValidationError as error:
             faults = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             origin = (
@@ -320,7 +333,7 @@ class TandemConfig(BaseSettings):
         return cls.model_construct(**dict(loaded))
 
 
-def _reading(source: str | Path | Mapping[str, object]) -> type[TandemConfig]:
+def _reading(source: Mapping[str, object]) -> type[TandemConfig]:
     """Return the configuration's class with `source` as a source below the environment."""
 
     class FromSource(TandemConfig):
@@ -333,8 +346,6 @@ def _reading(source: str | Path | Mapping[str, object]) -> type[TandemConfig]:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            if isinstance(source, Mapping):
-                return init_settings, env_settings, InitSettingsSource(settings_cls, dict(source))
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=source)
+            return init_settings, env_settings, InitSettingsSource(settings_cls, dict(source))
 
     return FromSource

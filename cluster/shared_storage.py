@@ -10,12 +10,13 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 import ray
 from fsspec.implementations.local import LocalFileSystem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tandem.cluster.artifacts import filesystem_of
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.sqlite_urls import sqlite_path
 
 ANSWER_S = 120.0  # a worker process has to start on each node
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel, so containers of one machine share it
@@ -52,10 +53,9 @@ def check_shared(config: TandemConfig) -> None:
 def local_folders(config: TandemConfig) -> dict[str, Path]:
     """Return the local folders of the configuration by their content: "store", "artifacts"."""
     folders = {}
-    if config.resolved_store_url.startswith("sqlite"):
-        file = config.resolved_store_url.partition(":///")[2].partition("?")[0]
+    if file := sqlite_path(config.resolved_store_url):
         folders["store"] = Path(file).absolute().parent
-    filesystem, root = fsspec.core.url_to_fs(config.artifacts_root)
+    filesystem, root = filesystem_of(config.artifacts_root)
     if isinstance(filesystem, LocalFileSystem):
         folders["artifacts"] = Path(root)
     return folders

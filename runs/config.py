@@ -5,14 +5,13 @@ This module imports neither torch nor Ray, so that a mistake in a file is report
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tandem.rl.config import TrainingConfig
+from tandem.rl.yaml_files import YamlFileError, load_mapping
 from tandem.runs.errors import TaskFileError
 
 NAME_PATTERN = r"^\w[\w.-]{0,127}$"
@@ -174,28 +173,13 @@ class TaskConfig(Section):
 def load_task(path: str | Path) -> TaskConfig:
     """Read a task file. Raise TaskFileError with all mistakes."""
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise TaskFileError(f"The task file {path} can't be read: {error.strerror}.") from error
-    try:
-        content = _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise TaskFileError(f"The task file {path} isn't YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise TaskFileError(f"The task file {path} has no fields. It needs at least name, environment and training.")
+        content = load_mapping(path)
+    except YamlFileError as error:
+        raise TaskFileError(f"The task file {error}") from None
     try:
         return TaskConfig.model_validate(content)
     except ValidationError as error:
         raise TaskFileError(f"The task file {path} is not valid:\n{_faults(error)}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in YAML 1.2; PyYAML alone reads it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def _faults(error: ValidationError) -> str:

@@ -14,6 +14,7 @@ import yaml
 from ray import serve
 
 from tandem.cluster.config import TandemConfig
+from tandem.rl.yaml_files import load_mapping
 from tandem.serve.app.graph import build_application
 
 FILE = "config_file"
@@ -40,7 +41,7 @@ def configuration(args: Mapping[str, object]) -> TandemConfig:
         raise ValueError(f"args have {FILE} and also {', '.join(others)}: move those into that file.")
     file = Path(str(args[FILE]))
     config = TandemConfig.load(file)
-    _reject_address(_http(yaml.safe_load(file.read_text()) or {}))
+    _reject_address(_http(load_mapping(file)))
     return config
 
 

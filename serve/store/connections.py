@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
+from tandem.cluster.sqlite_urls import sqlite_path
+
 LOCK_TIMEOUT_S = 30
 WRITES = "tandem_writes"
 """Execution option of engines whose transactions write."""
@@ -39,7 +41,7 @@ def open_engine(url: str) -> Engine:
     options: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False), "hide_parameters": True}
     match parsed.drivername.split("+")[0]:
         case "sqlite":
-            return _open_sqlite(parsed, options)
+            return _open_sqlite(parsed, sqlite_path(url), options)
         case "postgresql" | "postgres":
             return _open_postgres(parsed, options)
     raise ValueError(
@@ -59,15 +61,15 @@ def _open_postgres(url: URL, options: dict[str, Any]) -> Engine:
     return engine
 
 
-def _open_sqlite(url: URL, options: dict[str, Any]) -> Engine:
-    if url.database in (None, "", ":memory:"):
+def _open_sqlite(url: URL, file: str | None, options: dict[str, Any]) -> Engine:
+    if not file or file == ":memory:":
         raise ValueError(
             "store_url names no file, but several processes share the store. Write sqlite:////path/to/file.db."
         )
-    path = Path(url.database).expanduser()
+    path = Path(file).expanduser()
     if not path.is_absolute():
         raise ValueError(
-            f"store_url names the relative path {url.database!r}, which depends on each process's working directory. "
+            f"store_url names the relative path {file!r}, which depends on each process's working directory. "
             "Write an absolute path, after four slashes: sqlite:////path/to/file.db."
         )
     try:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
+from tandem.cluster.artifacts import filesystem_of
 from tandem.cluster.errors import ClusterError
 
 DATASETS = "datasets"
@@ -125,14 +125,14 @@ def _inside(url: str, root: str) -> str | None:
     """Return the URL's path relative to a root, or None if it lies outside."""
     if get_protocol(url) != get_protocol(root):
         return None
-    path, base = (posixpath.normpath(fsspec.core.url_to_fs(one)[1]) for one in (url, root))
+    path, base = (posixpath.normpath(filesystem_of(one)[1]) for one in (url, root))
     if path == base:
         return ""
     return path.removeprefix(base + "/") if path.startswith(base + "/") else None
 
 
 def _below(root: str, inside: str, url: str) -> Location:
-    fs, base = fsspec.core.url_to_fs(root)
+    fs, base = filesystem_of(root)
     path = f"{base.rstrip('/')}/{inside}" if inside else base
     if isinstance(fs, LocalFileSystem):
         real_base, real = os.path.realpath(base), os.path.realpath(path)
