@@ -18,6 +18,7 @@ from tandem.cli.startup import ServiceLostError, StartError
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.processes.deadlines import within
 from tandem.serve.app.graph import build_application
+from tandem.serve.app.proxy_middleware import PROXY_ENVIRONMENT
 from tandem.serve.app.serve_state import application_status
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def deployed(
     """
     on_progress("starting Ray Serve")
     log_level = "INFO" if verbose else "WARNING"
-    _start_serve(config, log_level)
+    start_serve(config, log_level)
     try:
         _deploy(config, log_level, on_progress, started_by)
         yield
@@ -54,11 +55,12 @@ def deployed(
     end(config, ends_serve)
 
 
-def _start_serve(config: TandemConfig, log_level: str) -> None:
+def start_serve(config: TandemConfig, log_level: str) -> None:
     logging.getLogger("ray.serve").setLevel(log_level)
     serve.start(
         http_options=HTTPOptions(host=config.http.host, port=config.http.port),
         logging_config=LoggingConfig(log_level=log_level),
+        controller_options={"runtime_env": {"env_vars": PROXY_ENVIRONMENT}},  # the proxies inherit it
     )
 
 

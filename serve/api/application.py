@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from tandem import __version__
 from tandem.serve.api import error_responses
 from tandem.serve.api.auth import authenticate
-from tandem.serve.api.routes import health, inference, keys, logs, models, training_jobs, versions
+from tandem.serve.api.routes import health, inference, keys, logs, models, readiness, training_jobs, versions
 from tandem.serve.api.services import Services
 from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
@@ -49,7 +49,7 @@ class Application(FastAPI):
 
 
 def create_app(services: Services) -> Application:
-    """Return the application. Every route under /v1 requires a key; /health and the documentation don't."""
+    """Return the application. Every route under /v1 requires a key; /health, /ready and the documentation don't."""
     app = Application(
         title="Tandem",
         version=__version__,
@@ -62,6 +62,7 @@ def create_app(services: Services) -> Application:
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)
+    app.include_router(readiness.router)
     error_responses.install(app)
     modelarts.add_routes(app)
     return app

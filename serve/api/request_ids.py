@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Iterable
 from typing import Any, cast
 
 from fastapi.responses import JSONResponse
@@ -14,13 +15,25 @@ from tandem.serve.api.error_body import error_body
 from tandem.serve.api.redaction import without_keys
 
 logger = logging.getLogger(__name__)
+ID_HEADER = b"x-request-id"
 _REQUEST_ID = "tandem.request_id"
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_PLAIN_ID = re.compile(rb"[!-~]{1,128}")  # ASCII that is visible
 
 
 def request_id(scope: Scope) -> str:
     """Return the id of this request in the logs; clients find it in x-request-id."""
     return cast(str, scope[_REQUEST_ID])
+
+
+def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the id that arrives with a request, or None if there is none in plain text."""
+    id = dict(headers).get(ID_HEADER, b"")
+    return without_keys(id.decode()) if _PLAIN_ID.fullmatch(id) else None
+
+
+def chosen_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the id that arrives with a request, or a new one."""
+    return given_id(headers) or f"req_{uuid.uuid4().hex}"
 
 
 def unexpected_message(request_id: str) -> str:
@@ -49,16 +62,15 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        is_given, started = _PLAIN_ID.fullmatch(given) is not None, False
-        id = scope[_REQUEST_ID] = given if is_given else f"req_{uuid.uuid4().hex}"
+        is_given, started = given_id(scope["headers"]) is not None, False
+        id = scope[_REQUEST_ID] = chosen_id(scope["headers"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 if not is_given:
-                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+                    message["headers"] = [*message.get("headers", ()), (ID_HEADER, id.encode())]
             await send(message)
 
         try:

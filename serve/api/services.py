@@ -50,6 +50,18 @@ class CoordinatorStatus(TypedDict):
 
 
 @dataclass(frozen=True)
+class EngineFault:
+    """Why the engines of a base model don't all answer, as a sentence."""
+
+    sentence: str
+    completions_wait: bool = True
+    """No engine answers. Otherwise others of the base model do."""
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
 class Services:
     config: TandemConfig
     store: Store
@@ -60,8 +72,8 @@ class Services:
     preparation: Preparation
     coordinator_status: Callable[[], Awaitable[Mapping[str, CoordinatorStatus]]]
     """The status of each base model's coordinator."""
-    engine_faults: Callable[[], Awaitable[Mapping[str, str]]]
-    """A sentence for each base model whose engine can't answer."""
+    engine_faults: Callable[[], Awaitable[Mapping[str, EngineFault]]]
+    """The fault of each base model of which an engine can't answer."""
 
 
 async def _services(request: Request) -> Services:

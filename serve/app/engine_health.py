@@ -13,6 +13,7 @@ from ray.serve._private.common import DeploymentStatus, ReplicaState
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
+from tandem.serve.api.services import EngineFault
 from tandem.serve.app.serve_state import application_status
 
 MAX_AGE_S = 2.0
@@ -36,17 +37,17 @@ class EngineHealth:
     def __init__(self, application: str, handles: Mapping[str, DeploymentHandle[Any]], num_replicas: Mapping[str, int]):
         """`handles` and `num_replicas` have base models as keys."""
         self._application, self._handles, self._num_replicas = application, handles, num_replicas
-        self._asking: asyncio.Task[dict[str, str]] | None = None
+        self._asking: asyncio.Task[dict[str, EngineFault]] | None = None
         self._asked_at = 0.0
 
-    async def faults(self) -> dict[str, str]:
-        """Return a sentence for each base model that lacks engines or whose engine doesn't answer."""
+    async def faults(self) -> dict[str, EngineFault]:
+        """Return the fault of each base model that lacks engines or whose engine doesn't answer."""
         if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_at > MAX_AGE_S):
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         return await asyncio.shield(self._asking)
 
-    async def _ask(self) -> dict[str, str]:
+    async def _ask(self) -> dict[str, EngineFault]:
         application = await asyncio.to_thread(application_status, self._application)
         deployments = application.deployments if application else {}
         faults = await asyncio.gather(
@@ -54,7 +55,7 @@ class EngineHealth:
         )
         return {base: fault for base, fault in zip(self._handles, faults, strict=True) if fault}
 
-    async def _fault(self, base: str, deployment: DeploymentStatusOverview | None) -> str | None:
+    async def _fault(self, base: str, deployment: DeploymentStatusOverview | None) -> EngineFault | None:
         if fault := deployment_fault(deployment, self._num_replicas[base]):
             return fault
         # Serve reports a replica as healthy until several checks have failed.
@@ -64,13 +65,13 @@ class EngineHealth:
                 await answer
         except TimeoutError:
             answer.cancel()  # type: ignore[no-untyped-call]
-            return "its engine doesn't answer; completions wait for it."
+            return EngineFault("its engine doesn't answer; completions wait for it.")
         except Exception:
-            return "its engine has died and is being replaced; completions wait for it."
+            return EngineFault("its engine has died and is being replaced; completions wait for it.")
         return None
 
 
-def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: int) -> str | None:
+def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: int) -> EngineFault | None:
     """Return why a deployment of engines doesn't run all its replicas, or None if it does."""
     states = deployment.replica_states if deployment else {}
     num_running = sum(states.get(state, 0) for state in TAKES_REQUESTS)
@@ -78,7 +79,8 @@ def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: 
         return None
     running = "its engine isn't running" if num_replicas == 1 else f"{num_running} of {num_replicas} engines run"
     waiting = "completions wait for it" if num_replicas == 1 else "completions wait for one"
-    return f"{running}; " + (f"{waiting}; " if num_running == 0 else "") + f"{_why(deployment)}."
+    sentence = f"{running}; " + (f"{waiting}; " if num_running == 0 else "") + f"{_why(deployment)}."
+    return EngineFault(sentence, completions_wait=num_running == 0)
 
 
 def _why(deployment: DeploymentStatusOverview | None) -> str:

@@ -22,6 +22,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.placement import place
+from tandem.serve.api.routes import health
+from tandem.serve.app.proxy_middleware import PROXY_ENVIRONMENT
 from tandem.serve.deployment import configuration
 
 MANIFESTS = [(file, one) for file in FILES for one in documents(file.read_text())]
@@ -217,6 +219,34 @@ def test_a_pod_runs_unprivileged_within_limits(name, pod):
         paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         environment = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert paths["shared-mem"] == "/dev/shm" and paths["models"] == environment["HF_HOME"]
+
+
+@pytest.mark.parametrize(
+    ("file", "manifest"), CLUSTERS, ids=[str(file.relative_to(KUBERNETES)) for file, _ in CLUSTERS]
+)
+def test_workers_are_ready_once_the_service_is(file, manifest):
+    cluster = cluster_of(manifest)
+    for group in cluster["workerGroupSpecs"]:
+        probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
+        assert ":8000/ready" in probe["exec"]["command"][-1]
+        assert probe["timeoutSeconds"] > health.STATUS_DEADLINE_S
+        assert probe["failureThreshold"] * probe["periodSeconds"] >= 60  # an engine restarts meanwhile
+    # The operator deploys the service once the head node is ready.
+    assert "readinessProbe" not in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+
+
+def test_proxies_have_the_middleware_in_every_deployment():
+    def of_pods(manifest):
+        for pod in pod_templates(manifest):
+            variables = pod["spec"]["containers"][0]["env"]
+            yield {variable["name"]: variable.get("value") for variable in variables}
+
+    of_serve = yaml.safe_load((ROOT / "deploy/serve.yaml").read_text())["controller_options"]["runtime_env"]["env_vars"]
+    options = yaml.safe_load((ROOT / "deploy/ray-cluster.yaml").read_text())["docker"]["run_options"]
+    of_docker = dict(option.removeprefix("--env=").split("=", 1) for option in options if option.startswith("--env="))
+    found = [*(of for _, manifest in CLUSTERS for of in of_pods(manifest)), of_serve, of_docker]
+    assert len(found) == 2 * len(CLUSTERS) + 2
+    assert all(PROXY_ENVIRONMENT.items() <= environment.items() for environment in found)
 
 
 def test_nothing_secret_is_in_a_manifest():

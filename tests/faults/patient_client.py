@@ -57,7 +57,8 @@ class PatientClient:
 
 
 def worth_retrying(response: httpx.Response) -> bool:
-    """Return True if a retry of the request may succeed."""
-    # A new proxy of Serve answers 404 in plain text until it knows the routes.
-    is_ours = response.headers.get("content-type", "").startswith("application/json")
-    return response.status_code in RETRIED_STATUSES or not is_ours
+    """Return True if a retry of the request may succeed.
+
+    A 404 is final. All that a campaign asks for exists, so it is a finding, also in the first seconds of a new proxy.
+    """
+    return response.status_code in RETRIED_STATUSES

@@ -46,7 +46,7 @@ def _own_reasons(services: Services) -> list[str]:
 
 
 async def _coordinator_reasons(services: Services) -> list[str]:
-    coordinators = await _answer(services.coordinator_status)
+    coordinators = await answer_in_time(services.coordinator_status)
     if coordinators is None:
         return ["The coordinator doesn't answer; jobs wait until it is back."]
     reasons = []
@@ -60,13 +60,13 @@ async def _coordinator_reasons(services: Services) -> list[str]:
 
 
 async def _engine_reasons(services: Services) -> list[str]:
-    faults = await _answer(services.engine_faults)
+    faults = await answer_in_time(services.engine_faults)
     if faults is None:
         return ["Ray Serve doesn't report whether the engines are running."]
     return [f"{base}: {fault}" for base, fault in faults.items()]
 
 
-async def _answer(ask: Callable[[], Awaitable[T]]) -> T | None:
+async def answer_in_time(ask: Callable[[], Awaitable[T]]) -> T | None:
     """Return the answer, or None if there is none in time."""
     try:
         async with asyncio.timeout(STATUS_DEADLINE_S):

@@ -129,3 +129,9 @@ class InferenceModels(BaseModel):
 class Health(BaseModel):
     status: Literal["ok", "degraded"]
     reasons: list[str]
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "not_ready"]
+    missing: list[str]
+    """A sentence for each part that keeps completions or jobs waiting."""

@@ -11,7 +11,7 @@ from tandem.cluster.artifacts import job_artifact_key
 from tandem.serve.api.auth import ROLES, declared_role
 from tandem.serve.keys import create_key
 
-OPEN = {"/health", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 FILE = "sequence_000.png"
 CODES = {
     "ModelArts.0201": "invalid_api_key",
