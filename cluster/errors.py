@@ -35,6 +35,17 @@ class AdapterUnavailableError(ClusterError, LookupError):
     """A policy version's adapter can't be loaded into the engine."""
 
 
+class VersionNotFiniteError(AdapterUnavailableError):
+    """A policy version whose weights or logits aren't finite; no retry helps."""
+
+    def __init__(self, digest: str, reason: str):
+        super().__init__(digest, reason)
+        self.digest, self.reason = digest, reason
+
+    def __str__(self) -> str:
+        return f"Policy version {self.digest} is unusable: {self.reason}."
+
+
 class EngineDeadError(ClusterError, RuntimeError):
     """The vLLM engine core died; the replica must be replaced."""
 

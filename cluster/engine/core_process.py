@@ -25,6 +25,7 @@ MODULES = (
     "vllm.v1.worker.cpu_model_runner",
     "vllm.lora.worker_manager",
     "tandem.cluster.engine.cpu_lora",
+    "tandem.cluster.engine.clean_blocks",
 )
 # vLLM preloads the same for a core that it spawns (vllm/platforms/cpu.py): a faster allocator, and torch's OpenMP.
 LIBRARIES = (("vllm", "libs/libtcmalloc_minimal*.so*"), ("torch", "lib/libgomp*.so*"))

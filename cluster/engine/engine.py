@@ -24,6 +24,7 @@ from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.adapter_pool import AdapterPool
 from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.finiteness import FiniteOutputs, NotFiniteVersions, check_weights
 from tandem.cluster.engine.openai_app import (
     ASGIApp,
     Message,
@@ -38,8 +39,9 @@ from tandem.cluster.engine.openai_app import (
     policy_request,
 )
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
-from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError
+from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError, VersionNotFiniteError
 from tandem.cluster.processes.heap import freeze_heap
+from tandem.rl.probe import probe_token_ids
 from tandem.rl.settings import LoraSettings
 
 __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 # vLLM's other routes change the shared engine.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
-SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
+SCORING_PRIORITY, PROBE_PRIORITY = 100, -1  # vLLM runs lower numbers first; chat has 0
 RETIRED_ADAPTER_S = 60.0
 
 
@@ -91,6 +93,7 @@ class Engine:
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora
         self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
         self._adapters = AdapterPool(self._load_adapter, self._unload_adapter, config.max_cpu_loras)
+        self._not_finite = NotFiniteVersions()
         self._directory: tempfile.TemporaryDirectory[str]
         self._app: ASGIApp
         self._models: Any  # vLLM's table of adapters by name
@@ -120,6 +123,7 @@ class Engine:
                 f"The vLLM engine of {self._served_name} didn't start: {error} (See the log of its process.)"
             ) from error
         self._app, self._models = app, app.state.openai_serving_models
+        FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
         self._core.watch()
         freeze_heap()
 
@@ -133,6 +137,10 @@ class Engine:
         """Raise EngineDeadError if the engine core died or was killed. This engine must then be replaced."""
         self._core.check_health()
 
+    def not_finite(self) -> list[str]:
+        """Return the digests of versions that lately got no completion because their logits aren't finite."""
+        return self._not_finite.recent()
+
     def load(self) -> EngineLoad:
         return {"num_unfinished": self._core.llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
 
@@ -142,8 +150,8 @@ class Engine:
         """Answer an OpenAI request under a policy version: yield (status, headers), then the chunks of the body.
 
         The body's `model` is replaced by the version's name. Errors have OpenAI's format: vLLM's own 4xx for a bad
-        request, 404 for a missing version, 503 for a version that can't be loaded now or a dead engine. Closing the
-        generator early ends the generation.
+        request, 404 for a missing version, 422 for one whose logits aren't finite, 503 for a version that can't be
+        loaded now or a dead engine. Closing the generator early ends the generation.
         """
         app: ASGIApp = partial(self._serve, digest)
         if (method, path) not in ROUTES:
@@ -167,10 +175,16 @@ class Engine:
 
         try:
             self._core.check_health()
+            self._not_finite.check(digest)
             async with self._adapters.use(digest):
                 await self._app(scope, receive, send_unless_dead)
         except EngineDeadError as error:
             app = error_app(503, "ServiceUnavailableError", f"{error} It is being replaced; retry later.")
+            await app(scope, receive, send)
+        except VersionNotFiniteError:
+            # A status that clients don't retry: weights never change.
+            message = f"The logits of {adapter_name(digest)} aren't finite: its weights have diverged. {_REMEDY}"
+            app = error_app(422, "UnprocessableEntityError", message, "model")
             await app(scope, receive, send)
         except AdapterUnavailableError as error:
             logger.warning("%s", error)  # not for the client: it may name paths
@@ -194,9 +208,10 @@ class Engine:
 
         Raises:
             ValueError: a sequence is too long or has unknown tokens; nothing was scored.
-            AdapterUnavailableError, EngineDeadError.
+            AdapterUnavailableError, also VersionNotFiniteError; EngineDeadError.
         """
         self._check_sequences(sequences)
+        self._not_finite.check(digest)
         async with self._adapters.use(digest):
             lora = self._models.lora_requests[adapter_name(digest)]
             tasks = [asyncio.create_task(self._score_one(list(tokens), lora, priority)) for tokens in sequences]
@@ -220,6 +235,7 @@ class Engine:
         So max_model_len tokens can be scored, although vLLM must generate one token after a prompt.
         """
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMUnprocessableEntityError
         from vllm.inputs.engine import tokens_input
         from vllm.logprobs import FlatLogprobs
         from vllm.sampling_params import RequestOutputKind
@@ -243,6 +259,9 @@ class Engine:
             (output,) = [output async for output in outputs]
         except CoreDeadError as error:
             raise EngineDeadError(f"The vLLM engine core of {self._served_name} died while scoring.") from error
+        except VLLMUnprocessableEntityError as error:
+            digest = adapter_digest(lora.lora_name)
+            raise VersionNotFiniteError(digest, "its logits on the scored tokens aren't finite") from error
         # One entry per prompt token but the first; then the sampled token and the requested one.
         of_prompt, of_next = output.prompt_logprobs, output.outputs[0].logprobs
         assert isinstance(of_prompt, FlatLogprobs) and isinstance(of_next, FlatLogprobs)
@@ -262,6 +281,27 @@ class Engine:
         if isinstance(response, ErrorResponse):
             shutil.rmtree(directory, ignore_errors=True)
             raise AdapterUnavailableError(f"vLLM can't load policy version {digest}: {response.error.message}")
+        try:
+            await self._check_logits(digest)
+        except BaseException:
+            await self._unload_adapter(digest)
+            raise
+
+    async def _check_logits(self, digest: str) -> None:
+        """Score the probe, so that a version whose logits aren't finite is refused before anybody gets a token."""
+        tokens = probe_token_ids(self._core.llm.model_config.hf_config)
+        lora = self._models.lora_requests[adapter_name(digest)]
+        try:
+            await self._score_one(tokens[: self._core.llm.model_config.max_model_len], lora, PROBE_PRIORITY)
+        except VersionNotFiniteError:
+            self._not_finite.refuse(digest, "its logits on the probe aren't finite")
+            self._not_finite.check(digest)
+
+    def _see_not_finite(self, name: str) -> str:
+        """Record that a request under the adapter `name` got logits that aren't finite. Return the client's message."""
+        self._not_finite.see(adapter_digest(name))
+        logger.error("A request under %s got logits that aren't finite", name)
+        return f"The logits of {name} aren't finite after this prompt: its weights are too large. {_REMEDY}"
 
     def _copy_adapter(self, digest: str) -> Path:
         """Return a new private directory with the adapter's files (hard links where possible).
@@ -269,7 +309,12 @@ class Engine:
         The core may read them again at any time and dies if they are missing; the checkpoint may be deleted meanwhile.
         """
         source = self._fetch(digest)
-        _check_adapter(source, self._lora)
+        _check_targets(source, self._lora)
+        try:
+            check_weights(source, self._core.llm.model_config.dtype)
+        except ValueError as error:
+            self._not_finite.refuse(digest, str(error))
+            self._not_finite.check(digest)
         directory = Path(tempfile.mkdtemp(prefix=f"{digest[:12]}-", dir=self._directory.name))
         for name in ADAPTER_FILES:
             try:
@@ -294,21 +339,23 @@ def adapter_name(digest: str) -> str:
 
     A name always means the same weights, because vLLM's prefix cache uses it as a key.
     """
-    return f"policy-{digest}"
+    return f"{_NAME_PREFIX}{digest}"
 
 
-def _check_adapter(directory: Path, lora: LoraSettings) -> None:
-    """Raise ValueError for an adapter that vLLM would load but use wrongly.
+def adapter_digest(name: str) -> str:
+    """Return the digest in the engine's name of a policy version."""
+    return name.removeprefix(_NAME_PREFIX)
 
-    vLLM ignores weights of modules that it wasn't configured to adapt. Weights that aren't finite turn every logprob
-    into NaN, on a CPU also those of other versions in the same batch.
-    """
-    import torch
-    from safetensors.torch import load_file
 
+def _check_targets(directory: Path, lora: LoraSettings) -> None:
+    """Raise ValueError for an adapter on modules that vLLM wasn't configured to adapt: it would ignore them."""
     adapted = json.loads((directory / "adapter_config.json").read_text())["target_modules"]
     if unexpected := sorted(set(adapted) - set(lora.target_modules)):
         raise ValueError(f"it adapts {', '.join(unexpected)}, which lora.target_modules doesn't name")
-    for name, weight in load_file(directory / "adapter_model.safetensors").items():
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"its weight {name} isn't finite")
+
+
+_NAME_PREFIX = "policy-"
+_REMEDY = (
+    "A learning rate that is too high is the usual cause. Request an earlier version (append :stepN to the model's "
+    "name), or delete this one, so that training continues from the version before."
+)

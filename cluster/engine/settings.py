@@ -12,6 +12,7 @@ EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
 WORKER_EXTENSION = "tandem.cluster.engine.cpu_lora.WorkerExtension"
+CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
 CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
 
 
@@ -21,6 +22,7 @@ def engine_environment(device: EngineDevice, model_path: str, num_threads: int =
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_API_KEY": "",  # the API authenticates requests
         "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # read by `finiteness`; one pass over the logits of sampled positions
     }
     if Path(model_path).is_dir():
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -73,6 +75,7 @@ def engine_arguments(
         options |= {
             "block-size": CPU_BLOCK_SIZE,
             "worker-extension-cls": WORKER_EXTENSION,
+            "scheduler-cls": CLEAN_BLOCKS,
         }
         flags += ["enforce-eager"]
     named = [f"--{name}={value}" for name, value in options.items() if value is not None]

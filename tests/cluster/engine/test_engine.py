@@ -25,7 +25,7 @@ from policy_reference import PolicyReference, sampled_tokens, write_adapter
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.engine import Engine, adapter_name, engine_environment
-from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError
 from tandem.rl.settings import LoraSettings
 
 MAX_MODEL_LEN = 256
@@ -266,17 +266,73 @@ def test_a_version_that_is_not_there_is_404(client):
 
 def test_an_adapter_that_would_disturb_others_is_refused(client, artifacts, tiny_model):
     before = greedy(client, VERSIONS[1])
-    directories = {name: artifacts.checkpoints_dir / (name * 64) for name in "abc"}
-    write_adapter(tiny_model, directories["a"], seed=1, scale=float("nan"))
+    directories = {name: artifacts.checkpoints_dir / (name * 64) for name in "bc"}
     write_adapter(tiny_model, directories["b"], seed=1, scale=0.1, lora=LoraSettings(r=64))
     shutil.copytree(artifacts.checkpoints_dir / VERSIONS[1], directories["c"])
     (directories["c"] / "adapter_model.safetensors").write_bytes(b"not safetensors")
-    for name, reason in (("a", "isn't finite"), ("b", "rank 64"), ("c", "header")):
+    for name, reason in (("b", "rank 64"), ("c", "header")):
         answer = client.ask(name * 64, {"messages": MESSAGES})
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         with pytest.raises(AdapterUnavailableError, match=reason):
             client.score([[5, 6]], name * 64)
     assert_same_answer(greedy(client, VERSIONS[1]), before)
+
+
+HUGE = {  # standard deviations of the B matrices
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "overflows with alpha / r": 5e37,
+    "overflows in the attention": 1e20,
+}
+SHORT = [{"messages": [{"role": "user", "content": text}]} for text in ("Hi", "Add 3 and 4.", "One two three")]
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_version_that_is_not_finite_is_refused_and_leaves_the_others_as_they_were(
+    client, artifacts, tiny_model, kind
+):
+    digest = f"{list(HUGE).index(kind) + 0xA0:064x}"
+    write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed=1, scale=HUGE[kind])
+    before = short_answers(client, VERSIONS[1])
+    for options in ({}, {"logprobs": False}, {"stream": True}):
+        answer = client.ask(digest, {"messages": MESSAGES, "logprobs": True} | options)
+        assert (answer.status, answer.json()["error"]["param"]) == (422, "model")
+        assert "learning rate" in answer.json()["error"]["message"]
+    with pytest.raises(VersionNotFiniteError):
+        client.score([[5, 6]], digest)
+    assert digest in ray.get(client.actor.not_finite.remote())
+    assert digest not in client.load()["adapters"]
+    assert short_answers(client, VERSIONS[1]) == before
+
+
+def test_no_request_reads_what_a_version_that_is_not_finite_left_in_the_cache(client, artifacts, tiny_model):
+    """Such a version gets past the probe here, as one could that overflows on other tokens alone."""
+    broken = "f" * 64
+    write_adapter(tiny_model, artifacts.checkpoints_dir / broken, seed=1, scale=1e20)
+    before = [short_answers(client, version) for version in VERSIONS[:3]]
+
+    def let_the_next_pass(engine: Any) -> None:
+        async def check_logits(_: str) -> None:
+            del engine._check_logits
+
+        engine._check_logits = check_logits
+
+    ray.get(client.actor.__ray_call__.remote(let_the_next_pass))
+    for _ in range(3):  # of every length, so that every block has been used to its end
+        poisoned = [client.start(broken, {"messages": MESSAGES, "n": n, "logprobs": n % 2 == 0}) for n in range(1, 9)]
+        among = [client.start(VERSIONS[1], body | {"temperature": 0, "logprobs": True}) for body in SHORT]
+        assert {client.finish(answer).status for answer in poisoned} == {422}
+        assert {client.finish(answer).status for answer in among} == {200}
+    client.wait_until_idle()
+    assert [short_answers(client, version) for version in VERSIONS[:3]] == before
+    assert broken in ray.get(client.actor.not_finite.remote())
+
+
+def short_answers(client: Client, digest: str) -> list[list[int]]:
+    """Greedy completions of prompts that end early in a block of the cache."""
+    answers = [client.ask(digest, body | {"temperature": 0, "logprobs": True, "max_tokens": 8}) for body in SHORT]
+    assert {answer.status for answer in answers} == {200}, [answer.body[:200] for answer in answers]
+    return [sampled_tokens(answer.json()["choices"][0])[0] for answer in answers]
 
 
 @pytest.mark.parametrize(
