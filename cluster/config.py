@@ -35,8 +35,8 @@ class LearnersConfig(Settings):
         "auto",
         description="Dtype of the frozen base weights; auto: float32 on a CPU, bfloat16 on CUDA. LoRA stays float32.",
     )
-    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = Field(
-        "auto", description="Attention implementation; auto: sdpa on a CPU, flex_attention on CUDA."
+    attention: Literal["auto", "segments", "sdpa", "eager", "flex_attention"] = Field(
+        "auto", description="Attention implementation; auto: segments on a CPU, flex_attention on CUDA."
     )
     gradient_checkpointing: bool | None = Field(
         None, description="Recompute activations in the backward pass to save memory. Unset: on for CUDA only."

@@ -1,6 +1,7 @@
 """Attention masks of packed sequences, for every attention implementation.
 
-`visibility` defines the rule once, for a dense mask (SDPA, eager) and for a FlexAttention block mask. Position ids are
+`visibility` defines the rule once, for a dense mask (SDPA, eager) and for a FlexAttention block mask. Attention by
+segments (`segment_attention`) takes a table of blocks instead; tests compare it with the dense mask. Position ids are
 always passed to the model, so that a completion continues its prompt's positions wherever it is in the row.
 
 Shapes: T tokens of a packed sequence, P >= T tokens that are fed to the model.
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tandem.rl.packing import PackedSequence
+from tandem.rl.segment_attention import block_table
 
-Attention = Literal["sdpa", "eager", "flex_attention"]
+Attention = Literal["segments", "sdpa", "eager", "flex_attention"]
 FLEX_BLOCK_SIZE = 128
 PADDING_SEGMENT = -1
 
@@ -70,6 +72,8 @@ def forward_inputs(packed: PackedSequence, attention: Attention, dtype: torch.dt
         segment_ids = F.pad(packed.segment_ids, (0, padding), value=PADDING_SEGMENT)
         parent_ids = F.pad(packed.parent_ids, (0, padding), value=PADDING_SEGMENT)
         mask: Tensor | BlockMask = block_mask(segment_ids, parent_ids)
+    elif attention == "segments":
+        padding, mask = 0, block_table(packed)
     else:
         padding = 0
         visible = dense_mask(packed.segment_ids, packed.parent_ids)

@@ -29,6 +29,7 @@ from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
 COMPLETION_TOKENS = 24
 UNNAMED_SPAN = 1024  # tokens; windows that a configuration doesn't name may be as long
 LONGEST_PROBE = 9216  # tokens
+_NEEDS_MASK = ("flex_attention", "segments")
 
 
 @torch.no_grad()
@@ -131,14 +132,14 @@ def _arguments(causal_lm: nn.Module) -> Sequence[str]:
 
 @contextmanager
 def _as_released(causal_lm: PreTrainedModel) -> Iterator[None]:
-    """In the block, the model runs as for inference, and not with FlexAttention, which wants padded sequences."""
+    """In the block, the model runs as for inference, and with attention that makes its own causal mask."""
     was_training, implementation = causal_lm.training, causal_lm.config._attn_implementation
     causal_lm.eval()
-    if implementation == "flex_attention":
+    if implementation in _NEEDS_MASK:
         causal_lm.set_attn_implementation("sdpa")
     try:
         yield
     finally:
         causal_lm.train(was_training)
-        if implementation == "flex_attention":
+        if implementation in _NEEDS_MASK:
             causal_lm.set_attn_implementation(implementation)

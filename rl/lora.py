@@ -1,27 +1,29 @@
 """The LoRA adapter that a policy version consists of: its parameters, their names and their initial values.
 
 Adapter tensors are named as in PEFT's adapter_model.safetensors, are float32 whatever the base model's dtype is, and
-come in pairs per adapted linear layer: lora_A [r, in] and lora_B [out, r]; the layer adds (alpha / r) B A x.
+come in pairs per adapted linear layer: lora_A [r, in] and lora_B [out, r]; the layer adds (alpha / r) B A x. PEFT
+defines the names and the configuration file; `lora_linear` computes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft import LoraConfig, PeftType, TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tandem.rl.base_config import check_config, first_sentence, read_config
+from tandem.rl.base_config import check_config, read_config
 from tandem.rl.base_weights import empty_model
 from tandem.rl.errors import PolicyError
+from tandem.rl.lora_linear import LINEAR_LAYERS, LoraLinear
 from tandem.rl.settings import LoraSettings
 
-_ADAPTER_NAME = "default"
+_PEFT_PREFIX = "base_model.model"
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:
@@ -36,52 +38,42 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
-    """Freeze `model` and add trainable float32 LoRA weights. Raises PolicyError for missing target modules."""
-    last_parts = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    missing = [target for target in lora.target_modules if target not in last_parts]
-    if missing:
+def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> dict[str, nn.Parameter]:
+    """Freeze `model`, add LoRA weights to its decoder, and return them under their PEFT names, sorted by name.
+
+    Layers of the same name outside the language model, like those of an image encoder, stay as they are. Raises
+    PolicyError for target modules that are missing or aren't linear layers.
+    """
+    model.requires_grad_(False)
+    decoder, last_parts = model.get_decoder(), {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if missing := [target for target in lora.target_modules if target not in last_parts]:
         raise PolicyError(
             f"target_modules names {', '.join(missing)}, which {type(model).__name__} does not have. "
             f"Set it to names of this model's linear layers."
         )
-    try:
-        config = peft_config(lora)
-        config.exclude_modules = _outside_decoder(model, lora.target_modules) or None
-        wrapped = get_peft_model(model, config, adapter_name=_ADAPTER_NAME, autocast_adapter_dtype=True)
-    except ValueError as error:
+    layers = {
+        name: module for name, module in decoder.named_modules() if name.rpartition(".")[2] in lora.target_modules
+    }
+    absent = set(lora.target_modules) - {name.rpartition(".")[2] for name in layers}
+    wrong = sorted({type(module).__name__ for module in layers.values() if not isinstance(module, LINEAR_LAYERS)})
+    if absent or wrong:
         raise PolicyError(
-            f"{type(model).__name__} can't be adapted at {', '.join(lora.target_modules)}: {first_sentence(error)} "
-            f"Set target_modules to other linear layers."
-        ) from error
-    others = [name for name in adapter_parameters(wrapped) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if others or base_model(wrapped).get_output_embeddings() in _adapted_layers(wrapped):
-        raise PolicyError(
-            "target_modules may name only linear layers inside the transformer, not its embedding or output layer."
+            f"target_modules may name only linear layers inside the transformer, not its embedding or output layer: "
+            f"{type(model).__name__} has {', '.join([*sorted(absent), *wrong])} elsewhere or of another kind."
         )
-    return wrapped
+    return _replace(model, set(map(id, layers.values())), lora)
 
 
-def _outside_decoder(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Return the modules outside the language model, like those of an image encoder, with names that it uses too."""
-    inside = {id(module): name.rpartition(".")[2] for name, module in model.get_decoder().named_modules()}
-    shared = set(targets) & set(inside.values())
-    return [
-        name for name, module in model.named_modules() if id(module) not in inside and name.rpartition(".")[2] in shared
-    ]
-
-
-def base_model(wrapped: PeftModel) -> PreTrainedModel:
-    """Return the model inside `wrapped`, with the adapter in its layers."""
-    model = wrapped.get_base_model()
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def adapter_parameters(wrapped: PeftModel) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters under their PEFT names, sorted by name."""
-    trainable = {name: parameter for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
-    return {name.replace(f".{_ADAPTER_NAME}", ""): trainable[name] for name in sorted(trainable)}
+def _replace(model: PreTrainedModel, targets: set[int], lora: LoraSettings) -> dict[str, nn.Parameter]:
+    parameters = {}
+    for name, module in list(model.named_modules()):
+        if id(module) in targets:
+            adapted = LoraLinear(module, lora.r, lora.alpha / lora.r)
+            parent, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(parent), own_name, adapted)
+            parameters[f"{_PEFT_PREFIX}.{name}.lora_A.weight"] = adapted.lora_A
+            parameters[f"{_PEFT_PREFIX}.{name}.lora_B.weight"] = adapted.lora_B
+    return {name: parameters[name] for name in sorted(parameters)}
 
 
 def adapter_config(lora: LoraSettings) -> dict[str, Any]:
@@ -116,9 +108,5 @@ def initial_adapter(path: str | Path, lora: LoraSettings, max_length: int | None
     config = read_config(path)
     check_config(config, max_length)
     with torch.device("meta"):
-        wrapped = add_adapter(empty_model(config), lora)
-    return initial_state({name: parameter.shape for name, parameter in adapter_parameters(wrapped).items()}, lora)
-
-
-def _adapted_layers(wrapped: PeftModel) -> list[nn.Module]:
-    return [module for module in wrapped.modules() if hasattr(module, "lora_A")]
+        parameters = add_adapter(empty_model(config), lora)
+    return initial_state({name: parameter.shape for name, parameter in parameters.items()}, lora)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tandem.rl.attention import Attention, forward_inputs
 from tandem.rl.base_config import check_config, read_config, remove_randomness
@@ -23,9 +23,7 @@ from tandem.rl.faithfulness import check_faithfulness
 from tandem.rl.logprobs import token_logprobs
 from tandem.rl.lora import (
     adapter_config,
-    adapter_parameters,
     add_adapter,
-    base_model,
     initial_adapter,
     initial_state,
 )
@@ -56,24 +54,31 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def resolve_attention(attention: Attention | Literal["auto"], device: torch.device) -> Attention:
-    """Return the implementation; auto: FlexAttention (block-sparse masks) on CUDA, else SDPA with a dense mask."""
+    """Return the implementation; auto: FlexAttention (block-sparse masks) on CUDA, attention by segments on a CPU."""
     if attention == "auto":
-        return "flex_attention" if device.type == "cuda" else "sdpa"
+        return "flex_attention" if device.type == "cuda" else "segments"
     if attention == "flex_attention" and device.type == "cpu":
-        raise PolicyError("flex_attention has no backward pass on a CPU. Use sdpa or auto.")
+        raise PolicyError("flex_attention has no backward pass on a CPU. Use segments or auto.")
+    if attention == "segments" and device.type != "cpu":
+        raise PolicyError(f"segments runs on a CPU, and the device is {device.type}. Use flex_attention or auto.")
     return attention
 
 
 class Policy:
     """A base model and its adapter. Train mode and gradient checkpointing don't change any result."""
 
-    def __init__(self, wrapped: PeftModel, attention: Attention, lora: LoraSettings) -> None:
-        causal_lm = base_model(wrapped)
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        parameters: dict[str, nn.Parameter],
+        attention: Attention,
+        lora: LoraSettings,
+    ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
         self._attention: Attention = attention
         self._lora = lora
-        self.parameters = adapter_parameters(wrapped)
+        self.parameters = parameters
         """The trainable float32 parameters under their PEFT names."""
         self.device = self._head.device
         self.dtype = self._head.dtype
@@ -105,15 +110,18 @@ class Policy:
         check_config(config, max_length)
         remove_randomness(config)
         causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation)
+        if attention == "auto" and implementation == "segments" and not causal_lm._supports_attention_backend:
+            implementation = "sdpa"  # an older model class, which calls torch's attention itself
+            causal_lm.set_attn_implementation(implementation)
         causal_lm.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         if gradient_checkpointing is None:
             gradient_checkpointing = place.type == "cuda"
         if gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = add_adapter(causal_lm, lora)
-        wrapped.train(gradient_checkpointing)  # transformers checkpoints in train mode only
+        parameters = add_adapter(causal_lm, lora)
+        causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
         check_faithfulness(causal_lm, implementation, max_length)
-        return cls(wrapped, implementation, lora)
+        return cls(causal_lm, parameters, implementation, lora)
 
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False

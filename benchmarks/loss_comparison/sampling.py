@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from tandem.rl.environments.base import Message, Tool, request_messages
-from tandem.rl.lora import adapter_parameters, add_adapter
+from tandem.rl.lora import add_adapter
 from tandem.rl.policy import check_tensors, resolve_device, resolve_dtype
 from tandem.rl.settings import LoraSettings
 from tandem.rl.tokens.tokenizing import ChatTokenizer
@@ -57,8 +57,8 @@ class Sampler:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=resolve_dtype(dtype, place), attn_implementation="sdpa"
         ).to(place)
-        self._model = add_adapter(model, lora).eval()
-        self._parameters = adapter_parameters(self._model)
+        self._parameters = add_adapter(model, lora)
+        self._model = model.eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self._chat = ChatTokenizer(self.tokenizer)
         self._eos = _end_ids(model.generation_config.eos_token_id, self.tokenizer.eos_token_id)

@@ -20,7 +20,7 @@ from loss_comparison.configurations import TRL_STEPS_PER_VERSION
 from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.training_run import Bench, Progress, Stopwatch, result
 from tandem.rl.environments.base import SingleTurnEnvironment
-from tandem.rl.lora import adapter_parameters, peft_config
+from tandem.rl.lora import peft_config
 from tandem.rl.policy import resolve_device, resolve_dtype
 from tandem.rl.settings import LoraSettings, OptimizerSettings
 from tandem.rl.tiny.model import resolve_model
@@ -66,7 +66,7 @@ class _Run:
         self._tasks = [bench.tasks[i] for i in range(settings.groups_per_version * settings.num_versions)]
         trainer = self._trainer(settings)
         with torch.no_grad():
-            parameters = adapter_parameters(trainer.model)
+            parameters = _adapter_parameters(trainer.model)
             for name, value in bench.trainer.versions[0].items():
                 parameters[name].copy_(value)
         self._watch.__enter__()
@@ -168,11 +168,17 @@ class _Run:
     def _at_version(self, version: int, model: Any) -> None:
         """Measure the version, without counting its CPU time and without using the trainer's random numbers."""
         self._watch.__exit__()
-        adapter = {name: p.detach().float().cpu().clone() for name, p in adapter_parameters(model).items()}
+        adapter = {name: p.detach().float().cpu().clone() for name, p in _adapter_parameters(model).items()}
         with torch.random.fork_rng(devices=[]):
             self._finished(version, adapter, self._rewards, self._norms)
         self._rewards, self._norms = [], []
         self._watch.__enter__()
+
+
+def _adapter_parameters(model: Any) -> dict[str, Tensor]:
+    """Return PEFT's trained parameters under the names of its files."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name.replace(".default", ""): trained[name] for name in sorted(trained)}
 
 
 def _progress_printer() -> type:

@@ -16,4 +16,4 @@ def test_it_reports_that_its_ray_died_and_exits(tmp_path, part):
         (process,) = [p for p in service.processes() if Path(title_of(p).split(" ")[0]).name == part]
         send(process, signal.SIGKILL)
         assert service.wait() == 1, service.end_of_log()
-        assert f"because its Ray has: {part} died." in service.log  # Ray itself may write much after it
+        assert f"({part})" in service.log  # Ray itself may write much after it

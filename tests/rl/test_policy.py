@@ -13,8 +13,9 @@ from small_models import VOCABULARY, packed_group, randomise_adapter, save_model
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GraniteForCausalLM, Qwen3ForCausalLM
 
-from tandem.rl.attention import block_mask, dense_mask, forward_inputs, visibility
+from tandem.rl.attention import Attention, block_mask, dense_mask, forward_inputs, visibility
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
+from tandem.rl.lora import peft_config
 from tandem.rl.policy import Policy, PolicyError, initial_adapter, resolve_device
 from tandem.rl.settings import LoraSettings
 
@@ -63,12 +64,20 @@ def test_flex_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
     torch.testing.assert_close(hidden["flex_attention"], hidden["sdpa"], rtol=0, atol=1e-5)
 
 
-def test_eager_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["eager", "segments"])
+def test_it_computes_what_sdpa_computes(qwen3_path: Path, attention: Attention) -> None:
     packed = packed_group(11, [9, 14, 7])
-    sdpa, eager = (
-        Policy.load(qwen3_path, "cpu", attention=attention).logprobs(packed)[0] for attention in ("sdpa", "eager")
-    )
-    torch.testing.assert_close(eager, sdpa, rtol=0, atol=1e-5, equal_nan=True)
+    found = []
+    for implementation in ("sdpa", attention):
+        policy = Policy.load(qwen3_path, "cpu", attention=implementation)
+        randomise_adapter(policy)
+        logprobs, _ = policy.logprobs(packed)
+        logprobs.nansum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters.values()])
+        found.append((logprobs.detach(), gradient))
+    (expected, expected_gradient), (logprobs, gradient) = found
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5 * expected_gradient.abs().max().item())
 
 
 # Logprobs
@@ -210,6 +219,14 @@ def test_loading_a_state_is_in_place_and_exact(qwen3_path: Path) -> None:
     assert all(torch.equal(copied[name], other[name]) for name in other)
     next(iter(copied.values())).zero_()
     assert next(iter(policy.adapter_state().values())).any()
+
+
+def test_the_adapter_has_the_names_and_shapes_of_pefts(qwen3_path: Path) -> None:
+    settings = LoraSettings(r=4)
+    model = peft.get_peft_model(Qwen3ForCausalLM.from_pretrained(qwen3_path), peft_config(settings))
+    expected = peft.get_peft_model_state_dict(model)
+    found = Policy.load(qwen3_path, "cpu", lora=settings).adapter_state()
+    assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
 
 
 def test_an_adapter_of_other_settings_is_refused(qwen3_path: Path) -> None:

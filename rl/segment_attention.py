@@ -1,0 +1,189 @@
+"""Attention over a packed row on a CPU, computed per segment instead of under a dense [T, T] mask.
+
+A row is a table of blocks: each segment attends causally to itself, and fully to each segment that it continues. Every
+block is one call of torch's flash attention kernel, and the blocks of a query are merged by their log-sum-exp:
+
+    lse = log sum_b exp(lse_b),   out = sum_b exp(lse_b - lse) out_b.
+
+The backward pass of each block takes the merged `out` and `lse`, from which the kernel recomputes the probabilities of
+the whole softmax, as in ring attention (Liu et al. 2023, arXiv:2310.01889). So nothing masked is ever computed.
+
+Shapes: T tokens, H query heads, K key-value heads, D head dimension, P blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from tandem.rl.packing import PackedSequence
+
+NAME = "segments"
+CAUSAL_TOKENS = 256
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries [query_start, query_stop) see keys [key_start, key_stop): all of them, or causally their own range."""
+
+    query_start: int
+    query_stop: int
+    key_start: int
+    key_stop: int
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.query_start, self.query_stop)
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.key_start, self.key_stop)
+
+    @property
+    def is_causal(self) -> bool:
+        return self.query_start == self.key_start
+
+
+def block_table(packed: PackedSequence) -> Tensor:
+    """Return the blocks of a row, int64 [1, 1, P, 4]: query_start, query_stop, key_start, key_stop.
+
+    Four dimensions, so that transformers passes it to every layer as if it were a mask. A query's own segment comes
+    first. Neighbours that continue the same segment share a block.
+    """
+    starts = _starts(packed.segment_ids)
+    ranges = list(zip(starts, [*starts[1:], packed.num_tokens], strict=True))
+    of_segment = {int(packed.segment_ids[start]): (start, stop) for start, stop in ranges}
+    causal: list[list[int]] = []
+    full: list[list[int]] = []
+    for start, stop in ranges:
+        _split(start, stop, causal, full)
+    for segment, (start, stop) in of_segment.items():
+        parent = int(packed.parent_ids[start])
+        if parent == segment:
+            continue
+        keys = list(of_segment[parent])
+        if full and full[-1][1] == start and full[-1][2:] == keys:
+            full[-1][1] = stop
+        else:
+            full.append([start, stop, *keys])
+    return torch.tensor([causal + full])[None]
+
+
+def _split(start: int, stop: int, causal: list[list[int]], full: list[list[int]]) -> None:
+    """Add the blocks of one segment. The kernel computes half of a causal block in vain, so long ones are halved."""
+    if stop - start <= CAUSAL_TOKENS:
+        causal.append([start, stop, start, stop])
+        return
+    middle = (start + stop) // 2
+    _split(start, middle, causal, full)
+    _split(middle, stop, causal, full)
+    full.append([middle, stop, start, middle])
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float) -> Tensor:
+    """Return [H, T, D] for query [H, T, D] and key, value [K, T, D]; head h uses key-value head h // (H / K)."""
+    result: Tensor = _SegmentAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SegmentAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float) -> Tensor:
+        query, key, value = _grouped(query, key, value)
+        out = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+        for block in blocks:
+            part, part_lse = _flash(
+                query[:, :, block.queries],
+                key[:, :, block.keys],
+                value[:, :, block.keys],
+                is_causal=block.is_causal,
+                scale=scale,
+            )
+            if block.is_causal:
+                out[:, :, block.queries], lse[:, :, block.queries] = part, part_lse
+            else:
+                _merge(out[:, :, block.queries], lse[:, :, block.queries], part, part_lse)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.blocks, ctx.scale = blocks, scale
+        return out.flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, out, lse = ctx.saved_tensors
+        grad = _dense_vectors(grad).reshape(out.shape)
+        grad_query = torch.zeros_like(query)
+        grad_key, grad_value = torch.zeros_like(key[:, 0]), torch.zeros_like(value[:, 0])
+        for block in ctx.blocks:
+            of_query, of_key, of_value = _flash_backward(
+                grad[:, :, block.queries],
+                query[:, :, block.queries],
+                key[:, :, block.keys],
+                value[:, :, block.keys],
+                out[:, :, block.queries],
+                lse[:, :, block.queries],
+                0.0,
+                block.is_causal,
+                scale=ctx.scale,
+            )
+            grad_query[:, :, block.queries] += of_query
+            grad_key[:, block.keys] += of_key.sum(1)
+            grad_value[:, block.keys] += of_value.sum(1)
+        return grad_query.flatten(0, 1), grad_key, grad_value, None, None
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return views [K, H / K, T, D]: the query heads of a key-value head share it without a copy."""
+    query, key, value = map(_dense_vectors, (query, key, value))
+    heads = (key.shape[0], query.shape[0] // key.shape[0])
+    shared = (key[:, None].expand(-1, heads[1], -1, -1), value[:, None].expand(-1, heads[1], -1, -1))
+    return query.unflatten(0, heads), *shared
+
+
+def _dense_vectors(tensor: Tensor) -> Tensor:
+    """Return the tensor with a last stride of 1, which the kernels assume without a check."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Add a block's attention to `out` and `lse` in place."""
+    total = torch.logaddexp(lse, part_lse)
+    out.mul_((lse - total).exp_()[..., None]).add_(part * (part_lse - total).exp_()[..., None])
+    lse.copy_(total)
+
+
+def _starts(segment_ids: Tensor) -> list[int]:
+    """Return the index of each segment's first token."""
+    changes = (segment_ids[1:] != segment_ids[:-1]).nonzero().squeeze(1) + 1
+    return [0, *changes.tolist()]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Run `segment_attention` as transformers calls it: [1, heads, T, D], with a block table for a mask."""
+    if unknown := [name for name in ("sliding_window", "softcap", "s_aux") if others.get(name) is not None]:
+        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(unknown)} in its attention.")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    blocks = [Block(*bounds) for bounds in attention_mask[0, 0].tolist()]
+    width = value.shape[-1]  # narrower than the query's in multi-head latent attention
+    padded = F.pad(value, (0, query.shape[-1] - width)) if width < query.shape[-1] else value
+    out = segment_attention(query[0], key[0], padded[0], blocks, scale)[..., :width]
+    return out.transpose(0, 1)[None], None
+
+
+AttentionInterface.register(NAME, _attention)
