@@ -216,6 +216,7 @@ def matmuls_step(path: Path, rows: Sequence[PackedSequence]) -> Step:
 
 
 def _peft_model(path: Path, work: Workload) -> tuple[Any, torch.optim.Optimizer]:
+    torch.manual_seed(0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(path), peft_config(LoraSettings(r=work.lora_r)))
     return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
 

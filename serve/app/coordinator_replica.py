@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -112,7 +112,9 @@ class CoordinatorReplica:
         self._preparation.stop()
 
 
-def wait_for_engine(started: DeploymentResponse[None], is_urgent: Callable[[], bool]) -> None:
+def wait_for_engine(
+    started: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], is_urgent: Callable[[], bool]
+) -> None:
     """Wait until the engine has started, which needs the CPUs first, or until the learners are urgent."""
     deadline = time.monotonic() + ENGINE_FIRST_S
     with suppress(Exception):  # an engine that fails doesn't keep the learners from starting
