@@ -1,16 +1,18 @@
 """Wire types of training data: groups of trajectories, each with a reward and one or more histories of messages.
 
-Unknown keys are kept (clients attach exceptions, metadata, metrics and logs to a group).
+Unknown keys are kept (clients attach exceptions, metadata, metrics and logs to a group), but not those that carry data
+for training (`unread_fields`).
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from tandem.rl.tokens.messages import Choice, Hidden, MessageOrChoice, OrNull, PolicyStep, Tool, publish_plain
+from tandem.rl.unread_fields import Part, is_for_log, reject_unread
 
 __all__ = ["Choice", "History", "MessageOrChoice", "Tool", "Trajectory", "TrajectoryGroup"]
 
@@ -27,12 +29,29 @@ def _bounded_reward(reward: float) -> float:
 Reward = Annotated[float, Field(strict=True, allow_inf_nan=False), AfterValidator(_bounded_reward)]
 
 
+def _may_train(item: Any) -> bool:
+    """True for a choice, an assistant's message, a history or a trajectory; False for another message."""
+    return not isinstance(item, dict) or item["role"] == "assistant"
+
+
 class _WireModel(BaseModel):
     model_config = ConfigDict(extra="allow", json_schema_extra=publish_plain)
+
+    part: ClassVar[Part]
+    fields_of_turns: ClassVar[tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _no_unread_data(self, info: ValidationInfo) -> Self:
+        if self.model_extra and not is_for_log(info):
+            may_train = any(_may_train(item) for name in self.fields_of_turns for item in getattr(self, name))
+            reject_unread(self.part, self.model_extra, trains_nothing=not may_train)
+        return self
 
 
 class History(_WireModel):
     """One conversation of a trajectory: messages in order, sampled turns as the choices that the engine returned."""
+
+    part, fields_of_turns = "history", ("messages_and_choices",)
 
     messages_and_choices: list[MessageOrChoice]
     tools: list[Tool] | None = None
@@ -43,6 +62,8 @@ class History(_WireModel):
 
 class Trajectory(_WireModel):
     """One rollout with its reward. `additional_histories` are further conversations that share the reward."""
+
+    part, fields_of_turns = "trajectory", ("messages_and_choices", "additional_histories")
 
     messages_and_choices: list[MessageOrChoice] = []
     tools: list[Tool] | None = None
@@ -69,5 +90,7 @@ class Trajectory(_WireModel):
 
 class TrajectoryGroup(_WireModel):
     """Rollouts of one task: their rewards are compared with each other."""
+
+    part, fields_of_turns = "group", ("trajectories",)
 
     trajectories: list[Trajectory]

@@ -92,7 +92,7 @@ class PreparationWorker:
 
         rewards: list[float] = []
         num_groups = 0
-        for group in read_groups(self._artifacts, payload_key):
+        for group in read_groups(self._artifacts, payload_key, for_log=True):
             num_groups += 1
             rewards += [trajectory.reward for trajectory in group.trajectories]
         metrics: dict[str, float] = {"num_groups": num_groups, "num_trajectories": len(rewards)}

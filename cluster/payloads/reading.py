@@ -14,6 +14,7 @@ from tandem.cluster.payloads.json_splitting import CHUNK_BYTES, JsonSplitter
 from tandem.cluster.payloads.strict_json import not_finite_place
 from tandem.rl.errors import RLError
 from tandem.rl.trajectories import TrajectoryGroup
+from tandem.rl.unread_fields import FOR_LOG
 
 MANY_FAULTS = 1000
 _GROUP = TypeAdapter(TrajectoryGroup)
@@ -40,15 +41,17 @@ class PayloadError(RLError, ValueError):
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
 
 
-def read_groups(artifacts: Artifacts, key: str) -> Iterator[TrajectoryGroup]:
+def read_groups(artifacts: Artifacts, key: str, for_log: bool = False) -> Iterator[TrajectoryGroup]:
     """Yield the trajectory groups of a stored body (JSON, zstd), with one in memory at a time.
+
+    Groups that are only logged may carry data in fields that training doesn't read.
 
     Raises PayloadError at the first invalid group, with the faults of all groups (the first thousand or so), and
     ArtifactError if the body is missing or damaged.
     """
     faults: list[FaultDetails] = []
     for index, element in enumerate(_elements(artifacts, key)):
-        group = _parse(element, index, faults)
+        group = _parse(element, index, faults, FOR_LOG if for_log else None)
         if group is not None and not faults:
             yield group
         elif len(faults) > MANY_FAULTS:
@@ -69,11 +72,13 @@ def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:
         raise ArtifactError(f"Blob {key} is damaged: it ends too early.")
 
 
-def _parse(element: bytes, index: int, faults: list[FaultDetails]) -> TrajectoryGroup | None:
+def _parse(
+    element: bytes, index: int, faults: list[FaultDetails], context: dict[str, bool] | None
+) -> TrajectoryGroup | None:
     """Return the group, or add its faults to `faults` and return None."""
     place = ("trajectory_groups", index)
     try:
-        group = _GROUP.validate_json(element)
+        group = _GROUP.validate_json(element, context=context)
     except ValidationError as error:
         for e in error.errors(include_url=False, include_context=False, include_input=False):
             in_text = " of this group" if e["type"] == "json_invalid" else ""

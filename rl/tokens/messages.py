@@ -7,7 +7,7 @@ for a chat template. Only `Choice` is an object, so the two are easy to tell apa
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,13 +17,17 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     Tag,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
     with_config,
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
+
+from tandem.rl.unread_fields import SAMPLED_DATA, is_for_log, reject_other_logprobs, reject_unread
 
 T = TypeVar("T")
 
@@ -45,6 +49,14 @@ class _AnyOf:
 def _as_sent(value: T, validate: ValidatorFunctionWrapHandler) -> T:
     """Validate, but keep the dict itself: chat templates print tools and calls in the order of their keys."""
     validate(value)
+    return value
+
+
+def _sent_by_assistant(value: T, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> T:
+    """Validate as `_as_sent` does. Reject sampled tokens outside a choice, where they wouldn't be trained."""
+    validate(value)
+    if isinstance(value, dict) and not is_for_log(info):
+        reject_unread("message", {name: value[name] for name in SAMPLED_DATA if name in value})
     return value
 
 
@@ -357,6 +369,17 @@ class Choice(BaseModel):
     """The ids that the turn was conditioned on."""
     policy_version: Hidden[PolicyStep] = None
     """The step of the version that sampled the turn, as the service writes it into every choice."""
+    sampled_with: Hidden[Any] = None
+    """The options that made it sample from another distribution than the policy's, as the service writes them."""
+
+    @model_validator(mode="after")
+    def _no_unread_data(self, info: ValidationInfo) -> Self:
+        if not is_for_log(info):
+            trains_nothing = not self.token_logprobs
+            if trains_nothing and self.logprobs:
+                reject_other_logprobs(self.logprobs)
+            reject_unread("choice", self.model_extra, trains_nothing)
+        return self
 
     @property
     def token_logprobs(self) -> list[TokenLogprob]:
@@ -385,7 +408,7 @@ MessageOrChoice = Annotated[
     Annotated[DeveloperMessage, WrapValidator(_as_sent), Tag("developer")]
     | Annotated[SystemMessage, WrapValidator(_as_sent), Tag("system")]
     | Annotated[UserMessage, WrapValidator(_as_sent), Tag("user")]
-    | Annotated[AssistantMessage, WrapValidator(_as_sent), Tag("assistant")]
+    | Annotated[AssistantMessage, WrapValidator(_sent_by_assistant), Tag("assistant")]
     | Annotated[ToolMessage, WrapValidator(_as_sent), Tag("tool")]
     | Annotated[FunctionMessage, WrapValidator(_as_sent), Tag("function")]
     | Annotated[Choice, Tag("choice")],

@@ -27,6 +27,7 @@ from tandem.rl.tokens.chat_template import ChatTemplate, text_parts
 from tandem.rl.tokens.choices import NotExactError, Vocabulary, sampling_logprobs
 from tandem.rl.tokens.messages import Choice
 from tandem.rl.trajectories import History, MessageOrChoice
+from tandem.rl.unread_fields import changes_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,6 +190,8 @@ def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_
             chat.vocabulary.checked(prompt, lambda index: ("prompt_token_ids", index))
         return _Turn(index, ids, logprobs, True, prompt) if ids else None
     if item["role"] == "assistant" and allow_without_logprobs:
+        if excluding := changes_training(item):
+            raise NotExactError("it isn't read here, and the message would be trained; leave it out", excluding)
         ids = _written_ids(item, chat)
         return _Turn(index, ids, [math.nan] * len(ids), False) if ids else None
     return None

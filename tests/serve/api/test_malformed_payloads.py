@@ -212,6 +212,13 @@ TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
             "tools.0.function.name",
             MISSING,
         ),
+        "turns as exchanges": (
+            {"messages_and_choices": LEFT_OUT, "exchanges": {"chat_completions": [{"response": {"choices": []}}]}},
+            "exchanges",
+            "openpipe-art 0.5.18",
+        ),
+        "turns under another name": ({"messages_and_choices": [], "messages": [USER]}, "messages", "isn't read"),
+        "several rewards": ({"rewards": [1.0]}, "rewards", "it looks like reward"),
         "an array for the template": ({"chat_template_kwargs": []}, "chat_template_kwargs", "must be an object"),
         "an argument that isn't for the template": (
             {"chat_template_kwargs": {"tokenize": True}},
