@@ -6,7 +6,7 @@ Fields that a newer service adds are ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
@@ -108,6 +108,12 @@ class Job(Record):
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    trained: dict[str, int] | None = None
+    """What trains: numbers of groups, trajectories, packed sequences and tokens. None before the training starts."""
+    not_trained: dict[str, int] = field(default_factory=dict)
+    """The trajectories that don't train, by reason."""
+    warnings: list[str] = field(default_factory=list)
+    """Sentences about data that doesn't train as it might seem."""
 
     @property
     def has_ended(self) -> bool:
@@ -121,7 +127,7 @@ class Event(Record):
     id: str
     """A cursor: `events(job, after=event.id)` continues after this event."""
     type: str
-    """training_started, logprobs_rescored, gradient_step, training_ended, training_failed, or a newer one."""
+    """training_started, warning, logprobs_rescored, gradient_step, training_ended, training_failed, or a newer one."""
     data: dict[str, Any]
     created_at: datetime
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tandem.rl.accounting import Account, Accounting
 from tandem.rl.advantages import (
     balance_and_normalize,
     group_advantages,
-    have_spread,
     reward_std_dev,
     trajectory_weight,
 )
@@ -41,12 +41,11 @@ class TrainingBatch:
 
     sequences: tuple[PackedSequence, ...]
     num_groups: int
-    num_trainable_groups: int
-    """Groups with different rewards."""
     num_trajectories: int
     num_dropped_too_long: int
     """Token sequences longer than packed_sequence_length."""
-    num_trained_tokens: int
+    account: Account
+    """What trains, and why the rest doesn't."""
     sampled_versions: tuple[int | None, ...]
     """For each trajectory, the step of the policy version at its start; None if unknown."""
     reward_mean: float
@@ -54,15 +53,19 @@ class TrainingBatch:
     reward_std_dev: float
     """Population standard deviation of the rewards of a group, averaged over the groups; 0 without any."""
 
+    @property
+    def num_trained_tokens(self) -> int:
+        return self.account.num_tokens
+
     def metrics(self) -> dict[str, float]:
         """Return the numbers of the batch under their wire names."""
         return {
             "reward": self.reward_mean,
             "reward_std_dev": self.reward_std_dev,
             "data/step_num_groups_submitted": float(self.num_groups),
-            "data/step_num_groups_trainable": float(self.num_trainable_groups),
             "data/step_num_trajectories": float(self.num_trajectories),
             "data/step_num_sequences_dropped_too_long": float(self.num_dropped_too_long),
+            **self.account.metrics(),
         }
 
 
@@ -96,17 +99,18 @@ def build_batch(
         )
     shuffle = None if shuffle_seed is None else random.Random(shuffle_seed).shuffle
     tokenized: list[TokenizedSequence] = []
-    notes = _Notes([], [])
-    for of_group in build_sequences(notes.of(groups), ChatTokenizer(tokenizer, vocab_size), config):
+    notes, accounting = _Notes([], []), Accounting(config)
+    for of_group in build_sequences(notes.of(groups), ChatTokenizer(tokenizer, vocab_size), config, accounting):
         if shuffle:
             shuffle(of_group)
         tokenized += of_group
     length = _packed_length(tokenized, config.packed_sequence_length, max_model_len)
     kept = [sequence for sequence in tokenized if sequence.num_tokens <= length]
-    packed = pack(finalize(kept, config.advantage_balance or 0.0), length)
+    final = finalize(kept, config.advantage_balance or 0.0)
+    packed = pack(final, length)
     if shuffle:
         shuffle(packed)
-    return _describe(notes, packed, num_dropped_too_long=len(tokenized) - len(kept))
+    return _describe(notes, packed, accounting.close(tokenized, kept, final), len(tokenized) - len(kept))
 
 
 @dataclass(frozen=True)
@@ -125,25 +129,33 @@ class _Notes:
 
 
 def build_sequences(
-    groups: Iterable[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig
+    groups: Iterable[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig, accounting: Accounting | None = None
 ) -> Iterator[list[TokenizedSequence]]:
     """Yield the sequences of each group, with advantage, weight and shared prompt. Raises TrajectoryError.
 
     Trajectories with an advantage of 0 aren't tokenised, but their rewards count in the group's mean.
     """
     scale_rewards = config.scale_rewards is not False and config.normalize_advantages is not False
+    accounting = accounting or Accounting(config)
     for index, group in enumerate(groups):
-        yield _group_sequences(index, group, chat, scale_rewards, bool(config.allow_training_without_logprobs))
+        advantages = group_advantages([trajectory.reward for trajectory in group.trajectories], scale_rewards)
+        accounting.group(index, group, advantages)
+        yield _group_sequences(index, group, advantages, chat, bool(config.allow_training_without_logprobs), accounting)
 
 
 def _group_sequences(
-    index: int, group: TrajectoryGroup, chat: ChatTokenizer, scale_rewards: bool, allow_without_logprobs: bool
+    index: int,
+    group: TrajectoryGroup,
+    advantages: Sequence[float],
+    chat: ChatTokenizer,
+    allow_without_logprobs: bool,
+    accounting: Accounting,
 ) -> list[TokenizedSequence]:
-    advantages = group_advantages([trajectory.reward for trajectory in group.trajectories], scale_rewards)
     sequences: list[TokenizedSequence] = []
     for number, (trajectory, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
         if advantage != 0:
             own = _trajectory_sequences((index, number), trajectory, chat, allow_without_logprobs)
+            accounting.tokenized((index, number), own)
             weight = trajectory_weight(sum(sequence.num_trained_tokens for sequence in own))
             version = sampled_version(trajectory)
             sequences += [
@@ -201,16 +213,17 @@ def finalize(sequences: Sequence[TokenizedSequence], advantage_balance: float) -
     ]
 
 
-def _describe(notes: _Notes, packed: Sequence[PackedSequence], num_dropped_too_long: int) -> TrainingBatch:
+def _describe(
+    notes: _Notes, packed: Sequence[PackedSequence], account: Account, num_dropped_too_long: int
+) -> TrainingBatch:
     rewards = [of_group for of_group in notes.rewards if of_group]
     flat = [reward for of_group in rewards for reward in of_group]
     return TrainingBatch(
         sequences=tuple(packed),
         num_groups=len(notes.rewards),
-        num_trainable_groups=sum(map(have_spread, rewards)),
         num_trajectories=len(flat),
         num_dropped_too_long=num_dropped_too_long,
-        num_trained_tokens=sum(sequence.num_trained_tokens for sequence in packed),
+        account=account,
         sampled_versions=tuple(notes.sampled_versions),
         reward_mean=fmean(flat) if flat else 0.0,
         reward_std_dev=fmean(map(reward_std_dev, rewards)) if rewards else 0.0,

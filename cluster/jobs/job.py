@@ -79,7 +79,8 @@ class JobStore(Protocol):
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
         """Append an event. Idempotent, so that the call can be repeated when its answer was lost: ignore a second
-        training_started, and a gradient_step whose `index` among the job's steps, from 0, is recorded already."""
+        training_started, an equal warning, and a gradient_step whose `index` among the job's steps, from 0, is
+        recorded already."""
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
         """In one transaction, add the version, record training_ended and mark the job succeeded."""

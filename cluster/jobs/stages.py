@@ -12,6 +12,7 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.running_job import RunningJob
+from tandem.cluster.jobs.warnings import WARNING, batch_warnings
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
@@ -48,6 +49,8 @@ class JobStages:
             self._start_learners(job)
         job.check()
         job.record("training_started", self._started(batch) | lag)
+        for warning in batch_warnings(batch):
+            job.record(WARNING, warning)
         digest, metrics = claim.version.digest, batch.metrics() | lag
         if batch.sequences:  # otherwise the version advances with unchanged weights
             with self.ahead.while_training():
@@ -118,6 +121,9 @@ class JobStages:
             "num_sequences": num_sequences,
             "num_gradient_steps": -(-num_sequences // self.learners.sequences_per_step),
             "num_trajectories": batch.num_trajectories,
+            "num_trained_groups": batch.account.num_groups,
+            "num_trained_trajectories": batch.account.num_trajectories,
+            "num_trained_tokens": batch.account.num_tokens,
             "num_dropped_too_long": batch.num_dropped_too_long,
         }
 

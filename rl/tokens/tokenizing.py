@@ -15,6 +15,7 @@ each of them is exact.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tandem.rl.errors import TrajectoryError
+from tandem.rl.sampling_marks import marks_of
 from tandem.rl.tokens.chat_template import ChatTemplate, text_parts
 from tandem.rl.tokens.choices import NotExactError, Vocabulary, sampling_logprobs
 from tandem.rl.tokens.messages import Choice
@@ -59,6 +61,8 @@ class TokenizedSequence:
     """Tokens shared with every other sequence of the group, less the last, which predicts the first own token."""
     policy_version: int | None = None
     """The step of the policy version at the start of the trajectory, if known."""
+    sampled_with: tuple[tuple[str, int], ...] = ()
+    """Trained tokens by `sampling_marks`."""
 
     @property
     def num_tokens(self) -> int:
@@ -101,6 +105,8 @@ class _Turn:
     logprobs: list[float]
     is_choice: bool
     prompt_token_ids: list[int] | None = None
+    marks: tuple[str, ...] = ()
+    """See `sampling_marks`."""
 
 
 @dataclass
@@ -111,6 +117,7 @@ class _Draft:
     loss_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     choice_offsets: list[int] = field(default_factory=list)
+    marks: Counter[str] = field(default_factory=Counter)
     text: str = ""
     num_in_text: int = 0
 
@@ -132,6 +139,7 @@ class _Draft:
         if turn.is_choice:
             self.choice_offsets.append(len(self.token_ids))
         self._add(turn.token_ids, turn.logprobs, trained=True)
+        self.marks.update(dict.fromkeys(turn.marks, len(turn.token_ids)))
 
     def _add(self, ids: list[int], logprobs: list[float], trained: bool) -> None:
         self.token_ids += ids
@@ -188,7 +196,7 @@ def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_
         prompt = item.prompt_token_ids
         if prompt is not None:
             chat.vocabulary.checked(prompt, lambda index: ("prompt_token_ids", index))
-        return _Turn(index, ids, logprobs, True, prompt) if ids else None
+        return _Turn(index, ids, logprobs, True, prompt, marks_of(item)) if ids else None
     if item["role"] == "assistant" and allow_without_logprobs:
         if excluding := changes_training(item):
             raise NotExactError("it isn't read here, and the message would be trained; leave it out", excluding)
@@ -260,4 +268,5 @@ def _finish(draft: _Draft, place: tuple[int, int, int]) -> TokenizedSequence:
         loss_mask=torch.tensor(draft.loss_mask, dtype=torch.bool),
         sampling_logprobs=torch.tensor(draft.logprobs, dtype=torch.float64),
         choice_offsets=tuple(draft.choice_offsets),
+        sampled_with=tuple(draft.marks.items()),
     )

@@ -15,12 +15,12 @@ from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
 from tandem.rl.config import TrainingConfig
 from tandem.serve.store.database import Database
-from tandem.serve.store.events import CANCELLED_MESSAGE, end, record
+from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events, record
 from tandem.serve.store.references import lagged_digest
 from tandem.serve.store.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import find_version
 
-RUNNING_EVENTS = ("training_started", "gradient_step", "logprobs_rescored")
+RUNNING_EVENTS = ("training_started", "warning", "gradient_step", "logprobs_rescored")
 
 
 class Claims(JobStore):
@@ -108,9 +108,10 @@ class Claims(JobStore):
             _held(session, job).waiting_for = reason
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
-        """Append training_started, gradient_step or logprobs_rescored.
+        """Append one of RUNNING_EVENTS.
 
-        A second training_started is ignored, and so is a gradient_step whose index, from 0, is already recorded.
+        A second training_started is ignored, and so are a warning that is already recorded and a gradient_step whose
+        index, from 0, is.
         """
         if type not in RUNNING_EVENTS:
             raise ValueError(f"A running job records {', '.join(RUNNING_EVENTS)}, not {type!r}.")
@@ -121,6 +122,8 @@ class Claims(JobStore):
                 if row.num_events > 0:
                     return  # clients rely on an unchanged first event
             if type == "gradient_step" and index is not None and index < row.num_gradient_steps:
+                return
+            if type == "warning" and dict(data) in (warning.data for warning in noted_events(session, [job.id])):
                 return
             record(session, row, type, data, self._database.now())
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tandem.serve.store.tables import EventRow, JobRow
@@ -19,6 +20,12 @@ def record(session: Session, job: JobRow, type: str, data: Mapping[str, Any], no
     if type == "gradient_step":
         job.num_gradient_steps += 1
     session.add(EventRow(job_id=job.id, seq=job.num_events, type=type, data=dict(data), created_at=now))
+
+
+def noted_events(session: Session, job_ids: Sequence[str]) -> Sequence[EventRow]:
+    """Return the events that say what trains and what doesn't: training_started and the warnings, in order."""
+    query = select(EventRow).where(EventRow.job_id.in_(job_ids), EventRow.type.in_(("training_started", "warning")))
+    return session.scalars(query.order_by(EventRow.job_id, EventRow.seq)).all()
 
 
 def end(session: Session, job: JobRow, state: str, now: datetime, error: str | None = None) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from tandem.cluster.config import LimitsConfig
 from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
 from tandem.serve.store.database import Database, Lock, position
-from tandem.serve.store.events import CANCELLED_MESSAGE, end
+from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events
 from tandem.serve.store.references import KlReference, pin_reference
 from tandem.serve.store.tables import EventRow, JobRow, ModelRow, is_open
 
@@ -118,6 +118,14 @@ class Jobs:
             _find_job(session, job_id, entity)
             query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
             return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
+
+    def noted_events(self, jobs: Sequence[JobRow]) -> Mapping[str, Sequence[EventRow]]:
+        """Return for the id of each job its training_started and its warnings, in order."""
+        noted: dict[str, list[EventRow]] = {job.id: [] for job in jobs}
+        with self._database.read() as session:
+            for event in noted_events(session, list(noted)):
+                noted[event.job_id].append(event)
+        return noted
 
     def request_cancel(self, job_id: str, entity: str) -> JobRow:
         """Cancel a queued job, or ask the coordinator to cancel a running one. An ended job stays unchanged.

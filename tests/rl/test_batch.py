@@ -104,7 +104,7 @@ def test_advantages_and_weights_end_normalised_over_the_job():
 
 def test_the_batch_describes_itself():
     batch = batch_of(two_answers(), group((0.25, [user("a"), choice("no")]), (0.25, [user("a"), choice("yes")])))
-    assert (batch.num_groups, batch.num_trainable_groups, batch.num_trajectories) == (2, 1, 4)
+    assert (batch.num_groups, batch.account.num_groups, batch.num_trajectories) == (2, 1, 4)
     assert batch.num_trained_tokens == sum(row.num_trained_tokens for row in batch.sequences)
     assert batch.metrics() == {
         "reward": 0.375,
@@ -112,6 +112,10 @@ def test_the_batch_describes_itself():
         "data/step_num_groups_submitted": 2.0,
         "data/step_num_groups_trainable": 1.0,
         "data/step_num_trajectories": 4.0,
+        "data/step_num_trajectories_trained": 2.0,
+        "data/step_num_trajectories_not_trained/equal_rewards": 2.0,
+        "data/step_num_tokens_trained": float(batch.num_trained_tokens),
+        "data/step_num_tokens_sampled_with/unknown": float(batch.num_trained_tokens),
         "data/step_num_sequences_dropped_too_long": 0.0,
     }
 

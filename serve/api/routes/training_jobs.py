@@ -25,6 +25,7 @@ from tandem.serve.api.wire.views import event_view, job_view
 from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem
 from tandem.serve.jobs.accept import JobAcceptance, OfferedJob
 from tandem.serve.names import quoted
+from tandem.serve.store.tables import JobRow
 
 router = APIRouter(prefix="/preview", tags=["training-jobs"])
 MAX_IDEMPOTENCY_KEY = 255
@@ -107,19 +108,20 @@ def list_training_jobs(
         model_id=str(model_id) if model_id else None,
         state=state,
     )
-    return Page.of([job_view(row) for row in rows], limit)
+    noted = services.store.jobs.noted_events(rows)
+    return Page.of([job_view(row, noted[row.id]) for row in rows], limit)
 
 
 @router.get("/training-jobs/{training_job_id}")
 def get_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
     """Return a job."""
-    return job_view(services.store.jobs.get(str(training_job_id), caller.entity))
+    return _view(services.store.jobs.get(str(training_job_id), caller.entity), services)
 
 
 @router.post("/training-jobs/{training_job_id}/cancel")
 def cancel_training_job(training_job_id: UUID, caller: TrainCaller, services: ServicesDep) -> TrainingJob:
     """Cancel a queued job at once, a running job before its next gradient step. An ended job stays unchanged."""
-    return job_view(services.store.jobs.request_cancel(str(training_job_id), caller.entity))
+    return _view(services.store.jobs.request_cancel(str(training_job_id), caller.entity), services)
 
 
 @router.get("/training-jobs/{training_job_id}/events")
@@ -160,6 +162,10 @@ def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCal
     content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     content = services.artifacts.read_blob(job_artifact_key(job_id, name))
     return Response(content, media_type=content_type, headers={"x-content-type-options": "nosniff"})
+
+
+def _view(row: JobRow, services: Services) -> TrainingJob:
+    return job_view(row, services.store.jobs.noted_events([row])[row.id])
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -67,6 +67,12 @@ class TrainingJob(Listed):
     """The resource that a running job needs before it can start, like learners that don't fit on the cluster."""
     step: int | None
     """The version that the job made."""
+    trained: dict[str, int] | None
+    """What trains: numbers of groups, trajectories, packed sequences and tokens. Null before the training starts."""
+    not_trained: dict[str, int]
+    """The trajectories that don't train, by reason."""
+    warnings: list[str]
+    """Sentences about data that doesn't train as it might seem; the job's events have them with counts."""
     cancel_requested: bool
     num_events: int
     num_gradient_steps: int
@@ -76,7 +82,9 @@ class TrainingJob(Listed):
 
 
 class TrainingJobEvent(Listed):
-    type: Literal["training_started", "logprobs_rescored", "gradient_step", "training_ended", "training_failed"]
+    type: Literal[
+        "training_started", "warning", "logprobs_rescored", "gradient_step", "training_ended", "training_failed"
+    ]
     data: dict[str, Any]
     created_at: datetime
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from tandem.serve.api.wire.paging import numbered_cursor
 from tandem.serve.api.wire.responses import (
     ApiKey,
@@ -14,6 +17,16 @@ from tandem.serve.api.wire.responses import (
     Version,
 )
 from tandem.serve.store.tables import ApiKeyRow, EventRow, JobRow, LogRow, ModelRow, VersionRow
+
+NOT_TRAINED = ("nothing_trained", "partly_trained")
+"""The warnings whose counts are trajectories that don't train."""
+TRAINED = {
+    "groups": "num_trained_groups",
+    "trajectories": "num_trained_trajectories",
+    "sequences": "num_sequences",
+    "tokens": "num_trained_tokens",
+}
+"""The counts of a job, and their names in its training_started event."""
 
 
 def model_view(row: ModelRow, step: int) -> Model:
@@ -42,8 +55,24 @@ def checkpoint_view(row: VersionRow) -> Checkpoint:
     return Checkpoint(**version_view(row).model_dump(), metrics=row.metrics)
 
 
-def job_view(row: JobRow) -> TrainingJob:
-    return TrainingJob.model_validate(row, from_attributes=True)
+def job_view(row: JobRow, noted: Sequence[EventRow]) -> TrainingJob:
+    """`noted`: the job's training_started and warnings."""
+    warnings = [event.data for event in noted if event.type == "warning"]
+    not_trained = [warning["counts"] for warning in warnings if warning.get("kind") in NOT_TRAINED]
+    columns = {name: getattr(row, name) for name in TrainingJob.model_fields if hasattr(row, name)}
+    return TrainingJob(
+        **columns,
+        trained=next((_trained(event.data) for event in noted if event.type == "training_started"), None),
+        not_trained=not_trained[0] if not_trained else {},
+        warnings=[str(warning["message"]) for warning in warnings],
+    )
+
+
+def _trained(started: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return the counts of a training_started event; None for that of an older release, which had only some."""
+    if any(name not in started for name in TRAINED.values()):
+        return None
+    return {name: started[of_event] for name, of_event in TRAINED.items()}
 
 
 def event_view(row: EventRow) -> TrainingJobEvent:

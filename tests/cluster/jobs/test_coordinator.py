@@ -183,3 +183,29 @@ def test_the_reason_for_waiting_is_shown_until_the_job_begins(run, artifacts):
     run(store, Learners())
     assert store.log[:2] == [("waiting", "room"), ("waiting", None)]
     assert store.order[2:] == ["training_started", "gradient_step", "complete"]
+
+
+def test_a_job_that_trains_nothing_says_why_and_its_version_advances(run, artifacts):
+    groups = [{"trajectories": [trajectory(0.1 + 0.2 + 0.3, 10, 11), trajectory(0.3 + 0.2 + 0.1, 12, 13)]}]
+    store = RecordingStore(make_job(artifacts, groups))
+    assert run(store).log == []
+    assert store.order == ["training_started", "warning", "complete"]
+    started, warning = store.log[0][1], store.log[1][1]
+    assert (started["num_sequences"], started["num_trained_trajectories"], started["num_trained_tokens"]) == (0, 0, 0)
+    assert (warning["kind"], warning["counts"]) == ("nothing_trained", {"equal_rewards": 2})
+    assert store.log[-1] == ("complete", 4, "digest-before")
+
+
+def test_a_job_that_trains_a_part_says_which_part_it_leaves_out(run, artifacts):
+    unlike = trajectory(1.0, 10, 11) | {"run": "a"}
+    unlike["messages_and_choices"][1]["sampled_with"] = {"top_p": 0.5}
+    groups = [{"trajectories": [unlike, trajectory(0.0, 12, 13, 14)]}, {"trajectories": [trajectory(1.0, 15)]}]
+    store = RecordingStore(make_job(artifacts, groups))
+    run(store)
+    assert store.order == ["training_started", "warning", "warning", "warning", "gradient_step", "complete"]
+    assert (store.log[0][1]["num_trained_groups"], store.log[0][1]["num_trained_tokens"]) == (1, 5)
+    assert {entry[1]["kind"]: entry[1]["counts"] for entry in store.log if entry[0] == "warning"} == {
+        "partly_trained": {"alone_in_group": 1},
+        "other_distribution": {"top_p": 2},
+        "ignored_fields": {"trajectory.run": 1},
+    }

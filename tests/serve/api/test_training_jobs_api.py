@@ -75,6 +75,28 @@ def test_the_life_of_a_job_as_the_api_shows_it(http, post, store, clock, claim, 
     ]
 
 
+def test_a_job_says_what_of_it_trains_and_why_the_rest_does_not(http, post, store, claim):
+    url = f"{JOBS}/{post().json()['id']}"
+    queued = http.get(url).json()
+    assert (queued["trained"], queued["not_trained"], queued["warnings"]) == (None, {}, [])
+    claimed = claim()
+    counts = {"num_trained_groups": 1, "num_trained_trajectories": 2, "num_sequences": 1, "num_trained_tokens": 9}
+    left_out = {"kind": "partly_trained", "message": "2 of 6.", "counts": {"no_logprobs": 3, "equal_rewards": 1}}
+    ignored = {"kind": "ignored_fields", "message": "run 4.", "counts": {"trajectory.run": 4}}
+    for _ in range(2):  # the second time by another attempt
+        store.claims.record_event(claimed, "training_started", counts)
+        store.claims.record_event(claimed, "warning", left_out)
+        store.claims.record_event(claimed, "warning", ignored)
+    events = http.get(f"{url}/events").json()["data"]
+    assert [event["type"] for event in events] == ["training_started", "warning", "warning"]
+    assert [event["data"] for event in events[1:]] == [left_out, ignored]
+    job = http.get(url).json()
+    assert job["trained"] == {"groups": 1, "trajectories": 2, "sequences": 1, "tokens": 9}
+    assert (job["not_trained"], job["warnings"]) == (left_out["counts"], ["2 of 6.", "run 4."])
+    assert http.get(JOBS).json()["data"] == [job]
+    assert http.post(f"{url}/cancel").json() == {**job, "cancel_requested": True}
+
+
 def test_events_are_paged_from_a_cursor(http, post, store, claim):
     job_id = post().json()["id"]
     url, claimed = f"{JOBS}/{job_id}/events", claim()

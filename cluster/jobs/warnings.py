@@ -1,0 +1,60 @@
+"""Warnings of a job: events that tell its user which part of the data doesn't train as it might seem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tandem.rl.accounting import PARTS, REASONS
+from tandem.rl.sampling_marks import UNKNOWN
+
+if TYPE_CHECKING:
+    from tandem.rl.batch import TrainingBatch
+
+WARNING = "warning"
+"""The event's type. Its data has a `kind`, a `message` and `counts` by name."""
+
+
+def batch_warnings(batch: TrainingBatch) -> Iterator[dict[str, Any]]:
+    """Iterate over the data of the warnings that a batch deserves."""
+    account = batch.account
+    if not account.num_trajectories:
+        yield _warning("nothing_trained", _nothing_trained(batch), account.not_trained)
+    elif account.not_trained:
+        message = (
+            f"{account.num_trajectories} of {batch.num_trajectories} trajectories train. Of the others, "
+            f"{_reasons(account)}."
+        )
+        yield _warning("partly_trained", message, account.not_trained)
+    if account.parts:
+        parts = "; ".join(f"{number} {PARTS[part]}" for part, number in account.parts.items())
+        message = f"Parts of the trajectories don't train as the rest: {parts}."
+        yield _warning("parts_not_trained", message, account.parts)
+    marks = {mark: number for mark, number in account.sampled_with.items() if mark != UNKNOWN}
+    if marks:
+        message = (
+            f"Of {account.num_tokens} trained tokens, some were sampled with options that change the policy's "
+            f"distribution: {_listed(marks)}. Their logprobs are the policy's without these options, so the loss "
+            "doesn't correct for them. Sample with temperature 1 and no other such option, or keep them mild."
+        )
+        yield _warning("other_distribution", message, marks)
+    if account.ignored_fields:
+        message = f"Fields that training doesn't read were ignored: {_listed(account.ignored_fields)}."
+        yield _warning("ignored_fields", message, account.ignored_fields)
+
+
+def _nothing_trained(batch: TrainingBatch) -> str:
+    unchanged = "Nothing was trained: the new version has the weights of the one before."
+    if not batch.num_trajectories:
+        return f"{unchanged} The job has no trajectories."
+    return (
+        f"{unchanged} Of {batch.num_trajectories} trajectories, {_listed(batch.account.not_trained, REASONS, 'have ')}."
+    )
+
+
+def _listed(counts: Mapping[str, int], names: Mapping[str, str] | None = None, verb: str = "") -> str:
+    return ", ".join(f"{number} {verb}{names[key]}" if names else f"{key} {number}" for key, number in counts.items())
+
+
+def _warning(kind: str, message: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    return {"kind": kind, "message": message, "counts": dict(counts)}
