@@ -68,6 +68,8 @@ def watch(job: str, json: Json = False) -> None:
             match event.type:
                 case "training_started":
                     progress.update(task, description="training", total=event.data["num_gradient_steps"])
+                case "warning":
+                    progress.console.print(event.data["message"])
                 case "gradient_step":
                     shown = {name.split("/")[-1]: event.data[name] for name in SHOWN_METRICS if name in event.data}
                     progress.update(task, advance=1, note="  ".join(f"{name} {shown[name]:.4g}" for name in shown))

@@ -9,12 +9,12 @@ from typing import Any
 
 import zstandard
 
-from tandem.client import AsyncClient
+from tandem.client import AsyncClient, Event
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import Posting, RunDirectory, StoredBatch
 from tandem.runs.errors import ForeignVersionError, JobFailedError, PolicyLagError
 from tandem.runs.ledger import Row
-from tandem.runs.reporting.metrics import loss_metrics
+from tandem.runs.reporting.metrics import loss_metrics, training_counts
 from tandem.runs.reporting.report import Report
 from tandem.runs.reporting.stopwatch import Stopwatch
 from tandem.runs.rolling import BatchRoller
@@ -44,6 +44,7 @@ class Trainer:
     ):
         self._task, self._directory, self._client, self._versions = task, directory, client, versions
         self._batches, self._stopwatch, self._report = batches, stopwatch, report
+        self._warned = set[Any]()  # kinds
 
     async def run(self) -> None:
         """Train all batches that are left. Raise RunError."""
@@ -68,14 +69,15 @@ class Trainer:
             posting = self._begin_posting(batch, attempt=0)
         began = time.monotonic()
         try:
-            job, steps = await self._job(batch, posting)
+            job, events = await self._job(batch, posting)
         except JobFailedError as error:
             if not was_posted:
                 raise
             # It failed in an earlier process. If the cause remains, the next attempt fails too.
             self._report.say(f"{error} It is posted again.")
             posting = self._begin_posting(batch, posting.attempt + 1)
-            job, steps = await self._job(batch, posting)
+            job, events = await self._job(batch, posting)
+        steps = [event.data for event in events if event.type == "gradient_step"]
         return {
             "kind": "training",
             "version": self._start_version + batch.index + 1,
@@ -83,6 +85,7 @@ class Trainer:
             "job": job,
             "time": time.time(),
             **batch.metrics,
+            **training_counts(events),
             **loss_metrics(steps),
             "gradient_steps": len(steps),
             "seconds/training": time.monotonic() - began,
@@ -98,8 +101,8 @@ class Trainer:
         self._directory.update(posting=posting)
         return posting
 
-    async def _job(self, batch: StoredBatch, posting: Posting) -> tuple[str, list[dict[str, float]]]:
-        """Post the batch and follow its job to its end. Return the job's id and the metrics of its gradient steps.
+    async def _job(self, batch: StoredBatch, posting: Posting) -> tuple[str, list[Event]]:
+        """Post the batch and follow its job to its end. Return the job's id and its events.
 
         Raise JobFailedError or ForeignVersionError."""
         state, model = self._directory.state, self._directory.model
@@ -110,7 +113,7 @@ class Trainer:
             idempotency_key=f"{state.run_id}-{posting.batch}-{posting.attempt}",
         )
         version = self._start_version + batch.index + 1
-        steps = await self._follow(job, batch.index, version)
+        events = await self._follow(job, batch.index, version)
         self._stopwatch.stop()
         await self._versions.saw(version)
         made = (await self._client.get_job(job)).step
@@ -119,26 +122,28 @@ class Trainer:
                 f"Training job {job} of batch {batch.index} made version {made} of {model.name} instead of {version}: "
                 "another program also trains this model. Stop that program, and start a new run with another name."
             )
-        return job, steps
+        return job, events
 
-    async def _follow(self, job: str, batch: int, version: int) -> list[dict[str, float]]:
+    async def _follow(self, job: str, batch: int, version: int) -> list[Event]:
         progress = self._report.progress
         progress.training_batch, progress.num_steps, progress.num_steps_done = batch, 0, 0
-        steps: list[dict[str, float]] = []
+        seen: list[Event] = []
         after: str | None = None
         while True:
             events = await self._client.new_events(job, after)
             for event in events:
                 after = event.id
+                seen.append(event)
                 match event.type:
                     case "training_started":
                         progress.num_steps = event.data.get("num_gradient_steps", 0)
+                    case "warning":
+                        self._warn(batch, event.data)
                     case "gradient_step":
-                        steps.append(event.data)
-                        progress.num_steps_done = len(steps)
+                        progress.num_steps_done += 1
                     case "training_ended":
                         progress.training_batch = None
-                        return steps
+                        return seen
                     case "training_failed":
                         raise JobFailedError(
                             f"Training job {job} of batch {batch} (from version {version - 1} to {version}) failed: "
@@ -146,6 +151,13 @@ class Trainer:
                         )
             if not events and await self._versions.at_least_within(version, EVENTS_PERIOD_S):
                 await asyncio.sleep(AFTER_VERSION_S)
+
+    def _warn(self, batch: int, warning: dict[str, Any]) -> None:
+        """Show a warning of a job, except one that a run's rows show or that an earlier job of the run had."""
+        kind = warning.get("kind")
+        if kind == "nothing_trained" or kind not in {*self._warned, "partly_trained"}:
+            self._report.say(f"Batch {batch}: {warning.get('message')}")
+        self._warned.add(kind)
 
 
 def check_lag(batch: StoredBatch, start_version: int, newest_version: int, max_policy_lag: int) -> None:

@@ -9,6 +9,7 @@ from tandem.rl.accounting import PARTS, REASONS
 from tandem.rl.sampling_marks import UNKNOWN
 
 if TYPE_CHECKING:
+    from tandem.rl.accounting import Account
     from tandem.rl.batch import TrainingBatch
 
 WARNING = "warning"
@@ -47,13 +48,19 @@ def _nothing_trained(batch: TrainingBatch) -> str:
     unchanged = "Nothing was trained: the new version has the weights of the one before."
     if not batch.num_trajectories:
         return f"{unchanged} The job has no trajectories."
-    return (
-        f"{unchanged} Of {batch.num_trajectories} trajectories, {_listed(batch.account.not_trained, REASONS, 'have ')}."
-    )
+    return f"{unchanged} Of {batch.num_trajectories} trajectories, {_reasons(batch.account)}."
 
 
-def _listed(counts: Mapping[str, int], names: Mapping[str, str] | None = None, verb: str = "") -> str:
-    return ", ".join(f"{number} {verb}{names[key]}" if names else f"{key} {number}" for key, number in counts.items())
+def _reasons(account: Account) -> str:
+    return "; ".join(f"{number} {_have(number)} {REASONS[reason]}" for reason, number in account.not_trained.items())
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def _warning(kind: str, message: str, counts: Mapping[str, int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from tandem.client import Event
 from tandem.rl.advantages import reward_std_dev
 from tandem.rl.environments.rollouts import RolledOutGroup
 from tandem.rl.tokens.messages import Choice
@@ -57,6 +58,18 @@ def loss_metrics(gradient_steps: Sequence[Mapping[str, float]]) -> dict[str, flo
         sums[name.replace("data/step_", "data/")] = sum(step.get(name, 0) for step in gradient_steps)
     means = _means({k: v for k, v in step.items() if not k.startswith("data/step_")} for step in gradient_steps)
     return means | sums
+
+
+def training_counts(events: Iterable[Event]) -> dict[str, float]:
+    """Return from the events of a job how much of its batch trains, and how many trajectories don't, by reason."""
+    counts: dict[str, float] = {}
+    for event in events:
+        if event.type == "training_started":
+            of_event = {name: f"num_trained_{name}" for name in ("groups", "trajectories", "tokens")}
+            counts |= {f"trained/{name}": event.data[key] for name, key in of_event.items() if key in event.data}
+        elif event.type == "warning" and event.data.get("kind") in ("nothing_trained", "partly_trained"):
+            counts |= {f"not_trained/{reason}": number for reason, number in event.data["counts"].items()}
+    return counts
 
 
 def oldest_versions(groups: Sequence[RolledOutGroup]) -> list[int]:

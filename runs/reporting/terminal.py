@@ -71,7 +71,7 @@ def line(row: Row, num_jobs: int) -> str:
         f"reward {row['reward/mean']:.3f} ± {row['reward/std']:.3f}",
         f"lag {row['policy_lag/mean']:.1f} (max {row['policy_lag/max']:g})",
         *(f"{label} {row[name]:.4g}" for label, name in LOSSES.items() if name in row),
-        f"{row['rollouts/num']} rollouts{_failed(row)}",
+        f"{row['rollouts/num']} rollouts{_failed(row)}{_not_trained(row)}",
         f"{row['tokens/completion']} tokens",
         f"rollouts {row['seconds/rollouts']:.1f} s, training {row['seconds/training']:.1f} s, "
         f"learner waited {row['seconds/waiting_for_rollouts']:.1f} s",
@@ -102,6 +102,15 @@ def _failed(row: Row, prefix: str = "") -> str:
     stem = f"{prefix}rollouts/failed/"
     by_cause = ", ".join(f"{name.removeprefix(stem)} {row[name]}" for name in row if name.startswith(stem))
     return f", {row[f'{prefix}rollouts/failed']} failed: {by_cause}"
+
+
+def _not_trained(row: Row) -> str:
+    stem = "not_trained/"
+    reasons = {name.removeprefix(stem): row[name] for name in row if name.startswith(stem)}
+    if not reasons:
+        return ""
+    by_reason = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
+    return f", {sum(reasons.values())} not trained: {by_reason}"
 
 
 def _table(ledger: Ledger) -> Table:

@@ -126,11 +126,16 @@ def agent(client):
 
 @pytest.fixture
 def end_next_job(store, claim):
-    """A function that claims the next job, as a coordinator does, and completes it, or fails it with `error`."""
+    """A function that claims the next job, as a coordinator does, and completes it, or fails it with `error`;
+    `warning` is recorded before."""
 
-    def end(error=None):
+    def end(error=None, warning=None):
         job = claim()
         store.claims.record_event(job, "training_started", {"num_sequences": 1, "num_gradient_steps": 1})
+        if warning:
+            store.claims.record_event(
+                job, "warning", {"kind": "nothing_trained", "message": warning, "counts": {"empty": 2}}
+            )
         store.claims.record_event(job, "gradient_step", {"loss/train": 0.5})
         if error:
             store.claims.fail(job, error)

@@ -25,6 +25,13 @@ def test_a_job_is_posted_followed_and_makes_a_version(client, agent, end_next_jo
     assert (checkpoint.step, checkpoint.metrics) == (1, {"reward": 0.5})
 
 
+def test_a_job_tells_what_does_not_train(client, agent, end_next_job):
+    job = client.train(agent, groups())
+    end_next_job(warning="Nothing was trained.")
+    ended = client.wait(job)
+    assert (ended.trained, ended.not_trained, ended.warnings) == (None, {"empty": 2}, ["Nothing was trained."])
+
+
 def test_events_continue_after_an_event(client, agent, end_next_job):
     job = client.train(agent, groups())
     end_next_job()

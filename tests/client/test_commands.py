@@ -44,6 +44,12 @@ def test_a_job_is_watched_to_its_success(tandem, posted, end_next_job):
     assert watched.exit_code == 0 and "succeeded" in watched.output
 
 
+def test_a_watched_job_that_trains_nothing_says_so(tandem, posted, end_next_job):
+    end_next_job(warning="Nothing was trained: [/b] 2 trajectories are empty.")
+    watched = tandem("watch", posted[1])
+    assert watched.exit_code == 0 and "Nothing was trained: [/b] 2" in watched.output
+
+
 def test_a_failed_job_ends_the_command_with_its_sentence(tandem, posted, end_next_job):
     end_next_job("Stage train: the learner ran out of memory.")
     watched = tandem("watch", posted[1])

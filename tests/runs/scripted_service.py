@@ -84,6 +84,8 @@ class ScriptedService:
         self.intercept: Callable[[Request], Response | None] = lambda request: None
         """Returns a replacement for the answer, "reset" to close the connection, or None."""
         self.fail_jobs = 0
+        self.warnings: list[dict[str, Any]] = []
+        """Data of the warnings of each job."""
         self.holds_job: Callable[[Job], bool] = lambda job: False
         """The job stays running while this returns True. Called in the service's thread."""
         self.holds_completion: Callable[[str, int], bool] = lambda model, version: False
@@ -223,7 +225,9 @@ class ScriptedService:
         while True:
             job = await self._queue.get()
             job.trained_on = self.step
-            job.add("training_started", num_sequences=1, num_gradient_steps=2)
+            job.add("training_started", num_sequences=1, num_gradient_steps=2, num_trained_trajectories=4)
+            for warning in self.warnings:
+                job.add("warning", **warning)
             for step in range(2):
                 await asyncio.sleep(self._duration(self.training_s) / 2)
                 job.add("gradient_step", **{"loss/train": float(step), "data/step_trainer_tokens": 10.0})

@@ -139,6 +139,8 @@ def test_a_line_of_a_log():
         "3 rollouts, 3 failed: TimeoutError 1, ValueError 2 · 11 tokens · "
         "rollouts 3.0 s, training 4.0 s, learner waited 0.5 s"
     )
+    partly = {**TRAINED, "trained/trajectories": 1, "not_trained/equal_rewards": 2, "not_trained/empty": 1}
+    assert "ValueError 2, 3 not trained: equal_rewards 2, empty 1 · 11 tokens" in line(partly, 10)
     assert line(EVALUATED, 10) == "evaluation of version 0: reward 0.250 ± 0.400 (8 rollouts, 1.2 s)"
 
 

@@ -165,3 +165,16 @@ def test_a_new_run_trains_a_trained_model_only_with_go_on(service, task_file, do
         do_run(task_file())
     rows = do_run(task_file(model={"go_on": True}, training={"jobs": 2, "max_policy_lag": 0})).rows
     assert [row["version"] for row in rows] == [8, 9]
+
+
+def test_what_a_job_does_not_train_is_said_and_recorded(service, task_file, do_run):
+    service.warnings = [
+        {"kind": "nothing_trained", "message": "Nothing was trained.", "counts": {"equal_rewards": 3, "empty": 1}},
+        {"kind": "ignored_fields", "message": "Fields were ignored.", "counts": {"trajectory.run": 4}},
+    ]
+    report = do_run(task_file(training={"jobs": 2}))
+    of_job = [sentence for sentence in report.said if sentence.startswith("Batch ")]
+    # A run says each time that nothing was trained, and anything else once.
+    assert of_job == ["Batch 0: Nothing was trained.", "Batch 0: Fields were ignored.", "Batch 1: Nothing was trained."]
+    for row in (row for row in report.rows if row["kind"] == "training"):
+        assert (row["trained/trajectories"], row["not_trained/equal_rewards"], row["not_trained/empty"]) == (4, 3, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,15 @@ def fill_in_defaults(body: dict[str, Any], is_chat: bool) -> dict[str, Any]:
 class Annotator:
     """Writes the policy version into a response, and the requested name in place of the engine's.
 
-    Clients keep unknown keys of a Choice but not of the response around it, so `policy_version` and the token ids of
-    the prompt are added to every Choice.
+    Clients keep unknown keys of a Choice but not of the response around it, so `policy_version`, the token ids of the
+    prompt and `sampled_with` are added to every Choice.
     """
 
     requested_name: str
     engine_name: str
     step: int
+    sampled_with: Mapping[str, Any]
+    """The options of the request that changed the distribution (see `sampling`)."""
 
     def body(self, content: bytes) -> bytes:
         """Annotate a whole response, or an error. Anything but a JSON object is returned unchanged."""
@@ -51,6 +53,7 @@ class Annotator:
             answer["policy_version"] = self.step
             for choice in answer["choices"]:
                 choice["policy_version"] = self.step
+                choice["sampled_with"] = self.sampled_with
                 if answer.get("prompt_token_ids") is not None:
                     choice.setdefault("prompt_token_ids", answer["prompt_token_ids"])
         return to_json(answer)

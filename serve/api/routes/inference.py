@@ -21,6 +21,7 @@ from tandem.serve.api.connection import while_connected
 from tandem.serve.api.engine.answers import Annotator, error_events, fill_in_defaults, read_object
 from tandem.serve.api.engine.call import EngineCall
 from tandem.serve.api.engine.headers import DIGEST_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.serve.api.engine.sampling import sampled_with
 from tandem.serve.api.error_responses import as_serve_error, error_content
 from tandem.serve.api.request_ids import request_id, unexpected_error
 from tandem.serve.api.services import Services, ServicesDep
@@ -49,7 +50,8 @@ async def create_chat_completion(
     """Create a chat completion from the newest version of the model, or from the version that `:stepN` names.
 
     Requests and responses are those of vLLM's endpoint. Logprobs and token ids are returned by default, and every
-    choice has the `policy_version` that generated it.
+    choice has the `policy_version` that generated it and `sampled_with`, the options that made it sample from another
+    distribution than the policy's.
     """
     return await _complete(request, "/v1/chat/completions", body, caller, services)
 
@@ -79,7 +81,7 @@ async def _complete(request: Request, path: str, body: dict[str, Any], caller: C
     forwarded = [("content-type", "application/json"), ("x-request-id", f"{id}-{uuid.uuid4().hex[:8]}")]
     stream = services.engine.http(policy.base_model, "POST", path, forwarded, json.dumps(asked).encode(), policy.digest)
     call = EngineCall(stream, services.config.deadlines.inference_s)
-    annotator = Annotator(name, adapter_name(policy.digest), policy.step)
+    annotator = Annotator(name, adapter_name(policy.digest), policy.step, sampled_with(asked))
     headers = {VERSION_HEADER: str(policy.step), DIGEST_HEADER: policy.digest}
     try:
         status, engine_headers = await while_connected(request, call.start())

@@ -7,6 +7,7 @@ import pytest
 
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.settings import engine_arguments, engine_environment
+from tandem.rl.sampling_marks import MARKS
 from tandem.rl.settings import LoraSettings
 
 
@@ -52,3 +53,28 @@ def test_memory_is_bounded_on_a_cpu_even_when_nothing_says_so():
 
 def test_further_arguments_come_last_and_win():
     assert arguments(extra_args=("--max-num-seqs=7",))[-1] == "--max-num-seqs=7"
+
+
+# Options of a completion request after which the engine samples from the policy's own distribution.
+NEUTRAL_OPTIONS = frozenset(
+    {"messages", "model", "prompt", "prompt_embeds", "suffix", "documents", "chat_template", "chat_template_kwargs"}
+    | {"reasoning_effort", "include_reasoning", "parallel_tool_calls", "add_generation_prompt", "add_special_tokens"}
+    | {"continue_final_message", "truncate_prompt_tokens", "truncation_side", "media_io_kwargs", "mm_processor_kwargs"}
+    | {"mm_payload", "return_mm_kwargs", "cache_salt", "kv_transfer_params", "ec_transfer_params", "user", "priority"}
+    | {"request_id", "session_id", "n", "seed", "stream", "stream_options", "stream_interval"}  # how often, and to whom
+    | {"logprobs", "top_logprobs", "prompt_logprobs", "logprob_token_ids", "echo", "routed_experts_prompt_start"}
+    | {"return_tokens_as_token_ids", "return_token_ids", "return_token_offsets", "return_prompt_text"}
+    | {"skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"}
+    | {"stop", "stop_token_ids", "ignore_eos", "max_tokens", "max_completion_tokens", "repetition_detection"}  # the end
+    | {"length_penalty"}  # of beam search only
+)
+
+
+def test_every_option_of_a_completion_is_known_to_change_the_distribution_or_not() -> None:
+    """A new release of vLLM may bring an option that changes which tokens are sampled."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    options = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
+    assert options == NEUTRAL_OPTIONS | set(MARKS)
+    assert not NEUTRAL_OPTIONS & set(MARKS)

@@ -194,12 +194,13 @@ def test_a_stream_is_annotated_however_it_is_cut(client, engine, trained, size):
     assert stream.response.headers["x-policy-version"] == "2"
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "sieben \n\n七"
     assert {(chunk.model, chunk.choices[0].policy_version) for chunk in chunks} == {("team/project/agent", 2)}
+    assert all(chunk.choices[0].sampled_with == {} for chunk in chunks)
     assert chunks[0].choices[0].prompt_token_ids == [5, 6]
     wait_until(lambda: engine.closed == 1)  # shortly after the client receives the last chunk
 
 
 def test_what_is_no_completion_passes_unchanged():
-    annotator = Annotator("name", "policy-d", 3)
+    annotator = Annotator("name", "policy-d", 3, {})
     assert annotator.event(b": ping\nevent: x\ndata: [DONE]") == b": ping\nevent: x\ndata: [DONE]"
     assert annotator.body(b"not json") == b"not json"
     assert annotator.body(b"[1]") == b"[1]"
