@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tandem.rl.environments.base import Environment
+from tandem.rl.environments.neighbours import Neighbours
 from tandem.rl.errors import RLError
 
 
@@ -27,7 +25,7 @@ def load_environment(
 
     Args:
         spec: `package.module:Class` of an installed package, or `path/to/file.py:Class`. A file may import its
-            neighbours, as if Python ran it.
+            neighbours, as if Python ran it; nothing else sees them.
         options: keyword arguments of the class.
         base_dir: base of a relative path, usually the folder of the task file.
 
@@ -61,20 +59,10 @@ def _import_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise EnvironmentLoadingError(f"There is no file {path}. Relative paths start at the folder of the task file.")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    # A unique name, so that the file doesn't replace an installed module of the same name.
-    name = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look up a class's module there
     try:
-        spec.loader.exec_module(module)
+        return Neighbours.of(path.parent).load(path)
     except Exception as error:  # user code may raise anything
-        del sys.modules[name]
         raise _import_failed(path, error) from error
-    return module
 
 
 def _import_failed(what: str | Path, error: Exception) -> EnvironmentLoadingError:
