@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 
+from tandem.cli.listening import hold
 from tandem.cli.startup import StartError
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import RayStartError
 from tandem.cluster.processes.deadlines import in_thread
+from tandem.cluster.processes.import_path import JobConfig
 from tandem.cluster.processes.local_ray import local_ray
 
 RAY_NAMESPACE = "tandem"
@@ -30,13 +32,18 @@ def running(
 
     It runs on the Ray that this process is connected to, else on the cluster of RAY_ADDRESS, else on a new Ray on this
     machine, which ends with the service. `on_progress` receives each step of the start, and may raise to cancel it.
-    Raises StartError when a part doesn't become healthy.
+    Raises StartError when a part doesn't become healthy, or when the port of a service on this machine is taken.
     """
-    with connected(config, verbose, on_progress):
+    with hold(config.http) if starts_ray() else nullcontext(), connected(config, verbose, on_progress):
         from tandem.cli.deployment import deployed
 
         with deployed(config, verbose, on_progress):
             yield
+
+
+def starts_ray() -> bool:
+    """Return True if the service gets a Ray of its own, on this machine."""
+    return not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
 
 
 def num_cpus_needed(config: TandemConfig) -> int:
@@ -57,6 +64,7 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
     on_progress("starting Ray")
     options: dict[str, Any] = {
         "namespace": RAY_NAMESPACE,
+        "job_config": JobConfig(),
         "log_to_driver": verbose,
         "logging_level": "INFO" if verbose else "ERROR",
     }

@@ -21,6 +21,7 @@ from tandem.cli.listing import Json, attributes, print_json, print_table
 from tandem.cli.output import TolerantApp
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
+from tandem.cli.surroundings import UnusableError, check_home, check_surroundings
 from tandem.cluster.config import TandemConfig
 from tandem.runs.reporting.console import PlainConsole
 
@@ -61,8 +62,8 @@ def _store(config: TandemConfig) -> Any:
     from tandem.serve.store.migrations import SchemaError
     from tandem.serve.store.store import Store
 
-    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        check_home(config)
         return Store(config.resolved_store_url)
     except (ValueError, SchemaError, NoAnswerError) as error:
         err.error(str(error))
@@ -141,6 +142,12 @@ def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
     """Run the service while the block runs, and show the progress of its start."""
     from tandem.cli.launch import running
 
+    if "RAY_ADDRESS" not in os.environ:
+        try:
+            check_surroundings(config)
+        except UnusableError as error:
+            err.error(str(error))
+            raise typer.Exit(2) from None
     with startup(err) as start, running(config, verbose, start.progress):
         start.warn_of_open_ray()
         start.ready()

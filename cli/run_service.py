@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+from tandem.cli.listening import hold_any
 from tandem.cli.startup import Startup
+from tandem.cli.surroundings import check_surroundings
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.processes.deadlines import in_thread
-from tandem.cluster.processes.held_ports import hold_port
 from tandem.runs.directory import RunDirectory
 
 ASK_S = 5.0
@@ -52,7 +53,7 @@ def run_service(
     3. a new one, on that cluster or on a Ray of its own, which ends with the block.
 
     A service that a killed process of the same run left behind is used, and shut down at the end.
-    Raises KeyMissingError, StartError, and KeyboardInterrupt when the start is cancelled.
+    Raises KeyMissingError, UnusableError, StartError, and KeyboardInterrupt when the start is cancelled.
     """
     if named_url:
         if not (key := os.environ.get("TANDEM_API_KEY")):
@@ -64,6 +65,8 @@ def run_service(
         return
     from tandem.cli.launch import connected
 
+    if "RAY_ADDRESS" not in os.environ:
+        check_surroundings(config)
     with ExitStack() as exits:
         exits.enter_context(connected(config, verbose, start.progress))
         check, ask_to_end = exits.enter_context(_on_this_ray(config, directory, start, verbose))
@@ -142,9 +145,5 @@ def _on_free_port(config: TandemConfig) -> Iterator[TandemConfig]:
 
     The port is held until the block ends, so that nothing else gets it before Serve listens on it.
     """
-    try:
-        held = hold_port(config.http.host, config.http.port)
-    except OSError:
-        held = hold_port(config.http.host)
-    with held:
-        yield config.model_copy(update={"http": config.http.model_copy(update={"port": held.getsockname()[1]})})
+    with hold_any(config.http) as held:
+        yield config.model_copy(update={"http": config.http.model_copy(update={"port": held.port})})

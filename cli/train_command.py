@@ -9,9 +9,11 @@ import time
 from collections.abc import Coroutine
 from pathlib import Path
 
+from tandem.cli import callers_directory
 from tandem.cli.run_service import KeyMissingError, RunService, run_service
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
+from tandem.cli.surroundings import UnusableError
 from tandem.cluster.config import TandemConfig
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
@@ -30,6 +32,7 @@ CHECK_PERIOD_S = 5.0
 def train(task_file: Path, verbose: bool, out: PlainConsole, err: PlainConsole) -> int:
     """Run the command and return its exit status: 0; 1 if the run failed; 2 for a wrong file or setting; 128 + a signal
     that ended it."""
+    callers_directory.put_back_last()
     try:
         planned = plan(task_file)
         config = _config(planned.task, task_file)
@@ -38,7 +41,7 @@ def train(task_file: Path, verbose: bool, out: PlainConsole, err: PlainConsole) 
                 return _train(planned, config, directory, verbose, out, err)
             finally:
                 _plot(planned.task, directory)
-    except (TaskFileError, KeyMissingError) as error:
+    except (TaskFileError, KeyMissingError, UnusableError) as error:
         err.error(str(error))
         return 2
     except RunError as error:

@@ -76,7 +76,10 @@ def http_options(url: str) -> dict[str, Any]:
 def _is_excluded(host: str, port: int | None) -> bool:
     """Return True if NO_PROXY excludes the host: by name or a parent domain, with or without port, by network, or *."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    bypassed = urllib.request.proxy_bypass_environment(f"{host}:{port}" if port else host, {"no": listed})
+    # typeshed doesn't know it
+    bypassed = urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]
+        f"{host}:{port}" if port else host, {"no": listed}
+    )
     return bool(bypassed) or any(_is_in_network(host, entry.strip()) for entry in listed.split(","))
 
 

@@ -20,10 +20,12 @@ from ray._private.parameter import RayParams
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # in C, without stubs
 
 from tandem.cluster.errors import RayStartError
+from tandem.cluster.processes.import_path import children_import_safely
 
 AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Periods of Ray's background work, which would otherwise take most of an idle service's CPU time.
 QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # default 0.1; health checks have periods of 5 s and more
@@ -63,7 +65,8 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
         has_log_monitor = with_job_server or options.get("log_to_driver", True)
         with _ray_parameters(dashboard_agent_listen_port=0, include_log_monitor=has_log_monitor, no_monitor=True):
             try:
-                ray.init(address="local", include_dashboard=with_job_server, **options)
+                with children_import_safely(), children_reach_loopback_directly():
+                    ray.init(address="local", include_dashboard=with_job_server, **options)
             except Exception as error:  # Ray has no class for it
                 raise RayStartError(
                     f"Ray didn't start on this machine: {error}\nIf the machine is busy, try again later."
@@ -99,6 +102,30 @@ def _ray_parameters(**parameters: Any) -> Iterator[None]:
         yield
     finally:
         setattr(RayParams, "__init__", init)  # noqa: B010
+
+
+@contextmanager
+def children_reach_loopback_directly() -> Iterator[None]:
+    """Processes that are started in the block use no proxy for this machine, as for Ray's job server."""
+    names = ("no_proxy", "NO_PROXY")
+    before = {name: os.environ.get(name) for name in names}
+    listed = [value for value in before.values() if value]
+    for name in names:
+        os.environ[name] = ",".join([*listed[:1], *LOOPBACK])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def logs_directory() -> Path | None:
+    """Return the directory with the logs of the Ray that this process is connected to."""
+    node = ray._private.worker.global_worker.node
+    return Path(node.get_logs_dir_path()) if node else None
 
 
 def token_authentication_is_on() -> bool:

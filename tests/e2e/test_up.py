@@ -32,8 +32,13 @@ def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
     environment = {**os.environ, "TANDEM_HOME": str(tmp_path), "TANDEM_HTTP__PORT": str(held.getsockname()[1])}
     for inherited in [name for name in environment if name.startswith("RAY_")]:  # of this test run's Ray
         del environment[inherited]
+    project = tmp_path / "project"  # whose modules no process may import
+    project.mkdir()
+    for name in ("secrets", "types", "random", "torch", "numpy", "logging", "ray", "sitecustomize", "starlette"):
+        (project / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write(__file__)\n")
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("tandem")), "up"],
+        cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,6 +55,7 @@ def test_a_signal_during_the_start_leaves_no_process(tmp_path, moment):
         rest, _ = process.communicate(timeout=300)
         assert process.returncode != 0, rest
         assert "Traceback" not in rest, rest
+        assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text()
         deadline = time.monotonic() + 300  # Ray's own agents may take two minutes
         while started_with(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tandem
+from tandem.cluster.processes.import_path import LIKE_PYTHON
 from tandem.serve.modelarts.running import workers
 from tandem.serve.modelarts.settings.resource_specs import ResourceSpec
 
@@ -41,7 +42,7 @@ class UserProgram:
     def environment(self) -> dict[str, str]:
         """Return the environment variables."""
         path = python_path(tandem.__file__)
-        return {"PYTHONUNBUFFERED": "1"} | ({"PYTHONPATH": path} if path else {})
+        return {"PYTHONUNBUFFERED": "1", **LIKE_PYTHON} | ({"PYTHONPATH": path} if path else {})
 
 
 def python_path(package_file: str) -> str | None:
