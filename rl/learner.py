@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig
-from tandem.rl.errors import RLError
+from tandem.rl.divergence import StepError, StepNumbers, check_state
 from tandem.rl.losses import (
     LossInputs,
     LossTerms,
@@ -36,11 +36,9 @@ from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy, check_tensors
 from tandem.rl.settings import OptimizerSettings
 
+__all__ = ["Learner", "StepError"]
+
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-class StepError(RLError, ArithmeticError):
-    """A gradient step that would have destroyed the policy, which is unchanged."""
 
 
 class _Sum(IntEnum):
@@ -56,6 +54,8 @@ class _Sum(IntEnum):
     KL_TOKENS = auto()
     SAMPLED_DIFF = auto()
     SAMPLED_TOKENS = auto()
+    UNKNOWN = auto()
+    """Trained tokens whose logprob isn't finite."""
     MOMENTS = auto()
 
     @staticmethod
@@ -91,6 +91,7 @@ class Learner:
         self._gradient = _flat_gradient(parameters)
         self._sums = _Sum.zeros(policy.device)
         self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
+        self._last_step: StepNumbers | None = None  # since `begin`
 
     def load_state(self, state: LearnerState) -> None:
         """Load a policy version: its adapter and optimizer state. Accumulated gradients are discarded.
@@ -109,7 +110,17 @@ class Learner:
                 key: tensor.to("cpu" if key == "step" else parameter.device, copy=True)
                 for key, tensor in moments.items()
             }
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin another training from the current version. Accumulated gradients are discarded."""
+        self._last_step = None
         self._discard()
+
+    def check_finite(self) -> None:
+        """Raise StepError unless the current version can be used: its weights, moments and logprobs are finite."""
+        moments = (tensor for state in self._optimizer.state.values() for tensor in state.values())
+        check_state(self.policy, moments, self._last_step)
 
     def state(self) -> LearnerState:
         """Return a copy of the current version on the CPU."""
@@ -158,8 +169,8 @@ class Learner:
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """Finish the gradient step, equally on every learner, and return its metrics, all finite.
 
-        A step without trained tokens changes neither policy nor optimizer. Raises StepError if the gradient isn't
-        finite; the policy is then unchanged and the gradient discarded.
+        A step without trained tokens changes neither policy nor optimizer. Raises StepError if loss or gradient isn't
+        finite; the policy is then unchanged and the gradient discarded. `check_finite` checks the policy afterwards.
         """
         if dist.is_initialized():
             dist.all_reduce(self._gradient)
@@ -167,19 +178,21 @@ class Learner:
             dist.all_reduce(self._sampled_diff_max, op=dist.ReduceOp.MAX)
         sums = self._sums.tolist()
         self._gradient /= sums[_Sum.TOKENS] + 1e-6
-        grad_norm = float(torch.linalg.vector_norm(self._gradient))
-        if not math.isfinite(grad_norm):
+        grad_norm = _norm(self._gradient)
+        loss = mean_over_tokens(sums[_Sum.LOSS], sums[_Sum.TOKENS])
+        step = self._last_step.step + 1 if self._last_step else 1
+        numbers = StepNumbers(learning_rate, grad_norm, loss, int(sums[_Sum.TOKENS]), int(sums[_Sum.UNKNOWN]), step)
+        try:
+            numbers.check()
+        except StepError:
             self._discard()
-            raise StepError(
-                f"The gradient of this step is not finite (norm {grad_norm}, loss sum {sums[_Sum.LOSS]}), so it was "
-                f"not applied. Importance ratios that overflow are the usual cause: lower epsilon_high or set "
-                f"max_negative_advantage_importance_sampling_weight, and check that logprobs and rewards are sane."
-            )
+            raise
         if sums[_Sum.TOKENS] > 0:
             self._gradient *= min(1.0, self._settings.max_grad_norm / (grad_norm + 1e-6))
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
+            self._last_step = numbers
         metrics = _step_metrics(sums, grad_norm, learning_rate)
         if sums[_Sum.SAMPLED_TOKENS] > 0:
             metrics["logprobs/sampled_current_abs_diff_mean"] = sums[_Sum.SAMPLED_DIFF] / sums[_Sum.SAMPLED_TOKENS]
@@ -272,6 +285,12 @@ def _flat_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
     return flat
 
 
+def _norm(gradient: Tensor) -> float:
+    """Return the L2 norm, also where the squares of a finite gradient overflow float32."""
+    norm = float(torch.linalg.vector_norm(gradient))
+    return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+
+
 def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Tensor:
     """Return the sums of one packed sequence, in the order of _Sum."""
     sums = _Sum.zeros(entropy.device)
@@ -281,6 +300,7 @@ def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Ten
     sums[_Sum.ENTROPY] = (entropy * inputs.weights)[inputs.loss_mask].sum()
     sums[_Sum.RATIO] = terms.ratio_sum
     sums[_Sum.CLIPPED] = terms.num_clipped
+    sums[_Sum.UNKNOWN] = (~inputs.policy_logprobs.detach()[inputs.loss_mask].isfinite()).sum()
     if terms.kl_sum is not None:
         sums[_Sum.KL] = terms.kl_sum
         sums[_Sum.KL_TOKENS] = terms.num_tokens

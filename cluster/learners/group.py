@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tandem.rl.config import LossConfig
+    from tandem.rl.divergence import StepError
     from tandem.rl.packing import PackedSequence
 
 logger = logging.getLogger(__name__)
@@ -113,15 +114,20 @@ class LearnerGroup:
         logprob_chunk_size: int,
         on_wait: OnWait = wait_on,
     ) -> dict[str, float]:
-        """Take one gradient step over packed sequences, split over the learners by token count. Return its metrics."""
+        """Take one gradient step over packed sequences, split over the learners by token count. Return its metrics.
+
+        Raises StageError, and keeps the learners running, if the step diverges; the next job must load a version.
+        """
         self._digest = None
         shards = shard_by_tokens(sequences, len(self._workers))
-        metrics: dict[str, float] = self._call(
+        metrics: dict[str, float] | StepError = self._call(
             "step",
             self._deadlines.step_s,
             on_wait,
             lambda worker, rank: worker.step.remote(shards[rank], loss, learning_rate, logprob_chunk_size),
         )[0]
+        if not isinstance(metrics, dict):
+            raise StageError("step", str(metrics), _NO_VERSION) from metrics
         return metrics
 
     def scorers(self, digest: str, logprob_chunk_size: int) -> list[Score]:
@@ -141,8 +147,15 @@ class LearnerGroup:
         return [scorer(worker) for worker in self._workers]
 
     def save(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> str:
-        """Write the learners' state as a durable checkpoint and return its digest."""
+        """Write the learners' state as a durable checkpoint and return its digest.
+
+        Raises StageError, and keeps the learners running, if that state isn't finite.
+        """
         deadline_s = self._deadlines.checkpoint_s
+        fault: StepError | None
+        [fault] = self._gather("checkpoint", deadline_s, on_wait, [self._workers[0].check_finite.remote()])
+        if fault is not None:
+            raise StageError("checkpoint", str(fault), _NO_VERSION) from fault
         digest: str = self._gather("checkpoint", deadline_s, on_wait, [self._workers[0].save.remote(metadata)])[0]
         self._call("checkpoint", deadline_s, on_wait, lambda worker, _: worker.hold.remote(digest))
         self._digest = digest
@@ -223,6 +236,7 @@ class LearnerGroup:
         self.waiting_for = None
 
 
+_NO_VERSION = "The job made no version; the model's newest version is the one before."
 _WHERE = {"STRICT_SPREAD": " on nodes of their own", "STRICT_PACK": " on one node"}
 _DEADLINE_OF = {
     "start_learners": "start_learners_s",

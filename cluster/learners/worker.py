@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tandem.rl.config import LossConfig
+    from tandem.rl.divergence import StepError
     from tandem.rl.packing import PackedSequence
 
 
@@ -94,7 +95,7 @@ class LearnerWorker:
         from tandem.rl.checkpoints import read_checkpoint
 
         if digest == self._digest:
-            return
+            return self._learner.begin()
         if self._digest is not None and self._base.learners.kept_state_bytes:
             self._kept.put(self._digest, self._learner.state())
         self._digest = None
@@ -119,11 +120,29 @@ class LearnerWorker:
 
     def step(
         self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
-    ) -> dict[str, float]:
-        """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics."""
+    ) -> dict[str, float] | StepError:
+        """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics.
+
+        A step that diverges does so on all ranks. Its error is returned, because the ranks can take other steps.
+        """
+        from tandem.rl.divergence import StepError
+
         self._digest = None
         with _connected():
-            return self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
+            try:
+                return self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
+            except StepError as error:
+                return error
+
+    def check_finite(self) -> StepError | None:
+        """Return why the held state can't be used, or None if it can."""
+        from tandem.rl.divergence import StepError
+
+        try:
+            self._learner.check_finite()
+        except StepError as error:
+            return error
+        return None
 
     def save(self, metadata: dict[str, str | int]) -> str:
         """Write the current state as a durable checkpoint and return its digest."""
