@@ -23,7 +23,12 @@ from tandem.rl.settings import LoraSettings, OptimizerSettings, Settings
 from tandem.rl.yaml_files import load_mapping
 
 Device = Literal["auto", "cpu", "cuda"]
+MAX_S = 31 * 86400
+"""A month. Longer durations are mistakes, and far longer ones overflow the timers of libraries."""
 Dtype = Literal["auto", "float32", "bfloat16"]
+Seconds = Annotated[float, Field(le=MAX_S)]
+Amount = Annotated[float, Field(le=1e5)]
+Tolerance = Annotated[float, Field(gt=0, le=100)]
 
 
 class LearnersConfig(Settings):
@@ -44,8 +49,8 @@ class LearnersConfig(Settings):
     sequences_per_step: int | None = Field(
         None, ge=1, description="Packed sequences per gradient step, over all learners. Unset: one per learner."
     )
-    num_cpus: float = Field(1, ge=0, description="Ray CPUs of each learner.")
-    num_gpus: float | None = Field(
+    num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each learner.")
+    num_gpus: Amount | None = Field(
         None, ge=0, description="Ray GPUs of each learner; a fraction shares a GPU. Unset: derived from the cluster."
     )
     num_threads: int | None = Field(
@@ -84,8 +89,10 @@ class EngineConfig(Settings):
         None, gt=0, le=1, description="Fraction of a GPU's memory for the engine. Unset: derived from num_gpus."
     )
     tool_call_parser: str = Field("hermes", description="vLLM's parser for the tool calls of this model family.")
-    num_cpus: float = Field(1, ge=0, description="Ray CPUs of each replica.")
-    num_gpus: float | None = Field(None, ge=0, description="Ray GPUs of each replica. Unset: derived from the cluster.")
+    num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each replica.")
+    num_gpus: Amount | None = Field(
+        None, ge=0, description="Ray GPUs of each replica. Unset: derived from the cluster."
+    )
     extra_args: tuple[str, ...] = Field((), description="More arguments of `vllm serve`; they override the others.")
 
 
@@ -106,13 +113,12 @@ class LogprobsConfig(Settings):
         le=1,
         description="Fraction of the chunks that both score, to compare them: at least one chunk, or none if 0.",
     )
-    tolerance_float32: float = Field(
+    tolerance_float32: Tolerance = Field(
         1e-3,
-        gt=0,
         description="Largest accepted difference of a trained token's logprob; above it, learners score everything.",
     )
-    tolerance_bfloat16: float = Field(0.1, gt=0, description="The same if learners or engine compute in bfloat16.")
-    takeover_s: float = Field(
+    tolerance_bfloat16: Tolerance = Field(0.1, description="The same if learners or engine compute in bfloat16.")
+    takeover_s: Seconds = Field(
         10,
         gt=0,
         description="Seconds after which a chunk is assigned again, if it also takes twice as long as expected.",
@@ -167,36 +173,36 @@ class LimitsConfig(Settings):
 class DeadlinesConfig(Settings):
     """Deadlines in seconds. A stage of a job that exceeds its deadline fails or is retried."""
 
-    start_engine_s: float = Field(600, gt=0, description="Start of an engine.")
-    engine_answer_s: float = Field(
+    start_engine_s: Seconds = Field(600, gt=0, description="Start of an engine.")
+    engine_answer_s: Seconds = Field(
         60,
         gt=0,
         description="An engine whose core doesn't answer for this long is replaced; must exceed its longest step.",
     )
-    start_learners_s: float = Field(600, gt=0, description="Start of a learner group.")
-    prepare_s: float = Field(
+    start_learners_s: Seconds = Field(600, gt=0, description="Start of a learner group.")
+    prepare_s: Seconds = Field(
         600, gt=0, description="From a stored payload to packed sequences; also writing version 0."
     )
-    load_s: float = Field(300, gt=0, description="Loading a policy version into the learners.")
-    score_s: float = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
-    step_s: float = Field(900, gt=0, description="One gradient step.")
-    checkpoint_s: float = Field(600, gt=0, description="Writing and uploading a checkpoint.")
-    publish_s: float = Field(60, gt=0, description="Recording a new version while the store doesn't answer.")
-    receive_s: float = Field(
+    load_s: Seconds = Field(300, gt=0, description="Loading a policy version into the learners.")
+    score_s: Seconds = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
+    step_s: Seconds = Field(900, gt=0, description="One gradient step.")
+    checkpoint_s: Seconds = Field(600, gt=0, description="Writing and uploading a checkpoint.")
+    publish_s: Seconds = Field(60, gt=0, description="Recording a new version while the store doesn't answer.")
+    receive_s: Seconds = Field(
         60, gt=0, description="A client that pauses for this long in the middle of a request is disconnected."
     )
-    inference_s: float = Field(600, gt=0, description="From the arrival of an inference request to its last token.")
+    inference_s: Seconds = Field(600, gt=0, description="From the arrival of an inference request to its last token.")
 
 
 class CoordinatorConfig(Settings):
     """The coordinator, which runs the jobs."""
 
-    poll_s: float = Field(0.4, gt=0, description="How often the coordinator looks for a queued job.")
-    lease_s: float = Field(
+    poll_s: Seconds = Field(0.4, gt=0, description="How often the coordinator looks for a queued job.")
+    lease_s: Seconds = Field(
         30, gt=0, description="Another coordinator may take over a job whose claim wasn't renewed for this long."
     )
     max_attempts: int = Field(3, ge=1, description="Attempts to run a job whose learners die or miss a deadline.")
-    stop_grace_s: float = Field(
+    stop_grace_s: Seconds = Field(
         30, ge=0, description="Time for running jobs to finish at a shutdown; then they are queued again."
     )
 
@@ -222,7 +228,7 @@ class ResourceSpecConfig(Settings):
         ge=1, le=2**31 - 1, description="Id; replaces a size derived from the cluster that has the same id."
     )
     spec_code: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    num_cpus: float = Field(gt=0)
+    num_cpus: Amount = Field(gt=0)
     num_gpus: int = Field(0, ge=0)
     gpu_type: str = ""
     max_num: int = Field(ge=1, description="Most workers of this size in one job.")

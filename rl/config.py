@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tandem.rl.settings import MAX_LEARNING_RATE
 from tandem.rl.tokens.messages import MAX_STEP, publish_plain
 
 LossFn = Literal["cispo", "ppo"]
@@ -54,10 +55,16 @@ def _bounded(holds: Callable[[float], bool], rule: str) -> AfterValidator:
 
 MAX_NUMBER = 1e30
 """Larger magnitudes overflow float32 on the way to the weights."""
-Number = Annotated[
-    float,
-    Field(allow_inf_nan=False),
-    _bounded(lambda x: abs(x) <= MAX_NUMBER, f"between -{MAX_NUMBER:g} and {MAX_NUMBER:g}"),
+MAX_COEFFICIENT = 1e3
+"""Advantages are about 1, so a larger term would leave nothing of them."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[Finite, _bounded(lambda x: abs(x) <= MAX_NUMBER, f"between -{MAX_NUMBER:g} and {MAX_NUMBER:g}")]
+Coefficient = Annotated[
+    Finite, _bounded(lambda x: abs(x) <= MAX_COEFFICIENT, f"between -{MAX_COEFFICIENT:g} and {MAX_COEFFICIENT:g}")
+]
+Strength = Annotated[Finite, _bounded(lambda x: 0 <= x <= MAX_COEFFICIENT, f"between 0 and {MAX_COEFFICIENT:g}")]
+LearningRate = Annotated[
+    Finite, _bounded(lambda x: 0 <= x <= MAX_LEARNING_RATE, f"between 0 and {MAX_LEARNING_RATE:g}")
 ]
 NonNegative = Annotated[Number, _bounded(lambda x: x >= 0, "0 or more")]
 Positive = Annotated[Number, _bounded(lambda x: x > 0, "greater than 0 (leave it out to disable this)")]
@@ -84,10 +91,10 @@ class TrainingConfig(BaseModel):
     """Upper clip distance of the ratio. PPO: same as epsilon. CISPO: 4.0, whatever epsilon is."""
     importance_sampling_level: ImportanceSamplingLevel | None = None
     """token. Over what the ratio is taken: each token, each completion, or a mean of the two."""
-    kimi_k2_tau: Number | None = None
-    """Unset. Subtracts tau * (log ratio) from each advantage."""
-    kl_penalty_coef: NonNegative | None = None
-    """0. Strength of the KL penalty against the reference policy."""
+    kimi_k2_tau: Coefficient | None = None
+    """Unset. Subtracts tau * (log ratio) from each advantage; -1000 to 1000."""
+    kl_penalty_coef: Strength | None = None
+    """0. Strength of the KL penalty against the reference policy; at most 1000."""
     kl_penalty_reference_step: StepIndex | None = None
     """Unset: the base model. The version of the model that is the KL reference; it must exist when the job is sent."""
     kl_penalty_source: KlSource | None = None
@@ -97,8 +104,9 @@ class TrainingConfig(BaseModel):
     kl_ref_adapter_path: str | None = None
     """Unset. The KL reference as `entity/project/name:stepN` or `checkpoints/<digest>`, of one's own models on the same
     base model; wins over kl_penalty_reference_step."""
-    learning_rate: NonNegative | None = None
-    """The base model's in the service's configuration (5e-6 unless set there), constant over the job."""
+    learning_rate: LearningRate | None = None
+    """The base model's in the service's configuration (5e-6 unless set there), constant over the job. At most 1: AdamW
+    moves every weight by about the learning rate in each step, and the weights of an adapter are far below 1."""
     logprob_calculation_chunk_size: Count | None = None
     """1024 tokens. How many logits are held at once; affects memory, not numbers."""
     loss_fn: LossFn | None = None

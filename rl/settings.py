@@ -5,26 +5,39 @@ Importing this needs no torch, so the command line stays quick.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_LEARNING_RATE = 1.0
+"""AdamW moves every weight by about the learning rate in each step; the weights of an adapter are far below 1."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown fields are rejected, and values don't change."""
+    """Base of all settings: unknown fields and numbers that aren't finite are rejected, and values don't change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSettings(Settings):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) on the named linear layers, without dropout."""
 
     r: int = Field(8, ge=1, le=512, description="Rank.")
-    alpha: float = Field(16, gt=0, description="Scaling numerator: the update is scaled by alpha / r.")
+    alpha: float = Field(
+        16, gt=0, le=65536, description="Scaling numerator: the update is scaled by alpha / r. At most 65536."
+    )
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
         description="Last parts of the names of the adapted modules; each must occur in the model.",
     )
-    seed: int = Field(0, description="Seed of the A matrices of version 0 (its B matrices are zero).")
+    seed: int = Field(
+        0,
+        ge=-(2**63),
+        lt=2**63,
+        description="Seed of the A matrices of version 0 (its B matrices are zero), a 64-bit integer.",
+    )
 
     @field_validator("target_modules")
     @classmethod
@@ -38,8 +51,27 @@ class LoraSettings(Settings):
 class OptimizerSettings(Settings):
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); gradients are clipped before each step."""
 
-    learning_rate: float = Field(5e-6, ge=0, description="Learning rate of jobs that set none.")
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    max_grad_norm: float = Field(0.1, gt=0, description="Gradients are clipped to this global L2 norm.")
+    learning_rate: float = Field(
+        5e-6,
+        ge=0,
+        le=MAX_LEARNING_RATE,
+        description="Learning rate of jobs that set none. At most 1: AdamW moves every weight by about as much.",
+    )
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.99), description="Decay rates of the gradient's mean and square; 0 or more and less than 1."
+    )
+    eps: float = Field(
+        1e-8, ge=1e-30, le=1, description="Added to the root of the squares; 1e-30 to 1, because float32 has no less."
+    )
+    weight_decay: float = Field(
+        0.1,
+        ge=0,
+        le=100,
+        description="Each step multiplies the weights by 1 - learning_rate * weight_decay. At most 100.",
+    )
+    max_grad_norm: float = Field(
+        0.1,
+        gt=0,
+        le=1e12,
+        description="Gradients are clipped to this global L2 norm. At most 1e12, whose square float32 holds.",
+    )

@@ -14,6 +14,7 @@ from tandem.rl.config import TrainingConfig
 from tandem.rl.yaml_files import YamlFileError, load_mapping
 from tandem.runs.errors import TaskFileError
 
+MAX_S = 31 * 86400  # a month; far longer durations overflow the timers of libraries
 NAME_PATTERN = r"^\w[\w.-]{0,127}$"
 RESERVED_SAMPLING = ("model", "messages", "tools", "n", "stream", "logprobs")
 """Fields that a rollout's requests set themselves."""
@@ -32,7 +33,7 @@ Sampling = Annotated[dict[str, Any], AfterValidator(_free)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class EnvironmentConfig(Section):
@@ -73,7 +74,7 @@ class ServiceConfig(Section):
         description="tandem.yaml of a service to start, relative to the task file. Default: the tiny model.",
     )
     patience_s: float = Field(
-        600, gt=0, description="How long requests of one kind may go unanswered before the run ends."
+        600, gt=0, le=MAX_S, description="How long requests of one kind may go unanswered before the run ends."
     )
 
     @model_validator(mode="after")
@@ -91,7 +92,7 @@ class RolloutsConfig(Section):
         8, ge=2, le=1024, description="Rollouts per task; their rewards are compared with each other."
     )
     concurrency: int = Field(256, ge=1, description="Rollouts that run at the same time, and at least one group.")
-    timeout_s: float = Field(300, gt=0, description="Time limit of one rollout with all its turns.")
+    timeout_s: float = Field(300, gt=0, le=MAX_S, description="Time limit of one rollout with all its turns.")
     temperature: float = Field(
         1.0, ge=0, le=10, description="Sampling temperature. Training compares logprobs at temperature 1."
     )

@@ -48,6 +48,28 @@ def test_a_fault_is_named(tmp_path, text, named):
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e300"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "deadlines.step_s",
+        "coordinator.lease_s",
+        "base_models.0.optimizer.learning_rate",
+        "base_models.0.lora.alpha",
+        "base_models.0.learners.num_cpus",
+        "base_models.0.engine.gpu_memory_utilization",
+        "base_models.0.logprobs.tolerance_float32",
+        "base_models.0.logprobs.takeover_s",
+    ],
+)
+def test_numbers_that_are_not_finite_or_absurd_are_refused_at_their_field(tmp_path, field, value):
+    *sections, name = field.removeprefix("base_models.0.").split(".")
+    inner = "{" + f"{sections[0]}: {{{name}: {value}}}" + "}"
+    text = f"base_models: [{{name: a, path: b, {inner[1:-1]}}}]" if field.startswith("base_models") else inner
+    with pytest.raises(ValueError, match=f"{name}: Input should be"):
+        TandemConfig.load(write(tmp_path, text))
+
+
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=r"no configuration file at .*absent\.yaml"):
         TandemConfig.load(tmp_path / "absent.yaml")

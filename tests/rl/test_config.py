@@ -3,6 +3,7 @@ from pydantic import ValidationError
 from wire_data import inlined, published_schemas
 
 from tandem.rl.config import LossConfig, TrainingConfig
+from tandem.rl.settings import LoraSettings, OptimizerSettings
 
 # What openpipe-art 0.5.18 sends when train() is called without options.
 CLIENT_DEFAULTS = {
@@ -65,10 +66,15 @@ def test_loss_options_are_passed_on():
         ("epsilon", -0.1),
         ("epsilon_high", -1),
         ("learning_rate", -1e-6),
-        ("learning_rate", 1e31),
+        ("learning_rate", 1.001),
+        ("learning_rate", 1e30),
         ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
         ("kimi_k2_tau", float("inf")),
-        ("kimi_k2_tau", -1e31),
+        ("kimi_k2_tau", -1001),
+        ("kl_penalty_coef", 1001),
+        ("epsilon", 1e31),
+        ("epsilon_high", float("inf")),
         ("num_trajectories_learning_rate_multiplier_power", -11.0),
         ("kl_penalty_reference_step", 2**31),
         ("kl_penalty_step_lag", 10**4000),
@@ -122,6 +128,26 @@ def test_a_reference_without_a_penalty_is_refused(field, value, coef):
     with pytest.raises(ValidationError, match=f"{field} does nothing without a KL penalty"):
         TrainingConfig.model_validate({field: value, "kl_penalty_coef": coef})
     TrainingConfig.model_validate({field: value, "kl_penalty_coef": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "values"),
+    [
+        (OptimizerSettings, "learning_rate", (-1e-9, 1.001, 1e30)),
+        (OptimizerSettings, "betas", ((1.0, 0.99), (0.9, 1.0), (-0.1, 0.9), (0.9, float("nan")))),
+        (OptimizerSettings, "eps", (0, 1e-40, 1.1)),
+        (OptimizerSettings, "weight_decay", (-1, 101)),
+        (OptimizerSettings, "max_grad_norm", (0, 1e13)),
+        (LoraSettings, "r", (0, 513)),
+        (LoraSettings, "alpha", (0, 1e5)),
+        (LoraSettings, "seed", (2**63, -(2**63) - 1)),
+    ],
+)
+def test_settings_of_a_base_model_that_can_only_destroy_are_refused_at_their_field(settings, field, values):
+    for value in (*values, float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(ValidationError) as caught:
+            settings.model_validate({field: value})
+        assert {error["loc"][0] for error in caught.value.errors()} == {field}, value
 
 
 def test_neutral_values_pass():

@@ -29,7 +29,7 @@ class AlgorithmOptions(BaseModel):
     project: Name = "training-jobs"
     base_model: str | None = None
     """Default: the first base model of the service."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
     """Trajectory groups per training job, which makes one policy version."""
     num_epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     """Passes over the data."""
