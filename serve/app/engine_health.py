@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.serve._private.common import DeploymentStatus, ReplicaState
@@ -17,6 +17,7 @@ from tandem.serve.api.services import EngineFault
 from tandem.serve.app.serve_state import application_status
 
 MAX_AGE_S = 2.0
+MAX_NAMED = 5
 ANSWER_S = 3.0
 # States in which a replica takes requests; the controller calls one RECOVERING that it found after its own restart.
 TAKES_REQUESTS = (
@@ -59,16 +60,16 @@ class EngineHealth:
         if fault := deployment_fault(deployment, self._num_replicas[base]):
             return fault
         # Serve reports a replica as healthy until several checks have failed.
-        answer = self._handles[base].check_health.remote()
+        answer = self._handles[base].not_finite.remote()
         try:
             async with asyncio.timeout(ANSWER_S):
-                await answer
+                digests = await answer
         except TimeoutError:
             answer.cancel()  # type: ignore[no-untyped-call]
             return EngineFault("its engine doesn't answer; completions wait for it.")
         except Exception:
             return EngineFault("its engine has died and is being replaced; completions wait for it.")
-        return None
+        return _not_finite_fault(digests) if digests else None
 
 
 def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: int) -> EngineFault | None:
@@ -81,6 +82,17 @@ def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: 
     waiting = "completions wait for it" if num_replicas == 1 else "completions wait for one"
     sentence = f"{running}; " + (f"{waiting}; " if num_running == 0 else "") + f"{_why(deployment)}."
     return EngineFault(sentence, completions_wait=num_running == 0)
+
+
+def _not_finite_fault(digests: Sequence[str]) -> EngineFault:
+    """Return a fault that concerns the users of these versions alone. A digest tells a stranger nothing."""
+    named = ", ".join(digest[:12] for digest in digests[:MAX_NAMED])
+    more = f" and {len(digests) - MAX_NAMED} more" if len(digests) > MAX_NAMED else ""
+    plural = "s" if len(digests) > 1 else ""
+    return EngineFault(
+        f"its engine rejects completions of the policy version{plural} {named}{more}, whose logits aren't finite.",
+        completions_wait=False,
+    )
 
 
 def _why(deployment: DeploymentStatusOverview | None) -> str:

@@ -49,6 +49,11 @@ class EngineReplica:
     async def check_health(self) -> None:
         await self._engine.check_health()
 
+    async def not_finite(self) -> list[str]:
+        """Return `Engine.not_finite`. Raises EngineDeadError, as `check_health` does."""
+        await self._engine.check_health()
+        return self._engine.not_finite()
+
     async def __del__(self) -> None:
         await self._engine.stop()
 

@@ -51,12 +51,13 @@ class Handle:
 
     answer: Exception | float = 0.0
     """An error, or the seconds before the answer."""
+    digests: list[str] = field(default_factory=list)
     deployment_name: str = "engine"
     num_asked: int = 0
     cancelled: int = field(default=0)
 
     @property
-    def check_health(self):
+    def not_finite(self):
         return self
 
     def remote(self):
@@ -70,6 +71,7 @@ class Handle:
         if isinstance(self.answer, Exception):
             raise self.answer
         await asyncio.sleep(self.answer)
+        return self.digests
 
     def __await__(self):
         return self._wait().__await__()
@@ -92,6 +94,14 @@ def test_a_dead_engine_is_reported_before_serve_knows(health):
     faults = asyncio.run(health(Handle(RuntimeError("the core died: /secret"))).faults())
     assert "died" in str(faults[BASE]) and "secret" not in str(faults[BASE])
     assert faults[BASE].completions_wait
+
+
+@pytest.mark.parametrize("num_versions", [1, 5, 6, 60])
+def test_versions_that_an_engine_rejects_are_named_and_nobody_else_waits(health, num_versions):
+    digests = [f"{k:064x}"[::-1] for k in range(num_versions)]
+    fault = asyncio.run(health(Handle(digests=digests)).faults())[BASE]
+    assert [digest[:12] in str(fault) for digest in digests] == [k < 5 for k in range(num_versions)]
+    assert not fault.completions_wait
 
 
 def test_a_hanging_engine_is_reported_and_not_waited_for(health):
