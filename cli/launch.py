@@ -43,7 +43,7 @@ def running(
 
 def starts_ray() -> bool:
     """Return True if the service gets a Ray of its own, on this machine."""
-    return not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
 
 
 def num_cpus_needed(config: TandemConfig) -> int:
@@ -69,7 +69,7 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
         "logging_level": "INFO" if verbose else "ERROR",
     }
     address = os.environ.get("RAY_ADDRESS")
-    if address is None:
+    if not address:
         cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
         token_file = config.home / RAY_TOKEN_FILE
         # Ray's processes take seconds to start, and Ray Serve, which is needed next, takes seconds to import.

@@ -142,7 +142,7 @@ def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
     """Run the service while the block runs, and show the progress of its start."""
     from tandem.cli.launch import running
 
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         try:
             check_surroundings(config)
         except UnusableError as error:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from tandem.cli.listening import hold_any
 from tandem.cli.startup import Startup
 from tandem.cli.surroundings import check_surroundings
+from tandem.client.connection import Connection
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.processes.deadlines import in_thread
 from tandem.runs.directory import RunDirectory
@@ -25,16 +26,12 @@ class RunService:
     """URL and key of the service, and its lifecycle for the run."""
 
     url: str
-    key: str
+    key: str = field(repr=False)
     check: Callable[[], None]
     """Call this every few seconds. Raises ServiceLostError if a service that the run has started has ended."""
     ask_to_end: Callable[[], None]
     """Start to revoke the key and to shut down the service, and return at once. The end of the block waits for both,
     but the process may be killed before that."""
-
-
-class KeyMissingError(ValueError):
-    """A service was named without a key for it."""
 
 
 @contextmanager
@@ -53,19 +50,17 @@ def run_service(
     3. a new one, on that cluster or on a Ray of its own, which ends with the block.
 
     A service that a killed process of the same run left behind is used, and shut down at the end.
-    Raises KeyMissingError, UnusableError, StartError, and KeyboardInterrupt when the start is cancelled.
+    Raises SettingsError for a wrong URL or key, UnusableError, StartError, and KeyboardInterrupt when the start is
+    cancelled.
     """
     if named_url:
-        if not (key := os.environ.get("TANDEM_API_KEY")):
-            raise KeyMissingError(
-                f"Set TANDEM_API_KEY to a key of the service at {named_url} (`tandem keys create` makes one)."
-            )
+        service = Connection(named_url, None, timeout_s=0, retries=0)  # checks them
         start.ready()
-        yield RunService(named_url, key, check=lambda: None, ask_to_end=lambda: None)
+        yield RunService(service.url, service.key, check=lambda: None, ask_to_end=lambda: None)
         return
     from tandem.cli.launch import connected
 
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         check_surroundings(config)
     with ExitStack() as exits:
         exits.enter_context(connected(config, verbose, start.progress))
@@ -86,7 +81,7 @@ def _on_this_ray(
     found = on_cluster.settled_service(start.progress, lambda by: by.startswith(own))
     if found is None:
         has_serve = on_cluster.serve_is_running()
-        ends_serve = not has_serve and "RAY_ADDRESS" in os.environ  # its own Ray ends together with Serve
+        ends_serve = not has_serve and bool(os.environ.get("RAY_ADDRESS"))  # its own Ray ends together with Serve
         started_by = own + WITH_SERVE if ends_serve else own
         with ExitStack() as exits:
             config = config if has_serve else exits.enter_context(_on_free_port(config))

@@ -10,10 +10,11 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from tandem.cli import callers_directory
-from tandem.cli.run_service import KeyMissingError, RunService, run_service
+from tandem.cli.run_service import RunService, run_service
 from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
 from tandem.cli.surroundings import UnusableError
+from tandem.client import SettingsError
 from tandem.cluster.config import TandemConfig
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
@@ -41,7 +42,7 @@ def train(task_file: Path, verbose: bool, out: PlainConsole, err: PlainConsole) 
                 return _train(planned, config, directory, verbose, out, err)
             finally:
                 _plot(planned.task, directory)
-    except (TaskFileError, KeyMissingError, UnusableError) as error:
+    except (TaskFileError, SettingsError, UnusableError) as error:
         err.error(str(error))
         return 2
     except RunError as error:

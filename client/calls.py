@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from tandem.client.errors import JobCancelledError, JobFailedError
 from tandem.client.flows import Call, Deadline, Flow, Item, Pause, given, pages, pauses
@@ -38,7 +39,7 @@ def register_model(
 
 def get_model(model: Model | str) -> Call[Model]:
     """Return a model, with its newest version, by its id."""
-    return Call("GET", f"/v1/preview/models/{_id(model)}", Model.parse)
+    return Call("GET", f"/v1/preview/models/{_part(model)}", Model.parse)
 
 
 def models(*, project: str | None = None, name: str | None = None, newest_first: bool = False) -> Flow[Model]:
@@ -48,7 +49,7 @@ def models(*, project: str | None = None, name: str | None = None, newest_first:
 
 def delete_model(model: Model | str) -> Call[None]:
     """Delete a model with all its versions. Its open jobs fail."""
-    return Call("DELETE", f"/v1/preview/models/{_id(model)}", _nothing)
+    return Call("DELETE", f"/v1/preview/models/{_part(model)}", _nothing)
 
 
 def versions(model: Model | str, after: int = 0, wait_s: float = 0.0) -> Call[list[Version]]:
@@ -58,7 +59,7 @@ def versions(model: Model | str, after: int = 0, wait_s: float = 0.0) -> Call[li
     """
     params = {"after": after, "wait": wait_s, "limit": 100}
     page = Page.parser(Version.parse)
-    return Call("GET", f"/v1/preview/models/{_id(model)}/versions", lambda data: page(data).data, params)
+    return Call("GET", f"/v1/preview/models/{_part(model)}/versions", lambda data: page(data).data, params)
 
 
 def wait_for_version(model: Model | str, step: int, timeout_s: float | None = None) -> Flow[Version]:
@@ -77,12 +78,12 @@ def wait_for_version(model: Model | str, step: int, timeout_s: float | None = No
 
 def checkpoints(model: Model | str, *, newest_first: bool = False) -> Flow[Checkpoint]:
     """Iterate over the model's versions with their metrics, by step."""
-    return pages(f"/v1/preview/models/{_id(model)}/checkpoints", Checkpoint.parse, order=_order(newest_first))
+    return pages(f"/v1/preview/models/{_part(model)}/checkpoints", Checkpoint.parse, order=_order(newest_first))
 
 
 def delete_checkpoints(model: Model | str, steps: Sequence[int]) -> Call[list[int]]:
     """Delete versions permanently. Return the steps that didn't exist."""
-    path, body = f"/v1/preview/models/{_id(model)}/checkpoints", {"steps": list(steps)}
+    path, body = f"/v1/preview/models/{_part(model)}/checkpoints", {"steps": list(steps)}
     return Call("DELETE", path, lambda data: list(data["not_found_steps"]), json=body)
 
 
@@ -114,7 +115,7 @@ def post_job(body: bytes, *, content_encoding: str | None = None, idempotency_ke
 
 def get_job(job: Job | str) -> Call[Job]:
     """Return a job by its id."""
-    return Call("GET", f"/v1/preview/training-jobs/{_id(job)}", Job.parse)
+    return Call("GET", f"/v1/preview/training-jobs/{_part(job)}", Job.parse)
 
 
 def jobs(*, model: Model | str | None = None, state: str | None = None, newest_first: bool = True) -> Flow[Job]:
@@ -125,7 +126,7 @@ def jobs(*, model: Model | str | None = None, state: str | None = None, newest_f
 
 def cancel_job(job: Job | str) -> Call[Job]:
     """Cancel a queued job now, a running one before its next gradient step. An ended job stays as it is."""
-    return Call("POST", f"/v1/preview/training-jobs/{_id(job)}/cancel", Job.parse, is_safe=True)
+    return Call("POST", f"/v1/preview/training-jobs/{_part(job)}/cancel", Job.parse, is_safe=True)
 
 
 def wait(job: Job | str, timeout_s: float | None = None) -> Flow[Job]:
@@ -171,18 +172,18 @@ def events(job: Job | str, after: str | None = None) -> Flow[Event]:
 def new_events(job: Job | str, after: str | None = None) -> Call[list[Event]]:
     """Return up to 1000 events of a job after the event with id `after`, without waiting for more."""
     page = Page.parser(Event.parse)
-    path, params = f"/v1/preview/training-jobs/{_id(job)}/events", given(after=after, limit=1000)
+    path, params = f"/v1/preview/training-jobs/{_part(job)}/events", given(after=after, limit=1000)
     return Call("GET", path, lambda data: page(data).data, params)
 
 
 def artifacts(job: Job | str) -> Flow[Artifact]:
     """Iterate over the files that a job left, by name: with `plot_tensors=True`, pictures of its packed sequences."""
-    return pages(f"/v1/preview/training-jobs/{_id(job)}/artifacts", Artifact.parse)
+    return pages(f"/v1/preview/training-jobs/{_part(job)}/artifacts", Artifact.parse)
 
 
 def download_artifact(job: Job | str, artifact: Artifact | str) -> Call[bytes]:
     """Return the contents of a file that a job left."""
-    path = f"/v1/preview/training-jobs/{_id(job)}/artifacts/{_id(artifact)}"
+    path = f"/v1/preview/training-jobs/{_part(job)}/artifacts/{_part(artifact)}"
     return Call("GET", path, bytes, is_json=False)
 
 
@@ -201,7 +202,7 @@ def create_key(name: str, role: str = "train") -> Call[ApiKey]:
 
 def revoke_key(key: ApiKey | str) -> Call[None]:
     """Revoke a key by its id. Needs an admin key."""
-    return Call("DELETE", f"/v1/preview/keys/{_id(key)}", _nothing)
+    return Call("DELETE", f"/v1/preview/keys/{_part(key)}", _nothing)
 
 
 def health() -> Call[Health]:
@@ -214,6 +215,11 @@ def health() -> Call[Health]:
 
 def _id(named: Any) -> str:
     return named if isinstance(named, str) else str(named.id)
+
+
+def _part(named: Any) -> str:
+    """Return an id as a part of a path: whatever is in it, it can't lead elsewhere."""
+    return quote(_id(named), safe="")
 
 
 def _order(newest_first: bool) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private.parameter import RayParams
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # in C, without stubs
@@ -69,7 +70,8 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
                     ray.init(address="local", include_dashboard=with_job_server, **options)
             except Exception as error:  # Ray has no class for it
                 raise RayStartError(
-                    f"Ray didn't start on this machine: {error}\nIf the machine is busy, try again later."
+                    f"Ray didn't start on this machine: {error}\nIf the machine is busy, try again later. "
+                    f"Its logs are in {logs_directory()}."
                 ) from error
         yield
     finally:
@@ -123,9 +125,11 @@ def children_reach_loopback_directly() -> Iterator[None]:
 
 
 def logs_directory() -> Path | None:
-    """Return the directory with the logs of the Ray that this process is connected to."""
-    node = ray._private.worker.global_worker.node
-    return Path(node.get_logs_dir_path()) if node else None
+    """Return the directory with the logs of the Ray that this process is connected to, or has tried to start."""
+    if node := ray._private.worker.global_worker.node:
+        return Path(node.get_logs_dir_path())
+    tried = Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}")  # Ray adds the process that starts it
+    return max((session / "logs" for session in tried), default=None)
 
 
 def token_authentication_is_on() -> bool:

@@ -9,9 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tandem.cli.main import app as commands
+from tandem.cli.train_command import train
 from tandem.client import Client, NoAnswerError, SettingsError, StatusError
 from tandem.client.address import is_loopback
 from tandem.client.proxies import proxy_for
+from tandem.runs.reporting.console import PlainConsole
 
 KEY = "tdm_secretsecretsecret"
 REMOTE = "http://tandem.invalid:8000"
@@ -180,3 +182,35 @@ def test_an_answer_of_the_proxy_itself_is_known_as_such(monkeypatch):
         with Client(REMOTE, KEY, retries=0) as client, pytest.raises(StatusError, match="http_proxy"):
             client.get_model("m")
         proxy.shutdown()
+
+
+@pytest.mark.parametrize("command", [["watch"], ["jobs", "--model"]])
+@pytest.mark.parametrize("id", ["../keys", "a/b", "a?b=c", "a#b", "[/INST]", "%2e%2e/keys", "ü", "a b"])
+def test_an_id_of_any_text_is_not_found_rather_than_another_path(url, key, command, id):
+    environment = {"TANDEM_URL": url, "TANDEM_API_KEY": key, "COLUMNS": "200"}
+    result = CliRunner().invoke(commands, [*command, id], env=environment)
+    assert isinstance(result.exception, SystemExit | None)
+    assert "404" in result.output or "422" in result.output or result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TANDEM_API_KEY", f"{KEY}é"),
+        ("TANDEM_API_KEY", ""),
+        ("TANDEM_URL", "host:80"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+    ],
+)
+def test_a_run_with_a_wrong_setting_ends_with_status_2_and_does_not_show_the_key(
+    tmp_path, monkeypatch, capsys, variable, value
+):
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    monkeypatch.setenv("TANDEM_API_KEY", KEY)
+    monkeypatch.setenv("TANDEM_URL", REMOTE)
+    monkeypatch.setenv(variable, value)
+    task = tmp_path / "task.yaml"
+    task.write_text("name: a\nenvironment: {class: 'tandem.rl.environments.toy:Largest'}\ntraining: {jobs: 1}\n")
+    assert train(task, False, PlainConsole(), PlainConsole(stderr=True)) == 2
+    shown = "".join(capsys.readouterr())
+    assert KEY not in shown and shown.strip()
