@@ -6,11 +6,21 @@ for training (`unread_fields`).
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
+from tandem.rl.plain_data import number
 from tandem.rl.tokens.messages import Choice, Hidden, MessageOrChoice, OrNull, PolicyStep, Tool, publish_plain
 from tandem.rl.unread_fields import Part, is_for_log, reject_unread
 
@@ -26,7 +36,30 @@ def _bounded_reward(reward: float) -> float:
     return reward
 
 
-Reward = Annotated[float, Field(strict=True, allow_inf_nan=False), AfterValidator(_bounded_reward)]
+def _number_of_code(value: Any, info: ValidationInfo) -> Any:
+    """Accept the numbers of numpy, torch and others in code. JSON has only its own."""
+    return number(value) if info.mode == "python" else value
+
+
+def _reward_of_code(value: Any, info: ValidationInfo) -> Any:
+    """Accept also a boolean in code: true is 1."""
+    found = _number_of_code(value, info)
+    return float(found) if info.mode == "python" and isinstance(found, bool) else found
+
+
+def _metric_of_code(value: Any, info: ValidationInfo) -> Any:
+    """Accept also None in code: the metric isn't known, like 0 of 0."""
+    return math.nan if info.mode == "python" and value is None else _number_of_code(value, info)
+
+
+Reward = Annotated[
+    float,
+    Field(strict=True, allow_inf_nan=False),
+    AfterValidator(_bounded_reward),
+    BeforeValidator(_reward_of_code),
+]
+Metric = Annotated[float | int | bool, BeforeValidator(_metric_of_code)]
+Metadata = Annotated[float | int | str | bool | None, BeforeValidator(_number_of_code)]
 
 
 def _may_train(item: Any) -> bool:
@@ -72,8 +105,8 @@ class Trajectory(_WireModel):
     reward: Reward = 0
     initial_policy_version: PolicyStep | None = None
     final_policy_version: PolicyStep | None = None
-    metrics: dict[str, float | int | bool] = {}
-    metadata: dict[str, float | int | str | bool | None] = {}
+    metrics: dict[str, Metric] = {}
+    metadata: dict[str, Metadata] = {}
     logs: list[str] = []
     start_time: OrNull[datetime] = None
 

@@ -15,6 +15,7 @@ from tandem.runs.config import EvaluationConfig, TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.ledger import Row
 from tandem.runs.reporting.metrics import rollout_metrics
+from tandem.runs.reporting.notices import Notices
 from tandem.runs.reporting.report import Report
 from tandem.runs.rolling import GroupRoller, check_failures
 from tandem.runs.versions import VersionWatch
@@ -41,6 +42,7 @@ class Evaluator:
     ):
         self._task, self._settings, self._directory, self._openai = task, settings, directory, openai
         self._versions, self._roll_out, self._report = versions, roller, report
+        self._notices = Notices(task.environment.class_, report)
         self._tasks = [tasks[index] for index in range(min(settings.tasks or len(tasks), len(tasks)))]
 
     async def run(self) -> None:
@@ -65,15 +67,17 @@ class Evaluator:
         room = asyncio.Semaphore(max(1, settings.concurrency // settings.samples_per_task))
         label, size = f"the evaluation of version {version}", settings.samples_per_task
 
-        async def group(task: object) -> RolledOutGroup:
+        async def group(place: int, task: object) -> RolledOutGroup:
             async with room:
-                return await self._roll_out(chat, task, size, rollouts.timeout_s, f"A task of {label}")
+                name = f"eval/{place}"
+                return await self._roll_out(chat, task, size, rollouts.timeout_s, name, f"Task {place} of {label}")
 
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(group(task)) for task in self._tasks]
+            running = [tasks.create_task(group(place, task)) for place, task in enumerate(self._tasks)]
         groups = [task.result() for task in running]
         check_failures(groups, size, rollouts.max_failed_fraction, label)
+        self._notices.of_evaluation(label, groups)
         metrics = {f"eval/{name}": value for name, value in rollout_metrics(groups).items()}
         return {
             "kind": "evaluation",

@@ -7,19 +7,22 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import httpx
 import openai
 
-from tandem.rl.environments.base import Chat, Environment
+from tandem.rl.environments.base import Environment
 from tandem.rl.environments.rollouts import RolledOutGroup, RolloutFailure, TaskStream, roll_out_group
+from tandem.runs.chat import OpenAIChat
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RolloutsFailedError
 from tandem.runs.patience import Patience
 from tandem.runs.reporting.metrics import causes, oldest_versions, rollout_metrics
+from tandem.runs.reporting.notices import Notices
 from tandem.runs.reporting.report import Report
 from tandem.runs.reporting.stopwatch import Stopwatch
 from tandem.runs.versions import VersionWatch
@@ -34,12 +37,17 @@ class GroupRoller:
     def __init__(self, environment: Environment[Any], patience: Patience, report: Report):
         self._environment, self._patience, self._report = environment, patience, report
 
-    async def __call__(self, chat: Chat, task: object, size: int, timeout_s: float, label: str) -> RolledOutGroup:
-        """Return the group. `label` names it in reports. Raise ServiceAwayError if the service stays away."""
+    async def __call__(
+        self, chat: OpenAIChat, task: object, size: int, timeout_s: float, name: str, label: str
+    ) -> RolledOutGroup:
+        """Return the group. `name` selects its seeds, and `label` names it in reports.
+
+        Raise ServiceAwayError if the service stays away."""
         needed, attempt = min(size, 2), 1
         while True:
             troubles_before = self._patience.num_troubles
-            group = await roll_out_group(chat, self._environment, task, size, timeout_s)
+            chat_of = partial(chat.of_rollout, f"{name}/{attempt}")
+            group = await roll_out_group(chat_of, self._environment, task, size, timeout_s)
             if self._patience.given_up:
                 raise self._patience.given_up
             if len(group.group.trajectories) >= needed:
@@ -82,13 +90,14 @@ class BatchRoller:
         directory: RunDirectory,
         versions: VersionWatch,
         roller: GroupRoller,
-        chat: Chat,
+        chat: OpenAIChat,
         stream: TaskStream[Any],
         training: Stopwatch,
         report: Report,
     ):
         self._task, self._directory, self._versions, self._report = task, directory, versions, report
         self._roll_out, self._chat, self._stream, self._training = roller, chat, stream, training
+        self._notices = Notices(task.environment.class_, report)
         rollouts = task.rollouts
         self._room = asyncio.Semaphore(max(1, rollouts.concurrency // rollouts.group_size))
         self._stored: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
@@ -119,7 +128,8 @@ class BatchRoller:
         try:
             task = self._stream[batch.index * batch.num_groups + place]
             label = f"Group {place} of batch {batch.index}"
-            group = await self._roll_out(self._chat, task, settings.group_size, settings.timeout_s, label)
+            name = f"train/{batch.index}/{place}"
+            group = await self._roll_out(self._chat, task, settings.group_size, settings.timeout_s, name, label)
         finally:
             self._room.release()
         batch.groups[place] = group
@@ -135,6 +145,7 @@ class BatchRoller:
         check_failures(groups, settings.group_size, settings.max_failed_fraction, f"batch {batch.index}")
         trained_on = self._directory.model.start_version + batch.index
         versions = oldest_versions(groups)
+        self._notices.of_batch(f"batch {batch.index}", groups)
         metrics = rollout_metrics(groups) | {
             "policy_lag/mean": trained_on - fmean(versions),
             "policy_lag/max": trained_on - min(versions),

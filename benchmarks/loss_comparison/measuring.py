@@ -111,11 +111,9 @@ def sample_groups(
     ruler.sampler.reseed(stream)
 
     async def roll_out() -> list[TrajectoryGroup]:
+        timeout_s = ruler.settings.rollout_timeout_s
         rolled = await asyncio.gather(
-            *(
-                roll_out_group(ruler.sampler, ruler.environment, task, group_size, ruler.settings.rollout_timeout_s)
-                for task in tasks
-            )
+            *(roll_out_group(lambda _: ruler.sampler, ruler.environment, task, group_size, timeout_s) for task in tasks)
         )
         for task, outcome in zip(tasks, rolled, strict=True):
             for failure in outcome.failures:

@@ -106,9 +106,7 @@ class SingleTurnEnvironment(Environment[Task]):
         reward = self.reward(task, answer)
         if inspect.isawaitable(reward):
             reward = await reward
-        return Trajectory(
-            messages_and_choices=[*messages, choice], reward=float(reward), metrics=self.metrics(task, answer)
-        )
+        return Trajectory(messages_and_choices=[*messages, choice], reward=reward, metrics=self.metrics(task, answer))
 
 
 def opening(system_prompt: str | None, messages: Sequence[Message]) -> list[Message]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Generic
 
 from tandem.rl.environments.base import Chat, Environment, Task
+from tandem.rl.environments.results import CheckedResult, checked_result
 from tandem.rl.policy_versions import tag_policy_versions
 from tandem.rl.tokens.messages import Choice
-from tandem.rl.trajectories import Trajectory, TrajectoryGroup
+from tandem.rl.trajectories import TrajectoryGroup
 
 CANCEL_GRACE_S = 5.0
 """Seconds for a rollout past its deadline to clean up."""
@@ -56,12 +57,22 @@ class RolloutFailure:
 
     rollout: int
     """Its number in the group, from 0."""
-    error: Exception
-    """The exception of the rollout; TimeoutError past the deadline."""
+    error: BaseException
+    """The exception of the rollout; TimeoutError past the deadline, ResultError for a result that can't be used."""
     elapsed_s: float
 
     def __str__(self) -> str:
-        return f"rollout {self.rollout} after {self.elapsed_s:.1f} s: {type(self.error).__name__}: {self.error}"
+        return f"rollout {self.rollout} after {self.elapsed_s:.1f} s: {self.cause}"
+
+    @property
+    def cause(self) -> str:
+        """The error's class and text in one line."""
+        try:
+            text = " ".join(str(self.error).split())
+        except Exception as error:  # the text of user code's own exceptions
+            text = f"(its text can't be shown: {type(error).__name__})"
+        name = type(self.error).__name__
+        return f"{name}: {text}" if text else name
 
 
 @dataclass(frozen=True)
@@ -71,50 +82,75 @@ class RolledOutGroup:
     group: TrajectoryGroup
     """The trajectories of successful rollouts, tagged with the policy versions that sampled them."""
     failures: tuple[RolloutFailure, ...]
+    dropped_metrics: tuple[str, ...] = ()
+    """Names of the environment's metrics that weren't finite, once per rollout."""
 
 
 async def roll_out_group(
-    chat: Chat, environment: Environment[Task], task: Task, group_size: int, timeout_s: float
+    chat_of: Callable[[int], Chat], environment: Environment[Task], task: Task, group_size: int, timeout_s: float
 ) -> RolledOutGroup:
-    """Run `group_size` rollouts of one task concurrently.
+    """Run `group_size` rollouts of one task concurrently; `chat_of` returns the chat of each, by its number.
 
-    A rollout that raises, returns no trainable trajectory or takes longer than `timeout_s` is excluded and reported.
-    Cancelling this call cancels its rollouts.
+    A rollout that raises, returns something that can't be posted and trained, or takes longer than `timeout_s` is
+    excluded and reported. Cancelling this call cancels its rollouts.
     """
     if group_size < 1:
         raise ValueError(f"A group needs at least one rollout, not {group_size}.")
     results = await asyncio.gather(
-        *(_attempt(number, chat, environment, task, timeout_s) for number in range(group_size))
+        *(_attempt(number, chat_of, environment, task, timeout_s) for number in range(group_size))
     )
+    checked = [result for result in results if isinstance(result, CheckedResult)]
     return RolledOutGroup(
-        TrajectoryGroup(trajectories=[result for result in results if isinstance(result, Trajectory)]),
+        TrajectoryGroup(trajectories=[result.trajectory for result in checked]),
         tuple(result for result in results if isinstance(result, RolloutFailure)),
+        tuple(name for result in checked for name in result.dropped_metrics),
     )
 
 
 async def _attempt(
-    number: int, chat: Chat, environment: Environment[Task], task: Task, timeout_s: float
-) -> Trajectory | RolloutFailure:
+    number: int, chat_of: Callable[[int], Chat], environment: Environment[Task], task: Task, timeout_s: float
+) -> CheckedResult | RolloutFailure:
     began = time.monotonic()
-    rollout = asyncio.ensure_future(environment.rollout(chat, task))
+    rollout = asyncio.ensure_future(_contained(environment, chat_of(number), task))
+    error: BaseException | None = None
     try:
         done, _ = await asyncio.wait([rollout], timeout=timeout_s)
         if not done:
             raise TimeoutError(f"took longer than the {timeout_s:g} s that a rollout may take")
-        return _tagged(_checked(_result(rollout)))
-    except Exception as error:  # user code may raise anything
-        return RolloutFailure(number, error, time.monotonic() - began)
+        outcome = rollout.result()
+        if not isinstance(outcome, _Raised):
+            return _tagged(checked_result(outcome))
+        error = outcome.error
+    except Exception as raised:
+        error = raised
     finally:
         await _end(rollout)
+    return RolloutFailure(number, error, time.monotonic() - began)
 
 
-def _result(rollout: asyncio.Future[Trajectory]) -> Trajectory:
-    if rollout.cancelled():
-        raise RuntimeError("the rollout cancelled itself")
-    return rollout.result()
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
 
 
-async def _end(rollout: asyncio.Future[Trajectory]) -> None:
+async def _contained(environment: Environment[Task], chat: Chat, task: Task) -> object:
+    """Return what the rollout returns or raises.
+
+    User code may raise anything. In a task, SystemExit and KeyboardInterrupt would end the event loop. Ctrl-C arrives
+    as a signal instead.
+    """
+    try:
+        return await environment.rollout(chat, task)
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if current is not None and current.cancelling():
+            raise
+        return _Raised(RuntimeError("the rollout cancelled itself"))
+    except BaseException as error:
+        return _Raised(error)
+
+
+async def _end(rollout: asyncio.Future[object]) -> None:
     """Cancel a running rollout and give it a moment to clean up."""
     if not rollout.done():
         rollout.cancel()
@@ -123,23 +159,8 @@ async def _end(rollout: asyncio.Future[Trajectory]) -> None:
         rollout.exception()  # retrieved, or asyncio logs that it never was
 
 
-def _checked(trajectory: Trajectory) -> Trajectory:
-    """Validate the trajectory again: a rollout may have changed it after construction."""
-    if not isinstance(trajectory, Trajectory):
-        raise TypeError(
-            f"rollout() returned {type(trajectory).__name__}; it must return a tandem.rl.trajectories.Trajectory"
-        )
-    histories = [dict(history) for history in trajectory.additional_histories]
-    trajectory = Trajectory.model_validate({**dict(trajectory), "additional_histories": histories})
-    if not any(isinstance(item, Choice) for history in trajectory.histories for item in history.messages_and_choices):
-        raise ValueError(
-            "rollout() returned a trajectory without a choice, so there is nothing to train; put the choices that "
-            "chat() returned into messages_and_choices, unchanged"
-        )
-    return trajectory
-
-
-def _tagged(trajectory: Trajectory) -> Trajectory:
+def _tagged(result: CheckedResult) -> CheckedResult:
+    trajectory = result.trajectory
     choices = [
         {"policy_version": item.policy_version}
         for history in trajectory.histories
@@ -149,4 +170,4 @@ def _tagged(trajectory: Trajectory) -> Trajectory:
     own = {"initial_policy_version": trajectory.initial_policy_version}
     own["final_policy_version"] = trajectory.final_policy_version
     tagged = tag_policy_versions({"messages_and_choices": choices, **own})
-    return trajectory.model_copy(update={key: tagged[key] for key in own})
+    return replace(result, trajectory=trajectory.model_copy(update={key: tagged[key] for key in own}))

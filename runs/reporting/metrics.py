@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import fsum
 from statistics import fmean, pstdev
 from typing import Any
 
 from tandem.client import Event
 from tandem.rl.advantages import reward_std_dev
 from tandem.rl.environments.rollouts import RolledOutGroup
+from tandem.rl.plain_data import finite_number
 from tandem.rl.tokens.messages import Choice
 from tandem.rl.trajectories import Trajectory
 from tandem.runs.errors import PolicyLagError
@@ -39,6 +40,7 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
         "rollouts/failed": len(failures),
         "rollouts/turns": len(choices),
         "rollouts/cut_off": sum(choice.finish_reason == "length" for choice in choices),
+        "rollouts/identical_groups": sum(map(is_identical, groups)),
         "tokens/prompt": sum(len(choice.prompt_token_ids or ()) for choice in choices),
         "tokens/completion": sum(len(choice.token_ids or ()) for choice in choices),
     }
@@ -47,8 +49,20 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
         metrics |= {"reward/min": min(rewards), "reward/max": max(rewards), "reward/std_in_group": fmean(spreads)}
     causes = Counter(type(failure.error).__name__ for failure in failures)
     metrics |= {f"rollouts/failed/{cause}": number for cause, number in sorted(causes.items())}
+    left_out = Counter(name for group in groups for name in group.dropped_metrics)
+    metrics |= {f"rollouts/metric_left_out/{name}": number for name, number in sorted(left_out.items())}
     own = _means(trajectory.metrics for trajectory in trajectories)
     return metrics | {f"environment/{name}": value for name, value in own.items()}
+
+
+def is_identical(group: RolledOutGroup) -> bool:
+    """Return True if all rollouts of a group, at least two, sampled the same tokens."""
+    sampled = [[_sampled(choice) for choice in choices_of(trajectory)] for trajectory in group.group.trajectories]
+    return len(sampled) > 1 and all(turns == sampled[0] for turns in sampled[1:])
+
+
+def _sampled(choice: Choice) -> Sequence[object]:
+    return choice.token_ids or [token["token"] for token in choice.token_logprobs] or [choice.message]
 
 
 def loss_metrics(gradient_steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -95,7 +109,7 @@ def oldest_versions(groups: Sequence[RolledOutGroup]) -> list[int]:
 def causes(groups: Sequence[RolledOutGroup], limit: int = 3) -> str:
     """Return the most frequent causes of failures as text, each with its count."""
     failures = [failure for group in groups for failure in group.failures]
-    counted = Counter(f"{type(f.error).__name__}: {' '.join(str(f.error).split())[:200]}" for f in failures)
+    counted = Counter(failure.cause[:300] for failure in failures)
     return "; ".join(f"{number} × {cause}" for cause, number in counted.most_common(limit))
 
 
@@ -104,6 +118,13 @@ def _means(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                values[name].append(float(value))
-    return {name: fmean(found) for name, found in values.items()}
+            if (finite := finite_number(value)) is not None:
+                values[name].append(float(finite))
+    return {name: _mean(found) for name, found in values.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return fmean(values)
+    except OverflowError:  # in the sum of large values
+        return fsum(value / len(values) for value in values)

@@ -79,12 +79,12 @@ def task_file(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def do_run(service, tmp_path) -> Callable[..., Recording]:
-    """A function that runs a task file to its end. All calls use one directory, so a second call resumes the run."""
+    """A function that runs a task file to its end. Calls with one directory resume the run."""
 
-    def do(path: Path) -> Recording:
+    def do(path: Path, name: str = "run") -> Recording:
         report = Recording()
         planned = plan(path)
-        with RunDirectory(tmp_path / "run") as directory:
+        with RunDirectory(tmp_path / name) as directory:
             report.said += begin_or_resume(directory, planned.task)
             asyncio.run(asyncio.wait_for(run(planned, directory, service.url, "tdm_test", report), 900))
         return report

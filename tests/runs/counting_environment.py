@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from tandem.rl.environments.base import Chat, Environment, SingleTurnEnvironment
 from tandem.rl.trajectories import Trajectory
@@ -38,21 +42,57 @@ class TwoTurns(Numbered):
         return Trajectory(messages_and_choices=conversation[:-1], reward=float(task % 2))
 
 
+class Seeded(Numbered):
+    """Passes a seed to the chat, the same for all rollouts."""
+
+    async def rollout(self, chat: Chat, task: int) -> Trajectory:
+        choice = await chat(self.messages(task), seed=5)
+        return Trajectory(messages_and_choices=[*self.messages(task), choice], reward=1.0)
+
+
 class Failing(Numbered):
     """Fails on some tasks, always or the first few times."""
 
-    def __init__(self, tasks: Sequence[int] = (), times: int = 10**9, slow: bool = False):
+    def __init__(self, tasks: Sequence[int] = (), times: int = 10**9, slow: bool = False, late: bool = False):
         super().__init__()
         self._left = {task: times for task in tasks}
-        self._slow = slow
+        self._slow, self._late = slow, late
 
     async def rollout(self, chat: Chat, task: int) -> Trajectory:
         if self._left.get(task, 0) > 0:
             self._left[task] -= 1
             if self._slow:
                 await asyncio.sleep(60)
+            if self._late:
+                await super().rollout(chat, task)
             raise ZeroDivisionError(f"task {task} divides by zero")
         return await super().rollout(chat, task)
+
+
+class Faulty(Numbered):
+    """Returns a bad value on the tasks that are multiples of three."""
+
+    def __init__(self, fault: str):
+        super().__init__()
+        self._fault = fault
+
+    async def rollout(self, chat: Chat, task: int) -> Trajectory:
+        trajectory = await super().rollout(chat, task)
+        if task % 3 == 0:
+            match self._fault:
+                case "nan metric":
+                    trajectory.metrics["accuracy"] = math.nan
+                case "surrogate":
+                    trajectory.logs.append("caf\udce9")
+                case "numpy":
+                    trajectory.score = np.float32(0.5)
+                case "exit":
+                    sys.exit(7)
+                case "interrupt":
+                    raise KeyboardInterrupt
+                case "nothing":
+                    return None
+        return trajectory
 
 
 class Forgetful(Numbered):

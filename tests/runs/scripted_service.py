@@ -92,6 +92,8 @@ class ScriptedService:
         """The same for a completion, given the requested model name and the version that answers."""
         self.claimed_version: Callable[[int], int] = lambda version: version
         """The version that a completion reports."""
+        self.sampled_tokens: Callable[[int | None, int], list[int]] = self._sample
+        """The tokens of choice `index` of a request with a seed or without."""
         self._rng = random.Random(seed)
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
 
@@ -201,11 +203,13 @@ class ScriptedService:
             "finish_reason": "stop",
             "message": {"role": "assistant", "content": f"version {version}, {question}"},
             "logprobs": {"content": [{"token": "a", "logprob": -0.5, "bytes": None, "top_logprobs": []}]},
-            "token_ids": [1, 2, 3],
             "prompt_token_ids": [5, 6],
             "policy_version": self.claimed_version(version),
         }
-        choices = [{"index": index, **choice} for index in range(body.get("n", 1))]
+        choices = [
+            {"index": index, **choice, "token_ids": self.sampled_tokens(body.get("seed"), index)}
+            for index in range(body.get("n", 1))
+        ]
         return JSONResponse(
             {"id": "c", "object": "chat.completion", "created": 0, "model": name, "choices": choices},
             headers={"x-policy-version": str(version)},
@@ -242,6 +246,11 @@ class ScriptedService:
             self.step += 1
             job.step = self.step
             job.add("training_ended")
+
+    def _sample(self, seed: int | None, index: int) -> list[int]:
+        """Return three tokens, the same for the same seed, as vLLM does: choice i of a request has seed + i."""
+        rng = self._rng if seed is None else random.Random(seed + index)
+        return [rng.randrange(1000) for _ in range(3)]
 
     def _duration(self, longest_s: float) -> float:
         return longest_s if self.is_constant else self._rng.uniform(0, longest_s)

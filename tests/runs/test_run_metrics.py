@@ -61,6 +61,21 @@ def test_metrics_of_rollouts():
     assert metrics["environment/right"] == 0.5
 
 
+def test_means_of_large_values_and_metrics_that_were_left_out():
+    large = [trajectory(0, choice(1)).model_copy(update={"metrics": {"n": 1.5e308}}) for _ in range(4)]
+    left_out = replace(group(*large), dropped_metrics=("accuracy", "accuracy"))
+    metrics = rollout_metrics([left_out])
+    assert metrics["environment/n"] == 1.5e308 and metrics["rollouts/metric_left_out/accuracy"] == 2
+
+
+def test_groups_of_the_same_tokens_are_counted():
+    other = choice(1) | {"token_ids": [9, 9]}
+    same = group(trajectory(0, choice(1)), trajectory(1, choice(2)))
+    different = group(trajectory(0, choice(1)), trajectory(1, other))
+    longer = group(trajectory(0, choice(1)), trajectory(1, choice(1), choice(1)))
+    assert rollout_metrics([same, different, longer, group(trajectory(0, choice(1)))])["rollouts/identical_groups"] == 1
+
+
 def test_causes_are_named_most_frequent_first():
     assert causes(GROUPS) == "2 × ValueError: bad; 1 × TimeoutError: took long"
 

@@ -148,6 +148,32 @@ def test_rollouts_past_their_deadline_fail(service, task_file, do_run):
         do_run(path)
 
 
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("nan metric", None),
+        ("numpy", None),
+        ("surrogate", "ResultError"),
+        ("exit", "SystemExit"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("nothing", "ResultError"),
+    ],
+)
+def test_a_bad_value_of_an_environment_doesnt_end_the_run(service, task_file, do_run, fault, cause):
+    path = task_file("Faulty", {"fault": fault}, rollouts={"max_failed_fraction": 0.9}, evaluation={"every": 5})
+    report = do_run(path)
+    trained = [row for row in report.rows if row["kind"] == "training"]
+    assert len(trained) == 4
+    if cause:
+        assert sum(row.get(f"rollouts/failed/{cause}", 0) for row in trained) > 0
+        assert any(cause in said and "counting_environment.py:Faulty" in said for said in report.said)
+    else:
+        assert all(row["rollouts/failed"] == 0 for row in trained)
+    if fault == "nan metric":
+        assert sum(row.get("rollouts/metric_left_out/accuracy", 0) for row in trained) > 0
+        assert [said for said in report.said if "accuracy" in said]
+
+
 def test_a_model_that_another_program_trains_is_noticed(service, task_file, do_run):
     def train_elsewhere(job):
         if service.step == 2:

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from tandem.rl.environments import rollouts
 from tandem.rl.environments.base import Chat, Environment
+from tandem.rl.environments.results import ResultError
 from tandem.rl.environments.rollouts import RolledOutGroup, TaskStream, roll_out_group
 from tandem.rl.trajectories import Trajectory
 
@@ -40,7 +40,7 @@ class Programmed(Environment[list[Callable[[Chat], Awaitable[Trajectory]]]]):
 
 
 def roll_out(*programs: Callable[[Chat], Awaitable[Any]], timeout_s: float = 30) -> RolledOutGroup:
-    return asyncio.run(roll_out_group(chat, Programmed(), list(programs), len(programs), timeout_s))
+    return asyncio.run(roll_out_group(lambda _: chat, Programmed(), list(programs), len(programs), timeout_s))
 
 
 async def good(chat: Chat) -> Trajectory:
@@ -78,7 +78,7 @@ def test_rollouts_of_a_group_run_at_the_same_time() -> None:
             await barrier.wait()
             return await good(chat)
 
-        return await roll_out_group(chat, Programmed(), [meets] * 4, 4, timeout_s=300)
+        return await roll_out_group(lambda _: chat, Programmed(), [meets] * 4, 4, timeout_s=300)
 
     assert len(asyncio.run(run()).group.trajectories) == 4
 
@@ -146,7 +146,7 @@ def test_cancelling_a_group_cancels_its_rollouts() -> None:
             ended.append("ended")
 
     async def run() -> None:
-        group = asyncio.create_task(roll_out_group(chat, Programmed(), [noting] * 3, 3, timeout_s=60))
+        group = asyncio.create_task(roll_out_group(lambda _: chat, Programmed(), [noting] * 3, 3, timeout_s=60))
         await asyncio.sleep(0.05)
         group.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -171,7 +171,7 @@ def test_choices_may_be_added_after_a_trajectory_was_made() -> None:
     group = roll_out(appends, sets_nan)
     (trajectory,) = group.group.trajectories
     assert trajectory.reward == 0.5 and trajectory.messages_and_choices[1].token_ids == [7]
-    assert isinstance(group.failures[0].error, ValidationError) and "finite number" in str(group.failures[0])
+    assert isinstance(group.failures[0].error, ResultError) and group.failures[0].error.place == ("reward",)
 
 
 def test_what_cannot_be_trained_is_a_failure() -> None:
