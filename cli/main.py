@@ -76,6 +76,7 @@ def up(
     verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C."""
+    from tandem.cli.alarms import Alarms
     from tandem.cli.watching import ServiceWatch
     from tandem.serve.keys import create_key, ensure_admin_key
 
@@ -91,9 +92,11 @@ def up(
             key = create_key(store, name="first", entity="default", role="admin")
             out.print(f"This is the first start. Your API key, shown only once:\n\n    export TANDEM_API_KEY={key}\n")
         out.print("Press Ctrl-C to stop the service.")
-        watch = ServiceWatch()
+        watch, alarms = ServiceWatch(), Alarms()
         while not stop.wait(watch.PERIOD_S):
             watch.check()
+            for alarm in alarms.new():
+                err.error(alarm)
         out.print("Stopping. Press Ctrl-C again to stop at once; running jobs then start again at the next start.")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from tandem.cli.listing import Json, print_json, print_table
 from tandem.client import Client, NoAnswerError, SettingsError, TandemError
@@ -73,6 +74,8 @@ def watch(job: str, json: Json = False) -> None:
                 case "gradient_step":
                     shown = {name.split("/")[-1]: event.data[name] for name in SHOWN_METRICS if name in event.data}
                     progress.update(task, advance=1, note="  ".join(f"{name} {shown[name]:.4g}" for name in shown))
+                case "engine_disagrees":
+                    progress.console.print(Text(f"Alarm: {event.data['reason']}", style="red"))
                 case "training_ended":
                     progress.update(task, description="succeeded")
                 case "training_failed":

@@ -90,6 +90,14 @@ class Artifacts:
         adapters.mkdir(exist_ok=True)
         return self._pull(digest, adapters, (*ADAPTER_FILES, MANIFEST))
 
+    def pull_verified_adapter(self, digest: str) -> Path:
+        """Return what `pull_adapter` does. Raises CheckpointError if its files aren't those of this version."""
+        from tandem.rl.checkpoints import verify_adapter
+
+        directory = self.pull_adapter(digest)
+        verify_adapter(directory, digest)
+        return directory
+
     def _pull(self, digest: str, cache: Path, names: tuple[str, ...] | None = None) -> Path:
         """Return `cache / digest` with all files of the checkpoint, or those in `names`."""
         local, source = cache / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")

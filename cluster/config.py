@@ -142,11 +142,17 @@ class BaseModelConfig(Settings):
     logprobs: LogprobsConfig = LogprobsConfig()
 
     @property
-    def logprob_tolerance(self) -> float:
-        """Tolerance for the less precise dtype of learners and engine; `placement.place` must have set num_gpus."""
+    def least_precise_dtype(self) -> Literal["float32", "bfloat16"]:
+        """The less precise dtype of learners and engine; `placement.place` must have set num_gpus."""
         on_gpu = {"learners": self.learners.num_gpus and self.learners.device != "cpu", "engine": self.engine.num_gpus}
         dtypes = {"learners": self.learners.dtype, "engine": self.engine.dtype}
         is_half = any(dtype == "bfloat16" or (dtype == "auto" and on_gpu[part]) for part, dtype in dtypes.items())
+        return "bfloat16" if is_half else "float32"
+
+    @property
+    def logprob_tolerance(self) -> float:
+        """Tolerance for the less precise dtype of learners and engine."""
+        is_half = self.least_precise_dtype == "bfloat16"
         return self.logprobs.tolerance_bfloat16 if is_half else self.logprobs.tolerance_float32
 
 

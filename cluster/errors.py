@@ -46,6 +46,17 @@ class VersionNotFiniteError(AdapterUnavailableError):
         return f"Policy version {self.digest} is unusable: {self.reason}."
 
 
+class WrongVersionError(AdapterUnavailableError):
+    """An engine doesn't compute a policy version as the learner that made it."""
+
+    def __init__(self, digest: str, reason: str):
+        super().__init__(digest, reason)
+        self.digest, self.reason = digest, reason
+
+    def __str__(self) -> str:
+        return f"This engine doesn't serve policy version {self.digest}: {self.reason}."
+
+
 class EngineDeadError(ClusterError, RuntimeError):
     """The vLLM engine core died; the replica must be replaced."""
 

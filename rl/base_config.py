@@ -6,6 +6,7 @@ that are trained, so nothing here or elsewhere reads the top level.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tandem.rl.errors import PolicyError
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types", "attention_layers")
 _FULL_ATTENTION = {"full_attention", "attention", "global"}
 _ROPES_BY_LENGTH = ("dynamic", "longrope")
+_SOFT_CAP = re.compile("soft_?cap")
 _SPANS = ("window", "chunk", "local", "topk", "original_max_position")
 
 
@@ -58,6 +60,11 @@ def check_config(config: PreTrainedConfig, max_length: int | None = None) -> Non
         raise PolicyError(
             f"{config.model_type} has layers of {', '.join(sorted(kinds))}, which packed sequences don't support. "
             f"Use a base model with full causal attention in every layer."
+        )
+    if capped := [key for key, value in text.to_dict().items() if value and _SOFT_CAP.search(key)]:
+        raise PolicyError(
+            f"{config.model_type} caps its logits ({', '.join(capped)}), which training doesn't reproduce. "
+            f"Use a base model without soft-capping."
         )
     longest = max_length or longest_sequence(config)
     for rope in _rope_parameters(text):

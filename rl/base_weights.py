@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -19,11 +20,12 @@ def load_model(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, a
     would fill these with random numbers and only log it.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (ValueError, ImportError) as error:
         raise _unsupported(config, error) from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise PolicyError(
             f"The files of {path} lack {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}. "

@@ -96,6 +96,16 @@ def read_adapter(path: str | Path) -> dict[str, Tensor]:
     return _read_tensors(path / ADAPTER, _read_manifest(path)["files"])
 
 
+def verify_adapter(path: str | Path, digest: str) -> None:
+    """Raise CheckpointError unless the directory has the adapter of the version with this digest, unchanged."""
+    path = Path(path)
+    manifest = _read_manifest(path)
+    if manifest["digest"] != digest:
+        raise CheckpointError(f"{path} is the checkpoint {manifest['digest']}, not {digest}. {_ADVICE}")
+    for name in (ADAPTER, ADAPTER_CONFIG):
+        _read_verified(path / name, manifest["files"])
+
+
 def verify_checkpoint(path: str | Path) -> None:
     """Raise CheckpointError, with the file and the difference, unless every file matches the manifest."""
     path = Path(path)

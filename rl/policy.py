@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tandem.rl.attention import Attention, forward_inputs
-from tandem.rl.base_config import check_config, read_config, remove_randomness
+from tandem.rl.base_config import check_config, longest_sequence, read_config, remove_randomness
 from tandem.rl.base_weights import load_model
 from tandem.rl.errors import PolicyError
 from tandem.rl.faithfulness import check_faithfulness
@@ -29,7 +29,7 @@ from tandem.rl.lora import (
 )
 from tandem.rl.losses import shift_left
 from tandem.rl.packing import PackedSequence, one_segment
-from tandem.rl.probe import probe_token_ids
+from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
 from tandem.rl.settings import LoraSettings
 
 __all__ = ["Policy", "PolicyError", "initial_adapter", "resolve_device"]
@@ -73,6 +73,7 @@ class Policy:
         parameters: dict[str, nn.Parameter],
         attention: Attention,
         lora: LoraSettings,
+        max_length: int | None = None,
     ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
@@ -83,7 +84,8 @@ class Policy:
         self.device = self._head.device
         self.dtype = self._head.dtype
         """Of the frozen base weights."""
-        self.probe_token_ids = probe_token_ids(causal_lm.config)
+        num_tokens = min(PROBE_TOKENS, max_length or longest_sequence(causal_lm.config) or PROBE_TOKENS)
+        self.probe_token_ids = probe_token_ids(causal_lm.config, num_tokens)
         self.load_adapter_state(initial_state({name: p.shape for name, p in self.parameters.items()}, lora))
 
     @classmethod
@@ -121,7 +123,7 @@ class Policy:
         parameters = add_adapter(causal_lm, lora)
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
         check_faithfulness(causal_lm, implementation, max_length)
-        return cls(causal_lm, parameters, implementation, lora)
+        return cls(causal_lm, parameters, implementation, lora, max_length)
 
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False

@@ -30,6 +30,11 @@ class Tolerance:
     max: float
     mean: float
 
+    @property
+    def measurable(self) -> float:
+        """The root mean square of differences that rounding can't be taken for."""
+        return self.mean / 10
+
     def scaled(self, factor: float) -> Tolerance:
         return Tolerance(self.max * factor, self.mean * factor)
 

@@ -39,10 +39,18 @@ from tandem.cluster.engine.openai_app import (
     policy_request,
 )
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
-from tandem.cluster.errors import AdapterUnavailableError, ArtifactError, EngineDeadError, VersionNotFiniteError
+from tandem.cluster.engine.version_checks import VersionChecks, VersionReport
+from tandem.cluster.errors import (
+    AdapterUnavailableError,
+    ArtifactError,
+    EngineDeadError,
+    VersionNotFiniteError,
+    WrongVersionError,
+)
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.rl.probe import probe_token_ids
 from tandem.rl.settings import LoraSettings
+from tandem.rl.version_probe import Verdict, VersionProbe
 
 __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
@@ -94,6 +102,7 @@ class Engine:
         self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
         self._adapters = AdapterPool(self._load_adapter, self._unload_adapter, config.max_cpu_loras)
         self._not_finite = NotFiniteVersions()
+        self._checks = VersionChecks()
         self._directory: tempfile.TemporaryDirectory[str]
         self._app: ASGIApp
         self._models: Any  # vLLM's table of adapters by name
@@ -188,7 +197,9 @@ class Engine:
             await app(scope, receive, send)
         except AdapterUnavailableError as error:
             logger.warning("%s", error)  # not for the client: it may name paths
-            if isinstance(error.__cause__, ArtifactError):
+            if isinstance(error, WrongVersionError):
+                app = error_app(503, "ServiceUnavailableError", str(error), "model")
+            elif isinstance(error.__cause__, ArtifactError):
                 app = error_app(404, "NotFoundError", f"There is no policy version {digest}.", "model")
             else:
                 message = f"Policy version {digest} can't be loaded at the moment; retry later."
@@ -220,6 +231,17 @@ class Engine:
             finally:
                 for task in tasks:
                     task.cancel()
+
+    async def check_version(self, digest: str) -> VersionReport | None:
+        """Load a policy version and report how it compares with the learner that made it; None if it has no probe.
+
+        Raises AdapterUnavailableError if it can't be loaded at all, and EngineDeadError.
+        """
+        try:
+            async with self._adapters.use(digest):
+                return self._checks.report(digest)
+        except WrongVersionError:
+            return self._checks.report(digest)
 
     def _check_sequences(self, sequences: Sequence[Sequence[int]]) -> None:
         max_length, vocab_size = self._core.llm.model_config.max_model_len, self._core.llm.model_config.get_vocab_size()
@@ -270,10 +292,27 @@ class Engine:
         return logprobs
 
     async def _load_adapter(self, digest: str) -> None:
+        """Load an adapter and check that it is applied: its logprobs of the probe are those of its learner.
+
+        One that isn't is loaded once more, then refused with WrongVersionError.
+        """
+        self._checks.check(digest)
+        verdict = await self._load_and_judge(digest)
+        if verdict is not None and not verdict.is_right:
+            logger.error("Policy version %s is loaded again: %s", digest, verdict)
+            await self._unload_adapter(digest)
+            await self._core.unless_dead(self._core.llm.reset_prefix_cache())
+            verdict = await self._load_and_judge(digest)
+            if verdict is not None and not verdict.is_right:
+                await self._unload_adapter(digest)
+                raise self._checks.refuse(digest, verdict)
+        self._checks.accept(digest, verdict)
+
+    async def _load_and_judge(self, digest: str) -> Verdict | None:
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-        directory = await asyncio.to_thread(self._copy_adapter, digest)
+        directory, probe = await asyncio.to_thread(self._copy_adapter, digest)
         # Load the adapter into the core now, which rejects a bad one: a request for an adapter that can't be loaded
         # would kill the core. Never load in place: the prefix cache keeps results of the old weights.
         request = LoadLoRAAdapterRequest(lora_name=adapter_name(digest), lora_path=str(directory))
@@ -282,20 +321,27 @@ class Engine:
             shutil.rmtree(directory, ignore_errors=True)
             raise AdapterUnavailableError(f"vLLM can't load policy version {digest}: {response.error.message}")
         try:
-            await self._check_logits(digest)
+            return await self._check_logits(digest, probe)
         except BaseException:
             await self._unload_adapter(digest)
             raise
 
-    async def _check_logits(self, digest: str) -> None:
-        """Score the probe, so that a version whose logits aren't finite is refused before anybody gets a token."""
-        tokens = probe_token_ids(self._core.llm.model_config.hf_config)
+    async def _check_logits(self, digest: str, probe: VersionProbe | None) -> Verdict | None:
+        """Score the probe, so that a version that isn't finite or isn't applied is refused before anybody gets a token.
+
+        Return None for a version without a probe of its own, which is scored on the general one.
+        """
+        model = self._core.llm.model_config
+        tokens = probe.token_ids if probe else probe_token_ids(model.hf_config)
         lora = self._models.lora_requests[adapter_name(digest)]
         try:
-            await self._score_one(tokens[: self._core.llm.model_config.max_model_len], lora, PROBE_PRIORITY)
+            found = await self._score_one(tokens[: model.max_model_len], lora, PROBE_PRIORITY)
         except VersionNotFiniteError:
             self._not_finite.refuse(digest, "its logits on the probe aren't finite")
             self._not_finite.check(digest)
+            raise
+        is_whole = len(found) == len(tokens)
+        return probe.judge(found[1:], str(model.dtype)) if probe and is_whole else None
 
     def _see_not_finite(self, name: str) -> str:
         """Record that a request under the adapter `name` got logits that aren't finite. Return the client's message."""
@@ -303,8 +349,8 @@ class Engine:
         logger.error("A request under %s got logits that aren't finite", name)
         return f"The logits of {name} aren't finite after this prompt: its weights are too large. {_REMEDY}"
 
-    def _copy_adapter(self, digest: str) -> Path:
-        """Return a new private directory with the adapter's files (hard links where possible).
+    def _copy_adapter(self, digest: str) -> tuple[Path, VersionProbe | None]:
+        """Return a new private directory with the adapter's files (hard links where possible), and the adapter's probe.
 
         The core may read them again at any time and dies if they are missing; the checkpoint may be deleted meanwhile.
         """
@@ -315,17 +361,19 @@ class Engine:
         except ValueError as error:
             self._not_finite.refuse(digest, str(error))
             self._not_finite.check(digest)
+        probe = VersionProbe.of_checkpoint(source)
         directory = Path(tempfile.mkdtemp(prefix=f"{digest[:12]}-", dir=self._directory.name))
         for name in ADAPTER_FILES:
             try:
                 os.link(source / name, directory / name)
             except OSError:
                 shutil.copyfile(source / name, directory / name)
-        return directory
+        return directory, probe
 
     async def _unload_adapter(self, digest: str) -> None:
         from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 
+        self._checks.forget(digest)
         name = adapter_name(digest)
         directory = self._models.lora_requests[name].lora_path
         await self._core.unless_dead(self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))

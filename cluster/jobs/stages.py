@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import StageError
+from tandem.cluster.jobs.engine_agreement import EngineAgreement
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
@@ -39,6 +40,8 @@ class JobStages:
     ahead: PreparingAhead
     learners: LearnerGroup
     logprobs: JobLogprobs
+    agreement: EngineAgreement | None = None
+    """Without it, no engine is compared with the learners."""
 
     def train(self, job: RunningJob) -> tuple[PolicyVersion, dict[str, float]]:
         """Return the version that the job makes, its checkpoint durable, and the metrics of the whole job."""
@@ -51,6 +54,8 @@ class JobStages:
         job.record("training_started", self._started(batch) | lag)
         for warning in batch_warnings(batch):
             job.record(WARNING, warning)
+        if batch.sequences and self.agreement:
+            self.agreement.before_training(job)
         digest, metrics = claim.version.digest, batch.metrics() | lag
         if batch.sequences:  # otherwise the version advances with unchanged weights
             with self.ahead.while_training():
@@ -60,6 +65,8 @@ class JobStages:
                     {"base_model": self.base.name, "model_id": claim.model_id, "step": claim.next_step},
                     job.check_urgent,
                 )
+            if self.agreement:
+                self.agreement.after_publishing(job, claim.next_step, digest)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
 
     def _prepare(self, job: RunningJob) -> TrainingBatch:

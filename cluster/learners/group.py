@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tandem.rl.config import LossConfig
     from tandem.rl.divergence import StepError
     from tandem.rl.packing import PackedSequence
+    from tandem.rl.version_probe import VersionProbe
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PackedSequence")
@@ -129,6 +130,12 @@ class LearnerGroup:
         if not isinstance(metrics, dict):
             raise StageError("step", str(metrics), _NO_VERSION) from metrics
         return metrics
+
+    def base_probe(self, on_wait: OnWait = wait_on) -> VersionProbe:
+        """Return the base model's logprobs of the probe. The learners must be running."""
+        deadline_s = self._deadlines.load_s
+        probe: VersionProbe = self._gather("load", deadline_s, on_wait, [self._workers[0].base_probe.remote()])[0]
+        return probe
 
     def scorers(self, digest: str, logprob_chunk_size: int) -> list[Score]:
         """Return one scorer per learner, for a `LogprobPool`, under any version. The learners must be running."""

@@ -16,6 +16,7 @@ from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 from tandem.cluster.processes.heap import freeze_heap
+from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,8 @@ class LearnerWorker:
         self._kept = KeptStates(base.learners.kept_state_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
+        self._base_probe: list[float] = []  # of the base model
+        self._loaded_probe: list[float] = []  # of the version that was last loaded or saved
 
     @property
     def sequences_per_step(self) -> int:
@@ -87,6 +90,7 @@ class LearnerWorker:
             max_length=base.max_model_len,
         )
         self._learner = Learner(policy, self._base.optimizer)
+        self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
         freeze_heap()
         return str(device)
 
@@ -100,7 +104,16 @@ class LearnerWorker:
             self._kept.put(self._digest, self._learner.state())
         self._digest = None
         self._learner.load_state(self._kept.take(digest) or read_checkpoint(self._artifacts.pull_checkpoint(digest)))
+        self._loaded_probe = self._learner.policy.probe()
         self._digest = digest
+
+    def base_probe(self) -> VersionProbe:
+        """Return the logprobs of the base model, which an engine must have under version 0."""
+        return self._probe(self._base_probe, {})
+
+    def _probe(self, logprobs: list[float], others: dict[str, list[float]]) -> VersionProbe:
+        policy = self._learner.policy
+        return VersionProbe(policy.probe_token_ids, logprobs, str(policy.dtype), others)
 
     def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
         """Return token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` does.
@@ -145,12 +158,18 @@ class LearnerWorker:
         return None
 
     def save(self, metadata: dict[str, str | int]) -> str:
-        """Write the current state as a durable checkpoint and return its digest."""
+        """Write the current state as a durable checkpoint, with its logprobs of the probe, and return its digest."""
         from tandem.rl.checkpoints import write_checkpoint
 
         policy = self._learner.policy
+        others = {BASE: self._base_probe, PREVIOUS: self._loaded_probe}
+        self._loaded_probe = policy.probe()
+        probe = self._probe(self._loaded_probe, others)
         checkpoint = write_checkpoint(
-            self._artifacts.checkpoints_dir, self._learner.state(), policy.adapter_config(), metadata
+            self._artifacts.checkpoints_dir,
+            self._learner.state(),
+            policy.adapter_config(),
+            {**metadata, "probe": probe.to_json()},
         )
         self._artifacts.push_checkpoint(checkpoint.digest)
         self.hold(checkpoint.digest)

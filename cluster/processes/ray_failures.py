@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.errors import StageError
+from tandem.rl.errors import PolicyError
 
 logger = logging.getLogger(__name__)
 NUM_FRAMES = 2
@@ -111,6 +112,8 @@ def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> S
     cause = error.cause if isinstance(error.cause, Exception) else error
     trace = _COLOR.sub("", str(error))  # without Ray's own frames
     logger.error("Stage %s: %s raised an error\n%s", stage, who, trace)
+    if isinstance(cause, PolicyError):  # whose message says everything
+        return StageError(stage, str(cause), "")
     frames = [f"{Path(m['file']).name}:{m['line']} in {m['function']}" for m in _FRAME.finditer(trace)]
     where = f" ({' < '.join(reversed(frames[-NUM_FRAMES:]))})" if frames else ""
     return StageError(

@@ -47,6 +47,8 @@ class CoordinatorStatus(TypedDict):
     """The resources that the cluster lacks to start the learners."""
     last_error: str | None
     """The last error outside a job, until the coordinator has recovered."""
+    alarm: str | None
+    """A sentence while the base model can't be trained, or trains on other logprobs than its engine has."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.errors import ServiceStopsError
+from tandem.cluster.errors import ServiceStopsError, StageError
 from tandem.cluster.jobs.coordinator import Coordinator
+from tandem.cluster.jobs.engine_agreement import EngineAgreement
 from tandem.cluster.jobs.initial_version import initial_version
 from tandem.cluster.jobs.patient_store import PatientStore
 from tandem.cluster.jobs.preparation import Preparation
@@ -27,7 +28,7 @@ from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.serve.api.services import CoordinatorStatus
-from tandem.serve.app.engine_handles import engine_score
+from tandem.serve.app.engine_handles import engine_check, engine_score
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
@@ -51,14 +52,25 @@ class CoordinatorReplica:
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
+        self._agreements: dict[str, EngineAgreement] = {}
+        self._refusals: dict[str, str] = {}  # why the learners reject their base model
         for name, base in bases.items():
             settings = base.config
-            store.put_initial_version(name, initial_version(base, artifacts, self._preparation.initial_version))
+            initial_digest = initial_version(base, artifacts, self._preparation.initial_version)
+            store.put_initial_version(name, initial_digest)
             learners = LearnerGroup(settings, config.artifacts_root, deadlines)
             pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
             ahead = PreparingAhead(name, store, self._preparation)
-            stages = JobStages(settings, self._preparation, ahead, learners, logprobs)
+            self._agreements[name] = EngineAgreement(
+                name,
+                initial_digest,
+                settings.least_precise_dtype,
+                learners,
+                engine_score(engines[name]),
+                engine_check(engines[name]),
+            )
+            stages = JobStages(settings, self._preparation, ahead, learners, logprobs, self._agreements[name])
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
@@ -81,7 +93,11 @@ class CoordinatorReplica:
         try:
             learners.start(on_wait)  # the first job then finds them running
             self._preparation.warm_up(name)  # after the learners, so that it doesn't delay the engine
-        except Exception:  # the first job tries again and reports the cause
+            if self._store.next_queued(name) is None:  # otherwise the job compares them
+                self._agreements[name].compare_base(on_wait)
+        except Exception as error:  # the first job tries again and reports the cause
+            if isinstance(error, StageError) and not error.retryable:
+                self._refusals[name] = f"No model on {name} can be trained: {error.cause}"
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
@@ -94,6 +110,7 @@ class CoordinatorReplica:
                 "learners_running": learners.is_running,
                 "waiting_for": learners.waiting_for,
                 "last_error": coordinator.last_error,
+                "alarm": self._agreements[name].alarm or (None if learners.is_running else self._refusals.get(name)),
             }
             for name, (coordinator, learners, _) in self._parts.items()
         }

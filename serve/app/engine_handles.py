@@ -8,7 +8,9 @@ from typing import Any
 import ray
 from ray.serve.handle import DeploymentHandle
 
+from tandem.cluster.engine.version_checks import VersionReport
 from tandem.cluster.errors import EngineDeadError
+from tandem.cluster.jobs.engine_agreement import CheckVersion
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 from tandem.serve.api.services import Headers
 
@@ -53,3 +55,18 @@ def engine_score(handle: DeploymentHandle[Any]) -> EngineScore:
         return logprobs
 
     return score
+
+
+def engine_check(handle: DeploymentHandle[Any]) -> CheckVersion:
+    """Return the coordinator's way to have a version loaded and compared with its learner."""
+
+    def check(digest: str, timeout_s: float) -> VersionReport | None:
+        response = handle.check_version.remote(digest)
+        try:
+            report: VersionReport | None = response.result(timeout_s=timeout_s)
+        except TimeoutError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+        return report
+
+    return check

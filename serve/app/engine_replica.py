@@ -12,6 +12,7 @@ from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.engine.settings import EngineDevice
+from tandem.cluster.engine.version_checks import VersionReport
 from tandem.serve.api.engine.headers import REPLICA_HEADER
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 
@@ -28,7 +29,7 @@ class EngineReplica:
             base.config.engine,
             base.path,
             served_name=base.name,
-            fetch=artifacts.pull_adapter,
+            fetch=artifacts.pull_verified_adapter,
             max_model_len=base.max_model_len,
             lora=base.config.lora,
             answer_s=config.deadlines.engine_answer_s,
@@ -45,6 +46,9 @@ class EngineReplica:
 
     async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
         return await self._engine.score(sequences, digest)
+
+    async def check_version(self, digest: str) -> VersionReport | None:
+        return await self._engine.check_version(digest)
 
     async def check_health(self) -> None:
         await self._engine.check_health()

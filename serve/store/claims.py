@@ -20,7 +20,7 @@ from tandem.serve.store.references import lagged_digest
 from tandem.serve.store.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import find_version
 
-RUNNING_EVENTS = ("training_started", "warning", "gradient_step", "logprobs_rescored")
+RUNNING_EVENTS = ("training_started", "warning", "gradient_step", "logprobs_rescored", "engine_disagrees")
 
 
 class Claims(JobStore):

@@ -122,11 +122,13 @@ class LocalPreparation:
         self.worker.plot(job_id, sequences)
 
 
-def make_coordinator(base, store, artifacts, learners, engines=(), preparation=None, score_s=60.0, **settings):
+def make_coordinator(
+    base, store, artifacts, learners, engines=(), preparation=None, score_s=60.0, agreement=None, **settings
+):
     pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_s)
     preparation = preparation or LocalPreparation(base, artifacts)
     ahead = PreparingAhead(base.name, store, preparation)
-    stages = JobStages(base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool))
+    stages = JobStages(base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool), agreement)
     return Coordinator(CoordinatorConfig(**settings), store, stages)
 
 

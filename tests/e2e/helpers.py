@@ -98,7 +98,8 @@ def processes(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
 def train(
     http: httpx.Client, model: dict[str, Any], trajectories: list[dict[str, Any]], **config: Any
 ) -> list[dict[str, Any]]:
-    """Post a job, assert that it succeeds, and return its events."""
+    """Post a job, assert that it succeeds and that its engine agrees with its learner, and return its events."""
     events = events_until_end(http, post_job(http, model, trajectories, **config))
     assert events[-1]["type"] == "training_ended", events[-1]
+    assert "engine_disagrees" not in {event["type"] for event in events}, events
     return events

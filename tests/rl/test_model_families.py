@@ -137,6 +137,7 @@ NAMED = {
     "cohere2": (family("cohere2", **SLIDING), "sliding_attention"),
     "mistral3": (family("mistral3", {"model_type": "mistral", "sliding_window": WINDOW}), "sliding_attention"),
     "lfm2": (family("lfm2", layer_types=["conv", "full_attention"]), "conv"),
+    "gemma2 without windows": (family("gemma2", layer_types=["full_attention"] * 2), "softcapping"),
     "jamba": (CONFIG_MAPPING["jamba"](), "linear_attention"),
     "bamba": (family("bamba", attn_layer_indices=[1], **MAMBA), "linear_attention"),
     "granitemoehybrid": (CONFIG_MAPPING["granitemoehybrid"](), "linear_attention"),

@@ -173,7 +173,9 @@ def text_model():
 @pytest.fixture
 def coordinator():
     """The coordinator's status, which tests change."""
-    return {BASE: {"running_job": None, "learners_running": True, "waiting_for": None, "last_error": None}}
+    return {
+        BASE: {"running_job": None, "learners_running": True, "waiting_for": None, "last_error": None, "alarm": None}
+    }
 
 
 @pytest.fixture

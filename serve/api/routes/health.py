@@ -53,7 +53,9 @@ async def _coordinator_reasons(services: Services) -> list[str]:
     for base, status in coordinators.items():
         if status["last_error"]:
             reasons.append(f"{base}: the coordinator failed outside a job and retries; its log has the cause.")
-        if not status["learners_running"]:
+        if status["alarm"]:
+            reasons.append(f"{base}: its learners reject the model or disagree with its engine; its jobs say why.")
+        elif not status["learners_running"]:
             why = status["waiting_for"] or "they start with the next job"
             reasons.append(f"{base}: its learners aren't running; {why}.")
     return reasons

@@ -83,7 +83,13 @@ class TrainingJob(Listed):
 
 class TrainingJobEvent(Listed):
     type: Literal[
-        "training_started", "warning", "logprobs_rescored", "gradient_step", "training_ended", "training_failed"
+        "training_started",
+        "warning",
+        "logprobs_rescored",
+        "engine_disagrees",
+        "gradient_step",
+        "training_ended",
+        "training_failed",
     ]
     data: dict[str, Any]
     created_at: datetime

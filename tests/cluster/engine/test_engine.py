@@ -21,12 +21,14 @@ import pytest
 import ray
 import torch
 from policy_reference import PolicyReference, sampled_tokens, write_adapter
+from safetensors.torch import load_file, save_file
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.engine import Engine, adapter_name, engine_environment
-from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError, WrongVersionError
 from tandem.rl.settings import LoraSettings
+from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 MAX_MODEL_LEN = 256
 CONFIG = EngineConfig(max_num_seqs=32, max_loras=3, max_cpu_loras=4, kv_cache_memory_bytes=1 << 20)
@@ -312,7 +314,7 @@ def test_no_request_reads_what_a_version_that_is_not_finite_left_in_the_cache(cl
     before = [short_answers(client, version) for version in VERSIONS[:3]]
 
     def let_the_next_pass(engine: Any) -> None:
-        async def check_logits(_: str) -> None:
+        async def check_logits(*_: Any) -> None:
             del engine._check_logits
 
         engine._check_logits = check_logits
@@ -333,6 +335,93 @@ def short_answers(client: Client, digest: str) -> list[list[int]]:
     answers = [client.ask(digest, body | {"temperature": 0, "logprobs": True, "max_tokens": 8}) for body in SHORT]
     assert {answer.status for answer in answers} == {200}, [answer.body[:200] for answer in answers]
     return [sampled_tokens(answer.json()["choices"][0])[0] for answer in answers]
+
+
+PROBE = [20, 300, 77, 41, 200, 33, 8, 450, 61, 99, 123, 321] * 2
+
+
+def publish(
+    artifacts: Artifacts, reference: PolicyReference, digest: str, files_of: str, made: str, previous: str
+) -> None:
+    """Store the adapter of `files_of` as version `digest`, with the probe of a learner that has made `made`."""
+    shutil.copytree(artifacts.checkpoints_dir / files_of, artifacts.checkpoints_dir / digest)
+    own, base, before = (reference.logprobs(version, PROBE).tolist() for version in (made, VERSIONS[0], previous))
+    probe = VersionProbe(PROBE, own, "torch.float32", {BASE: base, PREVIOUS: before})
+    manifest = {"metadata": {"probe": probe.to_json()}}
+    (artifacts.checkpoints_dir / digest / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("made", "previous"),
+    [(VERSIONS[0], VERSIONS[0]), (VERSIONS[1], VERSIONS[0]), (VERSIONS[2], VERSIONS[1]), (VERSIONS[0], VERSIONS[1])],
+    ids=["nothing learned", "first", "second", "unlearned"],
+)
+def test_a_version_that_answers_as_its_learner_is_served(client, artifacts, reference, made, previous):
+    digest = f"{VERSIONS.index(made) * 10 + VERSIONS.index(previous) + 0xC0:064x}"
+    publish(artifacts, reference, digest, made, made, previous)
+    report = ray.get(client.actor.check_version.remote(digest))
+    assert report["is_right"] and report["max"] < TOLERANCE, report
+    assert_choices_follow_policy(greedy(client, digest), reference, made)
+
+
+def test_a_version_without_a_probe_is_served_unchecked(client):
+    assert ray.get(client.actor.check_version.remote(VERSIONS[1])) is None
+
+
+@pytest.mark.parametrize(
+    ("files_of", "made", "previous", "instead"),
+    [
+        (VERSIONS[1], VERSIONS[2], VERSIONS[1], PREVIOUS),
+        (VERSIONS[0], VERSIONS[2], VERSIONS[1], BASE),
+        (VERSIONS[3], VERSIONS[2], VERSIONS[1], None),
+        (VERSIONS[1], VERSIONS[0], VERSIONS[1], PREVIOUS),
+    ],
+    ids=["stale", "not applied", "another", "not unlearned"],
+)
+def test_an_adapter_that_is_not_that_of_its_version_is_refused(
+    client, artifacts, reference, files_of, made, previous, instead
+):
+    digest = f"{VERSIONS.index(files_of) * 100 + VERSIONS.index(made) * 10 + VERSIONS.index(previous) + 0xD000:064x}"
+    publish(artifacts, reference, digest, files_of, made, previous)
+    report = ray.get(client.actor.check_version.remote(digest))
+    assert not report["is_right"] and report["max"] > 0.01 and report["answers_as"] == instead
+    for _ in range(2):
+        answer = client.ask(digest, {"messages": MESSAGES})
+        assert answer.status == 503 and digest in answer.json()["error"]["message"]
+    with pytest.raises(WrongVersionError, match=r"nats"):
+        client.score([[5, 6]], digest)
+    assert digest not in client.load()["adapters"]
+    assert_choices_follow_policy(greedy(client, VERSIONS[1]), reference, VERSIONS[1])
+
+
+def test_an_adapter_that_lacks_tensors_is_refused(client, artifacts, reference):
+    digest = "c5" * 32
+    publish(artifacts, reference, digest, VERSIONS[2], VERSIONS[2], VERSIONS[1])
+    file = artifacts.checkpoints_dir / digest / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "layers.0." in name}, file)
+    report = ray.get(client.actor.check_version.remote(digest))
+    assert not report["is_right"]
+
+
+def test_a_second_load_may_repair_a_version(client, artifacts, reference):
+    """The first fetch returns the files of another version, as a stale cache might."""
+    digest = "c6" * 32
+    publish(artifacts, reference, digest, VERSIONS[2], VERSIONS[2], VERSIONS[1])
+    stale = "c7" * 32
+    publish(artifacts, reference, stale, VERSIONS[1], VERSIONS[2], VERSIONS[1])
+
+    def be_stale_once(engine: Any) -> None:
+        fetch = engine._fetch
+
+        def fetch_stale(_: str) -> Path:
+            engine._fetch = fetch
+            return fetch(stale)
+
+        engine._fetch = fetch_stale
+
+    ray.get(client.actor.__ray_call__.remote(be_stale_once))
+    assert ray.get(client.actor.check_version.remote(digest))["is_right"]
+    assert_choices_follow_policy(greedy(client, digest), reference, VERSIONS[2])
 
 
 @pytest.mark.parametrize(

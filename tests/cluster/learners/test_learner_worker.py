@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.packing import pack, unpack
 from tandem.rl.tokens.tokenizing import TokenizedSequence
+from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 SAME = 1e-4  # float32 logprobs of the same policy, computed packed and unpacked
 CONFIG = BaseModelConfig(
@@ -133,6 +135,24 @@ def assert_scores(found, batch, reference, digest):
             expected = reference.logprobs(digest, row.token_ids[own].tolist())
             known = ~logprobs[own[1:]].isnan()
             torch.testing.assert_close(logprobs[own[1:]][known], expected[known], atol=SAME, rtol=0)
+
+
+def test_a_version_is_stored_with_its_logprobs_of_the_probe(versions, artifacts, reference):
+    """And with those of the base model and of the version before, for an engine that uses them by mistake."""
+    assert VersionProbe.of_checkpoint(artifacts.checkpoints_dir / versions[0]) is None
+    for before, digest in pairwise(versions):
+        probe = VersionProbe.of_checkpoint(artifacts.checkpoints_dir / digest)
+        of_version = {digest: probe.logprobs, versions[0]: probe.others[BASE], before: probe.others[PREVIOUS]}
+        for version, logprobs in of_version.items():
+            expected = reference.logprobs(version, probe.token_ids)
+            torch.testing.assert_close(torch.tensor(logprobs), expected, atol=SAME, rtol=0)
+        assert not probe.judge(probe.others[PREVIOUS], "float32").is_right
+
+
+def test_the_base_models_probe_is_that_of_version_0(worker, versions, reference):
+    probe = worker.base_probe()
+    expected = reference.logprobs(versions[0], probe.token_ids)
+    torch.testing.assert_close(torch.tensor(probe.logprobs), expected, atol=SAME, rtol=0)
 
 
 def test_any_version_is_scored_while_another_is_in_training(worker, versions, reference):
