@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import packed_group, save_model, small_config, unpacked
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from tandem.rl.attention import Attention
 from tandem.rl.base_config import attention_kinds, longest_sequence, remove_randomness
@@ -252,6 +252,29 @@ def test_only_the_language_model_of_a_multimodal_model_is_adapted(tmp_path: Path
 def save_config(config: PreTrainedConfig, path: Path) -> Path:
     config.save_pretrained(path)
     return path
+
+
+def test_a_multimodal_checkpoint_is_trained_as_its_language_model_computes(tmp_path: Path) -> None:
+    config = family("qwen3_5", LINEAR | {"layer_types": ["full_attention"] * 2})
+    torch.manual_seed(7)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    assert "vision_config" in (tmp_path / "config.json").read_text()
+    policy = Policy.load(tmp_path, "cpu", lora=ATTENTION)
+    token_ids = torch.tensor(policy.probe_token_ids)
+    with torch.no_grad():
+        log_softmax = model(token_ids[None]).logits[0, :-1].log_softmax(-1)
+    expected = log_softmax.gather(1, token_ids[1:, None]).squeeze(1)
+    torch.testing.assert_close(torch.tensor(policy.probe()), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model_type", "text"), [("qwen3_5", LINEAR), ("gemma3", SLIDING)])
+def test_a_multimodal_checkpoint_is_refused_for_its_language_model(
+    model_type: str, text: dict[str, object], tmp_path: Path
+) -> None:
+    AutoModelForImageTextToText.from_config(family(model_type, text)).save_pretrained(tmp_path)
+    with pytest.raises(PolicyError, match=model_type):
+        Policy.load(tmp_path, "cpu", lora=ATTENTION)
 
 
 def test_dropout_and_router_noise_are_removed_everywhere() -> None:
