@@ -127,8 +127,8 @@ class Event(Record):
     id: str
     """A cursor: `events(job, after=event.id)` continues after this event."""
     type: str
-    """training_started, warning, logprobs_rescored, engine_disagrees, gradient_step, training_ended, training_failed, or
-    a newer one."""
+    """training_started, warning, logprobs_rescored, engine_disagrees, gradient_step, training_ended, training_failed,
+    or a newer one."""
     data: dict[str, Any]
     created_at: datetime
 
