@@ -23,6 +23,7 @@ from tandem.cli.startup import startup
 from tandem.cli.stopping import StopSignals
 from tandem.cli.surroundings import UnusableError, check_home, check_surroundings
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.sqlite_urls import sqlite_path
 from tandem.runs.reporting.console import PlainConsole
 
 app = TolerantApp(
@@ -58,16 +59,33 @@ def _config(path: Path | None) -> TandemConfig:
 
 
 def _store(config: TandemConfig) -> Any:
-    from tandem.serve.errors import NoAnswerError
-    from tandem.serve.store.migrations import SchemaError
     from tandem.serve.store.store import Store
 
-    try:
+    with _store_faults(config):
         check_home(config)
         return Store(config.resolved_store_url)
+
+
+@contextmanager
+def _store_faults(config: TandemConfig) -> Iterator[None]:
+    """Print a fault of the store, or a value that it rejects, and exit."""
+    from sqlalchemy.exc import DatabaseError
+
+    from tandem.serve.errors import NoAnswerError
+    from tandem.serve.store.migrations import SchemaError
+
+    try:
+        yield
     except (ValueError, SchemaError, NoAnswerError) as error:
         err.error(str(error))
-        raise typer.Exit(2) from None
+    except DatabaseError as error:
+        file = sqlite_path(config.resolved_store_url) or "at store_url"
+        err.error(
+            f"The store {file} can't be used: {error.orig}.", "Restore it, or set another TANDEM_HOME or store_url."
+        )
+    else:
+        return
+    raise typer.Exit(2)
 
 
 @app.command()
@@ -193,11 +211,9 @@ def keys_create(
     """Create a key and print it. Only its hash is stored."""
     from tandem.serve.keys import create_key
 
-    try:
-        key = create_key(_store(_config(config_path)), name, entity, role)
-    except ValueError as error:
-        err.error(str(error))
-        raise typer.Exit(2) from None
+    config = _config(config_path)
+    with _store_faults(config):
+        key = create_key(_store(config), name, entity, role)
     out.print(key)
 
 
@@ -215,7 +231,9 @@ def keys_generate() -> None:
 @keys.command("list")
 def keys_list(config_path: ConfigOption = None, json: Json = False) -> None:
     """List keys, without their secrets."""
-    found = _store(_config(config_path)).keys.all()
+    config = _config(config_path)
+    with _store_faults(config):
+        found = _store(config).keys.all()
     if json:
         return print_json(out, attributes(found, *KEY_COLUMNS.values()))
     print_table(out, KEY_COLUMNS, found)
@@ -229,7 +247,10 @@ def keys_revoke(
     """Revoke a key: requests with it are rejected from now on."""
     from tandem.serve.keys import revoke_key
 
-    if not revoke_key(_store(_config(config_path)), key):
+    config = _config(config_path)
+    with _store_faults(config):
+        is_revoked = revoke_key(_store(config), key.strip())
+    if not is_revoked:
         err.print("There is no such key.")
         raise typer.Exit(1)
     out.print("Revoked.")

@@ -38,6 +38,7 @@ def check_home(config: TandemConfig) -> None:
 def check_surroundings(config: TandemConfig) -> None:
     """Check all that a Ray and a service on this machine need. Raise UnusableError."""
     check_home(config)
+    _check_working_directory()
     for variable, directory, sockets in _temporary_directories():
         _check_temporary(variable, directory, sockets)
     _check_shared_memory()
@@ -132,6 +133,13 @@ def _origin(variable: str) -> str:
     """Return the variable that decides the default of another."""
     base = "XDG_CONFIG_HOME" if variable.endswith("CONFIG_ROOT") else "XDG_CACHE_HOME"
     return base if os.environ.get(base) else "HOME"
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UnusableError("The working directory has been removed. Change to another one.") from None
 
 
 def _check_user_name() -> None:

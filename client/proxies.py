@@ -55,7 +55,10 @@ def http_options(url: str) -> dict[str, Any]:
     proxy = proxy_for(url)
     options: dict[str, Any] = {"trust_env": False}
     if url.startswith("https:"):
-        options["verify"] = httpx.create_ssl_context()  # of SSL_CERT_FILE and SSL_CERT_DIR too
+        try:
+            options["verify"] = httpx.create_ssl_context()
+        except OSError as error:  # ssl.SSLError is one
+            raise SettingsError(f"The certificates of SSL_CERT_FILE or SSL_CERT_DIR can't be read: {error}.") from None
     if proxy is None:
         return options
     try:

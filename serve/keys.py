@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ Role = Literal["infer", "train", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each role includes those before it: infer requests completions, train also trains, admin also manages keys."""
 KEY_PREFIX = "tdm_"
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # surrogates: bytes that aren't UTF-8
 
 
 def create_key(store: Store, name: str, entity: str, role: str = "train") -> str:
@@ -30,6 +32,8 @@ def add_key(store: Store, name: str, entity: str, role: str) -> tuple[ApiKeyRow,
         raise ValueError(f"Entity {entity!r} is reserved for the paths /v1/{entity}/... Choose another name.")
     if role not in ROLES:
         raise ValueError(f"There is no role {role!r}; the roles are {', '.join(ROLES)}.")
+    if _UNPRINTABLE.search(name):
+        raise ValueError(f"The name {name!r} has control characters. Write another one.")
     key, key_sha256 = generate_key()
     return store.keys.add(name, entity, key_sha256, role), key
 
@@ -58,4 +62,4 @@ def revoke_key(store: Store, key: str) -> bool:
 
 def hash_key(key: str) -> str:
     """Return the key's SHA-256. A slow hash would add nothing: random keys can't be guessed."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()

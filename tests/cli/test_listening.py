@@ -16,7 +16,7 @@ from tandem.cluster.config import HttpConfig
 from tandem.cluster.processes.held_ports import HeldPort, hold_port
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::", "localhost")
-OVERLAPPING = [(first, second) for first in HOSTS for second in HOSTS if "::" not in (first, second) or first == second]
+OVERLAPPING = [(first, second) for first in HOSTS for second in HOSTS]
 HOLDER = """
 from tandem.cluster.processes.held_ports import HeldPort
 

@@ -140,3 +140,44 @@ def test_caches_follow_the_usual_variables(config, monkeypatch):
         "VLLM_CACHE_ROOT": Path("/a/cache/vllm"),
         "VLLM_CONFIG_ROOT": Path(os.getcwd(), "relative"),
     }
+
+
+def test_a_working_directory_that_was_removed_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UnusableError, match="working directory"):
+        check_surroundings(config)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database, but a text that is long enough", bytes(4096), b"SQLite format 3\0" + b"x" * 4096]
+)
+def test_a_store_that_is_no_database_is_one_sentence(config, content):
+    config.home.mkdir()
+    (config.home / "tandem.db").write_bytes(content)
+    for arguments in (["keys", "list"], ["keys", "create", "--name", "a"], ["keys", "revoke", "x"], ["up"]):
+        result = CliRunner().invoke(main.app, arguments)
+        assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+        assert len(result.output.strip().splitlines()) == 1 and "store" in result.output
+
+
+def test_a_directory_in_the_place_of_the_store_is_one_sentence(config):
+    (config.home / "tandem.db").mkdir(parents=True)
+    result = CliRunner().invoke(main.app, ["keys", "list"])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit) and "store" in result.output
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\x1b[31m", "a\nb", "\x7f"])
+def test_names_and_keys_of_any_text_are_one_sentence(config, text):
+    result = CliRunner().invoke(main.app, ["keys", "create", "--name", text])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    result = CliRunner().invoke(main.app, ["keys", "revoke", text])
+    assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
+
+
+def test_a_key_is_revoked_with_white_space_around_it(config):
+    key = CliRunner().invoke(main.app, ["keys", "create", "--name", "[/INST] ü"]).output
+    assert CliRunner().invoke(main.app, ["keys", "revoke", f" {key}\n"]).exit_code == 0
+    assert "[/INST] ü" in CliRunner().invoke(main.app, ["keys", "list"]).output
