@@ -24,6 +24,7 @@ ROUNDING = 2.0**-40
 """Rounding of float64, relative to the largest reward: 9e-13, what a sum of some thousand terms loses."""
 ROUNDING_FLOAT32 = 2.0**-21
 """The same of float32: 5e-7, four units in the last place, as reward models on a GPU vary from call to call."""
+NEGLIGIBLE = 2.0**-20
 WHOLE_IN_FLOAT32 = 2.0**24
 """Smaller whole numbers are exact in float32."""
 
@@ -60,13 +61,15 @@ def group_advantages(rewards: Sequence[float], scale_rewards: bool) -> list[floa
     """A_i = R_i - mean(R), divided by (population standard deviation of R + 1e-6) when `scale_rewards`.
 
     If the rewards of a group differ by rounding only, its advantages are exactly 0, and so is the advantage of a
-    reward that differs from the mean by rounding only.
+    reward that differs from the mean by rounding only, if it is negligible beside the others.
     """
     if not have_spread(rewards):
         return [0.0] * len(rewards)
     exponent = _exponent(rewards)
     noise = math.ldexp(rounding_error(rewards), -exponent)
-    deviations = [0.0 if abs(d) <= noise else d for d in _deviations(rewards, exponent)]
+    deviations = _deviations(rewards, exponent)
+    noise = min(noise, NEGLIGIBLE * _size(deviations))  # so that the sum stays 0
+    deviations = [0.0 if abs(deviation) <= noise else deviation for deviation in deviations]
     if not scale_rewards:
         return [math.ldexp(deviation, exponent) for deviation in deviations]
     std_dev = _root_mean_square(deviations)
@@ -118,8 +121,10 @@ def _exponent(values: Sequence[float]) -> int:
 def _deviations(rewards: Sequence[float], exponent: int) -> list[float]:
     """Return the deviations from the mean, in units of 2 ** exponent."""
     scaled = [math.ldexp(reward, -exponent) for reward in rewards]
-    mean = fmean(scaled)
-    return [reward - mean for reward in scaled]
+    lowest = min(scaled)
+    above = [reward - lowest for reward in scaled]  # exact where rewards are close to each other
+    mean = fmean(above)
+    return [reward - mean for reward in above]
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

@@ -62,7 +62,10 @@ def test_a_tool_is_called_answered_and_the_whole_conversation_trained(service, h
     sampled = sum(
         len(turn["token_ids"]) for t in trajectories for turn in t["messages_and_choices"] if "finish_reason" in turn
     )
-    assert events[1]["data"]["data/step_trainer_tokens"] == sampled
+    [step] = [event["data"] for event in events if event["type"] == "gradient_step"]
+    assert step["data/step_trainer_tokens"] == sampled
+    [warning] = [event["data"] for event in events if event["type"] == "warning"]
+    assert (warning["kind"], warning["counts"]) == ("other_distribution", {"temperature": sampled})
 
 
 def test_an_unknown_model_is_a_404_the_client_understands(service):

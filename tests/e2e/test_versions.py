@@ -109,6 +109,7 @@ def test_nothing_to_train_still_makes_a_version(service, http):
     openai, model = service.openai(), register(http)
     trajectories = [{**t, "reward": 0.5} for t in roll_out(openai, inference_name(model))]
     events = train(http, model, trajectories)
-    assert [e["type"] for e in events] == ["training_started", "training_ended"]
+    assert [e["type"] for e in events] == ["training_started", "warning", "training_ended"]
     assert events[0]["data"]["num_sequences"] == 0
+    assert events[1]["data"]["counts"] == {"equal_rewards": len(trajectories)}
     assert answer(openai, inference_name(model))[0] == 1
