@@ -56,9 +56,14 @@ class VersionProbe:
         """Compare the logprobs that an engine, with base weights of `dtype`, has for the same tokens."""
         tolerance = tolerance_for(self.dtype, dtype)
         difference = compare(self.logprobs, found, tolerance)
-        others = [name for name, own in self.others.items() if self._is_rather(own, found, tolerance.measurable)]
-        nearest = min(others, key=lambda name: compare(self.others[name], found, tolerance).mean, default=None)
-        return Verdict(difference, nearest)
+        apart = {name: compare(own, found, tolerance) for name, own in self.others.items()}
+        instead = [
+            name
+            for name, own in self.others.items()
+            if self._is_rather(own, found, tolerance.measurable)
+            and (difference.is_agreement or apart[name].is_agreement)
+        ]
+        return Verdict(difference, min(instead, key=lambda name: apart[name].mean, default=None))
 
     def _is_rather(self, other: Sequence[float], found: Sequence[float], measurable: float) -> bool:
         """True if `found` is nearer to `other`, along the line from this version's logprobs to them.

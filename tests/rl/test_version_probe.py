@@ -59,7 +59,9 @@ def test_an_engine_that_uses_the_base_model_is_wrong() -> None:
 
 
 def test_an_engine_that_uses_anything_else_is_wrong() -> None:
-    assert not probe(0.1).judge(logprobs(seed=8), "torch.float32").is_right
+    for seed in range(50):
+        verdict = probe(3.0).judge(logprobs(100 + seed, 3.0), "torch.float32")
+        assert not verdict.is_right and verdict.answers_as is None
     assert not probe(0.1).judge([float("nan")] * 47, "torch.float32").is_right
 
 
