@@ -11,6 +11,7 @@ from waiting import wait_until
 from tandem.cluster.errors import LeaseLostError
 from tandem.cluster.jobs.job import PolicyVersion
 
+WARNING = {"kind": "partly_trained", "message": "2 of 4 trajectories train.", "counts": {"equal_rewards": 2}}
 METRICS = {"loss/train": 0.5, "loss/grad_norm": 0.1, "loss/learning_rate": 5e-6, "data/step_trainer_tokens": 6.0}
 
 
@@ -38,6 +39,9 @@ def learning(store, claim):
                 continue
             try:
                 store.claims.record_event(job, "training_started", {"num_sequences": outcome["steps"]})
+                store.claims.record_event(
+                    job, "warning", {"kind": "partly_trained", "message": "m", "counts": {"a": 1}}
+                )
                 for _ in range(outcome["steps"]):
                     store.claims.record_event(job, "gradient_step", METRICS)
                 if outcome["fail"]:
