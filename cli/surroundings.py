@@ -43,8 +43,8 @@ def check_surroundings(config: TandemConfig) -> None:
         _check_temporary(variable, directory, sockets)
     _check_shared_memory()
     for variable, directory in _caches(config).items():
-        derived = variable not in os.environ
-        _check_writable(directory, variable, _origin(variable) if derived else variable)
+        default_of = "XDG_CACHE_HOME" if os.environ.get("XDG_CACHE_HOME") else "HOME"
+        _check_writable(directory, variable, variable if os.environ.get(variable) else default_of)
     _check_user_name()
 
 
@@ -108,8 +108,7 @@ def _check_shared_memory() -> None:
 def _caches(config: TandemConfig) -> Mapping[str, Path]:
     """Return the directories in which libraries write, by variable."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    settings = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
-    defaults = {"VLLM_CACHE_ROOT": cache / "vllm", "VLLM_CONFIG_ROOT": settings / "vllm"}
+    defaults = {"VLLM_CACHE_ROOT": cache / "vllm"}
     if _downloads(config):
         defaults["HF_HOME"] = cache / "huggingface"
     named = {variable: os.environ.get(variable) for variable in (*defaults, "TORCHINDUCTOR_CACHE_DIR", "HF_HUB_CACHE")}
@@ -127,12 +126,6 @@ def _downloads(config: TandemConfig) -> bool:
     if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
         return False
     return any(not (base.path.startswith("builtin:") or os.path.exists(base.path)) for base in config.base_models)
-
-
-def _origin(variable: str) -> str:
-    """Return the variable that decides the default of another."""
-    base = "XDG_CONFIG_HOME" if variable.endswith("CONFIG_ROOT") else "XDG_CACHE_HOME"
-    return base if os.environ.get(base) else "HOME"
 
 
 def _check_working_directory() -> None:

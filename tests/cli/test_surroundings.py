@@ -12,8 +12,8 @@ from tandem.cli.surroundings import UnusableError, check_surroundings
 from tandem.cluster.config import TINY, TandemConfig
 
 VARIABLES = (
-    *("TMPDIR", "RAY_TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "HF_HUB_CACHE", "VLLM_CACHE_ROOT"),
-    *("VLLM_CONFIG_ROOT", "TORCHINDUCTOR_CACHE_DIR", *surroundings.OFFLINE),
+    *("TMPDIR", "RAY_TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "VLLM_CACHE_ROOT"),
+    *("TORCHINDUCTOR_CACHE_DIR", *surroundings.OFFLINE),
 )
 DOWNLOADED = TINY.model_copy(update={"path": "organization/model"})
 
@@ -135,10 +135,10 @@ def test_up_ends_with_status_2_before_it_starts_anything(config, unusable, monke
 
 def test_caches_follow_the_usual_variables(config, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/a/cache")
-    monkeypatch.setenv("VLLM_CONFIG_ROOT", "relative")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "relative")
     assert surroundings._caches(config) == {
         "VLLM_CACHE_ROOT": Path("/a/cache/vllm"),
-        "VLLM_CONFIG_ROOT": Path(os.getcwd(), "relative"),
+        "TORCHINDUCTOR_CACHE_DIR": Path(os.getcwd(), "relative"),
     }
 
 
