@@ -9,13 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tandem.rl.errors import RLError
+from tandem.rl.errors import StepError
 from tandem.rl.policy import Policy
 from tandem.rl.probe import is_finite
-
-
-class StepError(RLError, ArithmeticError):
-    """A gradient step that would destroy the policy, or did. Load a version before the next step."""
 
 
 @dataclass(frozen=True)

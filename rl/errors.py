@@ -80,5 +80,9 @@ class PolicyError(RLError, ValueError):
     """A base model, adapter or device that a policy doesn't support."""
 
 
+class StepError(RLError, ArithmeticError):
+    """A gradient step that would destroy the policy, or did. Load a version before the next step."""
+
+
 class CheckpointError(RLError, OSError):
     """A checkpoint that can't be written, read or trusted."""

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig
-from tandem.rl.divergence import StepError, StepNumbers, check_state
+from tandem.rl.divergence import StepNumbers, check_state
+from tandem.rl.errors import StepError
 from tandem.rl.losses import (
     LossInputs,
     LossTerms,

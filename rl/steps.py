@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, TrainingConfig
+from tandem.rl.errors import StepError
 from tandem.rl.learning_rate import step_learning_rate
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def fill_logprobs(
 
     `precalculate_logprobs` needs `old_logprobs` under `policy`, the version that the job starts from, and
     `kl_penalty_coef` needs `ref_logprobs` under `reference`. A version that serves as both is scored once. The
-    sampling logprobs stay as they are.
+    sampling logprobs stay as they are. Raises StepError if a version's logprobs aren't finite where tokens are trained.
 
     `score` returns the token-aligned logprobs [T] of each row under a version, as `Learner.score` does.
     """
@@ -64,6 +65,12 @@ def fill_logprobs(
     scored = {version: score(version, rows) for version in dict.fromkeys(wanted.values())}
     filled = list(rows)
     for field, version in wanted.items():
+        if any(not own[row.loss_mask].isfinite().all() for row, own in zip(rows, scored[version], strict=True)):
+            which = "that the job starts from" if field == "old_logprobs" else "that is the KL reference"
+            raise StepError(
+                f"The version {which} ({version}) gives logprobs that aren't finite: earlier training destroyed it, "
+                "usually with a learning rate that was too high. Delete it, or choose another one."
+            )
         filled = [replace(row, **{field: own}) for row, own in zip(filled, scored[version], strict=True)]
     return filled
 

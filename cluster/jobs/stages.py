@@ -17,7 +17,7 @@ from tandem.cluster.jobs.warnings import WARNING, batch_warnings
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
-from tandem.rl.errors import RLError
+from tandem.rl.errors import RLError, StepError
 from tandem.rl.policy_lag import policy_lag
 from tandem.rl.steps import fill_logprobs, gradient_steps, logprob_chunk_size
 
@@ -119,7 +119,10 @@ class JobStages:
             reports.append(report)
             return logprobs
 
-        filled = fill_logprobs(sequences, config, score, job.claim.version.digest, job.claim.reference_digest)
+        try:
+            filled = fill_logprobs(sequences, config, score, job.claim.version.digest, job.claim.reference_digest)
+        except StepError as error:
+            raise StageError("score", str(error), "The job made no version.") from error
         return filled, sum(reports, ScoreReport()).metrics() if reports else {}
 
     def _started(self, batch: TrainingBatch) -> dict[str, float]:

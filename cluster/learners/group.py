@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tandem.rl.config import LossConfig
-    from tandem.rl.divergence import StepError
+    from tandem.rl.errors import StepError
     from tandem.rl.packing import PackedSequence
     from tandem.rl.version_probe import VersionProbe
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tandem.rl.config import LossConfig
-    from tandem.rl.divergence import StepError
+    from tandem.rl.errors import StepError
     from tandem.rl.packing import PackedSequence
 
 
@@ -138,7 +138,7 @@ class LearnerWorker:
 
         A step that diverges does so on all ranks. Its error is returned, because the ranks can take other steps.
         """
-        from tandem.rl.divergence import StepError
+        from tandem.rl.errors import StepError
 
         self._digest = None
         with _connected():
@@ -149,7 +149,7 @@ class LearnerWorker:
 
     def check_finite(self) -> StepError | None:
         """Return why the held state can't be used, or None if it can."""
-        from tandem.rl.divergence import StepError
+        from tandem.rl.errors import StepError
 
         try:
             self._learner.check_finite()

@@ -11,7 +11,7 @@ from small_models import packed_group, randomise_adapter
 
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import LossConfig
-from tandem.rl.divergence import StepError
+from tandem.rl.errors import StepError
 from tandem.rl.learner import Learner
 from tandem.rl.policy import Policy
 

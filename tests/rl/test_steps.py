@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_models import packed_group
 
 from tandem.rl.config import LossConfig, TrainingConfig
+from tandem.rl.errors import StepError
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
@@ -107,6 +109,24 @@ def test_only_the_wanted_logprobs_are_filled_in(
         for found, wanted in ((row.old_logprobs, old), (row.ref_logprobs, ref)):
             assert found is None if wanted is None else set(found.tolist()) == {wanted}
         assert row.sampling_logprobs is before.sampling_logprobs
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"precalculate_logprobs": True}, "starts from"), ({"kl_penalty_coef": 0.1}, "KL reference")],
+)
+def test_a_destroyed_version_is_named_where_its_logprobs_are_needed(
+    rows: list[PackedSequence], options: dict[str, Any], words: str, value: float
+) -> None:
+    def score(_: str, rows: Sequence[PackedSequence]) -> list[torch.Tensor]:
+        """Untrained tokens may have no logprob."""
+        scored = [torch.where(row.loss_mask, -1.0, float("nan")) for row in rows]
+        scored[-1][rows[-1].loss_mask.nonzero()[-1]] = value
+        return scored
+
+    with pytest.raises(StepError, match=words):
+        fill_logprobs(rows, TrainingConfig(**options), score, "now", "reference")
 
 
 def test_a_penalty_without_a_reference_is_an_error(rows: list[PackedSequence]) -> None:

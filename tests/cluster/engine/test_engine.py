@@ -320,11 +320,10 @@ def test_no_request_reads_what_a_version_that_is_not_finite_left_in_the_cache(cl
         engine._check_logits = check_logits
 
     ray.get(client.actor.__ray_call__.remote(let_the_next_pass))
-    for _ in range(3):  # of every length, so that every block has been used to its end
-        poisoned = [client.start(broken, {"messages": MESSAGES, "n": n, "logprobs": n % 2 == 0}) for n in range(1, 9)]
-        among = [client.start(VERSIONS[1], body | {"temperature": 0, "logprobs": True}) for body in SHORT]
-        assert {client.finish(answer).status for answer in poisoned} == {422}
-        assert {client.finish(answer).status for answer in among} == {200}
+    for tokens in range(3, 35):  # different prompts, so that together they fill every block of the cache
+        poisoned = client.start(broken, {"prompt": [tokens] * 95, "n": 2, "logprobs": tokens % 2}, COMPLETIONS)
+        among = client.start(VERSIONS[tokens % 3], SHORT[0] | {"logprobs": True, "max_tokens": 4})
+        assert (client.finish(poisoned).status, client.finish(among).status) == (422, 200)
     client.wait_until_idle()
     assert [short_answers(client, version) for version in VERSIONS[:3]] == before
     assert broken in ray.get(client.actor.not_finite.remote())

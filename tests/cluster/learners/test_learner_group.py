@@ -112,6 +112,24 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
     assert moved > 1e-3
 
 
+def test_a_step_that_diverges_makes_no_version_and_the_learners_train_on_from_a_good_one(two, artifacts, initial):
+    rows = [row(40, seed) for seed in range(3)]
+    pids, checkpoints = [pid_of(two, rank) for rank in (0, 1)], set(artifacts.checkpoints_dir.iterdir())
+    two.step(rows, LossConfig(), 1e10, 64)
+    for stage, diverges in (
+        ("checkpoint", lambda: two.save(METADATA)),
+        ("step", lambda: two.step(rows, LossConfig(), 1e-3, 64)),
+    ):
+        with pytest.raises(StageError, match="learning_rate") as caught:
+            diverges()
+        assert (caught.value.stage, caught.value.retryable) == (stage, False)
+    assert set(artifacts.checkpoints_dir.iterdir()) == checkpoints
+    two.load(initial)
+    two.step(rows, LossConfig(), 1e-3, 64)
+    two.save(METADATA)
+    assert [pid_of(two, rank) for rank in (0, 1)] == pids
+
+
 def test_a_row_that_no_learner_can_score_ends_the_scoring(two, initial):
     """The scoring doesn't wait for its deadline."""
     bad = replace(row(40), token_ids=row(40).token_ids + 10**6)
