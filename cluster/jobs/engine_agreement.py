@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tandem.cluster.engine.version_checks import VersionReport, report
-from tandem.cluster.errors import AdapterUnavailableError, StageError
+from tandem.cluster.errors import AdapterUnavailableError, StageError, VersionNotFiniteError
 from tandem.cluster.jobs.running_job import RunningJob
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 from tandem.cluster.processes.waiting import OnWait
@@ -73,10 +73,16 @@ class EngineAgreement:
         job.record(DISAGREES, about | report(self._of_base))
 
     def after_publishing(self, job: RunningJob, step: int, digest: str) -> None:
-        """Have an engine load the job's new version, and record if it doesn't answer as the learners do."""
+        """Have an engine load the job's new version, and record if it doesn't answer as the learners do.
+
+        Raises StageError if the version's logits aren't finite in the engine's dtype.
+        """
         about = {"step": step, "digest": digest}
         try:
             found = self.check_version(digest, ANSWER_S)
+        except VersionNotFiniteError as error:
+            remedy = "Its training has probably diverged: lower learning_rate. The job made no version."
+            raise StageError("compare_engine", str(error), remedy) from error
         except AdapterUnavailableError as error:
             reason = f"The engine can't load version {step}, which this job made: {error}"
             job.record(DISAGREES, about | {"reason": reason})

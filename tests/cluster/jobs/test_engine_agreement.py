@@ -3,7 +3,7 @@
 import pytest
 from coordinator_fakes import RecordingLearners, RecordingStore, make_coordinator, make_job
 
-from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError
 from tandem.cluster.jobs.engine_agreement import EngineAgreement
 from tandem.rl.version_probe import VersionProbe
 
@@ -80,6 +80,12 @@ def test_a_version_that_the_engine_does_not_apply_is_an_event_before_the_job_end
     [alarm] = alarms(store)
     assert (alarm["step"], alarm["digest"]) == (4, "digest-after")
     assert alarm["max"] == 0.5 and "the version before" in alarm["reason"]
+
+
+def test_a_version_that_is_not_finite_on_the_engine_is_not_published(run):
+    store, _, _ = run(report=VersionNotFiniteError("digest-after", "its logits on the probe aren't finite"))
+    assert store.order == ["training_started", "gradient_step", "fail"]
+    assert "learning_rate" in store.log[-1][1]
 
 
 def test_a_version_that_the_engine_cannot_load_is_an_event(run):
