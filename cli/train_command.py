@@ -20,6 +20,7 @@ from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RunError, TaskFileError
 from tandem.runs.event_loop import run_with_short_end
+from tandem.runs.outcome import say_what_trained
 from tandem.runs.reporting.console import PlainConsole
 from tandem.runs.reporting.plot import plot_rewards
 from tandem.runs.reporting.scalars import ScalarWriter
@@ -31,8 +32,8 @@ CHECK_PERIOD_S = 5.0
 
 
 def train(task_file: Path, verbose: bool, out: PlainConsole, err: PlainConsole) -> int:
-    """Run the command and return its exit status: 0; 1 if the run failed; 2 for a wrong file or setting; 128 + a signal
-    that ended it."""
+    """Run the command and return its exit status: 0; 1 if the run failed or trained nothing; 2 for a wrong file or
+    setting; 128 + a signal that ended it."""
     callers_directory.put_back_last()
     try:
         planned = plan(task_file)
@@ -58,7 +59,7 @@ def _train(
         out.print(sentence)
     if is_finished(directory, task):
         out.print(f"The run has trained all its {task.training.jobs} jobs. Raise training.jobs to continue it.")
-        return 0
+        return _ended(directory, out)
     url = task.service.url or os.environ.get("TANDEM_URL")
     signal_number: int | None = None
     try:
@@ -72,7 +73,14 @@ def _train(
                         signal_number = start.stop.signal or signal.SIGINT
     finally:
         _say_how_far(directory, task, out)
-    return 0 if signal_number is None else 128 + signal_number
+    return _ended(directory, out) if signal_number is None else 128 + signal_number
+
+
+def _ended(directory: RunDirectory, out: PlainConsole) -> int:
+    """Return the status of a complete run. Raises NothingTrainedError."""
+    if sentence := say_what_trained(directory):
+        out.print(sentence)
+    return 0
 
 
 async def _until_stopped(work: Coroutine[None, None, None], stop: StopSignals, service: RunService) -> bool:

@@ -98,8 +98,8 @@ def finite_number(value: Any) -> float | int | bool | None:
 def plain(value: Any, place: Place = ()) -> Any:
     """Return a copy of a value that consists of dict, list, str, int, float, bool and None. Raise NotPlainError.
 
-    Numbers are those of `number`. Arrays, tuples, sets and deques become lists, objects with fields become dicts, dates,
-    paths and UUIDs text, and bytes text if they are UTF-8.
+    Numbers are those of `number`. Arrays, tuples, sets and deques become lists. Objects with fields become dicts.
+    Dates, paths and UUIDs become text, and bytes too if they are UTF-8.
     """
     return _Walk().plain(value, place)
 

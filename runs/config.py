@@ -6,30 +6,17 @@ This module imports neither torch nor Ray, so that a mistake in a file is report
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tandem.rl.config import TrainingConfig
 from tandem.rl.yaml_files import YamlFileError, load_mapping
 from tandem.runs.errors import TaskFileError
+from tandem.runs.sampling import MAX_TEMPERATURE, Sampling, check_min_tokens, similar_field
 
 MAX_S = 31 * 86400  # a month; far longer durations overflow the timers of libraries
 NAME_PATTERN = r"^\w[\w.-]{0,127}$"
-RESERVED_SAMPLING = ("model", "messages", "tools", "n", "stream", "logprobs")
-"""Fields that a rollout's requests set themselves."""
-OWN_FIELDS = ("temperature", "max_tokens")
-
-
-def _free(sampling: dict[str, Any]) -> dict[str, Any]:
-    if reserved := [name for name in RESERVED_SAMPLING if name in sampling]:
-        raise ValueError(f"can't set {', '.join(reserved)}: every rollout's requests set it themselves")
-    if own := [name for name in OWN_FIELDS if name in sampling]:
-        raise ValueError(f"can't set {', '.join(own)}: use the field of that name beside sampling")
-    return sampling
-
-
-Sampling = Annotated[dict[str, Any], AfterValidator(_free)]
 
 
 class Section(BaseModel):
@@ -94,7 +81,7 @@ class RolloutsConfig(Section):
     concurrency: int = Field(256, ge=1, description="Rollouts that run at the same time, and at least one group.")
     timeout_s: float = Field(300, gt=0, le=MAX_S, description="Time limit of one rollout with all its turns.")
     temperature: float = Field(
-        1.0, ge=0, le=10, description="Sampling temperature. Training compares logprobs at temperature 1."
+        1.0, ge=0, le=MAX_TEMPERATURE, description="Sampling temperature. Training compares logprobs at temperature 1."
     )
     max_tokens: int | None = Field(None, ge=1, description="Token limit of one turn. Default: the model's limit.")
     sampling: Sampling = Field(
@@ -109,6 +96,11 @@ class RolloutsConfig(Section):
     max_failed_fraction: float = Field(
         0.2, ge=0, le=1, description="The run ends if a larger fraction of a batch's rollouts fails."
     )
+
+    @model_validator(mode="after")
+    def _room_for_min_tokens(self) -> RolloutsConfig:
+        check_min_tokens(self.sampling, self.max_tokens)
+        return self
 
     def max_shared(self, rollouts_of_a_task: int) -> int:
         """Return the largest number of turns that share one request."""
@@ -138,7 +130,7 @@ class EvaluationConfig(Section):
     tasks: int | None = Field(None, ge=1, description="Number of tasks, from the start of the split. Default: all.")
     samples_per_task: int = Field(1, ge=1, le=1024, description="Rollouts per task.")
     concurrency: int = Field(64, ge=1, description="Evaluation rollouts that run at the same time, at least one task.")
-    temperature: float = Field(0.0, ge=0, le=10, description="Sampling temperature; 0 is greedy.")
+    temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="Sampling temperature; 0 is greedy.")
     sampling: Sampling = Field({}, description="More fields of each request. Default: those of rollouts.")
 
 
@@ -188,6 +180,8 @@ def _faults(error: ValidationError) -> str:
 
 
 def _sentence(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden" and "sampling" in fault["loc"]:
+        return f"the engine has no such field{similar_field(fault['loc'][-1])}"
     if fault["type"] == "extra_forbidden":
         return "there is no such field; docs/train.md lists them all"
     return str(fault["msg"]).removeprefix("Value error, ")

@@ -31,6 +31,10 @@ class RolloutsFailedError(RunError):
     """More rollouts failed than `rollouts.max_failed_fraction` allows."""
 
 
+class NothingTrainedError(RunError):
+    """The run is complete, but none of its jobs made a gradient step."""
+
+
 class PolicyLagError(RunError, AssertionError):
     """A batch was sampled by an older policy than `max_policy_lag` allows, or by an unknown one."""
 

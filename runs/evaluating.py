@@ -76,8 +76,8 @@ class Evaluator:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(group(place, task)) for place, task in enumerate(self._tasks)]
         groups = [task.result() for task in running]
-        check_failures(groups, size, rollouts.max_failed_fraction, label)
         self._notices.of_evaluation(label, groups)
+        check_failures(groups, size, rollouts.max_failed_fraction, label)
         metrics = {f"eval/{name}": value for name, value in rollout_metrics(groups).items()}
         return {
             "kind": "evaluation",

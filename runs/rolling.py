@@ -142,10 +142,10 @@ class BatchRoller:
         ended = time.monotonic()
         groups = [batch.groups[place] for place in range(batch.num_groups)]
         settings = self._task.rollouts
+        self._notices.of_batch(f"batch {batch.index}", groups)
         check_failures(groups, settings.group_size, settings.max_failed_fraction, f"batch {batch.index}")
         trained_on = self._directory.model.start_version + batch.index
         versions = oldest_versions(groups)
-        self._notices.of_batch(f"batch {batch.index}", groups)
         metrics = rollout_metrics(groups) | {
             "policy_lag/mean": trained_on - fmean(versions),
             "policy_lag/max": trained_on - min(versions),

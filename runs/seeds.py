@@ -5,8 +5,8 @@ rollout r of a group has the seed
 
     first 48 bits of SHA-256("{seed}/{group}/{t}") + r
 
-where `group` is `train/{batch}/{place of its task}/{attempt}` or `eval/{place of its task}/{attempt}`. Versions that are
-evaluated share their seeds, which makes them easier to compare.
+where `group` is `train/{batch}/{place of its task}/{attempt}` or `eval/{place of its task}/{attempt}`. All versions are
+evaluated with the same seeds, which makes them easier to compare.
 """
 
 from __future__ import annotations

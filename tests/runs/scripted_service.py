@@ -84,6 +84,7 @@ class ScriptedService:
         self.intercept: Callable[[Request], Response | None] = lambda request: None
         """Returns a replacement for the answer, "reset" to close the connection, or None."""
         self.fail_jobs = 0
+        self.trains_nothing: Callable[[Job], bool] = lambda job: False
         self.warnings: list[dict[str, Any]] = []
         """Data of the warnings of each job."""
         self.holds_job: Callable[[Job], bool] = lambda job: False
@@ -232,7 +233,9 @@ class ScriptedService:
             job.add("training_started", num_sequences=1, num_gradient_steps=2, num_trained_trajectories=4)
             for warning in self.warnings:
                 job.add("warning", **warning)
-            for step in range(2):
+            if self.trains_nothing(job):
+                job.add("warning", kind="nothing_trained", message="4 have equal rewards", counts={"equal_rewards": 4})
+            for step in range(0 if self.trains_nothing(job) else 2):
                 await asyncio.sleep(self._duration(self.training_s) / 2)
                 job.add("gradient_step", **{"loss/train": float(step), "data/step_trainer_tokens": 10.0})
             while self.holds_job(job):

@@ -7,9 +7,10 @@ from paths import ROOT
 from pydantic import BaseModel
 
 from tandem.cluster.config import TandemConfig
-from tandem.runs.config import RESERVED_SAMPLING, TaskConfig, load_task
+from tandem.runs.config import TaskConfig, load_task
 from tandem.runs.errors import TaskFileError
 from tandem.runs.run import plan
+from tandem.runs.sampling import RESERVED_SAMPLING
 
 EXAMPLES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
 DOCS = (ROOT / "docs" / "train.md").read_text()
@@ -112,6 +113,26 @@ def test_numbers_can_be_written_in_any_notation(load, number):
             "evaluation: {sampling: {temperature: 1}}",
             r"evaluation\.sampling: .*temperature",
         ),
+        ("rollouts: {temperature: -1}", r"rollouts\.temperature"),
+        ("rollouts: {temperature: 2.5}", r"rollouts\.temperature"),
+        ("rollouts: {temperature: .nan}", r"rollouts\.temperature"),
+        ("evaluation: {temperature: 3}", r"evaluation\.temperature"),
+        ("rollouts: {max_tokens: 0}", r"rollouts\.max_tokens"),
+        ("rollouts: {sampling: {top_p: 0}}", r"rollouts\.sampling\.top_p"),
+        ("rollouts: {sampling: {top_k: -2}}", r"rollouts\.sampling\.top_k"),
+        ("rollouts: {sampling: {min_p: 1.1}}", r"rollouts\.sampling\.min_p"),
+        ("rollouts: {sampling: {repetition_penalty: 0}}", r"rollouts\.sampling\.repetition_penalty"),
+        ("rollouts: {sampling: {presence_penalty: 3}}", r"rollouts\.sampling\.presence_penalty"),
+        ("rollouts: {sampling: {seed: 9223372036854775808}}", r"rollouts\.sampling\.seed"),
+        ("rollouts: {sampling: {stop: [a, b, c, d, e]}}", r"rollouts\.sampling\.stop"),
+        ("rollouts: {sampling: {stop: ['']}}", r"rollouts\.sampling\.stop"),
+        ("rollouts: {sampling: {logprobs: false}}", r"rollouts\.sampling: .*logprobs"),
+        ("rollouts: {sampling: {return_token_ids: false}}", r"rollouts\.sampling: .*return_token_ids"),
+        ("rollouts: {sampling: {max_completion_tokens: 3}}", r"rollouts\.sampling: .*max_completion_tokens"),
+        ("rollouts: {sampling: {use_beam_search: true}}", r"rollouts\.sampling: .*use_beam_search"),
+        ("rollouts: {sampling: {top_pp: 0.9}}", r"rollouts\.sampling\.top_pp.*top_p\b"),
+        ("rollouts: {max_tokens: 4, sampling: {min_tokens: 5}}", r"rollouts: .*min_tokens"),
+        ("rollouts: {sampling: 7}", r"rollouts\.sampling"),
         ("service: {url: 'http://a', config: b.yaml}", r"service: .*config"),
         ("service: {url: localhost}", r"service\.url"),
         ("model: {name: a/b}", r"model\.name"),

@@ -76,6 +76,22 @@ def test_a_run_stops_although_rollouts_block_threads_and_ignore_cancellation(ser
     assert "0 of 4 jobs" in output and "Traceback" not in output and "destroyed" not in output
 
 
+def test_a_run_that_trained_nothing_says_so_and_fails(service, start, task_file):
+    service.trains_nothing = lambda job: True
+    path = task_file(training={"jobs": 2})
+    for _ in range(2):  # the second time, all is done
+        status, output = ended(start(path))
+        assert status == 1 and "Nothing was trained" in output and "none of the 2 jobs" in output, output
+    assert len(service.jobs) == 2
+
+
+def test_a_run_of_which_a_job_trained_nothing_says_which(service, start, task_file):
+    service.trains_nothing = lambda job: job is service.jobs[1]
+    status, output = ended(start(task_file(training={"jobs": 3, "max_policy_lag": 0})))
+    assert status == 0 and "1 of the 3 jobs trained nothing (jobs 2)" in output
+    assert "4 have equal rewards" in output  # the job's warning
+
+
 def test_a_failed_job_gives_status_1_and_its_cause(service, start, task_file):
     service.fail_jobs = 1
     status, output = ended(start(task_file(training={"jobs": 2, "max_policy_lag": 0})))

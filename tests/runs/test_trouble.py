@@ -160,7 +160,9 @@ def test_rollouts_past_their_deadline_fail(service, task_file, do_run):
     ],
 )
 def test_a_bad_value_of_an_environment_doesnt_end_the_run(service, task_file, do_run, fault, cause):
-    path = task_file("Faulty", {"fault": fault}, rollouts={"max_failed_fraction": 0.9}, evaluation={"every": 5})
+    path = task_file(
+        "Faulty", {"fault": fault}, rollouts={"max_failed_fraction": 0.9, "groups_per_job": 4}, evaluation={"every": 5}
+    )
     report = do_run(path)
     trained = [row for row in report.rows if row["kind"] == "training"]
     assert len(trained) == 4

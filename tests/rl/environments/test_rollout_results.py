@@ -117,8 +117,10 @@ def test_numbers_of_any_library_are_numbers(value, expected):
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, math.inf, -math.inf, None, np.float32("nan"), torch.tensor(math.inf), Decimal("sNaN"), 10**400]
-    + [Fraction(10**400), Decimal("1e400")],
+    [
+        *(math.nan, math.inf, -math.inf, None, np.float32("nan"), torch.tensor(math.inf), Decimal("sNaN"), 10**400),
+        *(Fraction(10**400), Decimal("1e400")),
+    ],
     ids=lambda value: repr(value)[:30],
 )
 def test_a_metric_that_isnt_finite_is_left_out_and_named(value):
@@ -128,7 +130,7 @@ def test_a_metric_that_isnt_finite_is_left_out_and_named(value):
 
 def test_names_of_metrics_that_are_left_out_can_be_printed():
     group = roll_out(lambda: trajectory(metrics={SURROGATE: math.nan, 3: math.nan}))
-    assert posted(group) and [name.encode() for name in group.dropped_metrics][0] == b"caf\\udce9"
+    assert posted(group) and group.dropped_metrics[0].encode() == b"caf\\udce9"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, np.float32("nan"), 10**400, 1e31, None, "1.0", "high", [1], {}])
@@ -150,7 +152,6 @@ CONVERTED = [
     ({3}, [3]),
     (deque([1]), [1]),
     (MappingProxyType({"a": 1}), {"a": 1}),
-    ({1: "a", None: "b", True: "c"}, None),
     ({2: "a", None: "b", 1.5: "c"}, {"2": "a", "null": "b", "1.5": "c"}),
     (b"text", "text"),
     (Path("/tmp/a"), "/tmp/a"),
@@ -172,8 +173,6 @@ def test_other_values_become_plain_data_or_leave_the_rollout_out(value, expected
     group = roll_out(lambda: trajectory(own={"deep": [value]}))
     if expected is ...:
         assert group.failures[0].error.place == ("own", "deep", 0)
-    elif expected is None:  # two keys, 1 and True, are one
-        assert not posted(group)["own"]["deep"][0].keys() - {"1", "null"}
     else:
         assert posted(group)["own"]["deep"] == [expected]
 
@@ -285,10 +284,19 @@ class Silent(Exception):
 
 @pytest.mark.parametrize(
     "error",
-    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), BaseException("odd"), Silent()]
-    + [RecursionError(), MemoryError(), StopIteration(1), StopAsyncIteration(), ExceptionGroup("a", [ValueError()])]
-    + [BaseExceptionGroup("a", [KeyboardInterrupt()]), UnicodeEncodeError("ascii", SURROGATE, 0, 1, "x")]
-    + [RuntimeError(SURROGATE), TimeoutError()],
+    [
+        *(
+            SystemExit(3),
+            KeyboardInterrupt(),
+            GeneratorExit(),
+            asyncio.CancelledError(),
+            BaseException("odd"),
+            Silent(),
+        ),
+        *(RecursionError(), MemoryError(), StopIteration(1), StopAsyncIteration(), RuntimeError(SURROGATE)),
+        *(ExceptionGroup("a", [ValueError()]), BaseExceptionGroup("a", [KeyboardInterrupt()]), TimeoutError()),
+        UnicodeEncodeError("ascii", SURROGATE, 0, 1, "x"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_a_rollout_raises_leaves_it_out(error):
