@@ -36,8 +36,9 @@ from tandem.cluster.engine.openai_app import (
     call_app,
     error_app,
     parse_arguments,
-    policy_request,
 )
+from tandem.cluster.engine.refusals import name_places_of_invalid_fields, with_places
+from tandem.cluster.engine.request_checks import BadRequestError, policy_request
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
 from tandem.cluster.engine.version_checks import VersionChecks, VersionReport
 from tandem.cluster.errors import (
@@ -126,6 +127,7 @@ class Engine:
                 for method in ("fix_cpu_lora", "close_lone_groups"):
                     await self._core.unless_dead(self._core.llm.collective_rpc(method, timeout=self._answer_s))
             app = await build_openai_app(self._core.llm, args)
+            name_places_of_invalid_fields(app)
         except Exception as error:
             await self.stop()
             raise EngineDeadError(
@@ -158,7 +160,7 @@ class Engine:
     ) -> AsyncGenerator[ResponseStart | bytes]:
         """Answer an OpenAI request under a policy version: yield (status, headers), then the chunks of the body.
 
-        The body's `model` is replaced by the version's name. Errors have OpenAI's format: vLLM's own 4xx for a bad
+        The body's `model` is replaced by the version's name. Errors have OpenAI's format: 400 with the place for a bad
         request, 404 for a missing version, 422 for one whose logits aren't finite, 503 for a version that can't be
         loaded now or a dead engine. Closing the generator early ends the generation.
         """
@@ -167,9 +169,11 @@ class Engine:
             app = error_app(404, "NotFoundError", f"The engine has no route {method} {path}.")
         else:
             try:
-                body = policy_request(body, adapter_name(digest))
-            except ValueError as error:
-                app = error_app(400, "BadRequestError", str(error))
+                request = policy_request(body, adapter_name(digest))
+                body = json.dumps(request, ensure_ascii=False).encode()
+                app = with_places(app, path, request)
+            except BadRequestError as error:
+                app = error_app(400, "BadRequestError", str(error), error.param)
         async with aclosing(call_app(app, method, path, headers, body)) as items:
             async for item in items:
                 yield item

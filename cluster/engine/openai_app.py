@@ -64,21 +64,6 @@ async def build_openai_app(llm: AsyncLLM, args: Namespace) -> FastAPI:
     return app
 
 
-def policy_request(body: bytes, name: str) -> bytes:
-    """Return the request body with `model` set to `name`. Raises ValueError for anything but a JSON object.
-
-    Also rejects numbers and text that vLLM can't send to its core: it would answer with a 500 and count the request as
-    unfinished until it restarts.
-    """
-    try:
-        request = json.loads(body, parse_int=_int64, parse_constant=_no_constant)
-        if not isinstance(request, dict):
-            raise ValueError("it isn't a JSON object")
-        return json.dumps(request | {"model": name}, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The request body can't be read: {error}.") from error
-
-
 async def call_app(
     app: ASGIApp, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes
 ) -> AsyncGenerator[ResponseStart | bytes]:
@@ -124,16 +109,6 @@ def error_app(status: int, type: str, message: str, param: str | None = None) ->
         await send({"type": "http.response.body", "body": json.dumps(error).encode(), "more_body": False})
 
     return app
-
-
-def _int64(digits: str) -> int:
-    if not -(2**63) <= (value := int(digits)) < 2**63:
-        raise ValueError(f"{digits} doesn't fit 64 bits")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} isn't JSON")
 
 
 def _scope(method: str, path: str, headers: Iterable[tuple[str, str]]) -> Scope:

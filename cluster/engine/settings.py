@@ -68,6 +68,8 @@ def engine_arguments(
         "generation-config": "vllm",  # requests set sampling options, not the model directory
         "logprobs-mode": "raw_logprobs",  # of the policy itself, before temperature and top-p
         "scheduling-policy": "priority",
+        # By default, vLLM may check a grammar with one library and compile it with another, of an earlier request.
+        "structured-outputs-config.backend": "xgrammar",
     }
     flags = ["enable-lora", "enable-prefix-caching", "enable-auto-tool-choice", "return-tokens-as-token-ids"]
     flags += ["disable-log-stats"]

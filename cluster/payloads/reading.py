@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import zstandard
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import ArtifactError
@@ -72,6 +73,13 @@ def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:
         raise ArtifactError(f"Blob {key} is damaged: it ends too early.")
 
 
+def _role_of(group: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return the place of a message's role, if it has one, because that is what isn't known."""
+    for part in loc:
+        group = group[part]
+    return (*loc, "role") if isinstance(group, dict) and "role" in group else loc
+
+
 def _parse(
     element: bytes, index: int, faults: list[FaultDetails], context: dict[str, bool] | None
 ) -> TrajectoryGroup | None:
@@ -80,9 +88,12 @@ def _parse(
     try:
         group = _GROUP.validate_json(element, context=context)
     except ValidationError as error:
-        for e in error.errors(include_url=False, include_context=False, include_input=False):
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        parsed = from_json(element) if any(e["type"] == "message_or_choice" for e in details) else None
+        for e in details:
             in_text = " of this group" if e["type"] == "json_invalid" else ""
-            faults.append({"loc": (*place, *e["loc"]), "msg": e["msg"] + in_text, "type": e["type"]})
+            loc = _role_of(parsed, e["loc"]) if e["type"] == "message_or_choice" else e["loc"]
+            faults.append({"loc": (*place, *loc), "msg": e["msg"] + in_text, "type": e["type"]})
         return None
     if (inside := not_finite_place(element)) is not None:
         faults.append({"loc": (*place, *inside), "msg": "JSON has neither NaN nor infinities", "type": "not_finite"})

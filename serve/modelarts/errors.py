@@ -26,5 +26,12 @@ class RejectedError(ServeError, ValueError):
     def __init__(self, code: str, message: str, param: str | None = None):
         super().__init__(message, code, param)
 
+    def within(self, place: str) -> RejectedError:
+        """Return the error with its parameter below `place`, also where its message begins with the parameter."""
+        if self.param is None:
+            return self
+        message = f"{place}.{self.message}" if self.message.startswith(self.param) else self.message
+        return RejectedError(self.code, message, f"{place}.{self.param}")
+
     def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
         return type(self), (self.code, self.message, self.param)

@@ -13,7 +13,7 @@ def _unlike(*neutral: float) -> Changes:
     def changes(value: Any) -> bool:
         try:
             return float(value) not in neutral  # the engine accepts numbers in quotes too
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return bool(value)
 
     return changes

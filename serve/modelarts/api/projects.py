@@ -46,6 +46,12 @@ class Project:
 
     def check_runnable(self, wanted: JobRunSettings) -> dict[str, Any]:
         """Return the stored settings of a job, completed from saved configuration and flavor. Raises RejectedError."""
+        try:
+            return self._check_runnable(wanted)
+        except RejectedError as error:
+            raise error.within("config") from None  # its place in the body of a job
+
+    def _check_runnable(self, wanted: JobRunSettings) -> dict[str, Any]:
         settings = self._complete(wanted)
         stored = self.check(settings)
         if settings.model_id is None and not project_config(self.config, self.id).run_code:

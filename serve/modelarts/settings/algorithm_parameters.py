@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -49,15 +50,17 @@ _FIELDS = AlgorithmOptions.model_fields | TrainingConfig.model_fields
 def parse_parameters(algorithm: Algorithm, parameters: Sequence[Parameter]) -> AlgorithmParameters:
     """Return the parameters as typed options. Raises RejectedError, which names the label."""
     values: dict[str, Any] = {}
-    for parameter in parameters:
-        label = parameter.label
+    places: dict[str, str] = {}
+    for index, parameter in enumerate(parameters):
+        label, place = parameter.label, f"parameter[{index}].label"
         if label in values:
-            raise RejectedError(INVALID_REQUEST, f"parameter {label!r} is sent twice; send it once.", label)
+            raise _rejected(INVALID_REQUEST, place, label, "is sent twice; send it once")
         if label in SET_BY_ALGORITHM:
-            raise RejectedError(INVALID_VALUE, f"parameter {label!r}: leave it out; model_id sets the loss.", label)
+            raise _rejected(INVALID_VALUE, place, label, "leave it out; model_id sets the loss")
         if label not in _FIELDS:
             known = ", ".join(name for name in _FIELDS if name not in SET_BY_ALGORITHM)
-            raise RejectedError(INVALID_VALUE, f"{algorithm.name} has no parameter {label!r}; it has {known}.", label)
+            raise _rejected(INVALID_VALUE, place, label, f"{algorithm.name} has no such parameter; it has {known}")
+        places[label] = f"parameter[{index}].value"
         values[label] = _typed(parameter.value, _FIELDS[label].annotation)
     own = {label: value for label, value in values.items() if label in AlgorithmOptions.model_fields}
     training = {label: value for label, value in values.items() if label not in own}
@@ -67,17 +70,18 @@ def parse_parameters(algorithm: Algorithm, parameters: Sequence[Parameter]) -> A
             TrainingConfig.model_validate({**training, "loss_fn": algorithm.loss_fn}),
         )
     except ValidationError as error:
-        raise _rejection(error) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        label = str(first["loc"][0]) if first["loc"] else "parameter"
+        if first["type"] == "missing":
+            raise _rejected(INVALID_REQUEST, "parameter", label, "is missing; send it") from None
+        reason = re.sub(r"^\w+ should ", "must ", first["msg"].removeprefix("Value error, "))
+        raise _rejected(INVALID_VALUE, places.get(label, "parameter"), label, reason) from None
     except ConfigError as error:
-        raise RejectedError(INVALID_VALUE, f"parameter {error.field!r}: {error.reason}", error.field) from None
+        raise _rejected(INVALID_VALUE, places.get(error.field, "parameter"), error.field, error.reason) from None
 
 
-def _rejection(error: ValidationError) -> RejectedError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    label = str(first["loc"][0]) if first["loc"] else "parameter"
-    if first["type"] == "missing":
-        return RejectedError(INVALID_REQUEST, f"parameter {label!r} is missing; send it.", label)
-    return RejectedError(INVALID_VALUE, f"parameter {label!r}: {first['msg'].removeprefix('Value error, ')}.", label)
+def _rejected(code: str, place: str, label: str, reason: str) -> RejectedError:
+    return RejectedError(code, f"{place}: {label!r}: {reason.removesuffix('.')}.", place)
 
 
 def listed_parameters() -> str:
@@ -101,7 +105,7 @@ def _typed(text: str, annotation: Any) -> Any:
         return text
     try:
         value = json.loads(text, parse_constant=lambda _: text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, int | float | bool) else text
 
