@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
+from tandem.rl.errors import PolicyError
 from tandem.rl.tiny.model import resolve_model
 
 if TYPE_CHECKING:
@@ -66,6 +68,14 @@ class ResolvedBaseModel:
 
         return read_config(self.path)
 
+    @contextmanager
+    def named_refusal(self) -> Iterator[None]:
+        """Have a PolicyError in the block name this base model, one of several that a service may have."""
+        try:
+            yield
+        except PolicyError as error:
+            raise PolicyError(f"Base model {self.name} can't be trained: {error}") from error
+
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
@@ -82,7 +92,8 @@ class ResolvedBaseModel:
         from tandem.rl.lora import adapter_config, initial_adapter
 
         lora = self.config.lora
-        state = LearnerState(adapter=initial_adapter(self.path, lora, self.max_model_len), optimizer={})
+        with self.named_refusal():
+            state = LearnerState(adapter=initial_adapter(self.path, lora, self.max_model_len), optimizer={})
         checkpoint = write_checkpoint(
             artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}
         )

@@ -80,15 +80,16 @@ class LearnerWorker:
                     backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
                 )
         base = ResolvedBaseModel(self._base)
-        policy = Policy.load(
-            base.path,
-            device=learners.device,
-            dtype=learners.dtype,
-            attention=learners.attention,
-            lora=self._base.lora,
-            gradient_checkpointing=learners.gradient_checkpointing,
-            max_length=base.max_model_len,
-        )
+        with base.named_refusal():
+            policy = Policy.load(
+                base.path,
+                device=learners.device,
+                dtype=learners.dtype,
+                attention=learners.attention,
+                lora=self._base.lora,
+                gradient_checkpointing=learners.gradient_checkpointing,
+                max_length=base.max_model_len,
+            )
         self._learner = Learner(policy, self._base.optimizer)
         self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
         freeze_heap()

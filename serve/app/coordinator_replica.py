@@ -97,7 +97,7 @@ class CoordinatorReplica:
                 self._agreements[name].compare_base(on_wait)
         except Exception as error:  # the first job tries again and reports the cause
             if isinstance(error, StageError) and not error.retryable:
-                self._refusals[name] = f"No model on {name} can be trained: {error.cause}"
+                self._refusals[name] = error.cause
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()

@@ -3,11 +3,15 @@
 import shutil
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, BertGenerationConfig, MistralConfig
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
-from tandem.cluster.config import TINY
+from tandem.cluster.config import TINY, BaseModelConfig, LearnersConfig
 from tandem.cluster.jobs.initial_version import initial_version
+from tandem.cluster.learners.worker import LearnerWorker
+from tandem.rl.errors import PolicyError
+from tandem.rl.settings import LoraSettings
 
 
 @pytest.fixture
@@ -50,3 +54,22 @@ def test_a_lost_checkpoint_is_made_again(version, artifacts):
     shutil.rmtree(artifacts.checkpoints_dir / digest)
     assert version(TINY) == (digest, True)
     assert artifacts.pull_adapter(digest).is_dir()
+
+
+def test_a_base_model_that_cannot_be_trained_is_refused_by_its_name(version, tmp_path):
+    MistralConfig(num_hidden_layers=1, sliding_window=16).save_pretrained(tmp_path / "model")
+    config = BaseModelConfig(name="my/model", path=str(tmp_path / "model"))
+    with pytest.raises(PolicyError, match=r"my/model.*mistral.*sliding_attention"):
+        version(config)
+
+
+def test_learners_refuse_a_base_model_by_its_name(tmp_path):
+    BertGenerationConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    ).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    lora = LoraSettings(target_modules=("query", "value"))
+    learners = LearnersConfig(device="cpu")
+    config = BaseModelConfig(name="my/model", path=str(tmp_path), lora=lora, learners=learners)
+    with pytest.raises(PolicyError, match=r"my/model.*BertGeneration"):
+        LearnerWorker(0, 1, config, str(tmp_path / "artifacts")).start(None, 60)
