@@ -26,6 +26,7 @@ _FAILED = "can't be used: the engine failed to compile it. Check its syntax, or 
 _PROMPTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 _SAYS_GRAMMAR = re.compile(r"grammar|regex|choice|schema|structur|json|internal", re.IGNORECASE)
 _SAYS_TEMPLATE = re.compile(r"template|argument|object", re.IGNORECASE)
+_SAYS_PART = re.compile(r"multimodal|content part|ContentPart")
 _SAYS_LENGTH = re.compile(r"context length|maximum model|max_model_len|input_tokens|too long", re.IGNORECASE)
 
 
@@ -135,6 +136,8 @@ def _named_place(message: str, path: str, request: Mapping[str, Any]) -> str:
         return grammar
     if "ToolCall" in message and (calls := _tool_calls(request)):
         return calls
+    if _SAYS_PART.search(message) and (part := _other_part(request)):
+        return part
     if not _SAYS_LENGTH.search(message):
         for name, value in request.items():
             if isinstance(value, Mapping) and name != prompt and (deeper := list(_deeper(value, message))):
@@ -159,6 +162,18 @@ def _tool_calls(request: Mapping[str, Any]) -> str | None:
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, Mapping) and "tool_calls" in message:
             return f"messages.{index}.tool_calls"
+    return None
+
+
+def _other_part(request: Mapping[str, Any]) -> str | None:
+    """Return the place of the first part of a message that isn't text."""
+    messages = request.get("messages")
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            is_text = isinstance(part, str) or (isinstance(part, Mapping) and isinstance(part.get("text"), str))
+            if not is_text:
+                return f"messages.{index}.content.{number}"
     return None
 
 

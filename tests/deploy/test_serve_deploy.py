@@ -3,6 +3,7 @@
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -60,7 +61,13 @@ class Deployment:
                     for name, deployed in application["deployments"].items()
                 }
             assert application["status"] != "DEPLOY_FAILED" and time.monotonic() < deadline, application
+            self.check_known_paths()
             time.sleep(1)
+
+    def check_known_paths(self):
+        """Check that no client takes the service for absent while it starts."""
+        with suppress(httpx.TransportError):
+            assert httpx.get(f"{self.url}/health", timeout=300).status_code != 404
 
     def http(self):
         return httpx.Client(base_url=f"{self.url}/v1", headers={"Authorization": f"Bearer {self.key}"}, timeout=300)
@@ -166,6 +173,10 @@ def test_it_starts_and_an_update_in_place_loses_no_job_and_interrupts_no_rollout
     assert running == {"api": 2, "coordinator": 1, "engine-tandem-tiny": 2, "job-runner": 1}
     with deployment.http() as http, deployment.http() as own_http, deployment.openai() as openai:
         assert httpx.get(f"{deployment.url}/health", timeout=300).status_code == 200
+        deadline = time.monotonic() + START_S
+        while httpx.get(f"{deployment.url}/ready", timeout=300).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert httpx.get(f"{deployment.url}/ready", timeout=300).json() == {"status": "ready", "missing": []}
         # The key of the configuration is an admin key from the start.
         assert http.get("/preview/keys").json()["data"][0]["name"] == "of the configuration"
         body = {"entity": None, "project": "deploy", "name": "m", "base_model": "tandem/tiny", "return_existing": True}

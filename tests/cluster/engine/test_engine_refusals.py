@@ -38,6 +38,10 @@ def error(message, status=400, param=None):
         ({"stream": True, "n": 2}, CHAT, 400, "Streaming isn't supported with beam search", None, "stream"),
         ({"messages": [{}, {"tool_calls": "x"}]}, CHAT, 400, "x", "0.FunctionToolCallParam", "messages"),
         ({"messages": [{"content": [{"type": "file"}]}]}, CHAT, 400, "type 'file'", "type", "messages.0.content.0."),
+        (
+            {"messages": [{}, {"content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]},
+            *(CHAT, 400, "tiny isn't a multimodal model", None, "messages.1.content.1"),
+        ),
         ({"messages": []}, CHAT, 400, "maximum context length is 9", "input_text", "messages"),
         ({"use_beam_search": True}, CHAT, 501, "use_beam_search isn't implemented", None, "use_beam_search"),
         ({"temperature": -1}, CHAT, 400, "temperature must be non-negative", "temperature", "temperature"),
