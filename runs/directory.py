@@ -8,9 +8,11 @@ tensorboard/, reward.png
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -163,10 +165,27 @@ class RunDirectory:
         return self._file(index, "groups.json.zst").exists()
 
     def stored_batch(self, index: int) -> StoredBatch:
-        """Return a batch that is stored."""
-        about = json.loads(self._file(index, "json").read_bytes())
-        groups = self._file(index, "groups.json.zst").read_bytes()
-        return StoredBatch(index, groups, about["metrics"], about["oldest_version"])
+        """Return a batch that is stored. Raise RunDirectoryError if its files are damaged."""
+        try:
+            about = json.loads(self._file(index, "json").read_bytes())
+            groups = self._file(index, "groups.json.zst").read_bytes()
+            if not zstandard.ZstdDecompressor().decompressobj().decompress(groups).endswith(b"]"):
+                raise ValueError("its groups are cut off")
+            return StoredBatch(index, groups, dict(about["metrics"]), int(about["oldest_version"]))
+        except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+            raise RunDirectoryError(f"Batch {index} in {self._batches} can't be read ({error}).") from error
+
+    def replace_groups(self, index: int, groups_zstd: bytes) -> None:
+        """Replace the groups of a stored batch by repaired ones."""
+        write_whole(self._file(index, "groups.json.zst"), groups_zstd)
+
+    def set_aside(self, index: int) -> Path:
+        """Keep a batch under another name, so that it is rolled out again. Return the path of its groups."""
+        number = next(n for n in itertools.count(1) if not self._file(index, f"aside{n}.groups.json.zst").exists())
+        for suffix in ("groups.json.zst", "json"):
+            with suppress(FileNotFoundError):
+                self._file(index, suffix).rename(self._file(index, f"aside{number}.{suffix}"))
+        return self._file(index, f"aside{number}.groups.json.zst")
 
     def drop_batch(self, index: int) -> None:
         """Remove a batch if it is stored."""

@@ -19,6 +19,10 @@ class RequestRefusedError(RunError):
     """The service rejected a request, and a retry wouldn't help."""
 
 
+class BatchRefusedError(RequestRefusedError):
+    """The service rejected a batch of which too little would be left without the parts that it names."""
+
+
 class ServiceAwayError(RunError, ConnectionError):
     """The service hasn't answered for `service.patience_s`."""
 

@@ -16,7 +16,7 @@ from tandem.runs.changes import changes, task_record
 from tandem.runs.chat import OpenAIChat
 from tandem.runs.config import TaskConfig, load_task
 from tandem.runs.directory import RunDirectory, RunModel
-from tandem.runs.errors import ForeignVersionError, RequestRefusedError, RunError, TaskFileError
+from tandem.runs.errors import ForeignVersionError, RequestRefusedError, RunDirectoryError, RunError, TaskFileError
 from tandem.runs.evaluating import Evaluator, versions_to_evaluate
 from tandem.runs.patience import Patience
 from tandem.runs.reporting.report import Report
@@ -66,9 +66,22 @@ def begin_or_resume(directory: RunDirectory, task: TaskConfig) -> list[str]:
     changed = changes(state.task, task, num_trained)
     directory.update(task=task_record(task))
     said = [f"Resuming after {num_trained} of {task.training.jobs} jobs ({directory.path})."]
+    said += _set_damaged_batches_aside(directory, task)
     if changed:
         said.append(f"The task file has changed; from job {num_trained + 1} on: {'; '.join(changed)}")
         _drop_batches_that_lag(directory, task)
+    return said
+
+
+def _set_damaged_batches_aside(directory: RunDirectory, task: TaskConfig) -> list[str]:
+    """Set stored batches aside that can't be read, and return sentences about them."""
+    said = []
+    for index in range(directory.ledger.num_trained, task.training.jobs):
+        if directory.has_batch(index):
+            try:
+                directory.stored_batch(index)
+            except RunDirectoryError as error:
+                said.append(f"{error} It was set aside ({directory.set_aside(index)}) and is rolled out again.")
     return said
 
 

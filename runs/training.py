@@ -9,11 +9,12 @@ from typing import Any
 
 import zstandard
 
-from tandem.client import AsyncClient, Event
+from tandem.client import AsyncClient, Event, InvalidRequestError
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import Posting, RunDirectory, StoredBatch
-from tandem.runs.errors import ForeignVersionError, JobFailedError, PolicyLagError
+from tandem.runs.errors import BatchRefusedError, ForeignVersionError, JobFailedError, PolicyLagError
 from tandem.runs.ledger import Row
+from tandem.runs.repairing import repaired
 from tandem.runs.reporting.metrics import loss_metrics, training_counts
 from tandem.runs.reporting.report import Report
 from tandem.runs.reporting.stopwatch import Stopwatch
@@ -69,14 +70,15 @@ class Trainer:
             posting = self._begin_posting(batch, attempt=0)
         began = time.monotonic()
         try:
-            job, events = await self._job(batch, posting)
+            job, events = await self._accepted_job(batch, posting)
         except JobFailedError as error:
             if not was_posted:
                 raise
             # It failed in an earlier process. If the cause remains, the next attempt fails too.
             self._report.say(f"{error} It is posted again.")
-            posting = self._begin_posting(batch, posting.attempt + 1)
-            job, events = await self._job(batch, posting)
+            batch = self._directory.stored_batch(batch.index)  # perhaps repaired
+            posting = self._begin_posting(batch, self._attempt + 1)
+            job, events = await self._accepted_job(batch, posting)
         steps = [event.data for event in events if event.type == "gradient_step"]
         return {
             "kind": "training",
@@ -100,6 +102,36 @@ class Trainer:
         posting = Posting(batch=batch.index, attempt=attempt, experimental_config=config)
         self._directory.update(posting=posting)
         return posting
+
+    @property
+    def _attempt(self) -> int:
+        posting = self._directory.state.posting
+        assert posting is not None, "a batch is being posted"
+        return posting.attempt
+
+    async def _accepted_job(self, batch: StoredBatch, posting: Posting) -> tuple[str, list[Event]]:
+        """Do `_job`, without the trajectories that the service rejects.
+
+        Raise BatchRefusedError if too few are left, and set the batch aside, or every start would post it again.
+        """
+        while True:
+            try:
+                return await self._job(batch, posting)
+            except InvalidRequestError as error:
+                repair = await asyncio.to_thread(repaired, batch.groups_zstd, error.faults)
+                num_wanted = self._task.rollouts.groups_per_job * self._task.rollouts.group_size
+                least = max(1, num_wanted * (1 - self._task.rollouts.max_failed_fraction))
+                if repair is None or repair.num_left < least:
+                    aside = self._directory.set_aside(batch.index)
+                    self._begin_posting(batch, posting.attempt + 1)
+                    raise BatchRefusedError(
+                        f"The service rejected batch {batch.index}: {error} It was set aside ({aside}). Fix the cause; "
+                        "the same command rolls the batch out again."
+                    ) from error
+                self._report.say(f"The service rejected batch {batch.index}: {error} It is posted without {repair}.")
+                self._directory.replace_groups(batch.index, repair.groups_zstd)
+                batch = self._directory.stored_batch(batch.index)
+                posting = self._begin_posting(batch, posting.attempt + 1)
 
     async def _job(self, batch: StoredBatch, posting: Posting) -> tuple[str, list[Event]]:
         """Post the batch and follow its job to its end. Return the job's id and its events.

@@ -83,6 +83,8 @@ class ScriptedService:
         self.requests: list[tuple[float, str, str]] = []
         self.intercept: Callable[[Request], Response | None] = lambda request: None
         """Returns a replacement for the answer, "reset" to close the connection, or None."""
+        self.faults: Callable[[dict[str, Any]], list[tuple[str | int, ...]]] = lambda body: []
+        """Places of a job's body that are rejected."""
         self.fail_jobs = 0
         self.trains_nothing: Callable[[Job], bool] = lambda job: False
         self.warnings: list[dict[str, Any]] = []
@@ -166,6 +168,10 @@ class ScriptedService:
     async def _post_job(self, request: Request) -> Response:
         with zstandard.ZstdDecompressor().stream_reader(await request.body(), read_across_frames=True) as reader:
             raw = reader.read()
+        if faults := self.faults(json.loads(raw)):
+            details = [{"loc": ["body", *loc], "msg": "must be a number", "type": "x"} for loc in faults]
+            message = {"message": "A field is wrong.", "type": "x", "code": None, "param": None}
+            return JSONResponse({"error": message, "detail": details}, 422)
         key, sha256 = request.headers["idempotency-key"], hashlib.sha256(raw).hexdigest()
         job = next((job for job in self.jobs if job.key == key), None)
         if job is None:
