@@ -1,5 +1,6 @@
 """A learner scores under any version while it trains another. The update doesn't depend on the scorer."""
 
+import pickle
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
+from tandem.rl.errors import StepError
 from tandem.rl.packing import pack, unpack
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
@@ -119,6 +121,25 @@ def test_a_state_that_has_changed_is_not_kept_under_its_old_digest(worker, versi
     assert worker._kept.take(versions[1]) is None
     worker.load(versions[1])
     assert worker.save({"step": 1}) == versions[1]
+
+
+@pytest.mark.parametrize("learning_rate", [1e10, 1e20])
+def test_a_step_that_diverges_is_reported_and_the_next_version_is_as_before(worker, versions, artifacts, learning_rate):
+    def train() -> str:
+        worker.load(versions[1])
+        worker.step(rows(seed=3), LossConfig(), 0.01, 64)
+        assert worker.check_finite() is None
+        return worker.save({"step": 3})
+
+    digest, checkpoints = train(), set(artifacts.checkpoints_dir.iterdir())
+    worker.load(versions[1])
+    worker.step(rows(seed=3), LossConfig(), learning_rate, 64)
+    faults = [worker.check_finite(), worker.step(rows(seed=4), LossConfig(), 0.01, 64)]
+    for fault in faults:
+        assert isinstance(fault, StepError) and "learning_rate" in str(pickle.loads(pickle.dumps(fault)))
+    worker.load(versions[1])
+    assert worker.check_finite() is None
+    assert train() == digest and set(artifacts.checkpoints_dir.iterdir()) == checkpoints
 
 
 @pytest.fixture(scope="module")
