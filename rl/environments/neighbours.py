@@ -11,6 +11,7 @@ import builtins
 import hashlib
 import importlib
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -21,6 +22,9 @@ from typing import Any
 
 OWN_PACKAGE = "tandem"
 """An environment needs it, whatever lies beside the environment."""
+
+IMPORTLIB = str(Path(importlib.__file__).parent)
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
 class Neighbours(MetaPathFinder):
@@ -38,8 +42,6 @@ class Neighbours(MetaPathFinder):
                 return finder
         finder = cls(folder)
         sys.meta_path.insert(0, finder)
-        if finder._folder not in sys.path:
-            sys.path.append(finder._folder)  # for processes that the user's code starts, and for its data files
         return finder
 
     def load(self, file: Path) -> ModuleType:
@@ -59,7 +61,7 @@ class Neighbours(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module of the folder, unless it has the name of another and isn't asked for by its neighbours."""
+        """Find a module of the folder, unless it has the name of another or a library looks for an optional one."""
         if path is not None:  # inside a package
             is_ours = any(Path(entry).is_relative_to(self._folder) for entry in path)
             return self._ours(PathFinder.find_spec(name, path)) if is_ours else None
@@ -67,7 +69,8 @@ class Neighbours(MetaPathFinder):
             found = PathFinder.find_spec(name.removeprefix(self._prefix), [self._folder])
             return self._ours(found, name)
         found = PathFinder.find_spec(name, [self._folder])
-        return self._ours(found) if found and not self._hides_another(name) else None
+        is_asked_for = found is not None and not self._hides_another(name) and not _is_of_a_library(_importer())
+        return self._ours(found) if is_asked_for else None
 
     def _ours(self, found: ModuleSpec | None, name: str | None = None) -> ModuleSpec | None:
         if found is None or not isinstance(found.loader, SourceFileLoader) or found.origin is None:
@@ -102,6 +105,18 @@ class Neighbours(MetaPathFinder):
             return builtins.__import__(name, globals, locals, fromlist, level)
         own = self._prefix + top
         return builtins.__import__(own + dot + rest, globals, locals, fromlist, level)
+
+
+def _importer() -> str:
+    """Return the file of the code that is importing a module."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_code.co_filename.startswith(("<frozen", IMPORTLIB)):
+        frame = frame.f_back
+    return frame.f_code.co_filename
+
+
+def _is_of_a_library(file: str) -> bool:
+    return file.startswith(LIBRARIES)
 
 
 class _Loader(SourceFileLoader):
