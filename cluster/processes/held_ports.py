@@ -77,7 +77,8 @@ def holder_of(port: int) -> str | None:
         pids += [c.pid for c in names if str(c.laddr).lstrip("\0@").startswith(f"{_LOCK}/{port}/")]
         for pid in filter(None, pids):
             process = psutil.Process(pid)
-            return f"{' '.join(process.cmdline()[:3])[:80] or process.name()} (process {pid})"
+            command = " ".join(" ".join(process.cmdline()[:3]).split())[:80]
+            return f"{command or process.name()} (process {pid})"
     return None
 
 

@@ -109,28 +109,15 @@ def test_a_fault_in_a_neighbour_is_an_error_of_loading(folder):
 
 def test_the_rest_of_the_program_imports_as_if_the_folder_were_empty(folder):
     """In a new process, which hasn't imported these modules yet."""
-    names = [
-        "h2",
-        "socksio",
-        "secrets",
-        "types",
-        "random",
-        "asyncio",
-        "httpx",
-        "ray",
-        "torch",
-        "numpy",
-        "logging",
-        "json",
-        "statistics",
-    ]
+    late = ["secrets", "types", "random", "asyncio", "httpx", "numpy", "logging", "json", "statistics"]
+    names = ["h2", "socksio", "ray", "torch", *late]
     for name in names:
         (folder / f"{name}.py").write_text("raise RuntimeError('imported by the program')")
     (folder / "envs.py").write_text(ENVIRONMENT.format(imports="", value="0", late="pass"))
     code = f"""if True:
         from tandem.rl.environments.loading import load_environment
         load_environment("envs.py:Env", base_dir={str(folder)!r})
-        import {", ".join(name for name in names if name not in ("ray", "torch", "h2", "socksio"))}
+        import {", ".join(late)}
         try:
             httpx.Client(http2=True, proxy="socks5://127.0.0.1:9")  # it tries to import h2 and socksio
         except ImportError:
