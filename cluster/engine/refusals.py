@@ -122,6 +122,8 @@ def _place(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
 def _own_place(param: str, message: str, path: str, request: Mapping[str, Any]) -> str:
     """Return the place that vLLM names, or the field that it comes from if the request has no such place."""
     first = param.partition(".")[0]
+    if first == "logprobs" and request.get("logprobs") is True and request.get("top_logprobs"):
+        return "top_logprobs"  # whose number vLLM means
     if first in request:
         return param
     if first == "max_tokens" and "max_completion_tokens" in request:

@@ -65,8 +65,6 @@ REFUSED = {  # fields of the request, and the start of the place that the answer
     "a broken schema in text": (outputs(json="{"), "structured_outputs"),
     "a list as a schema in text": (outputs(json="[1]"), "structured_outputs"),
     "outputs as text": ({"structured_outputs": "x"}, "structured_outputs"),
-    "a tool with a broken pattern": (tool({"properties": {"a": {"type": "string", "pattern": "("}}}), "tools"),
-    "a tool of an unknown type": (tool({"type": "strange"}), "tools"),
     "a seed of 65 bits": ({"seed": 2**64}, "seed"),
     "a seed in words": ({"seed": "x"}, "seed"),
     "an enormous temperature": ({"temperature": 10**400}, "temperature"),
@@ -108,6 +106,8 @@ ODD = {  # answered in either way
     "an endless grammar": outputs(grammar="root ::= root"),
     "a number that repeats nothing": {"repetition_penalty": 1e-30, "frequency_penalty": 2},
     "forbidden tokens": {"logit_bias": {str(token): -100 for token in range(400)}},
+    "a tool with a broken pattern": tool({"properties": {"a": {"type": "string", "pattern": "("}}}),
+    "a tool of an unknown type": tool({"type": "strange"}),
     "an id of two lines": {"request_id": "a\nb\x00é"},
     "a strange user": {"user": "\U0001f600" * 1000, "metadata": {"a": "b"}, "priority": -5},
 }

@@ -29,6 +29,7 @@ def error(message, status=400, param=None):
         ({"tools": [{}], "tool_choice": "required"}, CHAT, 500, "Internal server error", None, "tools"),
         ({"structured_outputs": "x"}, CHAT, 500, "'str' object has no attribute 'get'", None, "structured_outputs"),
         ({"response_format": []}, CHAT, 500, "'list' object has no attribute 'get'", None, "response_format"),
+        ({"logprobs": True, "top_logprobs": 99}, CHAT, 400, "99 is above 20", "logprobs", "top_logprobs"),
         ({"n": 0}, CHAT, 400, "n must be at least 1, got 0.", None, "n"),
         ({"max_completion_tokens": -1}, CHAT, 400, "max_tokens must be 1", "max_tokens", "max_completion_tokens"),
         ({"chat_template": "{%"}, CHAT, 400, "Chat template is passed with request", None, "chat_template"),
