@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import ray
@@ -118,6 +119,8 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
     while (state := application_status(APPLICATION)) is None or state.status != ApplicationStatus.RUNNING:
         deployments = state.deployments.items() if state else ()
         waiting = {name: d.message for name, d in deployments if d.status != "HEALTHY"}
+        if refusal := refused(waiting.values()):
+            raise StartError(refusal)  # Serve would try again for minutes
         on_progress("waiting for " + ", ".join(sorted(waiting)) if waiting else "deploying")
         failed = state is not None and state.status == ApplicationStatus.DEPLOY_FAILED
         if failed or time.monotonic() > deadline:
@@ -127,6 +130,15 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
             logs = f"The full logs are in {logs_directory()}."
             raise StartError("\n".join(["The service didn't start.", *faults, logs]))
         time.sleep(0.5)
+
+
+def refused(messages: Iterable[str]) -> str | None:
+    """Return why a base model was rejected, if one of Serve's messages about a replica says so."""
+    found = [sentence for message in messages for sentence in _REFUSAL.findall(message)]
+    return str(found[-1]).strip() if found else None
+
+
+_REFUSAL = re.compile(r"PolicyError: (.+)")
 
 
 def _cause(message: str) -> str:
