@@ -28,6 +28,7 @@ MARKED = [  # name, value, mark
     ("allowed_token_ids", [5, 6], True),
     ("bad_words", ["no"], True),
     ("min_tokens", 4, 4),
+    ("temperature", 10**400, 10**400),  # beyond a float; the engine rejects it
     ("thinking_token_budget", 0, 0),
     ("response_format", {"type": "json_object"}, True),
     ("response_format", SCHEMA, True),
