@@ -6,13 +6,15 @@ import json
 import pickle
 import re
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from paths import ROOT
 
 from tandem.cluster.config import EngineConfig
-from tandem.cluster.engine.engine import Engine, _check_adapter
+from tandem.cluster.engine.engine import Engine
+from tandem.cluster.engine.finiteness import check_weights
 from tandem.rl.checkpoint_files import ADAPTER
 from tandem.rl.checkpoints import LearnerState, read_adapter, read_checkpoint, write_checkpoint
 from tandem.rl.errors import CheckpointError
@@ -93,7 +95,7 @@ def trace(tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path, trace):
     """A checkpoint whose adapter is a pickle, under the names that loaders of pickles look for as well."""
-    config = {"target_modules": ["q_proj"], "peft_type": "LORA"}
+    config = {"target_modules": ["q_proj"], "peft_type": "LORA", "r": 8, "lora_alpha": 16}
     directory = write_checkpoint(tmp_path, LearnerState({"w": torch.zeros(2)}), config, {}).path
     for name in ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"):
         torch.save(Payload(trace), directory / name)
@@ -123,13 +125,14 @@ def test_a_checkpoint_with_a_pickled_adapter_is_refused_by_name(checkpoint, trac
         with pytest.raises(CheckpointError, match=re.escape(str(adapter))):
             read(checkpoint)
     with pytest.raises(Exception, match=r"adapter_model\.safetensors|header"):
-        _check_adapter(checkpoint, LoraSettings())
+        check_weights(checkpoint, torch.float32)
     assert not trace.exists()
 
 
 def test_the_engine_is_given_two_files_of_a_checkpoint_and_no_others(checkpoint, tmp_path, trace):
     engine = Engine(EngineConfig(), "model", "model", lambda digest: checkpoint, None, LoraSettings())
     engine._directory = tempfile.TemporaryDirectory(dir=tmp_path)
-    copied = engine._copy_adapter("d" * 64)
+    engine._core.llm = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))  # none of vLLM is needed
+    copied, _ = engine._copy_adapter("d" * 64)
     assert {path.name for path in copied.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert not trace.exists()
