@@ -361,7 +361,8 @@ class Engine:
         source = self._fetch(digest)
         _check_targets(source, self._lora)
         try:
-            check_weights(source, self._core.llm.model_config.dtype)
+            dtype: Any = self._core.llm.model_config.dtype  # vLLM has replaced names of types
+            check_weights(source, dtype)
         except ValueError as error:
             self._not_finite.refuse(digest, str(error))
             self._not_finite.check(digest)

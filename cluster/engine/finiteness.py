@@ -90,7 +90,7 @@ class FiniteOutputs:
         self._process = processor.process_outputs
 
     def install(self) -> None:
-        self._processor.process_outputs = self._checked  # type: ignore[method-assign]
+        self._processor.process_outputs = self._checked  # type: ignore[method-assign,assignment]
 
     def _checked(self, outputs: list[EngineCoreOutput], *args: Any, **options: Any) -> OutputProcessorOutput:
         finite: list[EngineCoreOutput] = []
@@ -121,6 +121,7 @@ def _is_finite(output: EngineCoreOutput) -> bool:
     if output.num_nans_in_logits > 0:
         return False
     for logprobs in (output.new_logprobs, output.new_prompt_logprobs_tensors):
-        if logprobs is not None and bool((logprobs.logprobs != logprobs.logprobs).any()):
+        values: Any = None if logprobs is None else logprobs.logprobs  # of NumPy or torch
+        if values is not None and bool((values != values).any()):
             return False
     return True
