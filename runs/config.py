@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tandem.rl.config import TrainingConfig
 from tandem.rl.yaml_files import YamlFileError, load_mapping
 from tandem.runs.errors import TaskFileError
-from tandem.runs.sampling import MAX_TEMPERATURE, Sampling, check_min_tokens, similar_field
+from tandem.runs.sampling import MAX_TEMPERATURE, Sampling, SamplingFields, check_min_tokens, similar_field
 
 MAX_S = 31 * 86400  # a month; far longer durations overflow the timers of libraries
 NAME_PATTERN = r"^\w[\w.-]{0,127}$"
@@ -85,7 +85,8 @@ class RolloutsConfig(Section):
     )
     max_tokens: int | None = Field(None, ge=1, description="Token limit of one turn. Default: the model's limit.")
     sampling: Sampling = Field(
-        {}, description="More fields of each chat completion request, like top_p, stop, or vLLM's own."
+        default_factory=SamplingFields,
+        description="More fields of each chat completion request, like top_p, stop, or vLLM's own.",
     )
     share_requests: bool = Field(
         True,
@@ -131,7 +132,9 @@ class EvaluationConfig(Section):
     samples_per_task: int = Field(1, ge=1, le=1024, description="Rollouts per task.")
     concurrency: int = Field(64, ge=1, description="Evaluation rollouts that run at the same time, at least one task.")
     temperature: float = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="Sampling temperature; 0 is greedy.")
-    sampling: Sampling = Field({}, description="More fields of each request. Default: those of rollouts.")
+    sampling: Sampling = Field(
+        default_factory=SamplingFields, description="More fields of each request. Default: those of rollouts."
+    )
 
 
 class OutputConfig(Section):
