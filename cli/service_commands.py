@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from tandem.cli.listing import Json, print_json, print_table
@@ -61,7 +62,9 @@ def watch(job: str, json: Json = False) -> None:
     if json:
         return _watch_as_json(job)
     note = TextColumn("{task.fields[note]}", markup=False)
-    state = TextColumn("{task.description}", markup=False)
+    state = TextColumn(
+        "{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=len("succeeded"))
+    )
     columns = [state, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), note]
     with _client(WATCH_RETRIES_S) as client, Progress(*columns, console=out) as progress:
         task = progress.add_task("queued", total=None, note="")
