@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.client import AsyncClient, Model, TandemError
-from tandem.rl.environments.base import Environment
+from tandem.rl.environments.base import Environment, Split
 from tandem.rl.environments.loading import EnvironmentLoadingError, load_environment
 from tandem.rl.environments.rollouts import TaskStream
 from tandem.runs.changes import changes, task_record
@@ -43,12 +43,24 @@ def plan(path: Path) -> Plan:
         environment = load_environment(task.environment.class_, task.environment.options, path.parent)
     except EnvironmentLoadingError as error:
         raise TaskFileError(f"The environment of {path}: {error}") from error
-    train_tasks = environment.tasks("train")
-    eval_tasks = environment.tasks("eval") if task.evaluation else ()
-    for split, tasks in {"train": train_tasks, "eval": eval_tasks}.items():
-        if not len(tasks) and (split == "train" or task.evaluation):
-            raise TaskFileError(f"The environment {task.environment.class_} has no tasks in its {split} split.")
+    train_tasks = _tasks(environment, "train", task)
+    eval_tasks = _tasks(environment, "eval", task) if task.evaluation else ()
     return Plan(task, environment, train_tasks, eval_tasks)
+
+
+def _tasks(environment: Environment[Any], split: Split, task: TaskConfig) -> Sequence[object]:
+    """Return the tasks of a split, at least one. Raise TaskFileError."""
+    name = task.environment.class_
+    try:
+        tasks = environment.tasks(split)
+        if len(tasks):
+            return tasks
+    except Exception as error:  # user code may raise anything
+        raise TaskFileError(
+            f"The environment {name} can't give its tasks: tasks({split!r}) must return a sequence, but "
+            f"there was {type(error).__name__}: {error}"
+        ) from error
+    raise TaskFileError(f"The environment {name} has no tasks in its {split} split.")
 
 
 def begin_or_resume(directory: RunDirectory, task: TaskConfig) -> list[str]:

@@ -42,6 +42,17 @@ class TwoTurns(Numbered):
         return Trajectory(messages_and_choices=conversation[:-1], reward=float(task % 2))
 
 
+class BadTasks(Numbered):
+    """Has tasks that aren't a sequence, or raises."""
+
+    def __init__(self, fault: str):
+        super().__init__()
+        self._fault = fault
+
+    def tasks(self, split: str):
+        return {"generator": (n for n in range(3)), "nothing": None, "empty": []}[self._fault]
+
+
 class Seeded(Numbered):
     """Passes a seed to the chat, the same for all rollouts."""
 

@@ -178,5 +178,11 @@ def test_an_environment_that_cant_be_created_is_reported(task_file):
         plan(task_file("NotComplete"))
 
 
+@pytest.mark.parametrize("fault", ["generator", "nothing", "empty", "raises KeyError"])
+def test_tasks_that_arent_a_sequence_are_reported(task_file, fault):
+    with pytest.raises(TaskFileError, match="BadTasks"):
+        plan(task_file("BadTasks", {"fault": fault}))
+
+
 def test_reserved_fields_are_what_requests_set():
     assert "model" in RESERVED_SAMPLING and "temperature" not in RESERVED_SAMPLING
