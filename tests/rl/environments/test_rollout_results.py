@@ -168,7 +168,12 @@ CONVERTED = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), CONVERTED, ids=lambda value: getattr(value, "__name__", repr(value)[:30]))
+def short(value):
+    """Return a name that is the same in every process, so without addresses."""
+    return getattr(value, "__name__", repr(value)[:30])
+
+
+@pytest.mark.parametrize(("value", "expected"), CONVERTED, ids=short)
 def test_other_values_become_plain_data_or_leave_the_rollout_out(value, expected):
     group = roll_out(lambda: trajectory(own={"deep": [value]}))
     if expected is ...:
