@@ -42,9 +42,14 @@ def _number_of_code(value: Any, info: ValidationInfo) -> Any:
 
 
 def _reward_of_code(value: Any, info: ValidationInfo) -> Any:
-    """Accept also a boolean in code: true is 1."""
+    """Accept also a boolean in code: true is 1. An integer that no float can hold becomes infinite, to be rejected."""
     found = _number_of_code(value, info)
-    return float(found) if info.mode == "python" and isinstance(found, bool) else found
+    if isinstance(found, bool):
+        return float(found) if info.mode == "python" else found
+    try:
+        return float(found) if isinstance(found, int) else found
+    except OverflowError:
+        return math.inf if found > 0 else -math.inf
 
 
 def _metric_of_code(value: Any, info: ValidationInfo) -> Any:
