@@ -47,7 +47,7 @@ class Words(SingleTurnEnvironment[str]):
         self.left -= 1
         if self.left < 0:
             await asyncio.to_thread(self.wait)
-        return float(task in (answer or "")) + len(answer or "") / 100
+        return self.left % 4 + len(answer or "") / 100  # differs within a group: a run that trains nothing fails
 
     def wait(self):
         """Keep the run from ending before the test interrupts it. A thread can't be cancelled."""
