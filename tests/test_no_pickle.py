@@ -5,16 +5,15 @@ import hashlib
 import json
 import pickle
 import re
-import tempfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 from paths import ROOT
 
-from tandem.cluster.config import EngineConfig
-from tandem.cluster.engine.engine import Engine
-from tandem.cluster.engine.finiteness import check_weights
+from tandem.cluster.engine.finiteness import NotFiniteVersions, check_weights
+from tandem.cluster.engine.version_checks import VersionChecks
+from tandem.cluster.engine.version_loader import VersionLoader
 from tandem.rl.checkpoint_files import ADAPTER
 from tandem.rl.checkpoints import LearnerState, read_adapter, read_checkpoint, write_checkpoint
 from tandem.rl.errors import CheckpointError
@@ -130,9 +129,10 @@ def test_a_checkpoint_with_a_pickled_adapter_is_refused_by_name(checkpoint, trac
 
 
 def test_the_engine_is_given_two_files_of_a_checkpoint_and_no_others(checkpoint, tmp_path, trace):
-    engine = Engine(EngineConfig(), "model", "model", lambda digest: checkpoint, None, LoraSettings())
-    engine._directory = tempfile.TemporaryDirectory(dir=tmp_path)
-    engine._core.llm = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))  # none of vLLM is needed
-    copied, _ = engine._copy_adapter("d" * 64)
+    core = SimpleNamespace(llm=SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32)))  # none of it runs
+    fetch, own = (lambda digest: checkpoint), tmp_path / "own"
+    own.mkdir()
+    loader = VersionLoader(core, None, str(own), fetch, LoraSettings(), NotFiniteVersions(), VersionChecks())
+    copied, _ = loader.private_copy("d" * 64)
     assert {path.name for path in copied.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert not trace.exists()

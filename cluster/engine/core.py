@@ -41,7 +41,7 @@ class EngineCore:
 
     def __init__(self, served_name: str, answer_s: float):
         """A watched core that doesn't answer for `answer_s` seconds is killed."""
-        self._served_name, self._answer_s = served_name, answer_s
+        self.served_name, self._answer_s = served_name, answer_s
         self._is_preloaded = False
         self._guard: ChildGuard
         self._watching: asyncio.Task[None]
@@ -91,7 +91,7 @@ class EngineCore:
     def check_health(self) -> None:
         """Raise EngineDeadError if the core died, or was killed because it didn't answer."""
         if self.llm.errored:
-            raise EngineDeadError(f"The vLLM engine core of {self._served_name} died.") from self.llm.dead_error
+            raise EngineDeadError(f"The vLLM engine core of {self.served_name} died.") from self.llm.dead_error
 
     async def unless_dead(self, answer: Coroutine[Any, Any, T]) -> T:
         """Return the core's answer. Raises EngineDeadError if it dies: only generations would notice by themselves."""
@@ -114,7 +114,7 @@ class EngineCore:
                         await self.llm.list_loras()
                 except TimeoutError:
                     logger.error(
-                        "The vLLM core of %s didn't answer for %g s and is killed", self._served_name, self._answer_s
+                        "The vLLM core of %s didn't answer for %g s and is killed", self.served_name, self._answer_s
                     )
                     return _kill_children()
                 await asyncio.sleep(WATCH_PERIOD_S)

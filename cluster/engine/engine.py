@@ -9,22 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
+from tandem.cluster.engine.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.adapter_pool import AdapterPool
 from tandem.cluster.engine.core import EngineCore
-from tandem.cluster.engine.finiteness import FiniteOutputs, NotFiniteVersions, check_weights
+from tandem.cluster.engine.finiteness import FiniteOutputs, NotFiniteVersions
 from tandem.cluster.engine.openai_app import (
     ASGIApp,
     Message,
@@ -39,8 +35,10 @@ from tandem.cluster.engine.openai_app import (
 )
 from tandem.cluster.engine.refusals import name_places_of_invalid_fields, with_places
 from tandem.cluster.engine.request_checks import BadRequestError, policy_request
+from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
 from tandem.cluster.engine.version_checks import VersionChecks, VersionReport
+from tandem.cluster.engine.version_loader import VersionLoader
 from tandem.cluster.errors import (
     AdapterUnavailableError,
     ArtifactError,
@@ -49,9 +47,7 @@ from tandem.cluster.errors import (
     WrongVersionError,
 )
 from tandem.cluster.processes.heap import freeze_heap
-from tandem.rl.probe import probe_token_ids
 from tandem.rl.settings import LoraSettings
-from tandem.rl.version_probe import Verdict, VersionProbe
 
 __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
@@ -59,8 +55,7 @@ logger = logging.getLogger(__name__)
 
 # vLLM's other routes change the shared engine.
 ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
-SCORING_PRIORITY, PROBE_PRIORITY = 100, -1  # vLLM runs lower numbers first; chat has 0
-RETIRED_ADAPTER_S = 60.0
+SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 
 
 class EngineLoad(TypedDict):
@@ -101,12 +96,13 @@ class Engine:
         self._config, self._model_path, self._served_name = config, model_path, served_name
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora
         self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
-        self._adapters = AdapterPool(self._load_adapter, self._unload_adapter, config.max_cpu_loras)
         self._not_finite = NotFiniteVersions()
         self._checks = VersionChecks()
         self._directory: tempfile.TemporaryDirectory[str]
         self._app: ASGIApp
         self._models: Any  # vLLM's table of adapters by name
+        self._loader: VersionLoader
+        self._adapters: AdapterPool
 
     async def start(self, timeout_s: float = 600) -> None:
         """Load the base model and start the engine core. Raises EngineDeadError, also after `timeout_s`."""
@@ -134,6 +130,10 @@ class Engine:
                 f"The vLLM engine of {self._served_name} didn't start: {error} (See the log of its process.)"
             ) from error
         self._app, self._models = app, app.state.openai_serving_models
+        self._loader = VersionLoader(
+            self._core, self._models, self._directory.name, self._fetch, self._lora, self._not_finite, self._checks
+        )
+        self._adapters = AdapterPool(self._loader.load, self._loader.unload, self._config.max_cpu_loras)
         FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
         self._core.watch()
         freeze_heap()
@@ -229,7 +229,7 @@ class Engine:
         self._not_finite.check(digest)
         async with self._adapters.use(digest):
             lora = self._models.lora_requests[adapter_name(digest)]
-            tasks = [asyncio.create_task(self._score_one(list(tokens), lora, priority)) for tokens in sequences]
+            tasks = [asyncio.create_task(score_one(self._core, tokens, lora, priority)) for tokens in sequences]
             try:
                 return await asyncio.gather(*tasks)
             finally:
@@ -255,159 +255,13 @@ class Engine:
             if not 0 <= min(tokens) <= max(tokens) < vocab_size:
                 raise ValueError(f"Sequence {k} has a token id outside the vocabulary of {vocab_size} tokens.")
 
-    async def _score_one(self, tokens: list[int], lora: Any, priority: int) -> list[float]:
-        """Score all tokens but the last as a prompt, and the last as the generated token, whichever is sampled.
-
-        So max_model_len tokens can be scored, although vLLM must generate one token after a prompt.
-        """
-        from vllm import SamplingParams
-        from vllm.exceptions import VLLMUnprocessableEntityError
-        from vllm.inputs.engine import tokens_input
-        from vllm.logprobs import FlatLogprobs
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
-
-        *prompt, last = tokens
-        if not prompt:
-            return [math.nan]
-        params = SamplingParams(
-            max_tokens=1,
-            prompt_logprobs=0,
-            logprob_token_ids=[last],
-            detokenize=False,
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        outputs = self._core.llm.generate(
-            tokens_input(prompt), params, f"score-{uuid.uuid4().hex}", lora_request=lora, priority=priority
-        )
-        try:
-            (output,) = [output async for output in outputs]
-        except CoreDeadError as error:
-            raise EngineDeadError(f"The vLLM engine core of {self._served_name} died while scoring.") from error
-        except VLLMUnprocessableEntityError as error:
-            digest = adapter_digest(lora.lora_name)
-            raise VersionNotFiniteError(digest, "its logits on the scored tokens aren't finite") from error
-        # One entry per prompt token but the first; then the sampled token and the requested one.
-        of_prompt, of_next = output.prompt_logprobs, output.outputs[0].logprobs
-        assert isinstance(of_prompt, FlatLogprobs) and isinstance(of_next, FlatLogprobs)
-        logprobs = [math.nan, *of_prompt.logprobs, of_next.logprobs[-1]]
-        assert len(logprobs) == len(tokens), f"{len(logprobs)} logprobs for {len(tokens)} tokens"
-        return logprobs
-
-    async def _load_adapter(self, digest: str) -> None:
-        """Load an adapter and check that it is applied: its logprobs of the probe are those of its learner.
-
-        One that isn't is loaded once more, then refused with WrongVersionError.
-        """
-        self._checks.check(digest)
-        verdict = await self._load_and_judge(digest)
-        if verdict is not None and not verdict.is_right:
-            logger.error("Policy version %s is loaded again: %s", digest, verdict)
-            await self._unload_adapter(digest)
-            await self._core.unless_dead(self._core.llm.reset_prefix_cache())
-            verdict = await self._load_and_judge(digest)
-            if verdict is not None and not verdict.is_right:
-                await self._unload_adapter(digest)
-                raise self._checks.refuse(digest, verdict)
-        self._checks.accept(digest, verdict)
-
-    async def _load_and_judge(self, digest: str) -> Verdict | None:
-        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-        from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
-
-        directory, probe = await asyncio.to_thread(self._copy_adapter, digest)
-        # Load the adapter into the core now, which rejects a bad one: a request for an adapter that can't be loaded
-        # would kill the core. Never load in place: the prefix cache keeps results of the old weights.
-        request = LoadLoRAAdapterRequest(lora_name=adapter_name(digest), lora_path=str(directory))
-        response = await self._core.unless_dead(self._models.load_lora_adapter(request))
-        if isinstance(response, ErrorResponse):
-            shutil.rmtree(directory, ignore_errors=True)
-            raise AdapterUnavailableError(f"vLLM can't load policy version {digest}: {response.error.message}")
-        try:
-            return await self._check_logits(digest, probe)
-        except BaseException:
-            await self._unload_adapter(digest)
-            raise
-
-    async def _check_logits(self, digest: str, probe: VersionProbe | None) -> Verdict | None:
-        """Score the probe, so that a version that isn't finite or isn't applied is refused before anybody gets a token.
-
-        Return None for a version without a probe of its own, which is scored on the general one.
-        """
-        model = self._core.llm.model_config
-        tokens = probe.token_ids if probe else probe_token_ids(model.hf_config)
-        lora = self._models.lora_requests[adapter_name(digest)]
-        try:
-            found = await self._score_one(tokens[: model.max_model_len], lora, PROBE_PRIORITY)
-        except VersionNotFiniteError:
-            self._not_finite.refuse(digest, "its logits on the probe aren't finite")
-            self._not_finite.check(digest)
-            raise
-        is_whole = len(found) == len(tokens)
-        return probe.judge(found[1:], str(model.dtype)) if probe and is_whole else None
-
     def _see_not_finite(self, name: str) -> str:
         """Record that a request under the adapter `name` got logits that aren't finite. Return the client's message."""
         self._not_finite.see(adapter_digest(name))
         logger.error("A request under %s got logits that aren't finite", name)
         return f"The logits of {name} aren't finite after this prompt: its weights are too large. {_REMEDY}"
 
-    def _copy_adapter(self, digest: str) -> tuple[Path, VersionProbe | None]:
-        """Return a new private directory with the adapter's files (hard links where possible), and the adapter's probe.
 
-        The core may read them again at any time and dies if they are missing; the checkpoint may be deleted meanwhile.
-        """
-        source = self._fetch(digest)
-        _check_targets(source, self._lora)
-        try:
-            dtype: Any = self._core.llm.model_config.dtype  # vLLM has replaced names of types
-            check_weights(source, dtype)
-        except ValueError as error:
-            self._not_finite.refuse(digest, str(error))
-            self._not_finite.check(digest)
-        probe = VersionProbe.of_checkpoint(source)
-        directory = Path(tempfile.mkdtemp(prefix=f"{digest[:12]}-", dir=self._directory.name))
-        for name in ADAPTER_FILES:
-            try:
-                os.link(source / name, directory / name)
-            except OSError:
-                shutil.copyfile(source / name, directory / name)
-        return directory, probe
-
-    async def _unload_adapter(self, digest: str) -> None:
-        from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
-
-        self._checks.forget(digest)
-        name = adapter_name(digest)
-        directory = self._models.lora_requests[name].lora_path
-        await self._core.unless_dead(self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name)))
-        # A request that was just aborted may still be in the core's batch, so the files stay for a while.
-        remove = partial(shutil.rmtree, directory, ignore_errors=True)
-        asyncio.get_running_loop().call_later(RETIRED_ADAPTER_S, remove)
-
-
-def adapter_name(digest: str) -> str:
-    """Return the name of a policy version in the engine, and the `model` of its responses.
-
-    A name always means the same weights, because vLLM's prefix cache uses it as a key.
-    """
-    return f"{_NAME_PREFIX}{digest}"
-
-
-def adapter_digest(name: str) -> str:
-    """Return the digest in the engine's name of a policy version."""
-    return name.removeprefix(_NAME_PREFIX)
-
-
-def _check_targets(directory: Path, lora: LoraSettings) -> None:
-    """Raise ValueError for an adapter on modules that vLLM wasn't configured to adapt: it would ignore them."""
-    adapted = json.loads((directory / "adapter_config.json").read_text())["target_modules"]
-    if unexpected := sorted(set(adapted) - set(lora.target_modules)):
-        raise ValueError(f"it adapts {', '.join(unexpected)}, which lora.target_modules doesn't name")
-
-
-_NAME_PREFIX = "policy-"
 _REMEDY = (
     "A learning rate that is too high is the usual cause. Request an earlier version (append :stepN to the model's "
     "name), or delete this one, so that training continues from the version before."

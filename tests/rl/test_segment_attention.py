@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,4 +87,3 @@ def test_scores_that_differ_by_hundreds_do_not_overflow() -> None:
     out = segment_attention(query, key, value, blocks_of(packed), scale=1.0)[0, :, 0]
     # Each token attends to the latest visible one, itself: its score is the highest by far.
     torch.testing.assert_close(out, torch.arange(float(packed.num_tokens)))
-    assert all(later > earlier for earlier, later in pairwise(out.tolist()))

@@ -315,9 +315,9 @@ def test_no_request_reads_what_a_version_that_is_not_finite_left_in_the_cache(cl
 
     def let_the_next_pass(engine: Any) -> None:
         async def check_logits(*_: Any) -> None:
-            del engine._check_logits
+            del engine._loader._check_logits
 
-        engine._check_logits = check_logits
+        engine._loader._check_logits = check_logits
 
     ray.get(client.actor.__ray_call__.remote(let_the_next_pass))
     for tokens in range(3, 35):  # different prompts, so that together they fill every block of the cache
@@ -410,13 +410,13 @@ def test_a_second_load_may_repair_a_version(client, artifacts, reference):
     publish(artifacts, reference, stale, VERSIONS[1], VERSIONS[2], VERSIONS[1])
 
     def be_stale_once(engine: Any) -> None:
-        fetch = engine._fetch
+        fetch = engine._loader._fetch
 
         def fetch_stale(_: str) -> Path:
-            engine._fetch = fetch
+            engine._loader._fetch = fetch
             return fetch(stale)
 
-        engine._fetch = fetch_stale
+        engine._loader._fetch = fetch_stale
 
     ray.get(client.actor.__ray_call__.remote(be_stale_once))
     assert ray.get(client.actor.check_version.remote(digest))["is_right"]
