@@ -99,7 +99,7 @@ class Accounting:
                     of_reward = "alone_in_group"
             self._reasons[index, number] = without_data or of_reward
             if not self._allow_without_logprobs:
-                missing = sum(not choice.token_logprobs for choice in _choices(trajectory))
+                missing = sum(not choice.num_logprobs for choice in _choices(trajectory))
                 self._without_logprobs[index, number] = missing
 
     def tokenized(self, place: Place, sequences: Sequence[TokenizedSequence]) -> None:
@@ -158,7 +158,7 @@ class Accounting:
             return None if choices or is_assistant else "no_choices"
         if not choices:
             return "no_choices"
-        return None if any(choice.token_logprobs for choice in choices) else "no_logprobs"
+        return None if any(choice.num_logprobs for choice in choices) else "no_logprobs"
 
     def _record_fields(self, trajectory: Trajectory) -> None:
         self._fields.update(reported_names("trajectory", trajectory.model_extra))

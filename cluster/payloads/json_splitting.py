@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,8 +9,7 @@ import numpy as np
 CHUNK_BYTES = 256 << 10
 """A good chunk size; scanning a chunk takes about twenty times its memory."""
 
-_ESCAPE = re.compile(rb"\\.", re.DOTALL)
-_QUOTE, _COMMA, _ARRAY = b'",['
+_QUOTE, _ESCAPE, _COMMA, _ARRAY = b'"\\,['
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
 
@@ -34,9 +32,8 @@ class JsonSplitter:
         self.envelope = bytearray()
         self.num_arrays = 0
         self._with_elements = with_elements
-        self._is_token = _STEP != 0
-        self._is_token[_QUOTE] = True
-        self._is_token[_COMMA] = with_elements
+        tokens = b'"\\[]{},' if with_elements else b'"\\[]{}'
+        self._is_token = bytes(byte in tokens for byte in range(256))
         self._num_bytes = 0
         self._escaped = False  # True if a backslash escapes the next byte
         self._in_string = False
@@ -98,14 +95,15 @@ class JsonSplitter:
     def _tokens(self, chunk: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return offset and kind of each bracket (and comma) outside strings, and the nesting depth after it."""
         text = b"_" + chunk[1:] if self._escaped else chunk
-        if b"\\" in text:
-            text = _ESCAPE.sub(b"__", text)
+        at, kinds, is_escaped = self._find(text)
+        if (is_escaped & (kinds == _ESCAPE)).any():  # of a run of backslashes, pairs escape each other
+            text = text.replace(b"\\\\", b"__")
+            at, kinds, is_escaped = self._find(text)
         self._escaped = text.endswith(b"\\")
-        array = np.frombuffer(text, np.uint8)
-        at = np.flatnonzero(self._is_token[array])
-        kinds = array[at]
+        plain = ~(is_escaped | (kinds == _ESCAPE))
+        at, kinds = at[plain], kinds[plain]
         is_quote = kinds == _QUOTE
-        inside = np.logical_xor.accumulate(is_quote) ^ self._in_string
+        inside = (np.cumsum(is_quote, dtype=np.int32) + self._in_string & 1).astype(bool)
         if len(inside):
             self._in_string = bool(inside[-1])
         outside = ~(inside | is_quote)
@@ -114,6 +112,14 @@ class JsonSplitter:
         if len(depth):
             self._depth = int(depth[-1])
         return at, kinds, depth
+
+    def _find(self, text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return offset and kind of each byte that may be a token, and whether a backslash stands before it."""
+        at = np.flatnonzero(np.frombuffer(text.translate(self._is_token), bool))
+        kinds = np.frombuffer(text, np.uint8)[at]
+        is_escaped = np.zeros(len(at), bool)
+        is_escaped[1:] = (kinds[:-1] == _ESCAPE) & (np.diff(at) == 1)
+        return at, kinds, is_escaped
 
     def _end_element(self, last_part: bytes, is_last: bool) -> list[bytes]:
         if not self._with_elements:

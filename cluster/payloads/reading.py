@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypedDict
 
 import zstandard
@@ -11,6 +12,7 @@ from pydantic_core import from_json
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import ArtifactError
+from tandem.cluster.payloads.cut_logprobs import cut_logprobs
 from tandem.cluster.payloads.json_splitting import CHUNK_BYTES, JsonSplitter
 from tandem.cluster.payloads.strict_json import not_finite_place
 from tandem.rl.errors import RLError
@@ -86,7 +88,7 @@ def _parse(
     """Return the group, or add its faults to `faults` and return None."""
     place = ("trajectory_groups", index)
     try:
-        group = _GROUP.validate_json(element, context=context)
+        group, checked = _validate(element, context)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         parsed = from_json(element) if any(e["type"] == "message_or_choice" for e in details) else None
@@ -95,7 +97,17 @@ def _parse(
             loc = _role_of(parsed, e["loc"]) if e["type"] == "message_or_choice" else e["loc"]
             faults.append({"loc": (*place, *loc), "msg": e["msg"] + in_text, "type": e["type"]})
         return None
-    if (inside := not_finite_place(element)) is not None:
+    if (inside := not_finite_place(checked)) is not None:
         faults.append({"loc": (*place, *inside), "msg": "JSON has neither NaN nor infinities", "type": "not_finite"})
         return None
     return group
+
+
+def _validate(element: bytes, context: dict[str, bool] | None) -> tuple[TrajectoryGroup, bytes]:
+    """Return the group, and the part of its JSON that may have NaN or infinities. Raises ValidationError."""
+    if context is None:
+        rest, cut = cut_logprobs(element)
+        if cut.columns:
+            with suppress(ValidationError):  # its places in the text would be those of the rest
+                return _GROUP.validate_json(rest, context=cut), rest
+    return _GROUP.validate_json(element, context=context), element

@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from tandem.rl.tokens.messages import Choice, TokenLogprob
+import numpy as np
+
+from tandem.rl.tokens.messages import Choice
+from tandem.rl.tokens.token_columns import TokenColumns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKEN_ID = re.compile(r"token_id:([0-9]{1,18})")
+TOKEN_IDS = re.compile(rf"{TOKEN_ID.pattern}(?:,{TOKEN_ID.pattern})*+")
 LOWEST_LOGPROB = -1000.0
 """Engines report lower values for impossible tokens; they carry no information about the ratio."""
 HIGHEST_LOGPROB = 0.01
@@ -54,13 +58,12 @@ class Vocabulary:
         vocabulary by its string or bytes. Text is never tokenised again, because that may give other tokens than
         those sampled. Raises NotExactError.
         """
-        tokens = choice.token_logprobs
+        columns = choice.token_columns
         if choice.token_ids is None:
-            ids = [self._id(token, choice, index) for index, token in enumerate(tokens)]
-            return self.checked(ids, partial(_in_logprobs, choice, "token"))
-        if tokens and len(tokens) != len(choice.token_ids):
+            return self.checked(self._ids(columns), partial(_in_logprobs, columns, "token"))
+        if columns and len(columns) != len(choice.token_ids):
             raise NotExactError(
-                f"it has {len(choice.token_ids)} token_ids but {len(tokens)} logprobs; send the choice as the engine "
+                f"it has {len(choice.token_ids)} token_ids but {len(columns)} logprobs; send the choice as the engine "
                 "returned it",
                 "token_ids",
             )
@@ -68,6 +71,8 @@ class Vocabulary:
 
     def checked(self, ids: Sequence[int], field: Callable[[int], tuple[str | int, ...]]) -> list[int]:
         """Return the ids if all are in the vocabulary, else raise NotExactError at `field(index)`."""
+        if not ids or (min(ids) >= 0 and max(ids) < self._size):
+            return list(ids)
         for index, id_ in enumerate(ids):
             if not 0 <= id_ < self._size:
                 raise NotExactError(
@@ -77,11 +82,17 @@ class Vocabulary:
                 )
         return list(ids)
 
-    def _id(self, token: TokenLogprob, choice: Choice, index: int) -> int:
-        text = token["token"]
+    def _ids(self, columns: TokenColumns) -> list[int]:
+        written = ",".join(columns.tokens)
+        if TOKEN_IDS.fullmatch(written) and written.count(",") == len(columns) - 1:
+            return list(map(int, written.replace("token_id:", "").split(",")))
+        return [self._id(columns, index) for index in range(len(columns))]
+
+    def _id(self, columns: TokenColumns, index: int) -> int:
+        text = columns.tokens[index]
         if written := TOKEN_ID.fullmatch(text):
             return int(written[1])
-        spelling = _spelling(token, choice, index)
+        spelling = _spelling(columns, index)
         id_ = self._tokenizer.convert_tokens_to_ids(text)
         known = isinstance(id_, int) and self._tokenizer.convert_ids_to_tokens(id_) == text
         if isinstance(id_, int) and known and spelling in (None, self._text(id_)):
@@ -93,7 +104,7 @@ class Vocabulary:
         raise NotExactError(
             f"{reprlib.repr(text)} doesn't name exactly one entry of the vocabulary; sample with return_token_ids=true "
             "(or return_tokens_as_token_ids=true) and send the choice as the engine returned it",
-            *_in_logprobs(choice, "token", index),
+            *_in_logprobs(columns, "token", index),
         )
 
     def _text(self, id_: int) -> str:
@@ -109,15 +120,14 @@ class Vocabulary:
         return ids
 
 
-def _in_logprobs(choice: Choice, part: str, index: int) -> tuple[str | int, ...]:
+def _in_logprobs(columns: TokenColumns, part: str, index: int) -> tuple[str | int, ...]:
     """Return the place of a part of a choice's token."""
-    kind = "content" if (choice.logprobs or {}).get("content") else "refusal"
-    return ("logprobs", kind, index, part)
+    return ("logprobs", columns.kind, index, part)
 
 
-def _spelling(token: TokenLogprob, choice: Choice, index: int) -> str | None:
+def _spelling(columns: TokenColumns, index: int) -> str | None:
     """Return the text of a token's bytes, or None if it has none."""
-    raw = token.get("bytes")
+    raw = columns.bytes[index]
     if raw is None:
         return None
     try:
@@ -125,17 +135,19 @@ def _spelling(token: TokenLogprob, choice: Choice, index: int) -> str | None:
     except ValueError as error:
         raise NotExactError(
             "bytes lie between 0 and 255; send the choice as the engine returned it",
-            *_in_logprobs(choice, "bytes", index),
+            *_in_logprobs(columns, "bytes", index),
         ) from error
 
 
-def sampling_logprobs(choice: Choice) -> list[float]:
+def sampling_logprobs(choice: Choice) -> np.ndarray:
     """Return the sampler's logprob of each token, NaN where unknown. Raises NotExactError for invalid values."""
-    logprobs = [token["logprob"] for token in choice.token_logprobs]
-    for index, logprob in enumerate(logprobs):
-        if logprob > HIGHEST_LOGPROB:
-            raise NotExactError(
-                f"logprob {logprob} is above 0; send natural logarithms of probabilities",
-                *_in_logprobs(choice, "logprob", index),
-            )
-    return [logprob if logprob >= LOWEST_LOGPROB else math.nan for logprob in logprobs]
+    columns = choice.token_columns
+    logprobs = np.array(columns.logprobs, np.float64)
+    if (too_high := np.flatnonzero(logprobs > HIGHEST_LOGPROB)).size:
+        index = int(too_high[0])
+        raise NotExactError(
+            f"logprob {columns.logprobs[index]} is above 0; send natural logarithms of probabilities",
+            *_in_logprobs(columns, "logprob", index),
+        )
+    logprobs[~(logprobs >= LOWEST_LOGPROB)] = math.nan
+    return logprobs

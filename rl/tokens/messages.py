@@ -16,6 +16,7 @@ from pydantic import (
     Discriminator,
     Field,
     GetJsonSchemaHandler,
+    PrivateAttr,
     Tag,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -27,6 +28,7 @@ from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
+from tandem.rl.tokens.token_columns import CutLogprobs, TokenColumns
 from tandem.rl.unread_fields import SAMPLED_DATA, is_for_log, reject_other_logprobs, reject_unread
 
 T = TypeVar("T")
@@ -372,18 +374,55 @@ class Choice(BaseModel):
     sampled_with: Hidden[Any] = None
     """The options that made it sample from another distribution than the policy's, as the service writes them."""
 
+    _columns: TokenColumns | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _no_unread_data(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, CutLogprobs):
+            self._put_columns(info.context)
         if not is_for_log(info):
-            trains_nothing = not self.token_logprobs
+            trains_nothing = not self.num_logprobs
             if trains_nothing and self.logprobs:
                 reject_other_logprobs(self.logprobs)
             reject_unread("choice", self.model_extra, trains_nothing)
         return self
 
+    def _put_columns(self, cut: CutLogprobs) -> None:
+        index = (self.model_extra or {}).pop(cut.key, None)
+        if index is not None and self.logprobs is None:
+            self._columns = cut.columns[index]
+
+    @property
+    def num_logprobs(self) -> int:
+        """The number of sampled tokens with a logprob."""
+        return len(self._entries if self._columns is None else self._columns)
+
+    @property
+    def token_columns(self) -> TokenColumns:
+        """One entry per sampled token in each column; none if the choice has no logprobs."""
+        if self._columns is not None:
+            return self._columns
+        entries = self._entries
+        return TokenColumns(
+            "content" if (self.logprobs or {}).get("content") else "refusal",
+            [entry["token"] for entry in entries],
+            [entry["logprob"] for entry in entries],
+            [entry.get("bytes") for entry in entries],
+        )
+
     @property
     def token_logprobs(self) -> list[TokenLogprob]:
         """One entry per sampled token; empty if the choice has none."""
+        if self._columns is None:
+            return self._entries
+        columns = zip(self._columns.tokens, self._columns.logprobs, self._columns.bytes, strict=True)
+        return [
+            {"token": token, "logprob": logprob, "top_logprobs": [], "bytes": None if raw is None else list(raw)}
+            for token, logprob, raw in columns
+        ]
+
+    @property
+    def _entries(self) -> list[TokenLogprob]:
         logprobs = self.logprobs or {}
         return logprobs.get("content") or logprobs.get("refusal") or []
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,7 +103,7 @@ class _Turn:
 
     index: int
     token_ids: list[int]
-    logprobs: list[float]
+    logprobs: np.ndarray
     is_choice: bool
     prompt_token_ids: list[int] | None = None
     marks: tuple[str, ...] = ()
@@ -114,8 +115,8 @@ class _Draft:
     """A sequence under construction. `text` is the text of its first `num_in_text` tokens."""
 
     token_ids: list[int] = field(default_factory=list)
-    loss_mask: list[bool] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    loss_masks: list[np.ndarray] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
     choice_offsets: list[int] = field(default_factory=list)
     marks: Counter[str] = field(default_factory=Counter)
     text: str = ""
@@ -128,7 +129,7 @@ class _Draft:
         return self.text
 
     def add_context(self, ids: list[int]) -> None:
-        self._add(ids, [math.nan] * len(ids), trained=False)
+        self._add(ids, _unknown(len(ids)), trained=False)
 
     def add_rendered(self, rendered: str, chat: ChatTokenizer) -> None:
         """Add the context up to the end of `rendered`, which begins with the decoded text."""
@@ -141,10 +142,10 @@ class _Draft:
         self._add(turn.token_ids, turn.logprobs, trained=True)
         self.marks.update(dict.fromkeys(turn.marks, len(turn.token_ids)))
 
-    def _add(self, ids: list[int], logprobs: list[float], trained: bool) -> None:
+    def _add(self, ids: list[int], logprobs: np.ndarray, trained: bool) -> None:
         self.token_ids += ids
-        self.logprobs += logprobs
-        self.loss_mask += [trained] * len(ids)
+        self.logprobs.append(logprobs)
+        self.loss_masks.append(np.full(len(ids), trained))
 
 
 def tokenize_history(
@@ -185,14 +186,14 @@ def tokenize_history(
 def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_without_logprobs: bool) -> _Turn | None:
     """Return the turn if it has tokens to train, else None."""
     if isinstance(item, Choice):
-        if not item.token_logprobs and not allow_without_logprobs:
+        if not item.num_logprobs and not allow_without_logprobs:
             return None
-        if item.token_logprobs or item.token_ids is not None:
+        if item.num_logprobs or item.token_ids is not None:
             ids = chat.vocabulary.sampled_ids(item)
-            logprobs = sampling_logprobs(item) or [math.nan] * len(ids)
+            logprobs = sampling_logprobs(item) if item.num_logprobs else _unknown(len(ids))
         else:
             ids = _written_ids(item.message, chat)
-            logprobs = [math.nan] * len(ids)
+            logprobs = _unknown(len(ids))
         prompt = item.prompt_token_ids
         if prompt is not None:
             chat.vocabulary.checked(prompt, lambda index: ("prompt_token_ids", index))
@@ -201,8 +202,12 @@ def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_
         if excluding := changes_training(item):
             raise NotExactError("it isn't read here, and the message would be trained; leave it out", excluding)
         ids = _written_ids(item, chat)
-        return _Turn(index, ids, [math.nan] * len(ids), False) if ids else None
+        return _Turn(index, ids, _unknown(len(ids)), False) if ids else None
     return None
+
+
+def _unknown(num_tokens: int) -> np.ndarray:
+    return np.full(num_tokens, math.nan)
 
 
 def _written_ids(message: Mapping[str, Any], chat: ChatTokenizer) -> list[int]:
@@ -265,8 +270,8 @@ def _finish(draft: _Draft, place: tuple[int, int, int]) -> TokenizedSequence:
     return TokenizedSequence(
         *place,
         token_ids=torch.tensor(draft.token_ids, dtype=torch.long),
-        loss_mask=torch.tensor(draft.loss_mask, dtype=torch.bool),
-        sampling_logprobs=torch.tensor(draft.logprobs, dtype=torch.float64),
+        loss_mask=torch.from_numpy(np.concatenate(draft.loss_masks)),
+        sampling_logprobs=torch.from_numpy(np.concatenate(draft.logprobs)),
         choice_offsets=tuple(draft.choice_offsets),
         sampled_with=tuple(draft.marks.items()),
     )
