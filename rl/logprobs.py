@@ -1,8 +1,8 @@
 """From hidden states to logprobs and entropy in chunks of tokens, in float32, without [T, V] in memory.
 
 The whole logits of a packed sequence would be T x V numbers (32k tokens x 150k words: 20 GB in float32), three times
-over with softmax and gradient. Here only `chunk_size` rows exist at a time: the forward pass keeps none of them, and
-the backward pass recomputes each chunk.
+over with softmax and gradient. Here only `chunk_size` rows exist at a time. The forward pass keeps of each token its
+logprob's derivative with respect to the hidden state, [H], so the backward pass multiplies by no logits again.
 
 Shapes: T tokens, H hidden, V vocabulary.
 """
@@ -34,7 +34,10 @@ def token_logprobs(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """With z = h W^T and y the target: log p = z_y - logsumexp(z), and d log p / dz = onehot(y) - softmax(z)."""
+    """With z = h W^T and y the target: log p = z_y - logsumexp(z), and d log p / dh = (onehot(y) - softmax(z)) W.
+
+    The derivative doesn't depend on the loss, so the forward pass computes it, while it has a chunk's probabilities.
+    """
 
     @staticmethod
     def forward(
@@ -42,31 +45,31 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head = _FloatHead(weight)
         num_tokens = hidden.shape[0]
+        with_gradient = ctx.needs_input_grad[0]
         logprobs = torch.empty(num_tokens, dtype=head.dtype, device=hidden.device)
         entropy = torch.empty(num_tokens if with_entropy else 0, dtype=head.dtype, device=hidden.device)
+        derivative = torch.empty(hidden.shape if with_gradient else 0, dtype=head.dtype, device=hidden.device)
         for chunk in _chunks(num_tokens, chunk_size):
             log_softmax = torch.log_softmax(head.logits(hidden[chunk]), dim=-1)
             logprobs[chunk] = log_softmax.gather(1, targets[chunk, None]).squeeze(1)
+            if not with_entropy and not with_gradient:
+                continue
+            probs = log_softmax.exp()
             if with_entropy:
                 # A token that cannot occur has logprob -inf and adds 0 to the entropy, not 0 * -inf.
-                entropy[chunk] = -(log_softmax.exp() * log_softmax.clamp_min(torch.finfo(head.dtype).min)).sum(dim=-1)
-        ctx.save_for_backward(hidden, weight, targets)
-        ctx.chunk_size = chunk_size
+                entropy[chunk] = -torch.linalg.vecdot(probs, log_softmax.clamp_min_(torch.finfo(head.dtype).min))
+            if with_gradient:
+                probs[torch.arange(len(probs), device=hidden.device), targets[chunk]] -= 1
+                derivative[chunk] = head.embedding(probs).neg_()
+        ctx.save_for_backward(derivative)
+        ctx.dtype = hidden.dtype
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor, None, None, None, None]:
-        hidden, weight, targets = ctx.saved_tensors
-        head = _FloatHead(weight)
-        grad_hidden = torch.empty_like(hidden)
-        for chunk in _chunks(hidden.shape[0], ctx.chunk_size):
-            grad_logits = torch.softmax(head.logits(hidden[chunk]), dim=-1).neg_()
-            rows = torch.arange(grad_logits.shape[0], device=hidden.device)
-            grad_logits[rows, targets[chunk]] += 1
-            grad_logits *= grad_logprobs[chunk, None]
-            grad_hidden[chunk] = head.grad_hidden(grad_logits).to(hidden.dtype)
-        return grad_hidden, None, None, None, None
+        (derivative,) = ctx.saved_tensors
+        return (grad_logprobs[:, None] * derivative).to(ctx.dtype), None, None, None, None
 
 
 class _FloatHead:
@@ -85,9 +88,9 @@ class _FloatHead:
         """[C, H] to [C, V]."""
         return self._matmul(hidden, self._weight.t())
 
-    def grad_hidden(self, grad_logits: Tensor) -> Tensor:
-        """[C, V] to [C, H]."""
-        return self._matmul(grad_logits, self._weight)
+    def embedding(self, weights: Tensor) -> Tensor:
+        """Return sums of embeddings, weighted by token: [C, V] to [C, H]."""
+        return self._matmul(weights, self._weight)
 
     def _matmul(self, left: Tensor, right: Tensor) -> Tensor:
         if self._mixed:
