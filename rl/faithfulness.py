@@ -23,25 +23,30 @@ from transformers import PreTrainedModel
 from tandem.rl.attention import Attention, forward_inputs
 from tandem.rl.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
 from tandem.rl.errors import PolicyError
+from tandem.rl.last_layer import can_prune, hidden_at
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
 
 COMPLETION_TOKENS = 24
 UNNAMED_SPAN = 1024  # tokens; windows that a configuration doesn't name may be as long
 LONGEST_PROBE = 9216  # tokens
+SHORT_PROBE = 72  # tokens
 _NEEDS_MASK = ("flex_attention", "segments")
 
 
 @torch.no_grad()
-def check_faithfulness(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None) -> None:
+def check_faithfulness(
+    causal_lm: PreTrainedModel, attention: Attention, max_length: int | None, prune: bool = False
+) -> None:
     """Raise PolicyError unless packed logprobs are those of the model alone.
 
-    `causal_lm` is in the mode in which it is trained. `max_length` is that of the longest sequence in use.
+    `causal_lm` is in the mode in which it is trained, and `prune` as in training. `max_length` is that of the longest
+    sequence in use.
     """
     name = type(causal_lm).__name__
     try:
         _check_output_head(causal_lm, attention)
-        difference = _difference(causal_lm, attention, max_length)
+        difference = _difference(causal_lm, attention, max_length, prune)
     except (PolicyError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -75,17 +80,28 @@ def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None
         )
 
 
-def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None) -> Difference:
+@torch.no_grad()
+def can_prune_last_layer(causal_lm: PreTrainedModel, attention: Attention) -> bool:
+    """Return whether the last layer may be computed for the wanted positions only (`hidden_at`)."""
+    if attention != "segments":
+        return False
+    row, sequences = _probe(causal_lm, SHORT_PROBE)
+    head = causal_lm.get_output_embeddings().weight
+    wanted = torch.cat([indices[first:-1] for indices, first in sequences[:2]])
+    return can_prune(causal_lm.get_decoder(), forward_inputs(row.to(head.device), attention, head.dtype), wanted)
+
+
+def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None, prune: bool) -> Difference:
     row, sequences = _probe(causal_lm, max_length)
     head = causal_lm.get_output_embeddings().weight
     inputs = forward_inputs(row.to(head.device), attention, head.dtype)
-    hidden = causal_lm.get_decoder()(**inputs, use_cache=False)[0][0]
+    predicting = [indices[first:-1].to(head.device) for indices, first in sequences]
+    hidden = hidden_at(causal_lm.get_decoder(), inputs, torch.cat(predicting), prune)
     packed, alone, spread = list[float](), list[float](), 0.0
-    for indices, first in sequences:
+    for (indices, first), of_sequence in zip(sequences, hidden.split([len(p) for p in predicting]), strict=True):
         token_ids = row.token_ids[indices].to(head.device)
-        predicting = indices[first:-1].to(head.device)
-        ours = F.linear(hidden[predicting], head).float()
-        own = _alone(causal_lm, token_ids, num_predictions=predicting.numel()).float()
+        ours = F.linear(of_sequence, head).float()
+        own = _alone(causal_lm, token_ids, num_predictions=len(ours)).float()
         targets = token_ids[first + 1 :, None]
         packed += ours.log_softmax(-1).gather(1, targets).squeeze(1).tolist()
         alone += own.log_softmax(-1).gather(1, targets).squeeze(1).tolist()

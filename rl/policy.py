@@ -19,7 +19,8 @@ from tandem.rl.attention import Attention, forward_inputs
 from tandem.rl.base_config import check_config, longest_sequence, read_config, remove_randomness
 from tandem.rl.base_weights import load_model
 from tandem.rl.errors import PolicyError
-from tandem.rl.faithfulness import check_faithfulness
+from tandem.rl.faithfulness import can_prune_last_layer, check_faithfulness
+from tandem.rl.last_layer import hidden_at
 from tandem.rl.logprobs import token_logprobs
 from tandem.rl.lora import (
     adapter_config,
@@ -74,11 +75,14 @@ class Policy:
         attention: Attention,
         lora: LoraSettings,
         max_length: int | None = None,
+        prunes: bool = False,
     ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
         self._attention: Attention = attention
         self._lora = lora
+        self.prunes_last_layer = prunes
+        """Whether the last layer leaves out tokens of which no logprob is wanted."""
         self.parameters = parameters
         """The trainable float32 parameters under their PEFT names."""
         self.device = self._head.device
@@ -122,8 +126,9 @@ class Policy:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = add_adapter(causal_lm, lora)
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
-        check_faithfulness(causal_lm, implementation, max_length)
-        return cls(causal_lm, parameters, implementation, lora, max_length)
+        prunes = can_prune_last_layer(causal_lm, implementation)
+        check_faithfulness(causal_lm, implementation, max_length, prunes)
+        return cls(causal_lm, parameters, implementation, lora, max_length, prunes)
 
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False
@@ -136,9 +141,10 @@ class Policy:
         """
         packed = packed.to(self.device)
         predicts = _predicted_positions(packed, trained_only)
-        hidden = self._decoder(**forward_inputs(packed, self._attention, self._head.dtype), use_cache=False)[0][0]
+        inputs = forward_inputs(packed, self._attention, self._head.dtype)
+        hidden = hidden_at(self._decoder, inputs, predicts, self.prunes_last_layer)
         targets = shift_left(packed.token_ids, 0)
-        values, entropy = token_logprobs(hidden[predicts], self._head, targets[predicts], chunk_size, with_entropy)
+        values, entropy = token_logprobs(hidden, self._head, targets[predicts], chunk_size, with_entropy)
 
         def spread(known: Tensor) -> Tensor:
             return known.new_full((packed.num_tokens,), float("nan")).index_copy(0, predicts, known)

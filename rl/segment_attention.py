@@ -31,12 +31,13 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Block:
-    """Queries [query_start, query_stop) see keys [key_start, key_stop): all of them, or causally their own range."""
+    """Queries [query_start, query_stop) see keys [key_start, key_stop): all of them, or causally as many."""
 
     query_start: int
     query_stop: int
     key_start: int
     key_stop: int
+    is_causal: int
 
     @property
     def queries(self) -> slice:
@@ -46,13 +47,9 @@ class Block:
     def keys(self) -> slice:
         return slice(self.key_start, self.key_stop)
 
-    @property
-    def is_causal(self) -> bool:
-        return self.query_start == self.key_start
-
 
 def block_table(packed: PackedSequence) -> Tensor:
-    """Return the blocks of a row, int64 [1, 1, P, 4]: query_start, query_stop, key_start, key_stop.
+    """Return the blocks of a row, int64 [1, 1, P, 5]: the fields of `Block`.
 
     Four dimensions, so that transformers passes it to every layer as if it were a mask. A query's own segment comes
     first. Neighbours that continue the same segment share a block.
@@ -73,7 +70,7 @@ def block_table(packed: PackedSequence) -> Tensor:
             full[-1][1] = stop
         else:
             full.append([start, stop, *keys])
-    return torch.tensor([causal + full])[None]
+    return torch.tensor([[[*block, 1] for block in causal] + [[*block, 0] for block in full]])[None]
 
 
 def _split(start: int, stop: int, causal: list[list[int]], full: list[list[int]]) -> None:
@@ -85,6 +82,31 @@ def _split(start: int, stop: int, causal: list[list[int]], full: list[list[int]]
     _split(start, middle, causal, full)
     _split(middle, stop, causal, full)
     full.append([middle, stop, start, middle])
+
+
+def restrict(table: Tensor, rows: Tensor) -> Tensor:
+    """Return the table of a row of which only the queries at the indices `rows` [R], sorted, are left, side by side.
+
+    Keys are those of the whole row.
+    """
+    breaks = (rows.diff() > 1).nonzero().squeeze(1) + 1
+    pieces = zip(rows.tensor_split(breaks), [0, *breaks.tolist()], strict=True)
+    runs = [(int(piece[0]), int(piece[-1]) + 1, at) for piece, at in pieces]
+    causal: list[list[int]] = []
+    full: list[list[int]] = []
+    for block in map(lambda bounds: Block(*bounds), table[0, 0].tolist()):
+        parts = [
+            (max(start, block.query_start), min(stop, block.query_stop), at - start)
+            for start, stop, at in runs
+            if start < block.query_stop and block.query_start < stop
+        ]
+        for start, stop, shift in parts if block.is_causal else []:
+            causal.append([start + shift, stop + shift, start, stop, 1])
+            if start > block.key_start:
+                full.append([start + shift, stop + shift, block.key_start, start, 0])
+        if parts and not block.is_causal:
+            full.append([parts[0][0] + parts[0][2], parts[-1][1] + parts[-1][2], block.key_start, block.key_stop, 0])
+    return torch.tensor([causal + full])[None]
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float) -> Tensor:
@@ -104,7 +126,7 @@ class _SegmentAttention(torch.autograd.Function):
                 query[:, :, block.queries],
                 key[:, :, block.keys],
                 value[:, :, block.keys],
-                is_causal=block.is_causal,
+                is_causal=bool(block.is_causal),
                 scale=scale,
             )
             if block.is_causal:
@@ -130,7 +152,7 @@ class _SegmentAttention(torch.autograd.Function):
                 out[:, :, block.queries],
                 lse[:, :, block.queries],
                 0.0,
-                block.is_causal,
+                bool(block.is_causal),
                 scale=ctx.scale,
             )
             grad_query[:, :, block.queries] += of_query

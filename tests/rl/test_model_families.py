@@ -107,6 +107,7 @@ def test_a_model_with_full_attention_is_trained_as_it_computes_alone(name: str, 
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     with torch.no_grad():
         together, _ = policy.logprobs(packed)
+        trained, _ = policy.logprobs(packed, trained_only=True)
         alone = [model(row.token_ids[None]).logits[0].log_softmax(-1) for row in unpacked(packed)]
     start = 40
     for row, log_softmax in zip(unpacked(packed), alone, strict=True):
@@ -114,6 +115,9 @@ def test_a_model_with_full_attention_is_trained_as_it_computes_alone(name: str, 
         expected = log_softmax[40:-1].gather(1, row.token_ids[41:, None]).squeeze(1)
         torch.testing.assert_close(together[start : start + own - 1], expected, rtol=0, atol=1e-4)
         start += own
+    known = ~trained.isnan()
+    torch.testing.assert_close(trained[known], together[known], rtol=0, atol=1e-5)
+    assert policy.prunes_last_layer == model._supports_attention_backend
 
 
 # Models whose configuration says that they are different

@@ -9,7 +9,7 @@ from small_models import packed_group
 
 from tandem.rl.attention import dense_mask
 from tandem.rl.packing import PackedSequence
-from tandem.rl.segment_attention import CAUSAL_TOKENS, Block, block_table, segment_attention
+from tandem.rl.segment_attention import CAUSAL_TOKENS, Block, block_table, restrict, segment_attention
 
 HEAD_DIM = 8
 
@@ -23,8 +23,18 @@ def row(*segments: tuple[int, int]) -> PackedSequence:
     return PackedSequence(ids, ids, ids, parents, zeros.bool(), zeros, zeros, zeros)
 
 
-def blocks_of(packed: PackedSequence) -> list[Block]:
-    return [Block(*bounds) for bounds in block_table(packed)[0, 0].tolist()]
+def blocks_of(table: torch.Tensor) -> list[Block]:
+    return [Block(*bounds) for bounds in table[0, 0].tolist()]
+
+
+def pairs(table: torch.Tensor, num_queries: int, num_keys: int) -> torch.Tensor:
+    """Return how often each query meets each key."""
+    seen = torch.zeros(num_queries, num_keys, dtype=torch.int64)
+    for block in blocks_of(table):
+        sizes = block.query_stop - block.query_start, block.key_stop - block.key_start
+        met = torch.ones(sizes, dtype=torch.int64)
+        seen[block.queries, block.keys] += met.tril() if block.is_causal else met
+    return seen
 
 
 ROWS = {
@@ -55,7 +65,7 @@ def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: t
     expected = F.scaled_dot_product_attention(
         query, key.repeat_interleave(repeat, 0), value.repeat_interleave(repeat, 0), attn_mask=mask, scale=0.3
     )
-    found = segment_attention(query, key, value, blocks_of(packed), scale=0.3)
+    found = segment_attention(query, key, value, blocks_of(block_table(packed)), scale=0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     inputs = (query, key, value)
     for given in (grad, torch.ones(()).double().expand(grad.shape)):  # the second as in sum().backward()
@@ -67,16 +77,27 @@ def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: t
 @pytest.mark.parametrize("name", ROWS)
 def test_blocks_cover_each_visible_pair_once_and_no_other(name: str) -> None:
     packed = ROWS[name]
-    seen = torch.zeros(packed.num_tokens, packed.num_tokens, dtype=torch.int64)
-    for block in blocks_of(packed):
-        pairs = torch.ones(block.query_stop - block.query_start, block.key_stop - block.key_start, dtype=torch.int64)
-        seen[block.queries, block.keys] += pairs.tril() if block.is_causal else pairs
-    assert torch.equal(seen, dense_mask(packed.segment_ids, packed.parent_ids)[0, 0].long())
+    visible = dense_mask(packed.segment_ids, packed.parent_ids)[0, 0].long()
+    assert torch.equal(pairs(block_table(packed), packed.num_tokens, packed.num_tokens), visible)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_restricted_table_has_the_pairs_of_its_rows(name: str, seed: int) -> None:
+    packed = ROWS[name]
+    visible = dense_mask(packed.segment_ids, packed.parent_ids)[0, 0].long()
+    chosen = torch.rand(packed.num_tokens // 3 + 1, generator=torch.Generator().manual_seed(seed)) < 0.6
+    rows = chosen.repeat_interleave(3)[: packed.num_tokens].nonzero().squeeze(1)
+    table = restrict(block_table(packed), rows) if len(rows) else torch.empty(1, 1, 0, 5)
+    assert torch.equal(pairs(table, len(rows), packed.num_tokens), visible[rows])
+    # A query's causal block comes before the others, which are merged into its result.
+    order = [block.is_causal for block in blocks_of(table)]
+    assert order == sorted(order, reverse=True)
 
 
 def test_neighbours_on_one_prompt_share_a_block() -> None:
-    full = [block for block in blocks_of(ROWS["a group"]) if not block.is_causal]
-    assert full == [Block(5, 13, 0, 5)]
+    full = [block for block in blocks_of(block_table(ROWS["a group"])) if not block.is_causal]
+    assert full == [Block(5, 13, 0, 5, is_causal=0)]
 
 
 def test_scores_that_differ_by_hundreds_do_not_overflow() -> None:
@@ -84,6 +105,6 @@ def test_scores_that_differ_by_hundreds_do_not_overflow() -> None:
     query = torch.full((1, packed.num_tokens, HEAD_DIM), 30.0)
     key = torch.linspace(-30, 30, packed.num_tokens)[None, :, None].expand(1, -1, HEAD_DIM)
     value = torch.arange(float(packed.num_tokens))[None, :, None].expand(1, -1, HEAD_DIM)
-    out = segment_attention(query, key, value, blocks_of(packed), scale=1.0)[0, :, 0]
+    out = segment_attention(query, key, value, blocks_of(block_table(packed)), scale=1.0)[0, :, 0]
     # Each token attends to the latest visible one, itself: its score is the highest by far.
     torch.testing.assert_close(out, torch.arange(float(packed.num_tokens)))
