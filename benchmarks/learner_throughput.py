@@ -144,7 +144,7 @@ def shared_step(path: Path, work: Workload, rows: Sequence[PackedSequence]) -> S
             hidden = causal_lm.model(
                 input_ids=row.token_ids[None],
                 position_ids=row.positions[None],
-                attention_mask=dense_mask(row.segment_ids, row.parent_ids),
+                attention_mask=dense_mask(row),
                 use_cache=False,
             )[0][0]
             trained = row.loss_mask.nonzero().squeeze(1)

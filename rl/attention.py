@@ -1,8 +1,9 @@
 """Attention masks of packed sequences, for every attention implementation.
 
-`visibility` defines the rule once, for a dense mask (SDPA, eager) and for a FlexAttention block mask. Attention by
-segments (`segment_attention`) takes a table of blocks instead; tests compare it with the dense mask. Position ids are
-always passed to the model, so that a completion continues its prompt's positions wherever it is in the row.
+`visibility` states the rule of `packed_rows` once, for a dense mask (SDPA, eager) and for a FlexAttention block mask.
+Attention by segments (`segment_attention`) takes a table of blocks instead; tests compare it with the dense mask.
+Position ids are always passed to the model, so that a segment continues its parent's positions wherever it is in the
+row.
 
 Shapes: T tokens of a packed sequence, P >= T tokens that are fed to the model.
 """
@@ -17,67 +18,66 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from tandem.rl.packing import PackedSequence
+from tandem.rl.packed_rows import PackedSequence, seen_until
 from tandem.rl.segment_attention import block_table
 
 Attention = Literal["segments", "sdpa", "eager", "flex_attention"]
 FLEX_BLOCK_SIZE = 128
-PADDING_SEGMENT = -1
 
 
-def visibility(segment_ids: Tensor, parent_ids: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def visibility(seen_until: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return the rule as a FlexAttention mask_mod: (batch, head, query, key) indices to bool, True if query sees key.
 
-    A query sees itself and earlier keys, in its own segment or the one its segment continues. [T], [T]
+    A query sees itself and the earlier keys that are seen until after it. [T]
     """
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_segment = segment_ids[query] == segment_ids[key]
-        in_prompt = parent_ids[query] == segment_ids[key]
-        return (key <= query) & (same_segment | in_prompt)
+        return (key <= query) & (query < seen_until[key])
 
     return sees
 
 
-def dense_mask(segment_ids: Tensor, parent_ids: Tensor) -> Tensor:
+def dense_mask(packed: PackedSequence) -> Tensor:
     """Return the rule for all pairs: bool [1, 1, T, T], query by key."""
-    index = torch.arange(segment_ids.numel(), device=segment_ids.device)
+    until = seen_until(packed)
+    index = torch.arange(packed.num_tokens, device=until.device)
     zero = index.new_zeros(())
-    return visibility(segment_ids, parent_ids)(zero, zero, index[:, None], index[None, :])[None, None]
+    return visibility(until)(zero, zero, index[:, None], index[None, :])[None, None]
 
 
-def block_mask(segment_ids: Tensor, parent_ids: Tensor) -> BlockMask:
-    """Return the rule as a block mask over P tokens, a multiple of 128; on CUDA without a [P, P] tensor."""
-    num_tokens, device = segment_ids.numel(), segment_ids.device
+def block_mask(packed: PackedSequence, padding: int = 0) -> BlockMask:
+    """Return the rule as a block mask over P = T + padding tokens; on CUDA without a [P, P] tensor.
+
+    Padding sees no token of the row, and no token of the row sees padding.
+    """
+    num_tokens = packed.num_tokens + padding
+    until = F.pad(seen_until(packed), (0, padding), value=num_tokens)
     return create_block_mask(
-        visibility(segment_ids, parent_ids),
+        visibility(until),
         B=1,
         H=1,
         Q_LEN=num_tokens,
         KV_LEN=num_tokens,
-        device=device,
+        device=until.device,
         BLOCK_SIZE=FLEX_BLOCK_SIZE,
-        _compile=device.type == "cuda",
+        _compile=until.is_cuda,
     )
 
 
 def forward_inputs(packed: PackedSequence, attention: Attention, dtype: torch.dtype) -> dict[str, Tensor | BlockMask]:
     """Return `packed` as keyword arguments of a transformers decoder, batch size 1.
 
-    For FlexAttention the row is padded to P tokens; padding is a segment of its own. `dtype` is the model's: eager
-    attention adds the mask to the scores.
+    For FlexAttention the row is padded to P tokens. `dtype` is the model's, which eager attention adds to its scores.
     """
+    padding = -packed.num_tokens % FLEX_BLOCK_SIZE if attention == "flex_attention" else 0
     if attention == "flex_attention":
-        padding = -packed.num_tokens % FLEX_BLOCK_SIZE
-        segment_ids = F.pad(packed.segment_ids, (0, padding), value=PADDING_SEGMENT)
-        parent_ids = F.pad(packed.parent_ids, (0, padding), value=PADDING_SEGMENT)
-        mask: Tensor | BlockMask = block_mask(segment_ids, parent_ids)
+        mask: Tensor | BlockMask = block_mask(packed, padding)
     elif attention == "segments":
-        padding, mask = 0, block_table(packed)
+        mask = block_table(packed)
+    elif attention == "sdpa":
+        mask = dense_mask(packed)
     else:
-        padding = 0
-        visible = dense_mask(packed.segment_ids, packed.parent_ids)
-        mask = visible if attention == "sdpa" else _additive(visible, dtype)
+        mask = _additive(dense_mask(packed), dtype)
     return {
         "input_ids": F.pad(packed.token_ids, (0, padding))[None],
         "position_ids": F.pad(packed.positions, (0, padding))[None],

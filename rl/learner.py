@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import IntEnum, auto
 
 import torch
@@ -161,11 +160,11 @@ class Learner:
         kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
         for packed in sequences:
             logprobs, entropy = self.policy.logprobs(packed, logprob_chunk_size, with_entropy=True, trained_only=True)
-            inputs = LossInputs.from_packed(packed, logprobs)
+            inputs = LossInputs.from_packed(packed, logprobs, entropy)
             terms = policy_loss(inputs, loss, kl_mean)
             terms.loss_sum.backward()
-            self._sums += _sequence_sums(inputs, terms, entropy)
-            self._watch_sampling(fresh_differences(packed, inputs))
+            self._sums += _sequence_sums(inputs, terms)
+            self._watch_sampling(fresh_differences(inputs))
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """Finish the gradient step, equally on every learner, and return its metrics, all finite.
@@ -231,7 +230,7 @@ class Learner:
         if self._sums[_Sum.SEQUENCES] > 0:
             raise ValueError("With a KL penalty, pass all packed sequences of a gradient step to one forward_backward.")
         for packed in sequences:
-            if packed.ref_logprobs is None or packed.ref_logprobs[packed.loss_mask].isnan().any():
+            if packed.ref_logprobs is None or packed.ref_logprobs[packed.is_trained].isnan().any():
                 raise ValueError("With a KL penalty, every trained token needs a reference logprob (ref_logprobs).")
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         if world_size == 1 and len(sequences) == 1:
@@ -252,7 +251,7 @@ class Learner:
         if loss.kl_source == "sample" and not inputs.trained().behaviour_logprobs().isnan().any():
             return inputs
         logprobs, _ = self.policy.logprobs(packed, chunk_size, trained_only=True)
-        return replace(inputs, policy_logprobs=logprobs)
+        return LossInputs.from_packed(packed, logprobs)
 
     def _watch_sampling(self, differences: Tensor) -> None:
         """Record the differences [F] between sampling and current logprobs, which measure the engine's error."""
@@ -292,13 +291,14 @@ def _norm(gradient: Tensor) -> float:
     return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
 
 
-def _sequence_sums(inputs: LossInputs, terms: LossTerms, entropy: Tensor) -> Tensor:
+def _sequence_sums(inputs: LossInputs, terms: LossTerms) -> Tensor:
     """Return the sums of one packed sequence, in the order of _Sum."""
-    sums = _Sum.zeros(entropy.device)
+    assert inputs.entropy is not None, "it is a metric of every step"
+    sums = _Sum.zeros(inputs.entropy.device)
     sums[_Sum.TOKENS] = terms.num_tokens
     sums[_Sum.SEQUENCES] = 1
     sums[_Sum.LOSS] = terms.loss_sum.detach()
-    sums[_Sum.ENTROPY] = (entropy * inputs.weights)[inputs.loss_mask].sum()
+    sums[_Sum.ENTROPY] = (inputs.entropy * inputs.weights)[inputs.loss_mask].sum()
     sums[_Sum.RATIO] = terms.ratio_sum
     sums[_Sum.CLIPPED] = terms.num_clipped
     sums[_Sum.UNKNOWN] = (~inputs.policy_logprobs.detach()[inputs.loss_mask].isfinite()).sum()

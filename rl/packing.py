@@ -1,175 +1,158 @@
-"""Packing: many sequences in one row, with the shared prompt of a group computed once.
+"""Packing: sequences to packed rows, in which every long common prefix of a group is computed once.
 
-A packed sequence is a row of segments. A segment is either a prompt shared by several completions or one completion
-(the rest of a sequence: everything after the shared prompt, later user turns included). Token q sees token k when
-
-    k <= q  and  (segment[q] == segment[k]  or  parent[q] == segment[k]),
-
-so a completion sees its prompt and itself, never its neighbours; `positions` are those of the unpacked sequence.
+`packed_rows` has the rows and says what they mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from itertools import count, groupby
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
+from tandem.rl.packed_rows import PackedSequence, Repeats, one_segment, unpack
+from tandem.rl.prefix_order import prefix_order
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 
+__all__ = ["MIN_GAIN", "PackedSequence", "Repeats", "one_segment", "pack", "unpack"]
 
-@dataclass(frozen=True)
-class PackedSequence:
-    """One row of packed sequences; no padding, T varies. Every field is [T] and describes token t."""
-
-    token_ids: Tensor
-    """int64."""
-    positions: Tensor
-    """int64. Index of the token in its own, unpacked sequence."""
-    segment_ids: Tensor
-    """int64. The segment the token belongs to; numbered from 0 in order of appearance in the row."""
-    parent_ids: Tensor
-    """int64. The segment that this token's segment continues; a root is its own parent."""
-    loss_mask: Tensor
-    """bool. True where the token was sampled and is trained."""
-    sampling_logprobs: Tensor
-    """float32. The sampler's logprob of the token, NaN where unknown."""
-    advantages: Tensor
-    """float32. Balanced and normalised; 0 outside the mask."""
-    weights: Tensor
-    """float32. Mean 1 over the trained tokens of the job; 0 outside the mask."""
-    old_logprobs: Tensor | None = None
-    """float32. Logprobs recomputed under the policy before the step; NaN where unknown."""
-    ref_logprobs: Tensor | None = None
-    """float32. Logprobs under the KL reference; NaN where unknown."""
-    policy_versions: Tensor | None = None
-    """int64. The step of the policy version that the token's trajectory began with; -1 where unknown."""
-    is_fresh: Tensor | None = None
-    """bool. True if sampled by the policy at the start of the step; None in steps that don't compare the two."""
-
-    @property
-    def num_tokens(self) -> int:
-        return self.token_ids.numel()
-
-    @property
-    def num_trained_tokens(self) -> int:
-        return int(self.loss_mask.sum())
-
-    @property
-    def num_completions(self) -> int:
-        """Segments with a trained token, at least 1."""
-        trained: Tensor = self.segment_ids[self.loss_mask].unique()
-        return max(trained.numel(), 1)
-
-    def to(self, device: torch.device | str) -> PackedSequence:
-        """Return the row with every tensor on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+MIN_GAIN = 64
+"""Tokens that sharing must save for a sequence to leave another one. The prompt of a group may be shorter."""
 
 
-def one_segment(token_ids: Tensor) -> PackedSequence:
-    """Return a row of one sequence [T] that is only scored: no token is trained."""
-    index = torch.arange(token_ids.numel())
-    zeros = torch.zeros(token_ids.numel())
-    return PackedSequence(
-        token_ids=token_ids,
-        positions=index,
-        segment_ids=torch.zeros_like(index),
-        parent_ids=torch.zeros_like(index),
-        loss_mask=zeros.bool(),
-        sampling_logprobs=zeros,
-        advantages=zeros,
-        weights=zeros,
-    )
+def pack(
+    sequences: Sequence[TokenizedSequence], packed_sequence_length: int, min_gain: int = MIN_GAIN
+) -> list[PackedSequence]:
+    """Fill rows of at most `packed_sequence_length` tokens with sequences.
 
-
-def unpack(row: PackedSequence) -> list[Tensor]:
-    """Return the sequences of a row, each as the row indices [T] of its tokens, prompt first.
-
-    There is one per segment that no other segment continues. `row.token_ids[indices]` is the sequence before packing.
-    The indices of a shared prompt occur in several.
-    """
-    parents = row.parent_ids[row.parent_ids != row.segment_ids].unique()
-    leaves = row.segment_ids[~torch.isin(row.segment_ids, parents)].unique().tolist()
-    found = []
-    for leaf in leaves:
-        own = row.segment_ids == leaf
-        parent = row.parent_ids[own][0]
-        found.append((own | (row.segment_ids == parent)).nonzero().squeeze(1))
-    return found
-
-
-def pack(sequences: Sequence[TokenizedSequence], packed_sequence_length: int) -> list[PackedSequence]:
-    """Fill rows of at most `packed_sequence_length` tokens with sequences, in order.
-
-    A row ends when the next sequence doesn't fit (next fit). Within a row, the sequences of a group share its prompt;
-    a new row repeats it. Advantages and weights are copied.
+    A row ends when the next sequence doesn't fit (next fit); a new row repeats the prefixes that it needs. Groups keep
+    their order. The sequences of a group do too, except that those which share more than its prompt come depth-first
+    (`prefix_order`), so that rows hold whole branches. Advantages and weights are copied.
 
     Args:
         sequences: those of a group next to each other; none longer than `packed_sequence_length`.
         packed_sequence_length: tokens.
+        min_gain: tokens that sharing must save, besides the prompt that the whole group shares.
     """
-    rows: list[PackedSequence] = []
-    segments: list[_Segment] = []
-    for sequence in sequences:
-        assert sequence.num_tokens <= packed_sequence_length, "callers drop longer sequences before packing"
-        added = _segments(sequence, segments)
-        if segments and sum(s.num_tokens for s in segments + added) > packed_sequence_length:
-            rows.append(_row(segments))
-            segments = []
-            added = _segments(sequence, segments)
-        segments += added
-    return [*rows, _row(segments)] if segments else rows
+    rows: list[_Row] = [_Row()]
+    for _, group in groupby(sequences, key=attrgetter("group")):
+        of_group = list(group)
+        rows[-1].path = []
+        token_ids, num_common = [s.token_ids for s in of_group], of_group[0].prompt_length + 1
+        for index, num_shared in prefix_order(token_ids, min_gain, num_common):
+            sequence = of_group[index]
+            assert sequence.num_tokens <= packed_sequence_length, "callers drop longer sequences before packing"
+            if rows[-1].num_tokens + rows[-1].num_added(sequence, num_shared) > packed_sequence_length:
+                rows.append(_Row())
+            rows[-1].add(sequence, num_shared)
+    return [row.packed() for row in rows if row.parts]
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """Tokens start to stop of a sequence. `parent` is an index in the row's segments; a root has its own."""
+class _Part:
+    """Tokens start to stop of a sequence, as a segment of a row from token `begin` on. `parent` is its parent's id."""
 
     sequence: TokenizedSequence
     start: int
     stop: int
+    begin: int
     parent: int
 
-    @property
-    def num_tokens(self) -> int:
-        return self.stop - self.start
+
+class _Row:
+    """A row while it is filled, depth-first."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self.path: list[int] = []
+        """The segments of the last sequence, from its root on; empty at the first sequence of a group."""
+        self.num_tokens = 0
+        self._repeats: list[tuple[TokenizedSequence, Tensor, Tensor, int | None]] = []
+
+    def num_added(self, sequence: TokenizedSequence, num_shared: int) -> int:
+        """Return the tokens that a sequence would add, which shares its first `num_shared` ones with the last."""
+        if not self._shared_path(num_shared):
+            return sequence.num_tokens
+        own = sequence.num_tokens - num_shared
+        return own + 1 if own else 0
+
+    def add(self, sequence: TokenizedSequence, num_shared: int) -> None:
+        """Add a sequence, which shares its first `num_shared` tokens with the last one."""
+        self.path = self._shared_path(num_shared)
+        if not self.path:
+            if sequence.prompt_length:
+                self._append(sequence, 0, sequence.prompt_length)
+            self._append(sequence, sequence.prompt_length, sequence.num_tokens)
+        elif num_shared < sequence.num_tokens:
+            self._repeat(sequence, num_shared, completion_id=len(self.parts))
+            self._append(sequence, num_shared - 1, sequence.num_tokens)
+        else:
+            self._repeat(sequence, num_shared, completion_id=None)
+
+    def _shared_path(self, num_shared: int) -> list[int]:
+        """Return the segments of the last sequence that have a token before the last shared one."""
+        return [segment for segment in self.path if self.parts[segment].start < num_shared - 1]
+
+    def _append(self, sequence: TokenizedSequence, start: int, stop: int) -> None:
+        parent = self.path[-1] if self.path else len(self.parts)
+        self.path.append(len(self.parts))
+        self.parts.append(_Part(sequence, start, stop, self.num_tokens, parent))
+        self.num_tokens += stop - start
+
+    def _repeat(self, sequence: TokenizedSequence, num_shared: int, completion_id: int | None) -> None:
+        """Record the trained ones among the first `num_shared` tokens, which are in the segments of the path."""
+        trained = sequence.loss_mask[:num_shared].nonzero().squeeze(1)
+        if trained.numel():
+            # The first token of a segment is a copy of one that its parent has.
+            starts = torch.tensor([self.parts[segment].start for segment in self.path])
+            begins = torch.tensor([self.parts[segment].begin for segment in self.path])
+            place = torch.bucketize(trained, starts) - 1
+            self._repeats.append((sequence, trained, begins[place] + trained - starts[place], completion_id))
+
+    def packed(self) -> PackedSequence:
+        parts = self.parts
+        lengths = torch.tensor([part.stop - part.start for part in parts])
+
+        def gather(name: str) -> Tensor:
+            return torch.cat([getattr(part.sequence, name)[part.start : part.stop] for part in parts])
+
+        loss_mask = gather("loss_mask")
+        loss_mask[[part.begin for part in parts if part.start]] = False  # copies, which nothing predicts
+        return PackedSequence(
+            token_ids=gather("token_ids"),
+            positions=torch.cat([torch.arange(part.start, part.stop) for part in parts]),
+            segment_ids=_spread(list(range(len(parts))), lengths),
+            parent_ids=_spread([part.parent for part in parts], lengths),
+            loss_mask=loss_mask,
+            sampling_logprobs=gather("sampling_logprobs").float(),
+            advantages=_spread([part.sequence.advantage for part in parts], lengths).float() * loss_mask,
+            weights=_spread([part.sequence.weight for part in parts], lengths).float() * loss_mask,
+            policy_versions=_spread([_or_unknown(part.sequence.policy_version) for part in parts], lengths),
+            repeats=self._packed_repeats(),
+        )
+
+    def _packed_repeats(self) -> Repeats:
+        if not self._repeats:
+            return Repeats.none()
+        sequences, trained, indices, completion_ids = zip(*self._repeats, strict=True)
+        lengths, new_ids = torch.tensor([own.numel() for own in trained]), count(len(self.parts))
+        sampling_logprobs = [s.sampling_logprobs[own] for s, own in zip(sequences, trained, strict=True)]
+        return Repeats(
+            indices=torch.cat(indices),
+            completion_ids=_spread([next(new_ids) if id_ is None else id_ for id_ in completion_ids], lengths),
+            sampling_logprobs=torch.cat(sampling_logprobs).float(),
+            advantages=_spread([s.advantage for s in sequences], lengths).float(),
+            weights=_spread([s.weight for s in sequences], lengths).float(),
+            policy_versions=_spread([_or_unknown(s.policy_version) for s in sequences], lengths),
+            is_fresh=torch.zeros(int(lengths.sum()), dtype=torch.bool),
+        )
 
 
-def _segments(sequence: TokenizedSequence, row: list[_Segment]) -> list[_Segment]:
-    """Return the segments that a sequence adds to a row: its tokens, after its group's prompt if that is missing."""
-    prompt_length, end = sequence.prompt_length, sequence.num_tokens
-    if prompt_length == 0:
-        return [_Segment(sequence, 0, end, parent=len(row))]
-    for index, segment in enumerate(row):
-        if segment.sequence.group == sequence.group:
-            return [_Segment(sequence, prompt_length, end, parent=index)]
-    prompt = len(row)
-    return [_Segment(sequence, 0, prompt_length, parent=prompt), _Segment(sequence, prompt_length, end, parent=prompt)]
-
-
-def _row(segments: list[_Segment]) -> PackedSequence:
-    lengths = torch.tensor([segment.num_tokens for segment in segments])
-
-    def gather(name: str) -> Tensor:
-        return torch.cat([getattr(s.sequence, name)[s.start : s.stop] for s in segments])
-
-    def spread(values: list[float] | list[int]) -> Tensor:
-        return torch.tensor(values).repeat_interleave(lengths)
-
-    loss_mask = gather("loss_mask")
-    return PackedSequence(
-        token_ids=gather("token_ids"),
-        positions=torch.cat([torch.arange(s.start, s.stop) for s in segments]),
-        segment_ids=spread(list(range(len(segments)))),
-        parent_ids=spread([segment.parent for segment in segments]),
-        loss_mask=loss_mask,
-        sampling_logprobs=gather("sampling_logprobs").float(),
-        advantages=spread([segment.sequence.advantage for segment in segments]).float() * loss_mask,
-        weights=spread([segment.sequence.weight for segment in segments]).float() * loss_mask,
-        policy_versions=spread([_or_unknown(segment.sequence.policy_version) for segment in segments]),
-    )
+def _spread(values: list[float] | list[int], lengths: Tensor) -> Tensor:
+    return torch.tensor(values).repeat_interleave(lengths)
 
 
 def _or_unknown(version: int | None) -> int:

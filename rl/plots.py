@@ -50,7 +50,7 @@ def _plot(row: PackedSequence, index: int) -> bytes:
 def _draw_segments(axes: Axes, row: PackedSequence) -> None:
     """Draw each token at the height of its segment, context in gray and trained tokens in colour."""
     tokens = torch.arange(row.num_tokens)
-    for mask, color, label in ((~row.loss_mask, "0.6", "context"), (row.loss_mask, "tab:orange", "trained")):
+    for mask, color, label in ((~row.is_trained, "0.6", "context"), (row.is_trained, "tab:orange", "trained")):
         axes.scatter(tokens[mask].numpy(), row.segment_ids[mask].numpy(), s=4, marker="s", color=color, label=label)
     axes.invert_yaxis()
     axes.set_ylabel("segment")

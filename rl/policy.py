@@ -189,6 +189,6 @@ def check_tensors(what: str, expected: Mapping[str, torch.Size], given: Mapping[
 def _predicted_positions(packed: PackedSequence, trained_only: bool) -> Tensor:
     """Return the indices t whose next token continues the segment; with `trained_only`, if it is trained."""
     continues = shift_left(packed.segment_ids, -1) == packed.segment_ids
-    trained = shift_left(packed.loss_mask, False)
+    trained = shift_left(packed.is_trained, False)
     assert not (trained & ~continues).any(), "the first token of a segment has no prediction, so it can't be trained"
     return (trained if trained_only else continues).nonzero().squeeze(1)

@@ -1,7 +1,8 @@
 """Attention over a packed row on a CPU, computed per segment instead of under a dense [T, T] mask.
 
-A row is a table of blocks: each segment attends causally to itself, and fully to each segment that it continues. Every
-block is one call of torch's flash attention kernel, and the blocks of a query are merged by their log-sum-exp:
+A row is a table of blocks: each segment attends causally to itself, and fully to the tokens of each segment that it
+continues, in one block with all segments that continue it in turn. Every block is one call of torch's flash attention
+kernel, and the blocks of a query are merged by their log-sum-exp:
 
     lse = log sum_b exp(lse_b),   out = sum_b exp(lse_b - lse) out_b.
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tandem.rl.packing import PackedSequence
+from tandem.rl.packed_rows import PackedSequence, segments_of
 
 NAME = "segments"
 CAUSAL_TOKENS = 256
@@ -52,24 +53,18 @@ def block_table(packed: PackedSequence) -> Tensor:
     """Return the blocks of a row, int64 [1, 1, P, 5]: the fields of `Block`.
 
     Four dimensions, so that transformers passes it to every layer as if it were a mask. A query's own segment comes
-    first. Neighbours that continue the same segment share a block.
+    first. Then comes, for each segment, one block of its parent's tokens that the segment and all that continue it
+    see. Neighbours that leave their parent at the same place share a block.
     """
-    starts = _starts(packed.segment_ids)
-    ranges = list(zip(starts, [*starts[1:], packed.num_tokens], strict=True))
-    of_segment = {int(packed.segment_ids[start]): (start, stop) for start, stop in ranges}
     causal: list[list[int]] = []
     full: list[list[int]] = []
-    for start, stop in ranges:
-        _split(start, stop, causal, full)
-    for segment, (start, stop) in of_segment.items():
-        parent = int(packed.parent_ids[start])
-        if parent == segment:
-            continue
-        keys = list(of_segment[parent])
-        if full and full[-1][1] == start and full[-1][2:] == keys:
-            full[-1][1] = stop
-        else:
-            full.append([start, stop, *keys])
+    of_parents: dict[tuple[int, int], list[int]] = {}  # by range of keys: begin and end of the segments that see it
+    for segment in segments_of(packed):
+        _split(segment.begin, segment.stop, causal, full)
+        if segment.parent is not None and segment.num_seen > 0:
+            begin = segment.parent.begin
+            of_parents.setdefault((begin, begin + segment.num_seen), [segment.begin, 0])[1] = segment.end
+    full += [[*queries, *keys] for keys, queries in of_parents.items()]
     return torch.tensor([[[*block, 1] for block in causal] + [[*block, 0] for block in full]])[None]
 
 
@@ -179,12 +174,6 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     total = torch.logaddexp(lse, part_lse)
     out.mul_((lse - total).exp_()[..., None]).add_(part * (part_lse - total).exp_()[..., None])
     lse.copy_(total)
-
-
-def _starts(segment_ids: Tensor) -> list[int]:
-    """Return the index of each segment's first token."""
-    changes = (segment_ids[1:] != segment_ids[:-1]).nonzero().squeeze(1) + 1
-    return [0, *changes.tolist()]
 
 
 def _attention(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, TrainingConfig
 from tandem.rl.errors import StepError
@@ -65,13 +65,15 @@ def fill_logprobs(
     scored = {version: score(version, rows) for version in dict.fromkeys(wanted.values())}
     filled = list(rows)
     for field, version in wanted.items():
-        if any(not own[row.loss_mask].isfinite().all() for row, own in zip(rows, scored[version], strict=True)):
+        if any(not own[row.is_trained].isfinite().all() for row, own in zip(rows, scored[version], strict=True)):
             which = "that the job starts from" if field == "old_logprobs" else "that is the KL reference"
             raise StepError(
                 f"The version {which} ({version}) gives logprobs that aren't finite: earlier training destroyed it, "
                 "usually with a learning rate that was too high. Delete it, or choose another one."
             )
-        filled = [replace(row, **{field: own}) for row, own in zip(filled, scored[version], strict=True)]
+        for index, own in enumerate(scored[version]):
+            known: dict[str, Any] = {field: own}
+            filled[index] = replace(filled[index], **known)
     return filled
 
 
@@ -106,7 +108,10 @@ def gradient_steps(
 
 def mark_fresh(row: PackedSequence, version: int) -> PackedSequence:
     """Return the row with `is_fresh` true where a token was sampled by `version`."""
-    return row if row.policy_versions is None else replace(row, is_fresh=row.policy_versions == version)
+    if row.policy_versions is None:
+        return row
+    repeats = replace(row.repeats, is_fresh=row.repeats.policy_versions == version)
+    return replace(row, is_fresh=row.policy_versions == version, repeats=repeats)
 
 
 def logprob_chunk_size(config: TrainingConfig) -> int:

@@ -18,6 +18,7 @@ from loss_comparison.sampling import Sampler
 from loss_comparison.settings import Settings
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.rollouts import TaskStream, roll_out_group
+from tandem.rl.losses import LossInputs
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy
 from tandem.rl.tokens.tokenizing import ChatTokenizer, tokenize_history
@@ -82,7 +83,8 @@ class Ruler:
         policy, entropy = self._scores(adapter, rows)
         base, _ = self._scores(self.base, rows)
         self.policy.load_adapter_state(own)
-        sampled = torch.cat([row.sampling_logprobs[row.loss_mask] for row in rows])
+        inputs = [LossInputs.from_packed(row, row.sampling_logprobs).trained() for row in rows]
+        sampled = torch.cat([of_row.sampling_logprobs for of_row in inputs])
         return Measurement(
             reward,
             kl_base=float((policy - base).double().mean()),
@@ -96,10 +98,10 @@ class Ruler:
         self.policy.load_adapter_state(adapter)
         logprobs, entropies = [], []
         for row in rows:
-            own, entropy = self.policy.logprobs(row, with_entropy=True, trained_only=True)
-            known = ~own.isnan()
-            logprobs.append(own[known].cpu())
-            entropies.append(entropy[known].cpu())
+            inputs = LossInputs.from_packed(row, *self.policy.logprobs(row, with_entropy=True, trained_only=True))
+            trained = inputs.trained()
+            logprobs.append(trained.policy_logprobs)
+            entropies.append(trained.entropy)
         return torch.cat(logprobs), torch.cat(entropies)
 
 

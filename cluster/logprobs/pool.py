@@ -184,7 +184,7 @@ class _Run:
         """Compare the results of a chunk that both kinds have scored; drop the engines if they differ too much."""
         if task.results is None or task.twin is None or task.twin.results is None:
             return
-        trained = [self.rows[index].loss_mask for index in task.rows]
+        trained = [self.rows[index].is_trained for index in task.rows]
         for mask, mine, twins in zip(trained, task.results, task.twin.results, strict=True):
             if mask.any():
                 diff = (mine[mask].double() - twins[mask].double()).abs()
@@ -232,7 +232,7 @@ class _Run:
 
 
 def engine_work(rows: Sequence[PackedSequence]) -> float:
-    """Return how many tokens an engine computes per token of a learner: it repeats a prompt for each completion."""
+    """Return how many tokens an engine computes per token of a learner: it repeats a prefix for each sequence."""
     from tandem.rl.packing import unpack
 
     unpacked = sum(own.numel() for row in rows for own in unpack(row))
@@ -244,5 +244,5 @@ def _check_results(rows: Sequence[PackedSequence], results: Sequence[Tensor]) ->
     shapes = [(tuple(row.token_ids.shape), tuple(result.shape)) for row, result in zip(rows, results, strict=True)]
     if any(wanted != found for wanted, found in shapes):
         raise ValueError(f"Logprobs of the wrong length: (wanted, found) is {shapes}.")
-    if not all(result[row.loss_mask].isfinite().all() for row, result in zip(rows, results, strict=True)):
+    if not all(result[row.is_trained].isfinite().all() for row, result in zip(rows, results, strict=True)):
         raise ValueError("A trained token's logprob isn't finite.")

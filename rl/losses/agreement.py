@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 
 from tandem.rl.advantages import ROUNDING
-from tandem.rl.losses.inputs import LossInputs, known_or_nan, shift_left
-from tandem.rl.packing import PackedSequence
+from tandem.rl.losses.inputs import LossInputs, known_or_nan
 
 
-def fresh_differences(packed: PackedSequence, inputs: LossInputs) -> Tensor:
+def fresh_differences(inputs: LossInputs) -> Tensor:
     """|log pi_theta - log pi_sampling| of the F trained tokens that this very policy sampled, float64 [F].
 
-    They are 0 if sampler and learner compute alike. Empty if the row's `is_fresh` isn't set.
+    They are 0 if sampler and learner compute alike. Empty if `is_fresh` isn't set.
     """
     policy = inputs.policy_logprobs.detach().double()
-    if packed.is_fresh is None:
+    if inputs.is_fresh is None:
         return policy.new_empty(0)
     sampling = known_or_nan(inputs.sampling_logprobs)
-    fresh = shift_left(packed.is_fresh, False) & inputs.loss_mask & ~sampling.isnan()
+    fresh = inputs.is_fresh & inputs.loss_mask & ~sampling.isnan()
     return (policy[fresh] - sampling[fresh].double()).abs()
 
 

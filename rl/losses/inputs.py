@@ -4,7 +4,10 @@ A causal model's output at position t is its prediction of token t + 1. Everythi
 (`PackedSequence`, token-aligned) is therefore shifted left by one here, so that position t of `LossInputs`
 describes the prediction made at t and the token t + 1 that it scores (prediction-aligned).
 
-Shapes: T positions of a packed sequence, N trained positions among them.
+Tokens that several sequences train (`Repeats`) follow, once for each further sequence: their logprobs are gathered from
+the prediction, so that its gradient is the sum of all.
+
+Shapes: T positions of a packed sequence and its E repeats, N trained ones among these.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def shift_right(predictionwise: Tensor, pad: float) -> Tensor:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One packed sequence as a loss sees it. All tensors are [T], prediction-aligned and on one device.
+    """One packed sequence as a loss sees it. All tensors are [T + E], prediction-aligned and on one device.
 
     Values outside `loss_mask` may be anything: NaN there reaches neither a loss nor a gradient.
     """
@@ -48,11 +51,15 @@ class LossInputs:
     loss_mask: Tensor
     """bool: the scored token is trained."""
     completion_ids: Tensor
-    """int64: which completion the scored token belongs to (all turns of one trajectory share an id)."""
+    """int64: which completion the scored token belongs to (all turns of one sequence share an id)."""
     old_logprobs: Tensor | None = None
     """Logprobs recomputed under the policy at the start of the job; None: the sampling logprobs are used instead."""
     ref_logprobs: Tensor | None = None
     """Logprobs under the reference policy of the KL penalty; None: no penalty."""
+    is_fresh: Tensor | None = None
+    """bool: the scored token was sampled by the policy at the start of the step."""
+    entropy: Tensor | None = None
+    """Of the prediction, in nats; a metric, not part of any loss."""
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
@@ -61,39 +68,37 @@ class LossInputs:
         assert self.loss_mask.dtype == torch.bool and self.completion_ids.dtype == torch.int64
 
     @classmethod
-    def from_packed(cls, packed: PackedSequence, policy_logprobs: Tensor) -> LossInputs:
-        """Shift `packed` to match `policy_logprobs` [T] (prediction-aligned, as `Policy.logprobs` returns them)."""
+    def from_packed(cls, packed: PackedSequence, policy_logprobs: Tensor, entropy: Tensor | None = None) -> LossInputs:
+        """Shift `packed` to match logprobs and entropy [T] (prediction-aligned, as `Policy.logprobs` returns them)."""
+        repeats = packed.repeats
 
-        def shifted(logprobs: Tensor | None) -> Tensor | None:
-            return None if logprobs is None else shift_left(logprobs, float("nan"))
+        def per_sequence(tokenwise: Tensor, repeated: Tensor, pad: float | bool) -> Tensor:
+            return torch.cat([shift_left(tokenwise, pad), repeated])
 
+        def per_token(tokenwise: Tensor | None) -> Tensor | None:
+            return None if tokenwise is None else per_sequence(tokenwise, tokenwise[repeats.indices], float("nan"))
+
+        def per_prediction(values: Tensor) -> Tensor:
+            return torch.cat([values, values[repeats.indices - 1]])
+
+        is_fresh = packed.is_fresh
         return cls(
-            policy_logprobs=policy_logprobs,
-            sampling_logprobs=shift_left(packed.sampling_logprobs, float("nan")),
-            advantages=shift_left(packed.advantages, 0.0),
-            weights=shift_left(packed.weights, 0.0),
-            loss_mask=shift_left(packed.loss_mask, False),
-            completion_ids=shift_left(packed.segment_ids, -1),
-            old_logprobs=shifted(packed.old_logprobs),
-            ref_logprobs=shifted(packed.ref_logprobs),
+            policy_logprobs=per_prediction(policy_logprobs),
+            sampling_logprobs=per_sequence(packed.sampling_logprobs, repeats.sampling_logprobs, float("nan")),
+            advantages=per_sequence(packed.advantages, repeats.advantages, 0.0),
+            weights=per_sequence(packed.weights, repeats.weights, 0.0),
+            loss_mask=per_sequence(packed.loss_mask, torch.ones_like(repeats.is_fresh), False),
+            completion_ids=per_sequence(packed.segment_ids, repeats.completion_ids, -1),
+            old_logprobs=per_token(packed.old_logprobs),
+            ref_logprobs=per_token(packed.ref_logprobs),
+            is_fresh=None if is_fresh is None else per_sequence(is_fresh, repeats.is_fresh, False),
+            entropy=None if entropy is None else per_prediction(entropy),
         )
 
     def trained(self) -> LossInputs:
         """Return the N trained positions only, so that no other value can enter any arithmetic."""
-
-        def select(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[self.loss_mask]
-
-        return LossInputs(
-            policy_logprobs=self.policy_logprobs[self.loss_mask],
-            sampling_logprobs=self.sampling_logprobs[self.loss_mask],
-            advantages=self.advantages[self.loss_mask],
-            weights=self.weights[self.loss_mask],
-            loss_mask=self.loss_mask[self.loss_mask],
-            completion_ids=self.completion_ids[self.loss_mask],
-            old_logprobs=select(self.old_logprobs),
-            ref_logprobs=select(self.ref_logprobs),
-        )
+        columns = {name: values for name, values in vars(self).items() if values is not None}
+        return LossInputs(**{name: values[self.loss_mask] for name, values in columns.items()})
 
     def behaviour_logprobs(self) -> Tensor:
         """Return log pi_old: recomputed logprobs if there are any, else sampling logprobs; NaN where unknown."""

@@ -125,7 +125,7 @@ def joined(*rows: PackedSequence) -> PackedSequence:
         shifted = replace(row, segment_ids=row.segment_ids + next_segment, parent_ids=row.parent_ids + next_segment)
         next_segment = int(shifted.segment_ids.max()) + 1
         for field in fields(shifted):
-            if getattr(shifted, field.name) is not None:
+            if field.name != "repeats" and getattr(shifted, field.name) is not None:
                 columns.setdefault(field.name, []).append(getattr(shifted, field.name))
     return PackedSequence(**{name: torch.cat(parts) for name, parts in columns.items()})
 
@@ -133,4 +133,4 @@ def joined(*rows: PackedSequence) -> PackedSequence:
 def with_reference(row: PackedSequence, seed: int = 5) -> PackedSequence:
     """Return the row with reference logprobs at its trained tokens, NaN elsewhere."""
     noise = torch.randn(row.num_tokens, generator=torch.Generator().manual_seed(seed))
-    return replace(row, ref_logprobs=torch.where(row.loss_mask, -4 + noise, float("nan")))
+    return replace(row, ref_logprobs=torch.where(row.is_trained, -4 + noise, float("nan")))

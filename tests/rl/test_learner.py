@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_models import joined, packed_group, randomise_adapter, unpacked, with_reference
+from trees import branching_group
 
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner, StepError
-from tandem.rl.packing import PackedSequence
+from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.policy import Policy, PolicyError, initial_adapter
 from tandem.rl.settings import LoraSettings, OptimizerSettings
 
@@ -335,11 +336,14 @@ def test_a_state_that_does_not_fit_is_refused_whole(learner: Learner, qwen3_path
 def two_learner_scenarios() -> dict[str, tuple[LossConfig, list[list[list[PackedSequence]]]]]:
     """Return scenarios by name: a loss, and for each gradient step the sequences of each rank."""
     a, b, c = (with_reference(packed_group(11, [9, 14 + seed], seed=seed), seed=seed) for seed in range(3))
+    forest = [with_reference(row) for row in pack(branching_group(seed=0), 40, min_gain=1)]
+    assert len(forest) == 2 and all(row.repeats.indices.numel() for row in forest)
     return {
         "uneven": (PPO, [[[a, b], [c]], [[c], [a, b]]]),
         "a rank without a sequence": (LossConfig(), [[[a], []], [[], [b]]]),
         "kl": (KL, [[[a], [b]], [[c, a], []]]),
         "kl of the sample": (replace(KL, kl_source="sample"), [[[a], [b, c]]]),
+        "a forest": (KL, [[[forest[0]], [forest[1], a]]]),
         "nothing at all": (KL, [[[], []]]),
     }
 

@@ -6,22 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import trees, visible
 from wire_data import chat_tokenizer, packing_vectors
 
+from tandem.rl.attention import dense_mask
 from tandem.rl.batch import build_sequences, finalize
 from tandem.rl.config import TrainingConfig
-from tandem.rl.packing import PackedSequence, pack, unpack
+from tandem.rl.packed_rows import PackedSequence, seen_until, unpack
+from tandem.rl.packing import pack
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.trajectories import TrajectoryGroup
 
 PACKED = [case for case in packing_vectors() if not case["quirk"] and case["expected"].get("packed")]
-
-
-def visible(row: PackedSequence) -> torch.Tensor:
-    """Return bool [T, T]: True if query q (first axis) sees key k."""
-    index = torch.arange(row.num_tokens)
-    same = row.segment_ids[:, None] == row.segment_ids
-    return (index[:, None] >= index) & (same | (row.parent_ids[:, None] == row.segment_ids))
 
 
 def unpacked(row: PackedSequence) -> list[TokenizedSequence]:
@@ -197,3 +193,111 @@ def test_dtypes_and_moving():
         assert getattr(row, name).dtype == torch.float32
     moved = row.to("meta")
     assert moved.token_ids.device.type == "meta" and moved.old_logprobs is None
+
+
+# Deeper trees
+
+
+@settings(deadline=None)
+@given(trees(), st.integers(37, 200), st.integers(1, 8))
+def test_every_token_sees_exactly_its_prefix(sequences, length, min_gain):
+    for row in pack(sequences, length, min_gain):
+        seen = visible(row)
+        assert torch.equal(dense_mask(row)[0, 0], seen)
+        for query, keys in enumerate(seen):
+            assert row.positions[keys].tolist() == list(range(int(row.positions[query]) + 1))
+
+
+@settings(deadline=None)
+@given(trees(), st.integers(37, 200), st.integers(1, 8))
+def test_every_sequence_trains_its_own_tokens_once(sequences, length, min_gain):
+    rows = pack(sequences, length, min_gain)
+    assert all(row.num_tokens <= length for row in rows)
+    found = Counter(trained for row in rows for trained in trained_sequences(row))
+    assert found == Counter(
+        (
+            tuple(s.token_ids[: int(s.loss_mask.nonzero()[-1]) + 1].tolist()),
+            tuple(s.loss_mask.nonzero().squeeze(1).tolist()),
+            tuple(s.sampling_logprobs[s.loss_mask].float().nan_to_num(1).tolist()),
+            *torch.tensor([s.advantage, s.weight]).tolist(),
+            s.policy_version,
+        )
+        for s in sequences
+    )
+    assert sum(row.num_trained_tokens for row in rows) == sum(s.num_trained_tokens for s in sequences)
+    assert sum(row.num_completions for row in rows) == len(sequences)
+
+
+def trained_sequences(row: PackedSequence) -> list[tuple]:
+    """Return of each completion: its tokens, the positions that it trains, and their values."""
+    own, repeats = row.loss_mask.nonzero().squeeze(1), row.repeats
+    indices = torch.cat([own, repeats.indices])
+    completions = torch.cat([row.segment_ids[own], repeats.completion_ids])
+    names = ("sampling_logprobs", "advantages", "weights", "policy_versions")
+    columns = [torch.cat([getattr(row, name)[own], getattr(repeats, name)]) for name in names]
+    seen = visible(row)
+    found = []
+    for completion in completions.unique().tolist():
+        mine = (completions == completion).nonzero().squeeze(1)
+        mine = mine[row.positions[indices[mine]].argsort()]
+        logprobs, *others = (column[mine] for column in columns)
+        tokens = row.token_ids[seen[indices[mine[-1]]]].tolist()
+        for index in indices[mine]:  # each is trained after the same prefix
+            assert row.token_ids[seen[index]].tolist() == tokens[: int(row.positions[index]) + 1]
+        positions, known = row.positions[indices[mine]].tolist(), logprobs.nan_to_num(1).tolist()
+        found.append((tuple(tokens), tuple(positions), tuple(known), *(float(v.unique()) for v in others)))
+    return found
+
+
+@settings(deadline=None)
+@given(trees())
+def test_every_prefix_is_computed_once(sequences):
+    [row] = pack(sequences, 1000, min_gain=1)
+    prefixes = {(s.group, *s.token_ids[:n].tolist()) for s in sequences for n in range(1, s.num_tokens + 1)}
+    groups = {s.group: s.prompt_length > 0 for s in sequences}
+    # Each segment begins with a copy of a token, except for the first one of a group, or two if the first is a prompt.
+    num_copies = len(row.segment_ids.unique()) - len(groups) - sum(groups.values())
+    assert row.num_tokens == len(prefixes) + num_copies
+
+
+def test_a_branch_by_hand():
+    """B leaves A in its middle, C leaves B, and D is the beginning of A. Tokens 3 and 4 are trained by A, B and D."""
+    trained = [False, False, False, True, True]
+    a = sequence_of(0, [], [1, 2, 3, 4, 5, 6, 7], [*trained, False, True])
+    b = sequence_of(0, [], [1, 2, 3, 4, 5, 8, 9], [*trained, True, True])
+    c = sequence_of(0, [], [1, 2, 3, 4, 5, 8, 0], [False] * 6 + [True])
+    d = sequence_of(0, [], [1, 2, 3, 4, 5], trained)
+    named = [replace(s, advantage=v) for s, v in zip((a, b, c, d), (10.0, 20.0, 30.0, 40.0), strict=True)]
+    [row] = pack([named[i] for i in (3, 0, 1, 2)], 100, min_gain=1)
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 5, 8, 9, 8, 0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 5, 6]
+    assert row.segment_ids.tolist() == [0] * 7 + [1] * 3 + [2] * 2
+    assert row.parent_ids.tolist() == [0] * 10 + [1] * 2
+    assert row.loss_mask.int().tolist() == [0, 0, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1]
+    assert row.advantages.tolist() == [0, 0, 0, 10, 10, 0, 10, 0, 20, 20, 0, 30]
+    repeats = row.repeats
+    assert repeats.indices.tolist() == [3, 4, 3, 4]
+    assert sorted(zip(repeats.advantages.tolist(), repeats.completion_ids.tolist(), strict=True)) == [
+        (20, 1), (20, 1), (40, 3), (40, 3),
+    ]  # fmt: skip
+    assert [own.tolist() for own in unpack(row)] == [
+        [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 7, 8, 9], [0, 1, 2, 3, 7, 10, 11],
+    ]  # fmt: skip
+    assert seen_until(row).tolist() == [12, 12, 12, 12, 7, 7, 7, 12, 10, 10, 12, 12]
+
+
+def test_branches_of_a_tree_stay_together_whatever_the_order():
+    """Three sequences each of two trunks fill two rows, though they come by turns."""
+    trunks = [list(range(first, first + 20)) for first in (0, 30)]
+    turns = [sequence_of(0, [99], [*trunks[n % 2], 60 + n], [False] * 20 + [True]) for n in range(6)]
+    rows = pack(turns, 26, min_gain=5)
+    assert [row.num_tokens for row in rows] == [26, 26]
+    assert [set(row.token_ids.tolist()) & {0, 30} for row in rows] == [{0}, {30}]
+
+
+def test_a_prefix_that_saves_little_is_not_shared():
+    sequences = [sequence_of(0, [1, 2, 3], [4, 5, last], [True] * 3) for last in (6, 7)]
+    assert [row.segment_ids.unique().tolist() for row in pack(sequences, 20, min_gain=3)] == [[0, 1, 2]]
+    [row] = pack(sequences, 20, min_gain=2)
+    assert row.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 5, 7]
+    assert row.parent_ids.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GraniteForCausal
 from tandem.rl.attention import Attention, block_mask, dense_mask, forward_inputs, visibility
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
 from tandem.rl.lora import peft_config
+from tandem.rl.packed_rows import PackedSequence, seen_until
 from tandem.rl.policy import Policy, PolicyError, initial_adapter, resolve_device
 from tandem.rl.settings import LoraSettings
 
@@ -24,8 +25,17 @@ from tandem.rl.settings import LoraSettings
 
 def test_dense_mask_by_hand() -> None:
     """A prompt of two tokens (segment 0), its completions 1 (two tokens) and 2 (one token), and an unrelated token."""
-    segment_ids = torch.tensor([0, 0, 1, 1, 2, 3])
-    parent_ids = torch.tensor([0, 0, 0, 0, 0, 3])
+    ids, zeros = torch.tensor([0, 0, 1, 1, 2, 3]), torch.zeros(6)
+    row = PackedSequence(
+        token_ids=ids,
+        positions=torch.tensor([0, 1, 2, 3, 2, 0]),
+        segment_ids=ids,
+        parent_ids=torch.tensor([0, 0, 0, 0, 0, 3]),
+        loss_mask=zeros.bool(),
+        sampling_logprobs=zeros,
+        advantages=zeros,
+        weights=zeros,
+    )
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -34,16 +44,18 @@ def test_dense_mask_by_hand() -> None:
         [1, 1, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    assert dense_mask(segment_ids, parent_ids)[0, 0].int().tolist() == expected
+    assert dense_mask(row)[0, 0].int().tolist() == expected
+    expected[4][1] = 0  # a completion that leaves the prompt one token earlier doesn't see its last one
+    row = replace(row, positions=torch.tensor([0, 1, 2, 3, 1, 0]))
+    assert dense_mask(row)[0, 0].int().tolist() == expected
 
 
 def test_block_mask_is_the_dense_mask() -> None:
     packed = packed_group(40, [50, 70, 96])
-    segment_ids, parent_ids = packed.segment_ids, packed.parent_ids
-    dense = dense_mask(segment_ids, parent_ids)
-    rule = visibility(segment_ids, parent_ids)
+    dense = dense_mask(packed)
+    rule = visibility(seen_until(packed))
     assert torch.equal(create_mask(rule, 1, 1, packed.num_tokens, packed.num_tokens, device="cpu"), dense)
-    blocks = block_mask(segment_ids, parent_ids)
+    blocks = block_mask(packed)
     assert blocks.shape == (1, 1, 256, 256)
     # A block is skipped only where the dense mask hides all of it.
     by_block = dense[0, 0].unflatten(0, (2, 128)).unflatten(2, (2, 128)).any(dim=3).any(dim=1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_models import packed_group
+from trees import visible
 
 from tandem.rl.attention import dense_mask
 from tandem.rl.packing import PackedSequence
@@ -14,13 +15,14 @@ from tandem.rl.segment_attention import CAUSAL_TOKENS, Block, block_table, restr
 HEAD_DIM = 8
 
 
-def row(*segments: tuple[int, int]) -> PackedSequence:
-    """Return a row of segments (tokens, parent); only its segments matter here."""
-    lengths = torch.tensor([length for length, _ in segments])
+def row(*segments: tuple[int, int, int]) -> PackedSequence:
+    """Return a row of segments (tokens, parent, position of the first); only its segments matter here."""
+    lengths = torch.tensor([length for length, _, _ in segments])
     ids = torch.arange(len(segments)).repeat_interleave(lengths)
-    parents = torch.tensor([parent for _, parent in segments]).repeat_interleave(lengths)
+    parents = torch.tensor([parent for _, parent, _ in segments]).repeat_interleave(lengths)
+    positions = torch.cat([torch.arange(first, first + length) for length, _, first in segments])
     zeros = torch.zeros(len(ids))
-    return PackedSequence(ids, ids, ids, parents, zeros.bool(), zeros, zeros, zeros)
+    return PackedSequence(ids, positions, ids, parents, zeros.bool(), zeros, zeros, zeros)
 
 
 def blocks_of(table: torch.Tensor) -> list[Block]:
@@ -38,12 +40,15 @@ def pairs(table: torch.Tensor, num_queries: int, num_keys: int) -> torch.Tensor:
 
 
 ROWS = {
-    "one segment": row((7, 0)),
-    "one token": row((1, 0)),
-    "a group": row((5, 0), (3, 0), (1, 0), (4, 0)),
-    "two groups and a sequence alone": row((5, 0), (3, 0), (2, 0), (4, 3), (6, 4), (3, 4), (2, 4)),
-    "completions of one prompt apart": row((4, 0), (3, 0), (5, 2), (2, 0), (2, 2)),
-    "long segments": row((2 * CAUSAL_TOKENS + 3, 0), (CAUSAL_TOKENS + 1, 0), (40, 0)),
+    "one segment": row((7, 0, 0)),
+    "one token": row((1, 0, 0)),
+    "a group": row((5, 0, 0), (3, 0, 5), (1, 0, 5), (4, 0, 5)),
+    "two groups and a sequence alone": row((5, 0, 0), (3, 0, 5), (2, 0, 5), (4, 3, 0), (6, 4, 0), (3, 4, 6), (2, 4, 6)),
+    "branches that leave in the middle": row((9, 0, 0), (3, 0, 7), (4, 0, 7), (2, 0, 4), (3, 0, 1)),
+    "branches of branches": row(
+        (8, 0, 0), (6, 0, 6), (3, 1, 10), (2, 2, 12), (4, 1, 7), (3, 0, 6), (5, 0, 2), (2, 6, 5)
+    ),
+    "long segments": row((2 * CAUSAL_TOKENS + 3, 0, 0), (CAUSAL_TOKENS + 1, 0, 300), (40, 0, 7)),
     "a packed group": packed_group(11, [9, 14, 7]),
 }
 
@@ -61,7 +66,7 @@ def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: t
     query, key, value = tensor(heads[0]), tensor(heads[1]), tensor(heads[1])
     grad = tensor(heads[0]).detach()
     repeat = heads[0] // heads[1]
-    mask = dense_mask(packed.segment_ids, packed.parent_ids)[0]
+    mask = dense_mask(packed)[0]
     expected = F.scaled_dot_product_attention(
         query, key.repeat_interleave(repeat, 0), value.repeat_interleave(repeat, 0), attn_mask=mask, scale=0.3
     )
@@ -77,19 +82,19 @@ def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: t
 @pytest.mark.parametrize("name", ROWS)
 def test_blocks_cover_each_visible_pair_once_and_no_other(name: str) -> None:
     packed = ROWS[name]
-    visible = dense_mask(packed.segment_ids, packed.parent_ids)[0, 0].long()
-    assert torch.equal(pairs(block_table(packed), packed.num_tokens, packed.num_tokens), visible)
+    seen = visible(packed)
+    assert torch.equal(pairs(block_table(packed), packed.num_tokens, packed.num_tokens), seen.long())
+    assert torch.equal(dense_mask(packed)[0, 0], seen)
 
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restricted_table_has_the_pairs_of_its_rows(name: str, seed: int) -> None:
     packed = ROWS[name]
-    visible = dense_mask(packed.segment_ids, packed.parent_ids)[0, 0].long()
     chosen = torch.rand(packed.num_tokens // 3 + 1, generator=torch.Generator().manual_seed(seed)) < 0.6
     rows = chosen.repeat_interleave(3)[: packed.num_tokens].nonzero().squeeze(1)
     table = restrict(block_table(packed), rows) if len(rows) else torch.empty(1, 1, 0, 5)
-    assert torch.equal(pairs(table, len(rows), packed.num_tokens), visible[rows])
+    assert torch.equal(pairs(table, len(rows), packed.num_tokens), visible(packed)[rows].long())
     # A query's causal block comes before the others, which are merged into its result.
     order = [block.is_causal for block in blocks_of(table)]
     assert order == sorted(order, reverse=True)
@@ -98,6 +103,23 @@ def test_a_restricted_table_has_the_pairs_of_its_rows(name: str, seed: int) -> N
 def test_neighbours_on_one_prompt_share_a_block() -> None:
     full = [block for block in blocks_of(block_table(ROWS["a group"])) if not block.is_causal]
     assert full == [Block(5, 13, 0, 5, is_causal=0)]
+
+
+def test_a_branch_and_all_that_continue_it_share_a_block() -> None:
+    full = [block for block in blocks_of(block_table(ROWS["branches of branches"])) if not block.is_causal]
+    # Segments 1 to 5 (tokens 8 to 26) see six tokens of the trunk, since segment 5 leaves it where segment 1 does.
+    assert full[0] == Block(8, 26, 0, 6, is_causal=0)
+    assert len(full) == 6
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [((4, 0, 0), (3, 0, 2), (3, 0, 3)), ((4, 0, 0), (3, 0, 4), (5, 2, 0), (2, 0, 4)), ((2, 1, 2), (2, 1, 0))],
+    ids=["an early branch first", "a branch of another tree", "a branch before its parent"],
+)
+def test_rows_out_of_order_are_refused(segments: tuple[tuple[int, int, int], ...]) -> None:
+    with pytest.raises(ValueError, match="isn't in depth-first order"):
+        block_table(row(*segments))
 
 
 def test_scores_that_differ_by_hundreds_do_not_overflow() -> None:

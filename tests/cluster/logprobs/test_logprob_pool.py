@@ -90,8 +90,9 @@ def test_rows_are_chunked_by_tokens():
 def group_row(prompt: int, completion: int, completions: int) -> PackedSequence:
     """Return a row with a prompt and its completions. All tokens are 0."""
     segments = torch.tensor([0] * prompt + [k for k in range(1, completions + 1) for _ in range(completion)])
+    positions = torch.cat([torch.arange(prompt), *[torch.arange(prompt, prompt + completion)] * completions])
     zeros, floats = torch.zeros_like(segments), torch.zeros(len(segments))
-    return PackedSequence(zeros, zeros, segments, zeros, segments > 0, floats, floats, floats)
+    return PackedSequence(zeros, positions, segments, zeros, segments > 0, floats, floats, floats)
 
 
 def test_an_engine_computes_a_shared_prompt_for_each_completion():
