@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import StageError
 from tandem.cluster.processes.heap import freeze_heap
+from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.rl.errors import RLError
@@ -64,7 +66,13 @@ class PreparationWorker:
         return self._base_models[base_model].write_initial_version(self._artifacts)
 
     def warm_up(self, base_model: str) -> None:
-        """Load some libraries and the model's tokenizer, so that the first payload doesn't wait for them."""
+        """Load some libraries and the model's tokenizer, so that the first payload doesn't wait for them.
+
+        This leaves the processors to others, such as an engine that starts.
+        """
+        at_low_priority(partial(self._load, base_model), "warm-up")
+
+    def _load(self, base_model: str) -> None:
         from tandem.rl.config import TrainingConfig
 
         if base_model not in self._warm:
@@ -82,7 +90,7 @@ class PreparationWorker:
         """Return what a job trains on. Raise what `check` does."""
         from tandem.cluster.payloads.reading import read_groups
 
-        self.warm_up(base_model)
+        self._load(base_model)
         groups = read_groups(self._artifacts, payload_key)
         return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
 

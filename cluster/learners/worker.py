@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
@@ -16,6 +17,7 @@ from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 from tandem.cluster.processes.heap import freeze_heap
+from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class LearnerWorker:
 
         `meeting` is what rank 0's `rendezvous` returned; None if there is only one rank.
         """
+        at_low_priority(lambda: import_module("tandem.rl.learner"), "import-learner")  # seconds; an engine may start
         import torch
         import torch.distributed as dist
 

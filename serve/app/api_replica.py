@@ -49,6 +49,8 @@ class ApiReplica:
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
         preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
+        for name in bases:
+            preparation.warm_up(name)
         store = Store(config.resolved_store_url)
         ensure_admin_key(store, config)
         self._services = Services(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
@@ -85,14 +86,14 @@ class CoordinatorReplica:
             if coordinator.is_stopping:
                 raise ServiceStopsError("The service was stopped while the learners started.")
 
-        if not self._config.base_model(name).engine.num_gpus:
-            wait_for_engine(
-                self._engines[name].check_health.remote(),
-                lambda: coordinator.is_stopping or self._store.next_queued(name) is not None,
-            )
+        on_cpu = not self._config.base_model(name).engine.num_gpus
         try:
+            self._preparation.warm_up(name)
+            if on_cpu and not has_room_for_all(self._config, ray.cluster_resources().get("CPU", 0)):
+                self._wait_for_engine(name, coordinator)
             learners.start(on_wait)  # the first job then finds them running
-            self._preparation.warm_up(name)  # after the learners, so that it doesn't delay the engine
+            if on_cpu:
+                self._wait_for_engine(name, coordinator)
             if self._store.next_queued(name) is None:  # otherwise the job compares them
                 self._agreements[name].compare_base(on_wait)
         except Exception as error:  # the first job tries again and reports the cause
@@ -101,6 +102,12 @@ class CoordinatorReplica:
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
+
+    def _wait_for_engine(self, name: str, coordinator: Coordinator) -> None:
+        wait_for_engine(
+            self._engines[name].check_health.remote(),
+            lambda: coordinator.is_stopping or self._store.next_queued(name) is not None,
+        )
 
     def status(self) -> dict[str, CoordinatorStatus]:
         """Return for each base model the running job, the state of its learners and the last error."""
@@ -129,10 +136,19 @@ class CoordinatorReplica:
         self._preparation.stop()
 
 
+def has_room_for_all(config: TandemConfig, num_cpus: float) -> bool:
+    """Return whether learners that are placed first leave CPUs for every engine, in a cluster with this many."""
+    wanted = sum(
+        base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
+        for base in config.base_models
+    )
+    return num_cpus >= wanted
+
+
 def wait_for_engine(
     started: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], is_urgent: Callable[[], bool]
 ) -> None:
-    """Wait until the engine has started, which needs the CPUs first, or until the learners are urgent."""
+    """Wait until the engine has started, which gets the CPUs first, or until the learners are urgent."""
     deadline = time.monotonic() + ENGINE_FIRST_S
     with suppress(Exception):  # an engine that fails doesn't keep the learners from starting
         while not is_urgent() and time.monotonic() < deadline:

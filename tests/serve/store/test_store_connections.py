@@ -160,3 +160,14 @@ def disconnect_all(admin_url, url):
             {"name": make_url(url).database},
         )
     engine.dispose()
+
+
+@on_both
+def test_a_write_of_another_process_changes_the_mark(store_url):
+    """Without a mark, as on PostgreSQL, a reader queries again."""
+    store, other = Store(store_url), Store(store_url)
+    mark = store.database.change_mark()
+    assert store.database.change_mark() == mark
+    other.models.add("team", "project", "agent", "base", return_existing=False)
+    assert (mark is None) == store_url.startswith("postgres")
+    assert mark is None or store.database.change_mark() != mark
