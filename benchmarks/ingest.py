@@ -13,6 +13,10 @@ The results are, for each:
 - `api_rss_before_mb`, `api_rss_peak_mb`: memory of the API process;
 - `api_growth_per_body`: its growth over the size of the body;
 - `checker_rss_peak_mb`: memory of the process that checks payloads, if there is one.
+
+`--proxy` measures a whole service instead, behind Ray Serve's proxy: `mb_per_s` of a payload from the first byte sent
+to the job's id, plain and compressed, with the latency of other requests meanwhile; and the answers to `--at-once`
+jobs, and then completions, that are sent at once.
 """
 
 from __future__ import annotations
@@ -146,10 +150,9 @@ class Watch(threading.Thread):
         self.join(POST_S)
 
 
-def post(port: int, headers: dict[str, str], body: Path) -> float:
-    """Return the seconds until the job was accepted."""
+def post(port: int, headers: dict[str, str], body: Path) -> str:
+    """Post a job and return its id."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=POST_S, blocksize=1 << 20)
-    start = time.monotonic()
     with open(body, "rb") as file:
         length = {"Content-Length": str(body.stat().st_size), "Content-Type": "application/json"}
         connection.request("POST", "/v1/preview/training-jobs", file, {**headers, **length})
@@ -157,7 +160,7 @@ def post(port: int, headers: dict[str, str], body: Path) -> float:
         answer = response.read()
     if response.status != 200:
         raise RuntimeError(f"The job was rejected: {response.status} {answer[:500]!r}")
-    return time.monotonic() - start
+    return str(json.loads(answer)["id"])
 
 
 def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -182,7 +185,7 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
             watch.start()
             time.sleep(IDLE_S)
             before, started = watch.rss, time.monotonic()
-            took = post(ready["port"], headers, body)
+            post(ready["port"], headers, body)
             ended = time.monotonic()
             watch.stop()
         finally:
@@ -192,7 +195,7 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
         num_bytes = body.stat().st_size
     return {
         "body_mb": num_bytes / 1e6,
-        "post_s": took,
+        "post_s": ended - started,
         "num_other_requests": len(busy),
         "idle_longest_s": max(idle),
         "busy_longest_s": max(busy),
@@ -220,20 +223,34 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--before", metavar="REVISION", help="also measure the code of this revision")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "ingest.json")
+    parser.add_argument("--proxy", action="store_true", help="measure a whole service, behind its proxy")
+    parser.add_argument("--at-once", type=int, default=512, help="requests at once, with --proxy")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
+    if options.proxy:
+        from ingest_proxy import measure_service
+
+        write(measure_service(options), options.output)
+        return
     if options.before:
         with tempfile.TemporaryDirectory() as temporary:
             archive = subprocess.run(["git", "archive", options.before], cwd=ROOT, stdout=subprocess.PIPE, check=True)
             subprocess.run(["tar", "-x", "-C", temporary], input=archive.stdout, check=True)
             results[f"before ({options.before})"] = measure(Path(temporary), options)
     results["now"] = measure(ROOT, options)
-    rounded = {name: {key: round(value, 3) for key, value in result.items()} for name, result in results.items()}
-    options.output.write_text(json.dumps(rounded, indent=2) + "\n")
-    print(options.output.read_text())
+    write(results, options.output)
+
+
+def write(results: dict[str, dict[str, Any]], output: Path) -> None:
+    rounded = {
+        name: {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}
+        for name, result in results.items()
+    }
+    output.write_text(json.dumps(rounded, indent=2) + "\n")
+    print(output.read_text())
 
 
 if __name__ == "__main__":
