@@ -94,7 +94,8 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
         num_cpus=1, num_gpus=options.gpus, max_concurrency=64, runtime_env={"env_vars": environment}
     )
     engine = actor.remote(base.engine, str(model), "bench", artifacts.pull_checkpoint, 2048, base.lora)
-    learners.load(digest)
+    learners.start()
+    learners.load(digest, "")
     ray.get(engine.start.remote(), timeout=DEADLINE_S)
     by_engine = engine_scorer(
         lambda ids, digest, timeout_s: ray.get(engine.score.remote(ids, digest), timeout=timeout_s), digest

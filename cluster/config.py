@@ -62,6 +62,16 @@ class LearnersConfig(Settings):
         description="Main memory of each learner that caches adapters and optimizer states of other models, so that "
         "they aren't read from their checkpoints again.",
     )
+    kept_device_bytes: int = Field(
+        256 << 20, ge=0, description="The part of that cache that stays on a GPU: the states of the most recent models."
+    )
+    jobs_at_once: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Jobs of different models that share the learners: they take turns between gradient steps, and one "
+        "is prepared or published while another one trains.",
+    )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="Ray placement strategy of the learners."
     )

@@ -27,6 +27,10 @@ class ServiceStopsError(ClusterError, RuntimeError):
     """The service shuts down and the running job's grace period is over; the job resumes after the next start."""
 
 
+class LearnersLostError(ClusterError, RuntimeError):
+    """The learners ended during the work for another job. This job has to begin again, and no try of it is counted."""
+
+
 class RayStartError(ClusterError, RuntimeError):
     """Ray doesn't start on this machine."""
 

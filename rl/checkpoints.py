@@ -34,7 +34,7 @@ FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
 
 @dataclass(frozen=True)
 class LearnerState:
-    """The state of a policy version, apart from its base model. Tensors on the CPU."""
+    """The state of a policy version, apart from its base model. Tensors on the CPU, unless it is kept for a learner."""
 
     adapter: dict[str, Tensor]
     """float32, under PEFT names."""

@@ -57,19 +57,21 @@ class StepNumbers:
 _DELETE = "Delete it, so that training continues from the version before."
 
 
-def check_state(policy: Policy, tensors: Iterable[Tensor], last: StepNumbers | None) -> None:
+def check_state(policy: Policy, tensors: Iterable[Tensor], last: StepNumbers | None) -> list[float]:
     """Raise StepError unless the policy's weights, other `tensors` and its logprobs of the probe are finite.
 
-    `last` is the last gradient step; None for a version as it was loaded.
+    Return these logprobs. `last` is the last gradient step; None for a version as it was loaded.
     """
     cause = f"after step {last.step} ({last}). {last.advice()}" if last else f"in the loaded version. {_DELETE}"
     if name := next((name for name, weight in policy.parameters.items() if not all_finite(weight)), None):
         raise StepError(f"The policy's weight {name} isn't finite {cause}")
     if not all(all_finite(tensor) for tensor in tensors):
         raise StepError(f"The optimizer's state isn't finite {cause}")
-    if not is_finite(policy.probe()):
+    logprobs = policy.probe()
+    if not is_finite(logprobs):
         largest = max(float(weight.detach().abs().max()) for weight in policy.parameters.values())
         raise StepError(f"The policy's logprobs aren't finite, with weights up to {largest:.3g}, {cause}")
+    return logprobs
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum, auto
 
 import torch
@@ -63,6 +64,14 @@ class _Sum(IntEnum):
         return torch.zeros(_Sum.MOMENTS + 6, dtype=torch.float64, device=device)
 
 
+@dataclass(frozen=True)
+class SuspendedTraining:
+    """A training between two of its gradient steps, on the policy's device."""
+
+    state: LearnerState
+    last_step: StepNumbers | None
+
+
 class Learner:
     """One learner, alone or of a group. Every learner of a group makes the same calls in the same order.
 
@@ -70,6 +79,8 @@ class Learner:
         for share in my_shares_of_the_steps:
             metrics = learner.step(share, loss, learning_rate)
         state = learner.state()
+
+    Between two steps, `suspend` and `resume` let another training take the learner. Neither changes the other's result.
 
     `rl.steps` has the loop of a whole training job.
     """
@@ -117,22 +128,37 @@ class Learner:
         self._last_step = None
         self._discard()
 
-    def check_finite(self) -> None:
-        """Raise StepError unless the current version can be used: its weights, moments and logprobs are finite."""
-        moments = (tensor for state in self._optimizer.state.values() for tensor in state.values())
-        check_state(self.policy, moments, self._last_step)
+    def check_finite(self) -> list[float]:
+        """Raise StepError unless the current version can be used: its weights, moments and logprobs are finite.
 
-    def state(self) -> LearnerState:
-        """Return a copy of the current version on the CPU."""
+        Return its logprobs of the probe.
+        """
+        moments = (tensor for state in self._optimizer.state.values() for tensor in state.values())
+        return check_state(self.policy, moments, self._last_step)
+
+    def state(self, device: torch.device | str = "cpu") -> LearnerState:
+        """Return a copy of the current version on `device`."""
         return LearnerState(
-            adapter=self.policy.adapter_state(),
+            adapter={
+                name: parameter.detach().to(device, copy=True) for name, parameter in self.policy.parameters.items()
+            },
             optimizer={
-                f"{name}.{key}": self._optimizer.state[parameter][key].to("cpu", copy=True)
+                # AdamW counts steps on the CPU, wherever the parameter is.
+                f"{name}.{key}": self._optimizer.state[parameter][key].to("cpu" if key == "step" else device, copy=True)
                 for name, parameter in self.policy.parameters.items()
                 if parameter in self._optimizer.state
                 for key in _MOMENTS
             },
         )
+
+    def suspend(self) -> SuspendedTraining:
+        """Return a copy of the training, to be resumed after another one. Call it between two steps."""
+        return SuspendedTraining(self.state(self.policy.device), self._last_step)
+
+    def resume(self, training: SuspendedTraining) -> None:
+        """Continue a training where it was suspended."""
+        self.load_state(training.state)
+        self._last_step = training.last_step
 
     def step(
         self,

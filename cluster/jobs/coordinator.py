@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from tandem.cluster.config import CoordinatorConfig
 from tandem.cluster.errors import (
     JobCancelledError,
+    LearnersLostError,
     LeaseLostError,
     ServiceStopsError,
     StageError,
@@ -24,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """Runs the jobs of one base model on its learners, one at a time.
+    """Runs the jobs of one base model on its learners, up to `learners.jobs_at_once` of different models together.
+
+    Each job has a thread. The learners give them turns, so that one job is prepared or published while another one
+    takes its gradient steps (`cluster.learners.turns`).
 
     A job takes effect in one transaction at its end (`JobStore.complete`), fenced by the claim's attempt. Whatever
     happens before (a crash, a lost lease, a dead learner) leaves the model's newest version as it was. The next attempt
@@ -36,44 +42,82 @@ class Coordinator:
         self._name = stages.base.name
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._stop = ServiceStop(settings.stop_grace_s)
-        self.running_job: str | None = None
+        self._running: list[ClaimedJob] = []
+        self._look = threading.Event()  # a job may be claimable
         self.last_error: str | None = None
 
     def run(self) -> None:
         """Run jobs until `stop`. A failure of the store is logged and shown in `last_error`, then retried."""
-        while not self._stop.is_requested:
-            try:
-                worked = self.run_next()
-                self.last_error = None
-            except Exception as error:
-                logger.exception("The coordinator of %s failed outside a job", self._name)
-                self.last_error = f"{type(error).__name__}: {error}"
-                worked = False
-            if not worked:
-                self._stop.wait(self._settings.poll_s)
+        at_once = self._stages.base.learners.jobs_at_once
+        with ThreadPoolExecutor(at_once, thread_name_prefix=f"jobs of {self._name}") as jobs:
+            while not self._stop.is_requested:
+                self._look.clear()
+                claim = self._claim_or_log() if len(self._running) < at_once else None
+                if claim is None:
+                    self._look.wait(self._settings.poll_s)
+                else:
+                    jobs.submit(self._run_or_log, claim)
 
     def stop(self) -> None:
-        """Claim no more jobs. A running one may continue for `stop_grace_s`, then it is handed back."""
+        """Claim no more jobs. Running ones may continue for `stop_grace_s`, then they are handed back."""
         self._stop.request()
+        self.look()
+
+    def look(self) -> None:
+        """Look for a queued job now, instead of after `poll_s`. Thread-safe."""
+        self._look.set()
+
+    @property
+    def running_jobs(self) -> list[str]:
+        """The ids of the jobs that run, the oldest claim first."""
+        return [claim.id for claim in self._running]
 
     @property
     def is_stopping(self) -> bool:
         return self._stop.is_requested
 
     def run_next(self) -> bool:
-        """Claim one job and run it to its end. Return False if none is queued."""
-        claim = self._store.claim_next(self._name, self._owner, self._settings.lease_s)
+        """Claim one job and run it to its end in this thread. Return False if none is queued."""
+        claim = self._claim()
         if claim is None:
             return False
-        self.running_job = claim.id
+        self._run_job(claim)
+        return True
+
+    def _claim(self) -> ClaimedJob | None:
+        claim = self._store.claim_next(self._name, self._owner, self._settings.lease_s)
+        if claim is not None:
+            self._running.append(claim)
+        return claim
+
+    def _claim_or_log(self) -> ClaimedJob | None:
+        try:
+            claim = self._claim()
+            self.last_error = None
+        except Exception as error:
+            self._log(error)
+            return None
+        return claim
+
+    def _run_or_log(self, claim: ClaimedJob) -> None:
+        try:
+            self._run_job(claim)
+        except Exception as error:
+            self._log(error)
+
+    def _log(self, error: Exception) -> None:
+        logger.error("The coordinator of %s failed outside a job", self._name, exc_info=error)
+        self.last_error = f"{type(error).__name__}: {error}"
+
+    def _run_job(self, claim: ClaimedJob) -> None:
         try:
             with RunningJob(claim, self._store, self._settings.lease_s, self._stop) as job:
                 self._run_to_its_end(job)
         except LeaseLostError as error:
             logger.warning("Job %s was given up: %s", claim.id, error)
         finally:
-            self.running_job = None
-        return True
+            self._running.remove(claim)
+            self.look()  # the model's next job can be claimed
 
     def _run_to_its_end(self, job: RunningJob) -> None:
         claim, max_attempts = job.claim, self._settings.max_attempts
@@ -86,8 +130,8 @@ class Coordinator:
             logger.info("Job %s made version %d of model %s", claim.id, claim.next_step, claim.model_id)
         except JobCancelledError:
             self._store.cancel(claim)
-        except ServiceStopsError as error:
-            logger.info("Job %s is handed back", claim.id)
+        except (ServiceStopsError, LearnersLostError) as error:
+            logger.info("Job %s is handed back: %s", claim.id, error)
             self._store.hand_back(claim, str(error))
         except (LeaseLostError, StoreUnavailableError):  # another attempt begins when the lease has run out
             raise

@@ -44,10 +44,11 @@ class EngineAgreement:
     _of_base: Verdict | None = field(default=None, init=False)
 
     def compare_base(self, on_wait: OnWait) -> None:
-        """Compare the two on the base model, unless that has been done. The learners must be running."""
+        """Compare the two on the base model, unless that has been done."""
         if self._of_base is not None:
             return
-        probe = self.learners.base_probe(on_wait)
+        with self.learners.training("", 0) as training:
+            probe = training.base_probe(on_wait)
         try:
             [found] = self.score([probe.token_ids], self.initial_digest, ANSWER_S)
         except Exception as error:  # without an engine, the next job tries again

@@ -14,7 +14,7 @@ from tandem.cluster.jobs.lease import LeaseKeeper
 
 
 class ServiceStop:
-    """A stop of the service: no job is claimed any more, and a running one may continue for `grace_s`."""
+    """A stop of the service: no job is claimed any more, and running ones may continue for `grace_s`."""
 
     def __init__(self, grace_s: float):
         self._grace_s, self._requested, self._end = grace_s, threading.Event(), float("inf")
@@ -26,10 +26,6 @@ class ServiceStop:
     def request(self) -> None:
         self._end = time.monotonic() + self._grace_s
         self._requested.set()
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when the stop is requested, or after the timeout."""
-        self._requested.wait(timeout_s)
 
     def check_grace(self) -> None:
         """Raise ServiceStopsError if the grace is over."""

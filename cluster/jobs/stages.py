@@ -15,6 +15,7 @@ from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.running_job import RunningJob
 from tandem.cluster.jobs.warnings import WARNING, batch_warnings
 from tandem.cluster.learners.group import LearnerGroup
+from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.errors import RLError, StepError
@@ -48,26 +49,30 @@ class JobStages:
         claim = job.claim
         batch = self._prepare(job)
         lag = policy_lag(batch.sampled_versions, claim.version.step)
-        if batch.sequences:
-            self._start_learners(job)
+        metrics, digest = batch.metrics() | lag, claim.version.digest
+        if not batch.sequences:  # the version advances with unchanged weights
+            self._begin(job, batch, lag)
+            return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
+        num_tokens = sum(sequence.num_tokens for sequence in batch.sequences)
+        with self.learners.training(f"{claim.id}/{claim.attempt}", num_tokens) as training:
+            training.start(lambda: self._wait_for_learners(job))
+            self._begin(job, batch, lag)
+            if self.agreement:
+                self.agreement.before_training(job)
+            with self.ahead.while_training():
+                training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job))
+                metrics |= self._gradient_steps(job, training, batch.sequences)
+                metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
+                digest = training.save({**metadata, "step": claim.next_step}, job.check)
+        if self.agreement:
+            self.agreement.after_publishing(job, claim.next_step, digest)
+        return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
+
+    def _begin(self, job: RunningJob, batch: TrainingBatch, lag: dict[str, float]) -> None:
         job.check()
         job.record("training_started", self._started(batch) | lag)
         for warning in batch_warnings(batch):
             job.record(WARNING, warning)
-        if batch.sequences and self.agreement:
-            self.agreement.before_training(job)
-        digest, metrics = claim.version.digest, batch.metrics() | lag
-        if batch.sequences:  # otherwise the version advances with unchanged weights
-            with self.ahead.while_training():
-                self.learners.load(digest, job.check_urgent)
-                metrics |= self._gradient_steps(job, batch.sequences)
-                digest = self.learners.save(
-                    {"base_model": self.base.name, "model_id": claim.model_id, "step": claim.next_step},
-                    job.check_urgent,
-                )
-            if self.agreement:
-                self.agreement.after_publishing(job, claim.next_step, digest)
-        return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
 
     def _prepare(self, job: RunningJob) -> TrainingBatch:
         try:
@@ -77,33 +82,38 @@ class JobStages:
         except OSError as error:
             raise StageError("prepare", str(error), "Check the artifact store.", retryable=True) from error
 
-    def _start_learners(self, job: RunningJob) -> None:
-        """Start them, and show users in the job if the cluster has no room for them."""
+    def _wait_for_learners(self, job: RunningJob) -> None:
+        """Show users in the job if the cluster has no room for the learners."""
+        job.check()
+        job.show_waiting(self.learners.waiting_for)
 
-        def on_wait() -> None:
-            job.check()
-            job.show_waiting(self.learners.waiting_for)
-
-        self.learners.start(on_wait)
-
-    def _gradient_steps(self, job: RunningJob, sequences: Sequence[PackedSequence]) -> dict[str, float]:
-        """Train the loaded learners. Return the metrics of the last step, and those of scoring."""
+    def _gradient_steps(
+        self, job: RunningJob, training: Training, sequences: Sequence[PackedSequence]
+    ) -> dict[str, float]:
+        """Train from the loaded version to the end. Return the metrics of the last step, and those of scoring."""
         claim, config = job.claim, job.claim.config
-        rows, scored = self._fill_logprobs(job, sequences)
+        rows, scored = self._fill_logprobs(job, training, sequences)
         if config.plot_tensors:
             self.preparation.plot(claim.id, rows, job.check)
         rate = self.base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
-        learners = _LearnersOfJob(self.learners, job)
         job.check()
         metrics: dict[str, float] = {}
-        steps = gradient_steps(learners, rows, config, rate, claim.version.step, claim.reward_std_devs)
+        last = self._num_steps(rows) - 1
+        steps = gradient_steps(
+            _LearnersOfJob(training, job), rows, config, rate, claim.version.step, claim.reward_std_devs
+        )
         for index, metrics in enumerate(steps):
+            if index == last:  # before the event, so that the next job needn't wait for the store
+                training.finish(job.check_urgent)
             job.record_step(index, metrics | scored if index == 0 else metrics)
             job.check()
         return metrics | scored
 
+    def _num_steps(self, rows: Sequence[PackedSequence]) -> int:
+        return -(-len(rows) // self.learners.sequences_per_step)
+
     def _fill_logprobs(
-        self, job: RunningJob, sequences: Sequence[PackedSequence]
+        self, job: RunningJob, training: Training, sequences: Sequence[PackedSequence]
     ) -> tuple[list[PackedSequence], dict[str, float]]:
         """Return the rows with the logprobs that the job needs, and metrics of computing them, if any were needed.
 
@@ -112,7 +122,7 @@ class JobStages:
         config, reports = job.claim.config, list[ScoreReport]()
 
         def score(digest: str, rows: Sequence[PackedSequence]) -> list[Tensor]:
-            logprobs, report = self.logprobs.score(digest, rows, logprob_chunk_size(config), job.check)
+            logprobs, report = self.logprobs.score(training, digest, rows, logprob_chunk_size(config), job.check)
             if report.num_discarded:
                 discarded = {"num_tokens": report.num_discarded, "tolerance": self.logprobs.pool.tolerance}
                 job.record(RESCORED, discarded | report.metrics())
@@ -126,10 +136,9 @@ class JobStages:
         return filled, sum(reports, ScoreReport()).metrics() if reports else {}
 
     def _started(self, batch: TrainingBatch) -> dict[str, float]:
-        num_sequences = len(batch.sequences)
         return {
-            "num_sequences": num_sequences,
-            "num_gradient_steps": -(-num_sequences // self.learners.sequences_per_step),
+            "num_sequences": len(batch.sequences),
+            "num_gradient_steps": self._num_steps(batch.sequences),
             "num_trajectories": batch.num_trajectories,
             "num_trained_groups": batch.account.num_groups,
             "num_trained_trajectories": batch.account.num_trajectories,
@@ -142,14 +151,16 @@ class JobStages:
 class _LearnersOfJob:
     """The learners as `rl.steps` sees them. A step is abandoned when its job urgently has to end."""
 
-    group: LearnerGroup
+    training: Training
     job: RunningJob
 
     @property
     def sequences_per_step(self) -> int:
-        return self.group.sequences_per_step
+        return self.training.sequences_per_step
 
     def step(
         self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
     ) -> dict[str, float]:
-        return self.group.step(sequences, loss, learning_rate, logprob_chunk_size, self.job.check_urgent)
+        return self.training.step(
+            sequences, loss, learning_rate, logprob_chunk_size, self.job.check_urgent, self.job.check
+        )

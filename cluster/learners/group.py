@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,9 +13,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
-from tandem.cluster.errors import StageError
+from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.failures import cause_of
-from tandem.cluster.learners.worker import LearnerWorker
+from tandem.cluster.learners.training import NO_VERSION, Training
+from tandem.cluster.learners.turns import Turn, Turns
+from tandem.cluster.learners.worker import WRITING, LearnerWorker
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PackedSequence")
 PLACEMENT_S = 3.0  # how long Ray may take to place learners that there is room for
+WRITERS = 4  # checkpoints that a learner writes at once
 
 
 def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
@@ -47,23 +51,26 @@ def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
 
 
 class LearnerGroup:
-    """The learners of one base model.
+    """The learners of one base model, which several jobs use by turns.
 
         group = LearnerGroup(base, artifacts_root, deadlines)
-        group.load(digest)                       # starts the actors if they aren't running
-        metrics = group.step(sequences, loss, learning_rate, chunk_size)
-        digest = group.save(metadata)
+        with group.training(job, num_tokens) as training:
+            training.load(digest)                # starts the actors if they aren't running
+            ...
 
-    After any failure, and after an exception of `on_wait`, the actors are gone, because their process group can't be
-    trusted. The next `load` starts new ones.
+    Calls that all learners make together need the job's turn (`Training` sees to it), so that they reach all learners
+    in the same order. After any failure of one, and after an exception of `on_wait`, the actors are gone, because
+    their process group can't be trusted. The next `load` starts new ones.
     """
 
     def __init__(self, base: BaseModelConfig, artifacts_root: str, deadlines: DeadlinesConfig):
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
         self.waiting_for: str | None = None  # the resources that the cluster lacks to start the learners
+        self.turns = Turns()
+        self._lock = threading.Lock()  # guards the next two
         self._placement: PlacementGroup | None = None
         self._workers: list[Any] = []
-        self._digest: str | None = None  # of the learners' state; None if it is in no checkpoint
+        self._is_ready = False
 
     @property
     def sequences_per_step(self) -> int:
@@ -73,9 +80,22 @@ class LearnerGroup:
     def is_running(self) -> bool:
         return bool(self._workers)
 
+    @property
+    def is_ready(self) -> bool:
+        """True if the learners have started, and none has been lost as far as is known."""
+        return self._is_ready
+
+    def has(self, workers: list[Any]) -> bool:
+        """Return whether these actors, from `load`, are still the group's."""
+        return workers is self._workers
+
+    def training(self, job: str, num_tokens: int) -> Training:
+        """Return the training of a job that has this many tokens, to be used as a context manager."""
+        return Training(self, job, self.turns.join(num_tokens))
+
     def start(self, on_wait: OnWait = wait_on) -> None:
         """Place and start the learners. Raise StageError if the cluster has no room for them before the deadline."""
-        if self._workers:
+        if self._is_ready:
             return
         began = time.monotonic()
         settings, count = self._base.learners, self._base.learners.count
@@ -97,15 +117,13 @@ class LearnerGroup:
         except BaseException:
             self.stop()
             raise
+        self._is_ready = True
         logger.info("%d learners of %s on %s in %.1f s", count, self._base.name, devices, time.monotonic() - began)
 
-    def load(self, digest: str, on_wait: OnWait = wait_on) -> None:
-        """Load a checkpoint into every learner, unless they hold its state already."""
-        self.start(on_wait)
-        if self._digest != digest:
-            self._digest = None
-            self._call("load", self._deadlines.load_s, on_wait, lambda worker, _: worker.load.remote(digest))
-            self._digest = digest
+    def load(self, digest: str, job: str, on_wait: OnWait = wait_on) -> list[Any]:
+        """Begin a job's training on every learner, from its memory or the checkpoint. Return the actors."""
+        self._call("load", self._deadlines.load_s, on_wait, lambda worker, _: worker.load.remote(digest, job))
+        return self._workers
 
     def step(
         self,
@@ -113,22 +131,19 @@ class LearnerGroup:
         loss: LossConfig,
         learning_rate: float,
         logprob_chunk_size: int,
+        job: str,
         on_wait: OnWait = wait_on,
     ) -> dict[str, float]:
-        """Take one gradient step over packed sequences, split over the learners by token count. Return its metrics.
-
-        Raises StageError, and keeps the learners running, if the step diverges; the next job must load a version.
-        """
-        self._digest = None
+        """Take one gradient step of a job. Raises StageError, and keeps the learners running, if the step diverges."""
         shards = shard_by_tokens(sequences, len(self._workers))
         metrics: dict[str, float] | StepError = self._call(
             "step",
             self._deadlines.step_s,
             on_wait,
-            lambda worker, rank: worker.step.remote(shards[rank], loss, learning_rate, logprob_chunk_size),
+            lambda worker, rank: worker.step.remote(shards[rank], loss, learning_rate, logprob_chunk_size, job),
         )[0]
         if not isinstance(metrics, dict):
-            raise StageError("step", str(metrics), _NO_VERSION) from metrics
+            raise StageError("step", str(metrics), NO_VERSION) from metrics
         return metrics
 
     def base_probe(self, on_wait: OnWait = wait_on) -> VersionProbe:
@@ -153,33 +168,54 @@ class LearnerGroup:
 
         return [scorer(worker) for worker in self._workers]
 
-    def save(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> str:
-        """Write the learners' state as a durable checkpoint and return its digest.
+    def finish(self, job: str, on_wait: OnWait = wait_on) -> StepError | None:
+        """Hold the job's state ready for `save`. Return why it can't be used, or None if it can."""
+        deadline_s, fault = self._deadlines.checkpoint_s, self._workers[0].finish.remote(job)
+        found: StepError | None = self._gather("checkpoint", deadline_s, on_wait, [fault])[0]
+        return found
 
-        Raises StageError, and keeps the learners running, if that state isn't finite.
+    def save(self, metadata: dict[str, str | int], job: str, turn: Turn, on_wait: OnWait = wait_on) -> str:
+        """Write the finished state of a job as a durable checkpoint and return its digest. Needs no turn.
+
+        A failed or abandoned write leaves the learners running, unless they are lost or the deadline has passed.
         """
+        workers = self._workers
+        writing = workers[0].write.options(concurrency_group=WRITING).remote(metadata, job)
         deadline_s = self._deadlines.checkpoint_s
-        fault: StepError | None
-        [fault] = self._gather("checkpoint", deadline_s, on_wait, [self._workers[0].check_finite.remote()])
-        if fault is not None:
-            raise StageError("checkpoint", str(fault), _NO_VERSION) from fault
-        digest: str = self._gather("checkpoint", deadline_s, on_wait, [self._workers[0].save.remote(metadata)])[0]
-        self._call("checkpoint", deadline_s, on_wait, lambda worker, _: worker.hold.remote(digest))
-        self._digest = digest
+        deadline = time.monotonic() + deadline_s
+        try:
+            while not ray.wait([writing], timeout=WAIT_PERIOD_S)[0]:
+                on_wait()
+                if time.monotonic() > deadline:
+                    self.stop()
+                    raise _late("checkpoint", 1, 1, deadline_s)
+            digest: str = ray.get(writing)
+        except ray.exceptions.RayTaskError as error:
+            raise stage_error("checkpoint", "a learner", error) from error
+        except ray.exceptions.RayError as error:
+            if workers is not self._workers or self.turns.is_held_by_another(turn):
+                raise LearnersLostError("The learners ended during the work for another job.") from error
+            self.stop()
+            raise stage_error("checkpoint", "a learner", error) from error
+        for worker in workers:
+            worker.keep.remote(digest, job)
         return digest
 
     def stop(self) -> None:
         """End the actors and release their resources."""
-        for worker in self._workers:
+        with self._lock:
+            workers, placement = self._workers, self._placement
+            self._workers, self._placement, self._is_ready = [], None, False
+        for worker in workers:
             ray.kill(worker)
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-        self._workers, self._placement, self._digest = [], None, None
+        if placement is not None:
+            remove_placement_group(placement)
 
     def _place_worker(self, placement: PlacementGroup, rank: int) -> Any:
         settings = self._base.learners
         threads = str(settings.num_threads or max(1, int(settings.num_cpus)))
-        actor = ray.remote(LearnerWorker).options(
+        grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS})  # type: ignore[call-overload]  # Ray's types lack it
+        actor = grouped(LearnerWorker).options(
             num_cpus=settings.num_cpus,
             num_gpus=settings.num_gpus or 0,
             max_restarts=0,
@@ -195,7 +231,7 @@ class LearnerGroup:
     def _gather(self, stage: str, deadline_s: float, on_wait: OnWait, refs: list[Any]) -> list[Any]:
         """Return all results in order. The first failure of a rank ends the wait: its peers may be stuck in a
         collective."""
-        deadline = time.monotonic() + deadline_s
+        deadline, actors = time.monotonic() + deadline_s, self._workers
         pending, results, ref = list(refs), {}, None
         try:
             while pending:
@@ -204,15 +240,11 @@ class LearnerGroup:
                     results[ref] = ray.get(ref)
                 on_wait()
                 if pending and time.monotonic() > deadline:
-                    raise StageError(
-                        stage,
-                        f"{len(pending)} of {len(refs)} learners gave no answer within {deadline_s:g} s.",
-                        f"Raise deadlines.{_DEADLINE_OF[stage]} if the work really takes this long; "
-                        "otherwise check the learners' logs (`ray logs`) and the machine's load.",
-                        retryable=True,
-                    )
+                    raise _late(stage, len(pending), len(refs), deadline_s)
         except BaseException as error:
-            workers = dict(zip(refs, self._workers, strict=False))  # some calls go to rank 0 only
+            if actors is not self._workers:
+                raise LearnersLostError("The learners ended during the work for another job.") from error
+            workers = dict(zip(refs, actors, strict=False))  # some calls go to rank 0 only
             try:
                 cause = cause_of(error, workers.get(ref), {ref: workers[ref] for ref in pending}, on_wait)
             finally:
@@ -243,7 +275,6 @@ class LearnerGroup:
         self.waiting_for = None
 
 
-_NO_VERSION = "The job made no version; the model's newest version is the one before."
 _WHERE = {"STRICT_SPREAD": " on nodes of their own", "STRICT_PACK": " on one node"}
 _DEADLINE_OF = {
     "start_learners": "start_learners_s",
@@ -251,6 +282,16 @@ _DEADLINE_OF = {
     "step": "step_s",
     "checkpoint": "checkpoint_s",
 }
+
+
+def _late(stage: str, num_missing: int, num_called: int, deadline_s: float) -> StageError:
+    return StageError(
+        stage,
+        f"{num_missing} of {num_called} learners gave no answer within {deadline_s:g} s.",
+        f"Raise deadlines.{_DEADLINE_OF[stage]} if the work really takes this long; "
+        "otherwise check the learners' logs (`ray logs`) and the machine's load.",
+        retryable=True,
+    )
 
 
 def _amounts(resources: dict[str, float]) -> str:

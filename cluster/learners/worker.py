@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -23,13 +24,47 @@ from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tandem.rl.checkpoints import LearnerState
     from tandem.rl.config import LossConfig
     from tandem.rl.errors import StepError
+    from tandem.rl.learner import SuspendedTraining
     from tandem.rl.packing import PackedSequence
+
+WRITING = "writing"
+"""The group of Ray calls that may run beside a gradient step."""
+
+
+@dataclass(eq=False)
+class _Session:
+    """A job's training on this learner."""
+
+    digest: str | None
+    """Of the version in training; None once a step has changed it."""
+    probe: list[float]
+    """Logprobs of the probe under the version that was loaded; only on rank 0."""
+    suspended: SuspendedTraining | None = None
+    """None while the learner holds this training."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A version that is complete and not yet written."""
+
+    state: LearnerState
+    probe: list[float]
+    previous_probe: list[float]
 
 
 class LearnerWorker:
     """Rank `rank` of a learner group. A Ray actor in production, a plain object in tests.
+
+        worker.load(digest, job)
+        metrics = worker.step(sequences, loss, learning_rate, chunk_size, job)
+        fault = worker.finish(job)                 # on rank 0 only
+        digest = worker.write(metadata, job)       # on rank 0 only; beside the steps of other jobs
+        worker.keep(digest, job)
+
+    Several jobs train by turns: before a call for another job, the training that the learner holds is set aside.
 
     `start` and `step` raise PeerLostError when the connection to another rank breaks.
 
@@ -40,12 +75,13 @@ class LearnerWorker:
     def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
         self._rank, self._world_size, self._base = rank, world_size, base
         self._artifacts = Artifacts(artifacts_root)
-        self._digest: str | None = None  # of the held state; None if it is in no checkpoint
-        self._kept = KeptStates(base.learners.kept_state_bytes)
+        self._sessions: dict[str, _Session] = {}
+        self._finished: dict[str, _Finished] = {}
+        self._active: _Session | None = None  # the learner holds this training
+        self._kept = KeptStates(base.learners.kept_state_bytes, base.learners.kept_device_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
         self._base_probe: list[float] = []  # of the base model
-        self._loaded_probe: list[float] = []  # of the version that was last loaded or saved
 
     @property
     def sequences_per_step(self) -> int:
@@ -98,18 +134,53 @@ class LearnerWorker:
         freeze_heap()
         return str(device)
 
-    def load(self, digest: str) -> None:
-        """Load adapter and optimizer state from memory, or from a checkpoint after verifying its digests."""
+    def load(self, digest: str, job: str = "") -> None:
+        """Begin a job's training from a version: from memory, or from a checkpoint after verifying its digests."""
         from tandem.rl.checkpoints import read_checkpoint
 
-        if digest == self._digest:
-            return self._learner.begin()
-        if self._digest is not None and self._base.learners.kept_state_bytes:
-            self._kept.put(self._digest, self._learner.state())
-        self._digest = None
-        self._learner.load_state(self._kept.take(digest) or read_checkpoint(self._artifacts.pull_checkpoint(digest)))
-        self._loaded_probe = self._learner.policy.probe()
-        self._digest = digest
+        self.drop(job)
+        active = self._active
+        if active is not None and active.digest == digest and active not in self._sessions.values():
+            self._learner.begin()  # the job before has made this version, and no other one has followed
+        else:
+            self._set_aside()
+            kept = self._kept.take(digest)
+            state = kept.state if kept else read_checkpoint(self._artifacts.pull_checkpoint(digest))
+            self._learner.load_state(state)
+            probe = kept.probe if kept else []
+            if self._rank == 0 and not probe:
+                probe = self._learner.policy.probe()
+            self._active = _Session(digest, probe)
+        assert self._active is not None
+        self._sessions[job] = self._active
+
+    def _set_aside(self) -> None:
+        """Keep the training that the learner holds, if it is needed again."""
+        active, self._active = self._active, None
+        if active is None:
+            return
+        if active in self._sessions.values():
+            active.suspended = self._learner.suspend()
+        elif active.digest is not None and self._base.learners.kept_state_bytes:
+            self._kept.put(active.digest, self._learner.suspend().state, active.probe)
+
+    def _activate(self, job: str) -> _Session:
+        """Make the learner hold the job's training, and return it."""
+        session = self._sessions[job]
+        if session is not self._active:
+            assert session.suspended is not None
+            self._set_aside()
+            self._learner.resume(session.suspended)
+            session.suspended = None
+            self._active = session
+        return session
+
+    def drop(self, job: str) -> None:
+        """Forget a job's training. No error if there is none."""
+        self._finished.pop(job, None)
+        session = self._sessions.pop(job, None)
+        if session is not None and session is self._active and session.digest is None:
+            self._active = None
 
     def base_probe(self) -> VersionProbe:
         """Return the logprobs of the base model, which an engine must have under version 0."""
@@ -124,7 +195,7 @@ class LearnerWorker:
 
         The state in training stays as it is, and the other ranks aren't needed.
         """
-        if digest == self._digest:
+        if self._active is not None and self._active.digest == digest:
             return self._learner.score(rows, chunk_size)
         return self._learner.score(rows, chunk_size, self._adapter(digest))
 
@@ -136,7 +207,12 @@ class LearnerWorker:
         return self._scored_adapter[1]
 
     def step(
-        self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
+        self,
+        sequences: Sequence[PackedSequence],
+        loss: LossConfig,
+        learning_rate: float,
+        logprob_chunk_size: int,
+        job: str = "",
     ) -> dict[str, float] | StepError:
         """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics.
 
@@ -144,44 +220,48 @@ class LearnerWorker:
         """
         from tandem.rl.errors import StepError
 
-        self._digest = None
+        self._activate(job).digest = None
         with _connected():
             try:
                 return self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
             except StepError as error:
                 return error
 
-    def check_finite(self) -> StepError | None:
-        """Return why the held state can't be used, or None if it can."""
+    def finish(self, job: str = "") -> StepError | None:
+        """Hold the job's version ready for `write`. Return why it can't be used, or None if it can."""
         from tandem.rl.errors import StepError
 
+        session = self._activate(job)
         try:
-            self._learner.check_finite()
+            probe = self._learner.check_finite()
         except StepError as error:
             return error
+        self._finished[job] = _Finished(self._learner.state(), probe, session.probe)
+        session.probe = probe
         return None
 
-    def save(self, metadata: dict[str, str | int]) -> str:
-        """Write the current state as a durable checkpoint, with its logprobs of the probe, and return its digest."""
+    def write(self, metadata: dict[str, str | int], job: str = "") -> str:
+        """Write the finished version as a durable checkpoint, with its logprobs of the probe, and return its digest."""
         from tandem.rl.checkpoints import write_checkpoint
 
-        policy = self._learner.policy
-        others = {BASE: self._base_probe, PREVIOUS: self._loaded_probe}
-        self._loaded_probe = policy.probe()
-        probe = self._probe(self._loaded_probe, others)
+        finished = self._finished[job]
+        others = {BASE: self._base_probe, PREVIOUS: finished.previous_probe}
         checkpoint = write_checkpoint(
             self._artifacts.checkpoints_dir,
-            self._learner.state(),
-            policy.adapter_config(),
-            {**metadata, "probe": probe.to_json()},
+            finished.state,
+            self._learner.policy.adapter_config(),
+            {**metadata, "probe": self._probe(finished.probe, others).to_json()},
         )
         self._artifacts.push_checkpoint(checkpoint.digest)
-        self.hold(checkpoint.digest)
         return checkpoint.digest
 
-    def hold(self, digest: str) -> None:
-        """Record that the held state equals a checkpoint that another rank has written."""
-        self._digest = digest
+    def keep(self, digest: str, job: str = "") -> None:
+        """End the job's training, whose state a checkpoint has. Keep it in memory for the model's next job."""
+        self._finished.pop(job, None)
+        session = self._sessions.pop(job)
+        session.digest = digest
+        if session.suspended is not None and self._base.learners.kept_state_bytes:
+            self._kept.put(digest, session.suspended.state, session.probe)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tandem.cluster.errors import JobCancelledError, LearnersLostError
 from tandem.cluster.logprobs.engine_scorer import EngineScore, engine_scorer
 from tandem.cluster.logprobs.pool import LogprobPool, ScoreReport
 from tandem.cluster.processes.waiting import OnWait
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tandem.cluster.learners.group import LearnerGroup
+    from tandem.cluster.learners.training import Training
     from tandem.rl.packing import PackedSequence
 
 
@@ -26,16 +28,19 @@ class JobLogprobs:
     pool: LogprobPool
 
     def score(
-        self, digest: str, rows: Sequence[PackedSequence], chunk_size: int, on_wait: OnWait
+        self, training: Training, digest: str, rows: Sequence[PackedSequence], chunk_size: int, on_wait: OnWait
     ) -> tuple[list[Tensor], ScoreReport]:
         """Return the token-aligned logprobs [T] of each row under a policy version, and who computed them.
 
-        The learners must be running. After an exception they are stopped, because some may still be scoring.
+        `training` is that of the job on these learners. They are stopped after a failure, because some may hang.
+        After a cancellation they end the chunks in hand.
         """
-        learners = self.learners.scorers(digest, chunk_size)
+        learners = training.scorers(digest, chunk_size)
         engines = [engine_scorer(engine, digest) for engine in self.engines]
         try:
             return self.pool.score(rows, learners, engines, on_wait)
+        except (JobCancelledError, LearnersLostError):
+            raise
         except BaseException:
             self.learners.stop()
             raise

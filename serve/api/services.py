@@ -41,7 +41,7 @@ class Preparation(Protocol):
 
 
 class CoordinatorStatus(TypedDict):
-    running_job: str | None
+    running_jobs: list[str]
     learners_running: bool
     waiting_for: str | None
     """The resources that the cluster lacks to start the learners."""

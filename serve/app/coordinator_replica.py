@@ -110,10 +110,10 @@ class CoordinatorReplica:
         )
 
     def status(self) -> dict[str, CoordinatorStatus]:
-        """Return for each base model the running job, the state of its learners and the last error."""
+        """Return for each base model the running jobs, the state of its learners and the last error."""
         return {
             name: {
-                "running_job": coordinator.running_job,
+                "running_jobs": coordinator.running_jobs,
                 "learners_running": learners.is_running,
                 "waiting_for": learners.waiting_for,
                 "last_error": coordinator.last_error,

@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import replace
 
 import zstandard
@@ -89,13 +90,18 @@ class RecordingLearners:
         """`in_step` is called in every step."""
         self.failures, self.step_s, self.in_step, self.log = list(failures), step_s, in_step, []
 
+    @contextmanager
+    def training(self, job, num_tokens):
+        """The same object: these learners have one job."""
+        yield self
+
     def start(self, on_wait):
         on_wait()
 
-    def load(self, digest, on_wait):
+    def load(self, digest, on_wait, on_wait_turn):
         self.log.append(("load", digest))
 
-    def step(self, sequences, loss, learning_rate, chunk_size, on_wait):
+    def step(self, sequences, loss, learning_rate, chunk_size, on_wait, on_wait_turn):
         time.sleep(self.step_s)
         self.in_step(on_wait)
         on_wait()
@@ -103,6 +109,9 @@ class RecordingLearners:
             raise error
         self.log.append(("step", len(sequences), loss.loss_fn, learning_rate))
         return {"loss/train": float(len(self.log))}
+
+    def finish(self, on_wait):
+        self.log.append(("finish",))
 
     def save(self, metadata, on_wait):
         self.log.append(("save", metadata["step"]))

@@ -44,4 +44,8 @@ class UninterruptedRun:
         assert config.learning_rate is not None
         for _ in gradient_steps(self._learner, rows, config, config.learning_rate, version):
             pass
-        return self._learner.save({})
+        assert self._learner.finish() is None
+        digest = self._learner.write({})
+        self._learner.keep(digest)
+        self._learner.load(digest)
+        return digest

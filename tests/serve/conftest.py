@@ -174,7 +174,7 @@ def text_model():
 def coordinator():
     """The coordinator's status, which tests change."""
     return {
-        BASE: {"running_job": None, "learners_running": True, "waiting_for": None, "last_error": None, "alarm": None}
+        BASE: {"running_jobs": [], "learners_running": True, "waiting_for": None, "last_error": None, "alarm": None}
     }
 
 

@@ -6,7 +6,8 @@ import pytest
 from coordinator_fakes import RecordingLearners, RecordingStore, make_coordinator, make_job, trajectory
 from waiting import wait_until
 
-from tandem.cluster.errors import JobCancelledError, LeaseLostError, StageError
+from tandem.cluster.config import LearnersConfig
+from tandem.cluster.errors import JobCancelledError, LearnersLostError, LeaseLostError, StageError
 from tandem.rl.config import TrainingConfig
 
 
@@ -16,7 +17,7 @@ def run(artifacts, base):
         learners = learners or RecordingLearners()
         coordinator = make_coordinator(base, store, artifacts, learners, **settings)
         assert coordinator.run_next()
-        assert coordinator.running_job is None
+        assert coordinator.running_jobs == []
         return learners
 
     return run
@@ -29,7 +30,7 @@ def test_a_job_starts_steps_saves_and_ends_in_that_order(run, artifacts):
     assert store.log[0][1]["num_sequences"] == 1
     assert store.log[0][1]["num_gradient_steps"] == 1
     assert store.log[-1] == ("complete", 4, "digest-after")
-    assert learners.log == [("load", "digest-before"), ("step", 1, "cispo", 5e-6), ("save", 4)]
+    assert learners.log == [("load", "digest-before"), ("step", 1, "cispo", 5e-6), ("finish",), ("save", 4)]
 
 
 def test_the_jobs_own_options_reach_the_learners(run, artifacts):
@@ -64,6 +65,35 @@ def test_a_dead_learner_requeues_until_the_attempts_are_used_up(run, artifacts):
     run(store, RecordingLearners([death]), max_attempts=2)
     assert store.order == ["training_started", "fail"]
     assert "a learner died" in store.log[-1][1] and "attempt 2 of 2" in store.log[-1][1]
+
+
+def test_a_job_that_loses_the_learners_to_another_one_is_handed_back(run, artifacts):
+    store = RecordingStore(make_job(artifacts, attempt=2))
+    run(store, RecordingLearners([LearnersLostError("another job's step")]), max_attempts=2)
+    assert store.order == ["training_started", "hand_back"]
+
+
+def test_the_next_models_job_trains_while_a_version_is_written(artifacts, base):
+    """And the coordinator claims no more jobs at once than it may."""
+
+    class Learners(RecordingLearners):
+        def step(self, *args):
+            steps.append(coordinator.running_jobs)
+            return super().step(*args)
+
+        def save(self, *args):
+            assert wait_until(lambda: len(steps) == 3) is None, "the other jobs' steps wait for this checkpoint"
+            coordinator.stop()
+            return super().save(*args)
+
+    steps = []
+    jobs = [make_job(artifacts) for _ in range(4)]
+    store = RecordingStore(*jobs)
+    base.config = base.config.model_copy(update={"learners": LearnersConfig(jobs_at_once=3)})
+    coordinator = make_coordinator(base, store, artifacts, Learners(), poll_s=0.01)
+    coordinator.run()
+    assert store.jobs == jobs[3:] and store.order.count("complete") == 3
+    assert all(set(running) <= {job.id for job in jobs[:3]} for running in steps)
 
 
 def test_a_job_that_repeatedly_kills_its_coordinator_fails(run, artifacts):
@@ -152,9 +182,10 @@ def test_a_stop_lets_a_job_end_within_its_grace(artifacts, base):
     class Learners(RecordingLearners):
         def step(self, *args):
             coordinator.stop()
+            store.jobs.append(make_job(artifacts))
             return super().step(*args)
 
-    store = RecordingStore(make_job(artifacts), make_job(artifacts))
+    store = RecordingStore(make_job(artifacts))
     coordinator = make_coordinator(base, store, artifacts, Learners(step_s=0.2))
     coordinator.run()
     assert store.order == ["training_started", "gradient_step", "complete"]

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig, LogprobsConfig
-from tandem.cluster.errors import StageError
+from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.group import LearnerGroup, shard_by_tokens
+from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig
@@ -77,19 +79,28 @@ def groups(ray_local: None, artifacts: Artifacts) -> Iterator[dict[int, LearnerG
 
 
 @pytest.fixture
-def one(groups: dict[int, LearnerGroup], initial: str) -> LearnerGroup:
-    groups[1].load(initial)
-    return groups[1]
+def one(groups: dict[int, LearnerGroup], initial: str) -> Iterator[Training]:
+    """A job's training from version 0 on a group of one learner."""
+    with groups[1].training("a", 100) as training:
+        training.load(initial)
+        yield training
 
 
 @pytest.fixture
-def two(groups: dict[int, LearnerGroup], initial: str) -> LearnerGroup:
-    groups[2].load(initial)
-    return groups[2]
+def two(groups: dict[int, LearnerGroup], initial: str) -> Iterator[Training]:
+    """The same on a group of two."""
+    with groups[2].training("a", 100) as training:
+        training.load(initial)
+        yield training
 
 
-def pid_of(learners: LearnerGroup, rank: int) -> int:
-    return ray.get(learners._workers[rank].__ray_call__.remote(lambda _: os.getpid()))
+def save(training: Training) -> str:
+    training.finish()
+    return training.save(METADATA)
+
+
+def pid_of(training: Training, rank: int) -> int:
+    return ray.get(training._group._workers[rank].__ray_call__.remote(lambda _: os.getpid()))
 
 
 def test_two_learners_equal_one(one, two, artifacts, initial):
@@ -97,12 +108,12 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
     states = []
     for learners in (one, two):
         metrics = [learners.step(rows[i : i + 3], LossConfig(), 1e-3, 64) for i in (0, 3)]
-        digest = learners.save(METADATA)
+        digest = save(learners)
         states.append((metrics, read_checkpoint(artifacts.checkpoints_dir / digest)))
         learners.load(initial)
         shutil.rmtree(artifacts.checkpoints_dir / digest)
         learners.load(digest)  # each learner still has this state in memory
-        assert learners.save(METADATA) == digest
+        assert save(learners) == digest
     (one_metrics, one_state), (two_metrics, two_state) = states
     for mine, theirs in zip(one_metrics, two_metrics, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
@@ -112,12 +123,66 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
     assert moved > 1e-3
 
 
+def test_two_jobs_take_turns_on_two_learners_and_one_whose_write_fails_does_not_disturb_the_other(
+    two, groups, artifacts, initial
+):
+    """The ranks stay in step: both jobs make the versions that they make alone."""
+    rows = [row(40, seed) for seed in range(6)]
+
+    def train(training, index):
+        training.step(rows[index : index + 3], LossConfig(), 1e-3, 64)
+
+    with groups[2].training("alone", 100) as alone:
+        two._turn.give_back()
+        alone.load(initial)
+        train(alone, 0), train(alone, 3)
+        expected = save(alone)
+    with groups[2].training("b", 10_000) as big, ThreadPoolExecutor(2) as pool:
+        two.load(initial)
+        train(two, 0)
+        two._turn.give_back()
+        big.load(initial)
+        train(big, 0), big._turn.give_back()
+        both = [pool.submit(train, training, 3) for training in (two, big)]
+        for step in both:
+            while not step.done():
+                two._turn.give_back()  # a job gives the turn back at the end, or when another one is due
+                big._turn.give_back()
+                wait([step], 0.05)
+            step.result()
+        shutil.rmtree(artifacts.checkpoints_dir / expected)
+        assert save(two) == expected
+        shutil.rmtree(artifacts.checkpoints_dir / expected)
+        (artifacts.checkpoints_dir / expected).write_text("in the way")
+        try:
+            with pytest.raises(StageError, match="checkpoint"):
+                save(big)
+        finally:
+            (artifacts.checkpoints_dir / expected).unlink()
+        assert groups[2].is_ready
+        assert save(big) == expected
+
+
+def test_a_learner_that_dies_in_the_step_of_one_job_costs_another_one_no_try(two, groups, initial):
+    with groups[2].training("b", 100) as other:
+        two._turn.give_back()
+        other.load(initial)
+        other.step([row(40)], LossConfig(), 1e-3, 64)
+        other.finish()
+        two._turn.hold(lambda: None)
+        os.kill(pid_of(two, 1), signal.SIGKILL)
+        with pytest.raises(StageError, match="a learner was killed by signal 9"):
+            two.step([row(40)], LossConfig(), 1e-3, 64)
+        with pytest.raises(LearnersLostError):
+            other.save(METADATA)
+
+
 def test_a_step_that_diverges_makes_no_version_and_the_learners_train_on_from_a_good_one(two, artifacts, initial):
     rows = [row(40, seed) for seed in range(3)]
     pids, checkpoints = [pid_of(two, rank) for rank in (0, 1)], set(artifacts.checkpoints_dir.iterdir())
     two.step(rows, LossConfig(), 1e10, 64)
     for stage, diverges in (
-        ("checkpoint", lambda: two.save(METADATA)),
+        ("checkpoint", lambda: save(two)),
         ("step", lambda: two.step(rows, LossConfig(), 1e-3, 64)),
     ):
         with pytest.raises(StageError, match="learning_rate") as caught:
@@ -126,7 +191,7 @@ def test_a_step_that_diverges_makes_no_version_and_the_learners_train_on_from_a_
     assert set(artifacts.checkpoints_dir.iterdir()) == checkpoints
     two.load(initial)
     two.step(rows, LossConfig(), 1e-3, 64)
-    two.save(METADATA)
+    save(two)
     assert [pid_of(two, rank) for rank in (0, 1)] == pids
 
 
@@ -144,7 +209,7 @@ def test_a_killed_learner_ends_the_step_with_its_cause(two):
     with pytest.raises(StageError, match="a learner was killed by signal 9") as error:
         two.step([row(40)], LossConfig(), 1e-3, 64)
     assert error.value.retryable
-    assert not two.is_running
+    assert not two._group.is_running
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -155,12 +220,12 @@ def test_an_error_of_one_rank_ends_the_step_before_the_deadline_of_the_other(two
     with pytest.raises(StageError, match=r"a learner raised IndexError: .*\(\w+\.py:\d+ in") as error:
         two.step([good, replace(bad, token_ids=bad.token_ids + 10**6)], LossConfig(), 1e-3, 64)
     assert time.monotonic() - began < DeadlinesConfig().step_s / 2
-    assert not error.value.retryable and not two.is_running
+    assert not error.value.retryable and not two._group.is_running
 
 
 def test_a_stopped_learner_misses_the_deadline_instead_of_hanging(one, monkeypatch):
     pid = pid_of(one, 0)
-    monkeypatch.setattr(one, "_deadlines", DeadlinesConfig(step_s=1.0))
+    monkeypatch.setattr(one._group, "_deadlines", DeadlinesConfig(step_s=1.0))
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(StageError, match=r"deadlines\.step_s") as error:

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -48,8 +49,16 @@ def rows(seed: int):
     return pack(sequences, 40)
 
 
+def save(worker, metadata, job=""):
+    """Return the digest of the version that the job has made."""
+    assert worker.finish(job) is None
+    digest = worker.write(metadata, job)
+    worker.keep(digest, job)
+    return digest
+
+
 class OneLearner:
-    """A learner group with one learner, in this process."""
+    """A learner group with one learner, in this process, and its only training."""
 
     sequences_per_step = 2
     waiting_for = None
@@ -57,20 +66,27 @@ class OneLearner:
     def __init__(self, worker):
         self.worker = worker
 
+    @contextmanager
+    def training(self, job, num_tokens):
+        yield self
+
     def start(self, on_wait):
         pass
 
-    def load(self, digest, on_wait):
+    def load(self, digest, on_wait, on_wait_turn):
         self.worker.load(digest)
 
     def scorers(self, digest, chunk_size):
         return [lambda rows, timeout_s: self.worker.score(digest, rows, chunk_size)]
 
-    def step(self, sequences, loss, rate, chunk_size, on_wait):
+    def step(self, sequences, loss, rate, chunk_size, on_wait, on_wait_turn):
         return self.worker.step(sequences, loss, rate, chunk_size)
 
+    def finish(self, on_wait):
+        pass
+
     def save(self, metadata, on_wait):
-        return self.worker.save(metadata)
+        return save(self.worker, metadata)
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +105,11 @@ def worker(tiny_model, artifacts):
 def versions(worker, artifacts) -> list[str]:
     """The zero adapter and two trained versions."""
     digests = [ResolvedBaseModel(CONFIG).write_initial_version(artifacts)]
-    worker.load(digests[0])
     for step in (1, 2):
+        worker.load(digests[-1])
         for _ in range(3):
             worker.step(rows(seed=step), LossConfig(), 0.01, 64)
-        digests.append(worker.save({"step": step}))
+        digests.append(save(worker, {"step": step}))
     return digests
 
 
@@ -101,7 +117,7 @@ def test_an_earlier_state_is_loaded_from_memory(worker, versions, artifacts):
     worker.load(versions[1])
     for step in range(2):
         worker.step(rows(seed=7 + step), LossConfig(), 0.01, 64)
-    digest = worker.save({"step": 9})
+    digest = save(worker, {"step": 9})
     expected = read_checkpoint(artifacts.checkpoints_dir / digest)
     worker.load(versions[2])
     worker.step(rows(seed=9), LossConfig(), 0.01, 64)
@@ -111,7 +127,7 @@ def test_an_earlier_state_is_loaded_from_memory(worker, versions, artifacts):
     for ours, theirs in ((state.adapter, expected.adapter), (state.optimizer, expected.optimizer)):
         assert ours.keys() == theirs.keys() and theirs
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert worker.save({"step": 9}) == digest
+    assert save(worker, {"step": 9}) == digest
 
 
 def test_a_state_that_has_changed_is_not_kept_under_its_old_digest(worker, versions):
@@ -120,7 +136,56 @@ def test_a_state_that_has_changed_is_not_kept_under_its_old_digest(worker, versi
     worker.load(versions[2])
     assert worker._kept.take(versions[1]) is None
     worker.load(versions[1])
-    assert worker.save({"step": 1}) == versions[1]
+    assert save(worker, {"step": 1}) == versions[1]
+
+
+def test_jobs_that_take_turns_make_the_versions_that_they_make_alone(worker, versions):
+    """Bitwise: adapters, optimizer states and the stored probes."""
+    jobs = {"a": (versions[1], 20), "b": (versions[2], 30), "c": (versions[1], 40)}
+
+    def step(job, index):
+        worker.step(rows(seed=jobs[job][1] + index), LossConfig(), 0.01, 64, job)
+
+    def alone(job):
+        worker.load(jobs[job][0], job)
+        for index in range(3):
+            step(job, index)
+        return save(worker, {"step": 5}, job)
+
+    def probe(digest):
+        return VersionProbe.of_checkpoint(worker._artifacts.pull_checkpoint(digest))
+
+    expected = {job: alone(job) for job in jobs}
+    assert len(set(expected.values())) == 3
+    probes = {job: probe(digest) for job, digest in expected.items()}
+    for digest in expected.values():
+        shutil.rmtree(worker._artifacts.pull_checkpoint(digest))
+    worker.load(jobs["a"][0], "a")
+    step("a", 0)
+    worker.load(jobs["b"][0], "b")
+    worker.load(jobs["c"][0], "c")
+    for job, index in (("b", 0), ("c", 0), ("a", 1), ("c", 1), ("b", 1), ("b", 2), ("a", 2)):
+        step(job, index)
+    assert worker.finish("a") is None
+    step("c", 2)
+    found = {"a": worker.write({"step": 5}, "a")}
+    worker.keep(found["a"], "a")
+    found |= {job: save(worker, {"step": 5}, job) for job in ("b", "c")}
+    assert found == expected
+    assert {job: probe(digest) for job, digest in found.items()} == probes
+
+
+def test_a_dropped_job_leaves_the_others_as_they_are(worker, versions):
+    worker.load(versions[1], "a")
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64, "a")
+    worker.load(versions[1], "dropped")
+    worker.step(rows(seed=4), LossConfig(), 0.01, 64, "dropped")
+    worker.drop("dropped")
+    worker.drop("dropped")
+    digest = save(worker, {"step": 3}, "a")
+    worker.load(versions[1], "b")
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64, "b")
+    assert save(worker, {"step": 3}, "b") == digest
 
 
 @pytest.mark.parametrize("learning_rate", [1e10, 1e20])
@@ -128,17 +193,16 @@ def test_a_step_that_diverges_is_reported_and_the_next_version_is_as_before(work
     def train() -> str:
         worker.load(versions[1])
         worker.step(rows(seed=3), LossConfig(), 0.01, 64)
-        assert worker.check_finite() is None
-        return worker.save({"step": 3})
+        return save(worker, {"step": 3})
 
     digest, checkpoints = train(), set(artifacts.checkpoints_dir.iterdir())
     worker.load(versions[1])
     worker.step(rows(seed=3), LossConfig(), learning_rate, 64)
-    faults = [worker.check_finite(), worker.step(rows(seed=4), LossConfig(), 0.01, 64)]
+    faults = [worker.finish(), worker.step(rows(seed=4), LossConfig(), 0.01, 64)]
     for fault in faults:
         assert isinstance(fault, StepError) and "learning_rate" in str(pickle.loads(pickle.dumps(fault)))
     worker.load(versions[1])
-    assert worker.check_finite() is None
+    assert worker.finish() is None
     assert train() == digest and set(artifacts.checkpoints_dir.iterdir()) == checkpoints
 
 

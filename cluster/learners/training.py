@@ -1,0 +1,133 @@
+"""One job's training on the learners, beside those of other jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tandem.cluster.errors import LearnersLostError, StageError
+from tandem.cluster.learners.turns import Turn
+from tandem.cluster.processes.waiting import OnWait, wait_on
+
+if TYPE_CHECKING:
+    from tandem.cluster.learners.group import LearnerGroup
+    from tandem.cluster.logprobs.pool import Score
+    from tandem.rl.config import LossConfig
+    from tandem.rl.errors import StepError
+    from tandem.rl.packing import PackedSequence
+    from tandem.rl.version_probe import VersionProbe
+
+NO_VERSION = "The job made no version; the model's newest version is the one before."
+
+
+class Training:
+    """The state of one job on the learners of a group. Other jobs may train between its steps.
+
+        with group.training(job, num_tokens) as training:
+            training.load(digest)
+            metrics = training.step(sequences, loss, learning_rate, chunk_size)
+            training.finish()                    # the learners are free for other jobs
+            digest = training.save(metadata)
+
+    A failure of a call ends the group's actors, because their process group can't be trusted, except in `save`. Other
+    jobs then get LearnersLostError from their next call. So does this job if another one has ended the actors.
+    """
+
+    def __init__(self, group: LearnerGroup, job: str, turn: Turn):
+        self._group, self._job, self._turn = group, job, turn
+        self._workers: list[Any] | None = None  # the actors that have this job's state
+        self._fault: StepError | None = None
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._turn.close()
+        if self._workers is not None and self._group.has(self._workers):
+            for worker in self._workers:
+                worker.drop.remote(self._job)
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self._group.sequences_per_step
+
+    def start(self, on_wait: OnWait = wait_on) -> None:
+        """Start the learners unless they run. Raises StageError as `LearnerGroup.start` does."""
+        if not self._group.is_ready:
+            self._turn.hold(on_wait)
+            self._group.start(on_wait)
+            self._turn.give_back()
+
+    def base_probe(self, on_wait: OnWait = wait_on) -> VersionProbe:
+        """Return the base model's logprobs of the probe."""
+        self._turn.hold(on_wait)
+        self._group.start(on_wait)
+        return self._group.base_probe(on_wait)
+
+    def load(self, digest: str, on_wait: OnWait = wait_on, on_wait_turn: OnWait | None = None) -> None:
+        """Begin from a version. `on_wait_turn` is called instead of `on_wait` while other jobs use the learners."""
+        self._turn.hold(on_wait_turn or on_wait)
+        self._group.start(on_wait)
+        self._workers = self._group.load(digest, self._job, on_wait)
+
+    def step(
+        self,
+        sequences: Sequence[PackedSequence],
+        loss: LossConfig,
+        learning_rate: float,
+        logprob_chunk_size: int,
+        on_wait: OnWait = wait_on,
+        on_wait_turn: OnWait | None = None,
+    ) -> dict[str, float]:
+        """Take one gradient step over packed sequences, split over the learners by token count. Return its metrics.
+
+        Raises StageError, and keeps the learners running, if the step diverges.
+        """
+        self._turn.hold(on_wait_turn or on_wait)
+        self._check_workers()
+        began = time.monotonic()
+        metrics = self._group.step(sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait)
+        self._turn.trained(sum(sequence.num_tokens for sequence in sequences), time.monotonic() - began)
+        return metrics
+
+    def scorers(self, digest: str, logprob_chunk_size: int) -> list[Score]:
+        """Return one scorer per learner, for a `LogprobPool`, under any version.
+
+        Other jobs may train between two chunks.
+        """
+        self._check_workers()
+        return [self._in_turn(score) for score in self._group.scorers(digest, logprob_chunk_size)]
+
+    def finish(self, on_wait: OnWait = wait_on) -> None:
+        """Take no more steps, and let other jobs have the learners. A fault of the state is raised by `save`."""
+        self._check_workers()
+        self._fault = self._group.finish(self._job, on_wait)
+        self._turn.give_back()
+
+    def save(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> str:
+        """Write the finished state as a durable checkpoint and return its digest, while other jobs train.
+
+        Raises StageError if the state isn't finite. No failure affects other jobs, unless the writing learner is lost.
+        """
+        if self._fault is not None:
+            raise StageError("checkpoint", str(self._fault), NO_VERSION) from self._fault
+        self._check_workers()
+        digest = self._group.save(metadata, self._job, self._turn, on_wait)
+        self._workers = None  # there is nothing left to drop
+        return digest
+
+    def _in_turn(self, score: Score) -> Score:
+        def score_in_turn(rows: Sequence[PackedSequence], timeout_s: float) -> Any:
+            self._turn.hold(wait_on)
+            self._check_workers()
+            return score(rows, timeout_s)
+
+        return score_in_turn
+
+    def _check_workers(self) -> None:
+        if self._workers is None or not self._group.has(self._workers):
+            raise LearnersLostError("The learners ended during the work for another job. This job begins again.")
