@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
 
 from fastapi import Depends, Request
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.serve.api.version_watch import VersionWatch
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
@@ -76,6 +78,11 @@ class Services:
     """The status of each base model's coordinator."""
     engine_faults: Callable[[], Awaitable[Mapping[str, EngineFault]]]
     """The fault of each base model of which an engine can't answer."""
+
+    @cached_property
+    def version_watch(self) -> VersionWatch:
+        """The waits of this process's requests for new versions."""
+        return VersionWatch(self.store)
 
 
 async def _services(request: Request) -> Services:

@@ -19,11 +19,10 @@ from tandem.serve.api.wire.requests import MAX_STEP, DeleteCheckpoints
 from tandem.serve.api.wire.responses import Checkpoint, CheckpointsDeleted, Version
 from tandem.serve.api.wire.views import checkpoint_view, version_view
 from tandem.serve.jobs.sweeping import remove_unused_checkpoints
-from tandem.serve.store.database import Database
 from tandem.serve.store.tables import VersionRow
 
-VERSION_POLL_S = 0.2
-CHANGE_POLL_S = 0.02
+RECHECK_S = 1.0
+"""How often a waiting request looks itself, which also shows that its model was deleted."""
 MAX_VERSION_WAIT_S = 60
 router = APIRouter(prefix="/preview/models/{model_id}", tags=["models"])
 
@@ -61,24 +60,13 @@ async def wait_for_versions(
     async def newer() -> Sequence[VersionRow]:
         deadline = asyncio.get_running_loop().time() + wait
         while True:
-            mark = services.store.database.change_mark()
             rows = await run_in_threadpool(services.store.versions.page, str(model_id), caller.entity, limit + 1, after)
             remaining = deadline - asyncio.get_running_loop().time()
             if rows or remaining <= 0:
                 return rows
-            await _change(services.store.database, mark, min(VERSION_POLL_S, remaining))
+            await services.version_watch.wait(str(model_id), after, min(RECHECK_S, remaining))
 
     return Page.of([version_view(row) for row in await while_connected(request, newer())], limit)
-
-
-async def _change(database: Database, mark: object | None, timeout_s: float) -> None:
-    """Return when the store has changed since `mark`, or after the timeout."""
-    clock = asyncio.get_running_loop().time
-    end = clock() + timeout_s
-    while (remaining := end - clock()) > 0:
-        await asyncio.sleep(remaining if mark is None else min(CHANGE_POLL_S, remaining))
-        if mark is not None and database.change_mark() != mark:
-            return
 
 
 @router.delete("/checkpoints", **documented(DeleteCheckpoints))

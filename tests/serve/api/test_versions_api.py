@@ -3,13 +3,14 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from waiting import wait_until
 
 from tandem.cluster.jobs.job import PolicyVersion
-from tandem.serve.api.routes.versions import VERSION_POLL_S
+from tandem.serve.api.routes.versions import RECHECK_S
 from tandem.serve.keys import create_key
 
 
@@ -61,6 +62,23 @@ def test_a_version_made_meanwhile_ends_the_wait(http, url, train):
     assert time.monotonic() - began < 50
 
 
+def test_a_change_of_another_model_costs_waiting_requests_no_query(http, url, store, train, add_model, monkeypatch):
+    """One query tells all of them; they look themselves only when their own model has a version."""
+    looks, versions = [], store.versions.page
+    monkeypatch.setattr(store.versions, "page", lambda *args: looks.append(args) or versions(*args))
+    monkeypatch.setattr("tandem.serve.api.routes.versions.RECHECK_S", 60.0)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(http.get, url, params={"wait": 60}) for _ in range(3)]
+        wait_until(lambda: len(looks) == 3)
+        for number in range(5):
+            add_model(f"other-{number}")
+            time.sleep(0.05)
+        assert len(looks) == 3
+        train("a")
+        assert [[v["step"] for v in page.result().json()["data"]] for page in waiting] == [[1]] * 3
+    assert len(looks) == 6
+
+
 def test_many_may_wait_without_blocking_the_others(base_url, key, url):
     """With more waiting requests than the server has threads, another request is still answered."""
 
@@ -87,7 +105,7 @@ def test_a_client_that_hangs_up_ends_the_polling(connect, hang_up, url, store, m
     connection = connect(f"{url}?wait=60", method="GET")
     wait_until(lambda: len(polls) > 1)
     hang_up(connection)
-    wait_until(lambda: time.monotonic() - polls[-1] > 5 * VERSION_POLL_S)
+    wait_until(lambda: time.monotonic() - polls[-1] > 5 * RECHECK_S)
 
 
 @pytest.mark.parametrize("query", [{"wait": 61}, {"wait": -1}, {"wait": "nan"}, {"after": -1}, {"after": "new"}])
