@@ -213,7 +213,9 @@ class DeadlinesConfig(Settings):
 class CoordinatorConfig(Settings):
     """The coordinator, which runs the jobs."""
 
-    poll_s: Seconds = Field(0.4, gt=0, description="How often the coordinator looks for a queued job.")
+    poll_s: Seconds = Field(
+        0.4, gt=0, description="How often the coordinator looks for a queued job. With SQLite it notices one sooner."
+    )
     lease_s: Seconds = Field(
         30, gt=0, description="Another coordinator may take over a job whose claim wasn't renewed for this long."
     )

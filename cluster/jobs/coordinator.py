@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from tandem.cluster.jobs.running_job import RunningJob, ServiceStop
 from tandem.cluster.jobs.stages import JobStages
 
 logger = logging.getLogger(__name__)
+CHANGE_POLL_S = 0.05  # a look takes 20 microseconds
 
 
 class Coordinator:
@@ -52,19 +54,25 @@ class Coordinator:
         with ThreadPoolExecutor(at_once, thread_name_prefix=f"jobs of {self._name}") as jobs:
             while not self._stop.is_requested:
                 self._look.clear()
+                mark = self._store.change_mark()
                 claim = self._claim_or_log() if len(self._running) < at_once else None
                 if claim is None:
-                    self._look.wait(self._settings.poll_s)
+                    self._wait_for_change(mark)
                 else:
                     jobs.submit(self._run_or_log, claim)
+
+    def _wait_for_change(self, mark: object | None) -> None:
+        """Return when the store has changed since `mark`, when a job has ended, or after `poll_s`."""
+        end = time.monotonic() + self._settings.poll_s
+        while (remaining := end - time.monotonic()) > 0:
+            if self._look.wait(remaining if mark is None else min(CHANGE_POLL_S, remaining)):
+                return
+            if mark is not None and self._store.change_mark() != mark:
+                return
 
     def stop(self) -> None:
         """Claim no more jobs. Running ones may continue for `stop_grace_s`, then they are handed back."""
         self._stop.request()
-        self.look()
-
-    def look(self) -> None:
-        """Look for a queued job now, instead of after `poll_s`. Thread-safe."""
         self._look.set()
 
     @property
@@ -117,7 +125,7 @@ class Coordinator:
             logger.warning("Job %s was given up: %s", claim.id, error)
         finally:
             self._running.remove(claim)
-            self.look()  # the model's next job can be claimed
+            self._look.set()  # the model's next job can be claimed
 
     def _run_to_its_end(self, job: RunningJob) -> None:
         claim, max_attempts = job.claim, self._settings.max_attempts

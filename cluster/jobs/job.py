@@ -68,6 +68,12 @@ class JobStore(Protocol):
         last claim is first.
         """
 
+    def change_mark(self) -> object | None:
+        """Return a value that usually changes with each write to the store; None if only a query can tell.
+
+        It costs microseconds.
+        """
+
     def next_queued(self, base_model: str) -> QueuedJob | None:
         """Return the queued job that will probably be claimed next, possibly of a model whose job runs. Read-only."""
 

@@ -41,6 +41,13 @@ class PatientStore(JobStore):
         """Not retried: the coordinator calls it again anyway."""
         return self._store.claim_next(base_model, owner, lease_s)
 
+    def change_mark(self) -> object | None:
+        """Not retried: without it, the coordinator only looks less often."""
+        try:
+            return self._store.change_mark()
+        except OSError:
+            return None
+
     def next_queued(self, base_model: str) -> QueuedJob | None:
         """Not retried: it only saves time."""
         return self._store.next_queued(base_model)

@@ -84,6 +84,10 @@ class Claims(JobStore):
                 num_handed_back=job.num_handed_back,
             )
 
+    def change_mark(self) -> object | None:
+        """See `Database.change_mark`."""
+        return self._database.change_mark()
+
     def next_queued(self, base_model: str) -> QueuedJob | None:
         """Return the job that `claim_next` would claim if all running jobs had ended."""
         with self._database.read() as session:

@@ -46,6 +46,9 @@ class RecordingStore:
     def claim_next(self, base_model, owner, lease_s):
         return self.jobs.pop(0) if self.jobs else None
 
+    def change_mark(self):
+        return None
+
     def next_queued(self, base_model):
         self.num_looks += 1
         return self.jobs[0] if self.jobs else None

@@ -1,5 +1,6 @@
 """The stages and ends of a job, with a store and learners that record the order of their calls."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -157,6 +158,29 @@ def test_the_coordinator_survives_a_store_that_fails_for_a_moment(artifacts, bas
     coordinator = make_coordinator(base, FlakyStore(), artifacts, RecordingLearners(), poll_s=0.01)
     coordinator.run()
     assert errors == ["OSError: the database is away"] and coordinator.last_error is None
+
+
+def test_a_job_is_claimed_when_the_store_changes(artifacts, base):
+    """The next poll is due after the test's deadline."""
+
+    class Store(RecordingStore):
+        def change_mark(self):
+            looks.append(len(self.jobs))
+            return len(self.jobs)
+
+        def complete(self, *args):
+            super().complete(*args)
+            coordinator.stop()
+
+    looks, store = [], Store()
+    coordinator = make_coordinator(base, store, artifacts, RecordingLearners(), poll_s=3600)
+    thread = threading.Thread(target=coordinator.run, daemon=True)
+    thread.start()
+    wait_until(lambda: len(looks) > 2)
+    store.jobs.append(make_job(artifacts))
+    wait_until(lambda: "complete" in store.order)
+    thread.join(300)
+    assert not thread.is_alive()
 
 
 def test_the_order_of_sequences_follows_from_the_job_alone(artifacts, base):
