@@ -318,14 +318,19 @@ def run(
             for name, values in seconds.items()
         },
         "share_of_matmul_limit": medians["matmuls"] / medians["tandem"],
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "torch": torch.__version__,
-            "load_before": load,
-            "busy_percent_before": others,
-        },
+        "machine": machine(threads, load, others),
+    }
+
+
+def machine(threads: int, load: float, others: float) -> dict[str, Any]:
+    """Describe the machine, with the load average and the percentage of busy time before the measurement."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "load_before": load,
+        "busy_percent_before": others,
     }
 
 

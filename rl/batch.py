@@ -44,6 +44,8 @@ class TrainingBatch:
     num_trajectories: int
     num_dropped_too_long: int
     """Token sequences longer than packed_sequence_length."""
+    num_tokens_in_sequences: int
+    """Tokens of the packed sequences, those of shared prefixes once per sequence."""
     account: Account
     """What trains, and why the rest doesn't."""
     sampled_versions: tuple[int | None, ...]
@@ -57,6 +59,11 @@ class TrainingBatch:
     def num_trained_tokens(self) -> int:
         return self.account.num_tokens
 
+    @property
+    def num_tokens_computed(self) -> int:
+        """Tokens of the rows, those of shared prefixes once per row."""
+        return sum(row.num_tokens for row in self.sequences)
+
     def metrics(self) -> dict[str, float]:
         """Return the numbers of the batch under their wire names."""
         return {
@@ -65,6 +72,8 @@ class TrainingBatch:
             "data/step_num_groups_submitted": float(self.num_groups),
             "data/step_num_trajectories": float(self.num_trajectories),
             "data/step_num_sequences_dropped_too_long": float(self.num_dropped_too_long),
+            "data/step_num_tokens_in_sequences": float(self.num_tokens_in_sequences),
+            "data/step_num_tokens_computed": float(self.num_tokens_computed),
             **self.account.metrics(),
         }
 
@@ -110,7 +119,9 @@ def build_batch(
     packed = pack(final, length)
     if shuffle:
         shuffle(packed)
-    return _describe(notes, packed, accounting.close(tokenized, kept, final), len(tokenized) - len(kept))
+    num_tokens = sum(sequence.num_tokens for sequence in final)
+    account = accounting.close(tokenized, kept, final)
+    return _describe(notes, packed, account, len(tokenized) - len(kept), num_tokens)
 
 
 @dataclass(frozen=True)
@@ -214,7 +225,11 @@ def finalize(sequences: Sequence[TokenizedSequence], advantage_balance: float) -
 
 
 def _describe(
-    notes: _Notes, packed: Sequence[PackedSequence], account: Account, num_dropped_too_long: int
+    notes: _Notes,
+    packed: Sequence[PackedSequence],
+    account: Account,
+    num_dropped_too_long: int,
+    num_tokens_in_sequences: int,
 ) -> TrainingBatch:
     rewards = [of_group for of_group in notes.rewards if of_group]
     flat = [reward for of_group in rewards for reward in of_group]
@@ -223,6 +238,7 @@ def _describe(
         num_groups=len(notes.rewards),
         num_trajectories=len(flat),
         num_dropped_too_long=num_dropped_too_long,
+        num_tokens_in_sequences=num_tokens_in_sequences,
         account=account,
         sampled_versions=tuple(notes.sampled_versions),
         reward_mean=fmean(flat) if flat else 0.0,

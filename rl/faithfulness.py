@@ -1,7 +1,7 @@
 """Checks a loaded base model: does it compute a packed sequence as it computes each sequence alone?
 
 A configuration may not say, or not yet say in a way that is known here, that a model has windows, recurrent layers or
-positions of its own. So the model itself is asked. It scores two completions of one prompt and an unrelated sequence,
+positions of its own. So the model itself is asked. It scores a completion, a branch of it and an unrelated sequence,
 packed under our mask, and then each of them alone under no mask but its own.
 
 The check costs three forward passes over about 1,100 tokens, or over the longest reach that the configuration names, up
@@ -24,7 +24,7 @@ from tandem.rl.attention import Attention, forward_inputs
 from tandem.rl.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
 from tandem.rl.errors import PolicyError
 from tandem.rl.last_layer import can_prune, hidden_at
-from tandem.rl.packing import PackedSequence, one_segment
+from tandem.rl.packing import PackedSequence, one_segment, unpack
 from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
 
 COMPLETION_TOKENS = 24
@@ -113,25 +113,25 @@ def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: in
 def _probe(causal_lm: PreTrainedModel, max_length: int | None) -> tuple[PackedSequence, list[tuple[Tensor, int]]]:
     """Return a row, and for each sequence in it the indices [T] of its tokens and the first that predicts a next one.
 
-    Completions repeat the beginning of the prompt, which a model with a window can't see any more. A sequence of the
-    prompt's first tokens follows: it shows whether another sequence's length or states change it.
+    The first completion repeats the beginning of the prompt, which a model with a window can't see any more; the second
+    leaves it in its middle. A sequence of the prompt's first tokens follows: it shows whether another sequence's length
+    or states change it.
     """
     config = causal_lm.config
     longest = min(LONGEST_PROBE, max_length or LONGEST_PROBE, longest_sequence(config) or LONGEST_PROBE)
     own = min(COMPLETION_TOKENS, longest // 3)
-    prompt = min(max({UNNAMED_SPAN, *attention_spans(config)}) + 8, longest - own)
+    half = own // 2
+    prompt = min(max({UNNAMED_SPAN, *attention_spans(config)}) + 8, longest - own - half)
     tokens = torch.tensor(probe_token_ids(config, 2 * prompt)[:prompt])
     lengths = torch.tensor([prompt, own, own, own])
-    starts = [prompt, prompt + own, prompt + 2 * own]
+    firsts = [0, prompt, prompt + half, 0]
     row = replace(
-        one_segment(torch.cat([tokens, tokens[:own], tokens[own // 2 :][:own], tokens[:own]])),
-        positions=torch.cat([torch.arange(prompt), *[torch.arange(prompt, prompt + own)] * 2, torch.arange(own)]),
+        one_segment(torch.cat([tokens, tokens[:own], tokens[half:][:own], tokens[:own]])),
+        positions=torch.cat([first + torch.arange(n) for first, n in zip(firsts, lengths.tolist(), strict=True)]),
         segment_ids=torch.arange(4).repeat_interleave(lengths),
-        parent_ids=torch.tensor([0, 0, 0, 3]).repeat_interleave(lengths),
+        parent_ids=torch.tensor([0, 0, 1, 3]).repeat_interleave(lengths),
     )
-    before = torch.arange(prompt)
-    completions = [torch.cat([before, torch.arange(start, start + own)]) for start in starts[:2]]
-    return row, [*((indices, prompt) for indices in completions), (torch.arange(starts[2], starts[2] + own), 0)]
+    return row, [(indices, first) for indices, first in zip(unpack(row), firsts[1:], strict=True)]
 
 
 def _alone(causal_lm: PreTrainedModel, token_ids: Tensor, num_predictions: int) -> Tensor:

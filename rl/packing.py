@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
 from operator import attrgetter
@@ -20,11 +20,11 @@ from tandem.rl.tokens.tokenizing import TokenizedSequence
 __all__ = ["MIN_GAIN", "PackedSequence", "Repeats", "one_segment", "pack", "unpack"]
 
 MIN_GAIN = 64
-"""Tokens that sharing must save for a sequence to leave another one. The prompt of a group may be shorter."""
+"""Tokens that a sequence must save to leave another one in its middle. The shared prompt of a group may be shorter."""
 
 
 def pack(
-    sequences: Sequence[TokenizedSequence], packed_sequence_length: int, min_gain: int = MIN_GAIN
+    sequences: Sequence[TokenizedSequence], packed_sequence_length: int, min_gain: int | None = MIN_GAIN
 ) -> list[PackedSequence]:
     """Fill rows of at most `packed_sequence_length` tokens with sequences.
 
@@ -35,20 +35,29 @@ def pack(
     Args:
         sequences: those of a group next to each other; none longer than `packed_sequence_length`.
         packed_sequence_length: tokens.
-        min_gain: tokens that sharing must save, besides the prompt that the whole group shares.
+        min_gain: tokens that a sequence must save to leave another one; None: only the prompt of a group is shared.
     """
     rows: list[_Row] = [_Row()]
     for _, group in groupby(sequences, key=attrgetter("group")):
         of_group = list(group)
         rows[-1].path = []
-        token_ids, num_common = [s.token_ids for s in of_group], of_group[0].prompt_length + 1
-        for index, num_shared in prefix_order(token_ids, min_gain, num_common):
-            sequence = of_group[index]
+        for sequence, num_shared in _depth_first(of_group, min_gain):
             assert sequence.num_tokens <= packed_sequence_length, "callers drop longer sequences before packing"
             if rows[-1].num_tokens + rows[-1].num_added(sequence, num_shared) > packed_sequence_length:
                 rows.append(_Row())
             rows[-1].add(sequence, num_shared)
     return [row.packed() for row in rows if row.parts]
+
+
+def _depth_first(group: Sequence[TokenizedSequence], min_gain: int | None) -> Iterator[tuple[TokenizedSequence, int]]:
+    """Yield the sequences of a group, each with the number of tokens that it shares with the one before it."""
+    num_common = group[0].prompt_length + 1  # the last of them predicts the first own token
+    if min_gain is None:
+        order = [(index, num_common) for index in range(len(group))]
+    else:
+        order = prefix_order([sequence.token_ids for sequence in group], min_gain, num_common)
+    for index, num_shared in order:
+        yield group[index], num_shared
 
 
 @dataclass(frozen=True)

@@ -15,61 +15,67 @@ def prefix_order(token_ids: Sequence[Tensor], min_gain: int, num_common: int = 1
     """Return (index, number of tokens shared with the sequence before it) of each sequence, in depth-first order.
 
     Sequences that leave another one late come before those that leave it early; those that leave it at the same place
-    keep their order. A sequence that another one extends comes after that one, and shares all of its tokens.
-    The order costs O(total tokens), but for comparisons of bytes while it looks up each sequence.
+    keep their order. A sequence that another one extends comes after that one and shares all of its tokens. Apart
+    from that, a sequence leaves another one only where this saves at least `min_gain` tokens.
+
+    The work is a pass over all tokens, and a binary search with comparisons of bytes for each sequence.
 
     Args:
         token_ids: [T] of each sequence.
-        min_gain: a prefix is shared only as far as that saves at least this many tokens.
-        num_common: tokens, at least 1, that every two sequences count as sharing at no gain.
+        min_gain: tokens, at least 1.
+        num_common: tokens, at least 1, that every two sequences count as sharing, at no gain.
     """
-    nodes: list[_Node] = []
-    known: list[bytes] = []  # of the nodes so far, sorted, so that those with the longest common prefix are neighbours
-    of_known: list[_Node] = []
+    known: list[bytes] = []  # sorted, so that the longest common prefix is that with a neighbour
+    nodes: list[_Node] = []  # in the order of `known`
     for index, tokens in enumerate(token_ids):
         ids = tokens.numpy()
-        key = ids.astype(">u4").tobytes()  # compares as the tokens do
-        place = bisect_left(known, key)
-        neighbours = of_known[max(place - 1, 0) : place + 1]
         node = _Node(index, ids, ((0, index),), None, num_common)
+        key = ids.astype(">u4").tobytes()  # bytes compare as the tokens do
+        place = bisect_left(known, key)
+        neighbours = [(_num_equal(ids, other.ids), other) for other in nodes[max(place - 1, 0) : place + 1]]
         if neighbours:
-            shared, nearest = max(((_common(ids, n.ids), n) for n in neighbours), key=lambda found: found[0])
-            node.leave(nearest, shared, min_gain)
+            num_equal, nearest = max(neighbours, key=lambda pair: pair[0])
+            node.join(nearest, num_equal, min_gain)
         known.insert(place, key)
-        of_known.insert(place, node)
-        nodes.append(node)
+        nodes.insert(place, node)
     return [(node.index, node.shared) for node in sorted(nodes, key=lambda node: node.path)]
 
 
 @dataclass(eq=False)
 class _Node:
-    """A sequence in the tree. It shares its first `shared` tokens with its parent and those before it in the order."""
+    """A sequence in the tree. It leaves its parent after `shared` tokens, the last of which isn't its parent's copy."""
 
     index: int
     ids: NDArray[np.int64]
     path: tuple[tuple[int, int], ...]
-    """Sorts depth-first: for each node from the root, the tokens it shares, negated, and its index."""
+    """Sorts depth-first: the tokens shared, negated, and the index of each node from the root on."""
     parent: _Node | None
     shared: int
 
-    def leave(self, nearest: _Node, shared: int, min_gain: int) -> None:
-        """Become a branch of the node that has token `shared` - 1 of `nearest` to itself, if sharing gains enough."""
-        origin: _Node | None = nearest
-        while origin is not None and shared - origin.shared < min_gain:
-            shared, origin = min(shared, origin.shared), origin.parent
-        if origin is None:
-            return
-        if shared == len(origin.ids) < len(self.ids):
+    def join(self, nearest: _Node, num_equal: int, min_gain: int) -> None:
+        """Take the place in the tree of a sequence that begins with `num_equal` tokens of another one."""
+        origin, shared = nearest._origin(num_equal, min_gain=1)
+        if origin is not None and shared == len(origin.ids) < len(self.ids):
             self.path, self.parent, self.shared = origin.path, origin.parent, origin.shared
-            origin._branch_off(self, shared)
-        else:
-            self._branch_off(origin, shared)
+            origin._leave(self, shared)
+            return
+        if shared < len(self.ids) or origin is None or len(self.ids) == len(origin.ids):
+            origin, shared = nearest._origin(num_equal, min_gain)
+        if origin is not None:
+            self._leave(origin, shared)
 
-    def _branch_off(self, parent: _Node, shared: int) -> None:
+    def _origin(self, num_equal: int, min_gain: int) -> tuple[_Node | None, int]:
+        """Return the node to leave, this one or one above it, and after how many tokens; None at the root."""
+        origin: _Node | None = self
+        while origin is not None and num_equal - origin.shared < min_gain:
+            num_equal, origin = min(num_equal, origin.shared), origin.parent
+        return origin, num_equal
+
+    def _leave(self, parent: _Node, shared: int) -> None:
         self.path, self.parent, self.shared = (*parent.path, (-shared, self.index)), parent, shared
 
 
-def _common(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
+def _num_equal(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
     """Return the length of the common prefix."""
     length = min(len(first), len(second))
     differs = first[:length] != second[:length]

@@ -117,7 +117,32 @@ def test_the_batch_describes_itself():
         "data/step_num_tokens_trained": float(batch.num_trained_tokens),
         "data/step_num_tokens_sampled_with/unknown": float(batch.num_trained_tokens),
         "data/step_num_sequences_dropped_too_long": 0.0,
+        "data/step_num_tokens_in_sequences": 30.0,
+        "data/step_num_tokens_computed": 19.0,  # the two sequences share 11
     }
+
+
+def test_histories_that_continue_each_other_cost_nothing_more():
+    """A history per turn, as agents send them: each begins with the one before it."""
+    body = two_answers().model_dump()
+    turns = [user("b"), choice("maybe three"), user("c"), choice("ran")]
+    whole = [
+        dict(trajectory, messages_and_choices=[*trajectory["messages_and_choices"], *turns])
+        for trajectory in body["trajectories"]
+    ]
+    earlier = [
+        [{"messages_and_choices": trajectory["messages_and_choices"][:number]} for number in (2, 4)]
+        for trajectory in whole
+    ]
+    every = [dict(trajectory, additional_histories=of) for trajectory, of in zip(whole, earlier, strict=True)]
+    alone, shared = (batch_of(TrajectoryGroup.model_validate({"trajectories": each})) for each in (whole, every))
+    assert shared.account.num_sequences == 3 * alone.account.num_sequences == 6
+    assert shared.num_trained_tokens > alone.num_trained_tokens
+    assert shared.num_tokens_in_sequences > 1.5 * alone.num_tokens_in_sequences
+    [row], [row_alone] = shared.sequences, alone.sequences
+    assert row.token_ids.tolist() == row_alone.token_ids.tolist()
+    assert torch.equal(row.is_trained, row_alone.is_trained)
+    assert row.num_completions == 6
 
 
 def test_a_seed_gives_one_order_and_the_same_tokens():
