@@ -7,38 +7,34 @@ an Engine must be started with `engine_environment`.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.adapter_pool import AdapterPool
+from tandem.cluster.engine.completions import Completions
 from tandem.cluster.engine.core import EngineCore
 from tandem.cluster.engine.finiteness import FiniteOutputs, NotFiniteVersions
 from tandem.cluster.engine.openai_app import (
     ASGIApp,
     Message,
     Receive,
-    ResponseStart,
     Scope,
     Send,
     build_openai_app,
-    call_app,
     error_app,
     parse_arguments,
 )
-from tandem.cluster.engine.refusals import name_places_of_invalid_fields, with_places
-from tandem.cluster.engine.request_checks import BadRequestError, policy_request
+from tandem.cluster.engine.refusals import name_places_of_invalid_fields
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
 from tandem.cluster.engine.version_checks import VersionChecks, VersionReport
 from tandem.cluster.engine.version_loader import VersionLoader
+from tandem.cluster.engine.vllm_routes import completion_app
 from tandem.cluster.errors import (
     AdapterUnavailableError,
     ArtifactError,
@@ -53,8 +49,6 @@ __all__ = ["Engine", "EngineLoad", "adapter_name", "engine_environment"]
 
 logger = logging.getLogger(__name__)
 
-# vLLM's other routes change the shared engine.
-ROUTES = frozenset({("POST", "/v1/chat/completions"), ("POST", "/v1/completions")})
 SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 
 
@@ -70,7 +64,7 @@ class Engine:
 
         engine = Engine(config, model_path, "my-model", artifacts.pull_adapter, max_model_len, lora)
         await engine.start()
-        async for item in engine.http("POST", "/v1/chat/completions", headers, body, digest): ...
+        await engine.completions(scope, receive, send)  # an ASGI application
         logprobs = await engine.score(sequences, digest)
 
     A policy version is a LoRA adapter named by its digest. Every request runs on one; that of version 0 is zero. A
@@ -103,6 +97,9 @@ class Engine:
         self._models: Any  # vLLM's table of adapters by name
         self._loader: VersionLoader
         self._adapters: AdapterPool
+        self.completions = Completions(self._serve)
+        """The ASGI application. Beside errors of the request: 404 for a missing version, 422 for one whose logits
+        aren't finite, 503 for a version that can't be loaded now or a dead engine."""
 
     async def start(self, timeout_s: float = 600) -> None:
         """Load the base model and start the engine core. Raises EngineDeadError, also after `timeout_s`."""
@@ -129,7 +126,7 @@ class Engine:
             raise EngineDeadError(
                 f"The vLLM engine of {self._served_name} didn't start: {error} (See the log of its process.)"
             ) from error
-        self._app, self._models = app, app.state.openai_serving_models
+        self._app, self._models = completion_app(app), app.state.openai_serving_models
         self._loader = VersionLoader(
             self._core, self._models, self._directory.name, self._fetch, self._lora, self._not_finite, self._checks
         )
@@ -155,31 +152,8 @@ class Engine:
     def load(self) -> EngineLoad:
         return {"num_unfinished": self._core.llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
 
-    async def http(
-        self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes, digest: str
-    ) -> AsyncGenerator[ResponseStart | bytes]:
-        """Answer an OpenAI request under a policy version: yield (status, headers), then the chunks of the body.
-
-        The body's `model` is replaced by the version's name. Errors have OpenAI's format: 400 with the place for a bad
-        request, 404 for a missing version, 422 for one whose logits aren't finite, 503 for a version that can't be
-        loaded now or a dead engine. Closing the generator early ends the generation.
-        """
-        app: ASGIApp = partial(self._serve, digest)
-        if (method, path) not in ROUTES:
-            app = error_app(404, "NotFoundError", f"The engine has no route {method} {path}.")
-        else:
-            try:
-                request = policy_request(body, adapter_name(digest))
-                body = json.dumps(request, ensure_ascii=False).encode()
-                app = with_places(app, path, request)
-            except BadRequestError as error:
-                app = error_app(400, "BadRequestError", str(error), error.param)
-        async with aclosing(call_app(app, method, path, headers, body)) as items:
-            async for item in items:
-                yield item
-
     async def _serve(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run vLLM's ASGI application with the adapter loaded until it ends, even if the client disconnects."""
+        """Answer a checked request with the adapter loaded until the answer ends, even if the client disconnects."""
 
         async def send_unless_dead(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 500:

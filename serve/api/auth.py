@@ -13,10 +13,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.errors import AuthenticationError, ForbiddenError
 from tandem.serve.keys import ROLES, Role, hash_key
+from tandem.serve.store.store import Store
 
 TOKEN_HEADER = "x-auth-token"  # sent instead of a bearer key by clients of the training-job-configs API
 # auto_error would answer in another shape than ours; depending on the scheme keeps it in the OpenAPI document.
@@ -38,17 +40,28 @@ def authenticate(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
     """Return the sender of a request, of any role. Raises AuthenticationError."""
-    key = credentials.credentials if credentials else request.headers.get(TOKEN_HEADER)
+    return sender(request, services.store, credentials.credentials if credentials else None)
+
+
+def sender(request: Request, store: Store, bearer: str | None) -> Caller:
+    """Return the sender of a request, given its bearer key if it has one. Raises AuthenticationError."""
+    key = bearer or request.headers.get(TOKEN_HEADER)
     if not key:
         raise AuthenticationError(
             "The request has no API key. Send one as 'Authorization: Bearer tdm_...'; `tandem keys create` creates it."
         )
-    row = services.store.keys.find(hash_key(key))
+    row = store.keys.find(hash_key(key))
     if row is None:
         raise AuthenticationError(
             "The API key isn't valid: it is mistyped, was revoked, or belongs to another service."
         )
     return Caller(row.id, row.entity, row.role)
+
+
+def bearer_key(request: Request) -> str | None:
+    """Return the bearer key of a request as FastAPI reads it, None without one."""
+    scheme, key = get_authorization_scheme_param(request.headers.get("authorization"))
+    return key if scheme.lower() == "bearer" and key else None
 
 
 def has_key(request: Request) -> bool:

@@ -118,8 +118,16 @@ def install(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
+    response = error_response(request, error)
+    assert response is not None
+    return response
+
+
+def error_response(request: Request, error: Exception) -> JSONResponse | None:
+    """Return the response to an error, and log it if it isn't the client's; None for an unexpected one."""
     known = as_serve_error(error)
-    assert known is not None
+    if known is None:
+        return None
     status, _, headers = _STATUS[type(known)]
     if status >= 500:
         path = without_keys(request.url.path)

@@ -36,6 +36,12 @@ def chosen_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return given_id(headers) or f"req_{uuid.uuid4().hex}"
 
 
+def set_request_id(scope: Scope) -> str:
+    """Choose the id of a request, and return it."""
+    id = scope[_REQUEST_ID] = chosen_id(scope["headers"])
+    return id
+
+
 def unexpected_message(request_id: str) -> str:
     """Return the sentence for an unexpected error."""
     return (
@@ -63,7 +69,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         is_given, started = given_id(scope["headers"]) is not None, False
-        id = scope[_REQUEST_ID] = chosen_id(scope["headers"])
+        id = set_request_id(scope)
 
         async def send_with_id(message: Message) -> None:
             nonlocal started

@@ -65,6 +65,19 @@ class EngineFault:
         return self.sentence
 
 
+class CompletionServices(Protocol):
+    """The part of the services that completions need."""
+
+    @property
+    def config(self) -> TandemConfig: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def engine(self) -> EngineClient: ...
+    @property
+    def base_models(self) -> Collection[str]: ...
+
+
 @dataclass(frozen=True)
 class Services:
     config: TandemConfig

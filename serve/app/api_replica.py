@@ -16,7 +16,8 @@ from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
-from tandem.serve.app.engine_handles import Engines
+from tandem.serve.app import engine_directory
+from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -57,7 +58,7 @@ class ApiReplica:
             config=config,
             store=store,
             artifacts=artifacts,
-            engine=Engines(engines),
+            engine=EngineConnections(),
             base_models=bases,
             preparation=preparation,
             coordinator_status=lambda: coordinator.status.remote(),
@@ -67,6 +68,7 @@ class ApiReplica:
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
         )
+        engine_directory.publish_config(config.model_dump_json())
         start_sweeping(store, artifacts, config.deadlines.prepare_s)
 
     async def make_key(self, name: str, entity: str) -> tuple[str, str]:

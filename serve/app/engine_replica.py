@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from contextlib import suppress
 
+import ray
 from ray import serve
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
+from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.version_checks import VersionReport
-from tandem.serve.api.engine.headers import REPLICA_HEADER
+from tandem.serve.app import engine_directory
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 
-STOP_S = 10.0
+DRAIN_S = 20.0  # for open completions to end
+STOP_S = DRAIN_S + 10.0
 
 
 class EngineReplica:
@@ -35,14 +39,14 @@ class EngineReplica:
             answer_s=config.deadlines.engine_answer_s,
         )
         await self._engine.start(config.deadlines.start_engine_s)
-        self._id = serve.get_replica_context().replica_id.unique_id  # as in Serve's logs and dashboard
+        # Its id as in Serve's logs and dashboard, on the address at which other nodes reach this node's Ray.
+        self._server = EngineServer(self._engine.completions, serve.get_replica_context().replica_id.unique_id)
+        self._base_model = base.name
+        self._address = await self._server.start(ray.util.get_node_ip_address())
+        await self._announce()
 
-    async def http(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, digest: str
-    ) -> AsyncIterator[tuple[int, list[tuple[str, str]]] | bytes]:
-        """Answer as `Engine.http` does, with a header that names the replica."""
-        async for item in self._engine.http(method, path, headers, body, digest):
-            yield (item[0], [*item[1], (REPLICA_HEADER, self._id)]) if isinstance(item, tuple) else item
+    async def _announce(self) -> None:
+        await asyncio.to_thread(engine_directory.announce, self._base_model, self._address)
 
     async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
         return await self._engine.score(sequences, digest)
@@ -52,6 +56,8 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         await self._engine.check_health()
+        with suppress(Exception):  # Ray's GCS restarts
+            await self._announce()
 
     async def not_finite(self) -> list[str]:
         """Return `Engine.not_finite`. Raises EngineDeadError, as `check_health` does."""
@@ -59,6 +65,11 @@ class EngineReplica:
         return self._engine.not_finite()
 
     async def __del__(self) -> None:
+        """Stop. Serve waits for this: open completions have their time, and new ones go to other replicas."""
+        if hasattr(self, "_address"):
+            with suppress(Exception):
+                await asyncio.to_thread(engine_directory.withdraw, self._base_model, self._address)
+            await self._server.stop(DRAIN_S)
         await self._engine.stop()
 
 

@@ -36,6 +36,10 @@ class Unpacker:
         self._new_stream = _STREAMS[self._coding]
         self._stream: _GzipStream | _ZstdStream | None = None
 
+    @property
+    def is_identity(self) -> bool:
+        return self._new_stream is None
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decoded part, in pieces that fit into memory at any compression ratio."""
         if self._new_stream is None:

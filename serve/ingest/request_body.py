@@ -35,8 +35,15 @@ class BodyLimit:
             )
 
 
-async def receive(request: Request, limit: BodyLimit, silence_s: float, write: Callable[[bytes], object]) -> None:
-    """Pass the decoded body to `write`, piece by piece, in worker threads.
+async def receive(
+    request: Request,
+    limit: BodyLimit,
+    silence_s: float,
+    write: Callable[[bytes], object],
+    may_block: bool = True,
+) -> None:
+    """Pass the decoded body to `write`, piece by piece, in worker threads: all pieces if it may block, else those that
+    are decoded.
 
     Raises TooLargeError (before reading anything if the declared length exceeds the limit), StalledError after
     `silence_s` without a byte, UnsupportedCodingError, InvalidRequestError for a body that can't be decoded,
@@ -55,7 +62,10 @@ async def receive(request: Request, limit: BodyLimit, silence_s: float, write: C
             write(piece)
 
     async for batch in _batches(request, silence_s):
-        await run_in_threadpool(unpack, batch)
+        if may_block or not unpacker.is_identity:
+            await run_in_threadpool(unpack, batch)
+        else:
+            unpack(batch)
     unpacker.finish()
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
@@ -82,6 +82,10 @@ class Database:
         """Open a transaction that only reads."""
         return _transaction(self._engine)
 
+    def quick_read(self) -> AbstractContextManager[Connection]:
+        """Open a transaction that only reads, without the ORM, whose rows take three times as long."""
+        return _quick_transaction(self._engine)
+
     def write(self) -> AbstractContextManager[Session]:
         """Open a transaction that may write. It is committed at the end of the block."""
         return _transaction(self._writer)
@@ -103,9 +107,20 @@ class Database:
 
 @contextmanager
 def _transaction(engine: Engine) -> Iterator[Session]:
+    with _answering(), Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def _quick_transaction(engine: Engine) -> Iterator[Connection]:
+    with _answering(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
     try:
-        with Session(engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        yield
     except (
         OperationalError,
         InternalError,

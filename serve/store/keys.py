@@ -5,12 +5,26 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 
 from tandem.serve.store.database import Database
 from tandem.serve.store.tables import ApiKeyRow
+
+_FIND = select(ApiKeyRow.id, ApiKeyRow.entity, ApiKeyRow.role).where(
+    ApiKeyRow.key_sha256 == bindparam("key_sha256"), ApiKeyRow.revoked_at.is_(None)
+)
+
+
+@dataclass(frozen=True)
+class FoundKey:
+    """A valid key: to whom it belongs, and its role."""
+
+    id: str
+    entity: str
+    role: str
 
 
 class Keys:
@@ -36,11 +50,11 @@ class Keys:
         with suppress(IntegrityError):  # it exists, or another process has just added it
             self.add(name, entity, key_sha256, role)
 
-    def find(self, key_sha256: str) -> ApiKeyRow | None:
+    def find(self, key_sha256: str) -> FoundKey | None:
         """Return the key with this hash, unless it was revoked."""
-        query = select(ApiKeyRow).where(ApiKeyRow.key_sha256 == key_sha256, ApiKeyRow.revoked_at.is_(None))
-        with self._database.read() as session:
-            return session.scalar(query)
+        with self._database.quick_read() as connection:
+            row = connection.execute(_FIND, {"key_sha256": key_sha256}).first()
+        return None if row is None else FoundKey(*row)
 
     def exist(self) -> bool:
         """Return True if a key was ever created."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, literal, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.jobs.job import PolicyVersion
@@ -24,12 +24,45 @@ class PinnedPolicy:
     digest: str
 
 
+_NAMED = (
+    ModelRow.entity == bindparam("entity"),
+    ModelRow.project == bindparam("project"),
+    ModelRow.name == bindparam("name"),
+    ModelRow.deleted_at.is_(None),
+)
+_NEWEST = (
+    select(ModelRow.base_model, VersionRow.step, VersionRow.digest)
+    .join_from(ModelRow, VersionRow, VersionRow.model_id == ModelRow.id)
+    .where(*_NAMED, VersionRow.deleted_at.is_(None))
+    .order_by(VersionRow.step.desc())
+    .limit(1)
+)
+_STEP = _NEWEST.where(VersionRow.step == bindparam("step"))
+_INITIAL = (
+    select(ModelRow.base_model, literal(0), InitialVersionRow.digest)
+    .join_from(ModelRow, InitialVersionRow, InitialVersionRow.base_model == ModelRow.base_model)
+    .where(*_NAMED)
+)
+
+
 class Versions:
     def __init__(self, database: Database):
         self._database = database
 
     def resolve(self, entity: str, project: str, name: str, step: int | None) -> PinnedPolicy:
         """Return version `step` of a model, by default the newest. Raises NotFoundError or UnavailableError."""
+        return self._find_quickly(entity, project, name, step) or self._find(entity, project, name, step)
+
+    def _find_quickly(self, entity: str, project: str, name: str, step: int | None) -> PinnedPolicy | None:
+        named = {"entity": entity, "project": project, "name": name}
+        with self._database.quick_read() as connection:
+            row = connection.execute(*((_NEWEST, named) if step is None else (_STEP, named | {"step": step}))).first()
+            if row is None and not step:
+                row = connection.execute(_INITIAL, named).first()
+        return None if row is None else PinnedPolicy(*row)
+
+    def _find(self, entity: str, project: str, name: str, step: int | None) -> PinnedPolicy:
+        """Do the same, and tell why there is no version."""
         with self._database.read() as session:
             model = find_by_name(session, entity, project, name)
             if model is None:

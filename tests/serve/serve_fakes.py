@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from asgi_calls import call_app
 from paths import DATA
 
+from tandem.cluster.engine.completions import Completions
+from tandem.cluster.engine.headers import DIGEST_HEADER
+from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST
 from tandem.rl.batch import build_batch
 
 TOKENIZER = DATA / "tokenizer"
@@ -27,7 +32,7 @@ class TextModel:
 
 @dataclass
 class Engine:
-    """Answers with chunks that a test sets, and records its requests."""
+    """An engine whose vLLM answers with chunks that a test sets. It records the requests that vLLM would get."""
 
     status: int = 200
     headers: dict = field(default_factory=lambda: {"content-type": "application/json"})
@@ -37,17 +42,30 @@ class Engine:
     closed: int = 0
 
     async def http(self, base_model, method, path, headers, body, digest):
-        self.asked.append((base_model, method, path, dict(headers), json.loads(body), digest))
+        async def serve(pinned, scope, receive, send):
+            self.asked.append((base_model, method, path, dict(headers), scope[REQUEST], pinned))
+            await self._answer(scope[ANNOTATOR], send)
+
+        items = call_app(Completions(serve), path, [*headers, (DIGEST_HEADER, digest)], body)
         try:
-            if self.chunks and self.headers["content-type"] == "application/json":
-                await self._wait_or_raise(self.chunks[0])
-            yield self.status, list(self.headers.items())
-            for chunk in self.chunks:
-                await self._wait_or_raise(chunk)
-                if isinstance(chunk, bytes):
-                    yield chunk
+            async with aclosing(items):
+                async for item in items:
+                    yield item
         finally:
             self.closed += 1
+
+    async def _answer(self, annotator, send):
+        is_whole = self.headers["content-type"] == "application/json"
+        if self.chunks and is_whole:
+            await self._wait_or_raise(self.chunks[0])
+        headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for chunk in self.chunks:
+            await self._wait_or_raise(chunk)
+            if isinstance(chunk, bytes):
+                body = annotator.body(chunk) if is_whole else chunk
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _wait_or_raise(self, chunk):
         if isinstance(chunk, int | float):

@@ -15,6 +15,7 @@ from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from tandem.cluster.config import TandemConfig
 from tandem.cluster.payloads.strict_json import not_finite_place
 from tandem.serve.api.bodies.problems import NOT_FINITE, problems_of
 from tandem.serve.api.services import Services, ServicesDep
@@ -26,6 +27,8 @@ from tandem.serve.ingest.request_body import BodyLimit, receive
 T = TypeVar("T")
 B = TypeVar("B", bound=RequestBody)
 
+SMALL_BYTES = 32 << 10
+"""A body up to this size is parsed sooner than a thread for it starts."""
 _OBJECT = TypeAdapter(dict[str, Any])
 
 
@@ -45,16 +48,40 @@ def json_body(model: type[B]) -> Callable[[Request, Services], Awaitable[Receive
     return read
 
 
-async def json_object(request: Request, services: ServicesDep) -> dict[str, Any]:
+@dataclass(frozen=True)
+class JsonText:
+    """A JSON object, and its text without a content coding."""
+
+    raw: bytes
+    value: dict[str, Any]
+
+
+async def json_text(request: Request, services: ServicesDep) -> JsonText:
     """A dependency: the body as any JSON object. Raises InvalidRequestError and the errors of `receive`."""
-    return await _read(request, services, _OBJECT.validate_json)
+    return await receive_object(request, services.config)
+
+
+async def receive_object(request: Request, config: TandemConfig) -> JsonText:
+    """Return the body as any JSON object. Raises InvalidRequestError and the errors of `receive`."""
+    raw = await _receive(request, config)
+    return JsonText(raw, await _parsed(_OBJECT.validate_json, raw))
 
 
 async def _read(request: Request, services: Services, validate_json: Callable[[bytes], T]) -> T:
+    return await _parsed(validate_json, await _receive(request, services.config))
+
+
+async def _receive(request: Request, config: TandemConfig) -> bytes:
     body = bytearray()
-    limit = BodyLimit(services.config.limits.max_request_bytes, "limits.max_request_bytes")
-    await receive(request, limit, services.config.deadlines.receive_s, body.extend)
-    return await run_in_threadpool(parse, validate_json, bytes(body))
+    limit = BodyLimit(config.limits.max_request_bytes, "limits.max_request_bytes")
+    await receive(request, limit, config.deadlines.receive_s, body.extend, may_block=False)
+    return bytes(body)
+
+
+async def _parsed(validate_json: Callable[[bytes], T], raw: bytes) -> T:
+    if len(raw) <= SMALL_BYTES:
+        return parse(validate_json, raw)
+    return await run_in_threadpool(parse, validate_json, raw)
 
 
 def documented(model: type[RequestBody] | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:

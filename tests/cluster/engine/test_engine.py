@@ -7,12 +7,10 @@ sequences, so that requests wait, are prefilled in chunks, preempt one another a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ import psutil
 import pytest
 import ray
 import torch
+from engine_client import REQUESTED, Answer, Asked, ask, core_of, start_engine
 from policy_reference import PolicyReference, sampled_tokens, write_adapter
 from safetensors.torch import load_file, save_file
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
-from tandem.cluster.engine.engine import Engine, adapter_name, engine_environment
+from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError, WrongVersionError
 from tandem.rl.settings import LoraSettings
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
@@ -35,36 +34,23 @@ CONFIG = EngineConfig(max_num_seqs=32, max_loras=3, max_cpu_loras=4, kv_cache_me
 VERSIONS = [f"{k:064x}" for k in range(7)]  # the first is the zero adapter
 TOLERANCE = 1e-4
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-JSON = [("content-type", "application/json")]
 # Longer than two blocks of the prefix cache, and the same under every version.
 MESSAGES = [{"role": "user", "content": "Which of these numbers is the largest: 3, 17, 8, 41, 5, 22 or 39? " * 2}]
 MANY = 384
 LONG = {"messages": MESSAGES, "n": MANY, "ignore_eos": True}  # a minute of work
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
 class Client:
     """The engine actor, for tests that aren't asynchronous."""
 
-    def __init__(self, actor: Any):
-        self.actor = actor
+    def __init__(self, actor: Any, address: EngineAddress):
+        self.actor, self.address = actor, address
 
-    def start(self, digest: str, body: Any, path: str = CHAT) -> Any:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.actor.http.options(num_returns="streaming").remote("POST", path, JSON, raw, digest)
+    def start(self, digest: str, body: Any, path: str = CHAT) -> Asked:
+        return ask(self.address, digest, body, path)
 
-    def finish(self, stream: Any) -> Answer:
-        items = [ray.get(reference) for reference in stream]
-        return Answer(items[0][0], dict(items[0][1]), b"".join(items[1:]))
+    def finish(self, asked: Asked) -> Answer:
+        return asked.finish()
 
     def ask(self, digest: str, body: Any, path: str = CHAT) -> Answer:
         return self.finish(self.start(digest, body, path))
@@ -95,8 +81,7 @@ class Client:
             time.sleep(0.01)
 
     def core_process(self) -> psutil.Process:
-        pid = ray.get(self.actor.__ray_call__.remote(lambda engine: os.getpid()))
-        return next(p for p in psutil.Process(pid).children(recursive=True) if "EngineCore" in p.name())
+        return core_of(self.actor)
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +99,9 @@ def reference(tiny_model, artifacts) -> PolicyReference:
 
 @pytest.fixture(scope="module")
 def client(ray_local, tiny_model, artifacts) -> Iterator[Client]:
-    environment = {"env_vars": engine_environment("cpu", str(tiny_model))}
-    actor = ray.remote(num_cpus=1, max_concurrency=512, runtime_env=environment)(Engine).remote(
-        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, MAX_MODEL_LEN, LoraSettings()
-    )
-    ray.get(actor.start.remote())
-    yield Client(actor)
+    arguments = CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, MAX_MODEL_LEN, LoraSettings()
+    actor, address = start_engine(tiny_model, 512, *arguments)
+    yield Client(actor, address)
     ray.get(actor.stop.remote())
     ray.kill(actor)
 
@@ -173,7 +155,7 @@ def test_versions_mixed_in_a_batch_sample_and_score_like_transformers_and_peft(c
     scores = [(digest, client.actor.score.remote(sequences, digest)) for digest in VERSIONS[:4]]
     for digest, stream in chats:
         completion = client.finish(stream).json()
-        assert completion["model"] == adapter_name(digest)
+        assert completion["model"] == REQUESTED
         assert len(completion["choices"]) == 2
         assert_choices_follow_policy(completion, reference, digest)
     for digest, scored in scores:
@@ -471,9 +453,9 @@ def test_a_client_who_leaves_ends_the_generation(client, stream):
     answer = client.start(VERSIONS[1], LONG | {"stream": stream})
     client.wait_until_busy(MANY // 2)
     if stream:
-        assert ray.get(next(answer))[0] == 200
-        ray.get(next(answer))
-    ray.cancel(answer)
+        assert answer.response.status == 200
+        assert answer.response.readline().startswith(b"data: ")
+    answer.cancel()
     client.wait_until_idle()
 
 
@@ -483,7 +465,7 @@ def test_scoring_that_is_abandoned_ends(client):
     client.wait_until_busy(MANY + 300)
     ray.cancel(scored)
     client.wait_until_idle(but_for=MANY)
-    ray.cancel(answering)
+    answering.cancel()
     client.wait_until_idle()
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 
 import psutil
 import pytest
 import ray
+from engine_client import ask, core_of, start_engine, status_of
 from policy_reference import write_adapter
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
-from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.errors import EngineDeadError
 from tandem.rl.settings import LoraSettings
 
@@ -30,19 +29,10 @@ def engine(ray_local, tiny_model, tmp_path):
     artifacts = Artifacts(str(tmp_path))
     for digest in DIGESTS:
         write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed=0, scale=0.0)
-    environment = {"env_vars": engine_environment("cpu", str(tiny_model))}
-    actor = ray.remote(num_cpus=1, max_concurrency=64, runtime_env=environment)(Engine).remote(
-        CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, 256, LoraSettings()
-    )
-    ray.get(actor.start.remote())
-    yield actor
+    arguments = CONFIG, str(tiny_model), "tiny", artifacts.pull_checkpoint, 256, LoraSettings()
+    actor, address = start_engine(tiny_model, 64, *arguments)
+    yield actor, address
     ray.kill(actor)
-
-
-def processes(engine) -> tuple[psutil.Process, psutil.Process]:
-    """Return the processes of the replica and of its core."""
-    replica = psutil.Process(ray.get(engine.__ray_call__.remote(lambda _: os.getpid())))
-    return replica, next(p for p in replica.children(recursive=True) if "EngineCore" in p.name())
 
 
 def wait_until_gone(process: psutil.Process) -> None:
@@ -53,21 +43,19 @@ def wait_until_gone(process: psutil.Process) -> None:
             time.sleep(0.1)
 
 
-def answers(engine, digest: str) -> Future:
+def answers(address, digest: str) -> Future[int]:
     """Request a long completion. Return a future of its status."""
     body = {"messages": [{"role": "user", "content": "3, 17 or 8?"}], "n": 8, "ignore_eos": True}
-    stream = engine.http.options(num_returns="streaming").remote(
-        "POST", "/v1/chat/completions", [("content-type", "application/json")], json.dumps(body).encode(), digest
-    )
-    return ThreadPoolExecutor(1).submit(lambda: ray.get(next(stream))[0])
+    return status_of(ask(address, digest, body))
 
 
 def test_a_stopped_core_is_ended_and_told_to_who_waits_for_it(engine):
-    _, core = processes(engine)
+    engine, address = engine
+    core = core_of(engine)
     ray.get(engine.score.remote([[5, 6, 7]], LOADED), timeout=WAIT_S)
     core.send_signal(signal.SIGSTOP)
     ray.get(engine.__ray_call__.remote(lambda engine: setattr(engine._core, "_answer_s", 2.0)), timeout=WAIT_S)
-    completions = [answers(engine, digest) for digest in DIGESTS]
+    completions = [answers(address, digest) for digest in DIGESTS]
     scores = [engine.score.remote([[5, 6, 7]], digest) for digest in DIGESTS]
     assert [completion.result(timeout=WAIT_S) for completion in completions] == [503, 503]
     for scored in scores:
@@ -80,7 +68,8 @@ def test_a_stopped_core_is_ended_and_told_to_who_waits_for_it(engine):
 
 @pytest.mark.slow
 def test_a_killed_replica_leaves_no_core_behind_not_even_a_stopped_one(engine):
-    replica, core = processes(engine)
+    core = core_of(engine[0])
+    replica = psutil.Process(ray.get(engine[0].__ray_call__.remote(lambda _: os.getpid())))
     core.send_signal(signal.SIGSTOP)
     replica.send_signal(signal.SIGKILL)
     wait_until_gone(core)

@@ -4,9 +4,9 @@ import asyncio
 import json
 
 import pytest
+from asgi_calls import call_app
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from tandem.cluster.engine.openai_app import call_app
 from tandem.cluster.engine.refusals import explained, most_likely_fault, with_places
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -95,7 +95,7 @@ def test_answers_pass_and_errors_are_rewritten_whole():
 
     async def items(app):
         found = with_places(app, CHAT, SCHEMA)
-        (status, _), *chunks = [item async for item in call_app(found, "POST", CHAT, [], b"{}")]
+        (status, _), *chunks = [item async for item in call_app(found, CHAT, [], b"{}")]
         return status, chunks
 
     assert asyncio.run(items(app(200, b"a", b"b"))) == (200, [b"a", b"b"])

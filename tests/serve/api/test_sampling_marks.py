@@ -5,9 +5,9 @@ import copy
 import pytest
 from openai.types.chat.chat_completion import Choice as ClientChoice
 
+from tandem.cluster.engine.sampling import CHANGES, sampled_with
 from tandem.rl.sampling_marks import MARKS, marks_of
 from tandem.rl.trajectories import Choice
-from tandem.serve.api.engine.sampling import CHANGES, sampled_with
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
 STRICT = [{"type": "function", "function": {"name": "look", "parameters": {}, "strict": True}}]

@@ -1,13 +1,19 @@
-"""Adds to completion requests and responses what training needs: logprobs, token ids, the policy version."""
+"""Adds to completion requests and responses what training needs: logprobs, token ids, the policy version.
+
+Importing this module imports no vLLM.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 # Replaces NaN and infinite logprobs, which JSON can't hold; vLLM uses it for minus infinity too.
 NOT_FINITE_LOGPROB = -9999.0
@@ -40,11 +46,22 @@ class Annotator:
     sampled_with: Mapping[str, Any]
     """The options of the request that changed the distribution (see `sampling`)."""
 
+    def response(self, response: BaseModel) -> bytes:
+        """Return vLLM's whole response as annotated JSON."""
+        answer = response.model_dump()
+        self._annotate(answer)
+        content = to_json(answer, inf_nan_mode="constants")
+        return to_json(read_object(content)) if _has_constants(content) else content
+
     def body(self, content: bytes) -> bytes:
-        """Annotate a whole response, or an error. Anything but a JSON object is returned unchanged."""
+        """Annotate JSON of a response, of a part, or of an error. Anything but an object is returned unchanged."""
         answer = read_object(content)
         if answer is None:
             return content
+        self._annotate(answer)
+        return to_json(answer)
+
+    def _annotate(self, answer: dict[str, Any]) -> None:
         if isinstance(answer.get("error"), dict):
             message = str(answer["error"].get("message"))
             answer["error"]["message"] = message.replace(self.engine_name, self.requested_name)
@@ -56,7 +73,6 @@ class Annotator:
                 choice["sampled_with"] = self.sampled_with
                 if answer.get("prompt_token_ids") is not None:
                     choice.setdefault("prompt_token_ids", answer["prompt_token_ids"])
-        return to_json(answer)
 
     def event(self, event: bytes) -> bytes:
         """Annotate one server-sent event, without its empty line."""
@@ -66,21 +82,15 @@ class Annotator:
         ]
         return b"\n".join(lines)
 
-    async def events(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Annotate a stream of server-sent events, whose chunks may end anywhere."""
-        buffer = b""
-        async for chunk in chunks:
-            *complete, buffer = (buffer + chunk).split(_EVENT_END)
-            if complete:
-                yield b"".join(self.event(event) + _EVENT_END for event in complete)
-        if buffer:
-            yield self.event(buffer)
+    def events(self, events: bytes) -> bytes:
+        """Annotate whole server-sent events."""
+        return b"".join(self.event(event) + _EVENT_END for event in events.split(_EVENT_END) if event)
 
 
 def read_object(content: bytes) -> dict[str, Any] | None:
     """Parse a JSON object, with NaN and infinities replaced; None for anything else."""
     try:
-        if b"NaN" in content or b"Infinity" in content:
+        if _has_constants(content):
             value = json.loads(content, parse_constant=lambda _: NOT_FINITE_LOGPROB)
         else:
             value = from_json(content)  # three times as fast as json, and responses with logprobs are long
@@ -89,6 +99,5 @@ def read_object(content: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def error_events(error: dict[str, Any]) -> bytes:
-    """Return the last events of a stream that fails after its start; OpenAI clients raise on them."""
-    return b"data: " + to_json(error) + b"\n\ndata: [DONE]\n\n"
+def _has_constants(content: bytes) -> bool:
+    return b"NaN" in content or b"Infinity" in content

@@ -1,0 +1,124 @@
+"""The engine's ASGI application: completions under a policy version, from a request's bytes to its answer's.
+
+A body is parsed once. The request is checked, completed by what training needs, answered by vLLM's handlers, and the
+answer says which version made it. Importing this module imports no vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import unquote
+
+from tandem.cluster.engine.adapter_names import adapter_name
+from tandem.cluster.engine.answers import Annotator, fill_in_defaults
+from tandem.cluster.engine.headers import DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
+from tandem.cluster.engine.openai_app import Message, Receive, Scope, Send, error_app, forwarded_scope
+from tandem.cluster.engine.refusals import with_places
+from tandem.cluster.engine.request_checks import BadRequestError, policy_request
+from tandem.cluster.engine.sampling import sampled_with
+from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST, ROUTES
+
+Serve = Callable[[str, Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """The version that a request names, as the API has pinned it."""
+
+    digest: str
+    step: int
+    requested_name: str
+
+    @classmethod
+    def of(cls, headers: Mapping[bytes, bytes]) -> Pinned:
+        """Read the headers that the API sends. Raises KeyError or ValueError."""
+        digest, step, name = (headers[key.encode()].decode() for key in (DIGEST_HEADER, VERSION_HEADER, MODEL_HEADER))
+        return cls(digest, int(step), unquote(name))
+
+
+class Completions:
+    """Answers OpenAI requests under the policy versions that their headers pin.
+
+    Errors have OpenAI's format: 400 with the place for a bad request, and those of `serve`, which answers the checked
+    request under the version of a digest.
+    """
+
+    def __init__(self, serve: Serve):
+        self._serve = serve
+        self.num_open = 0
+        """Requests that aren't answered yet."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.num_open += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.num_open -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if (method, path) not in ROUTES:
+            app = error_app(404, "NotFoundError", f"The engine has no route {method} {path}.")
+            return await app(scope, receive, send)
+        pinned, body = Pinned.of(dict(scope["headers"])), await _body(receive)
+        if body is None:
+            return None
+        name, is_chat = adapter_name(pinned.digest), path.endswith("/chat/completions")
+        try:
+            request = fill_in_defaults(policy_request(body, name), is_chat)
+        except BadRequestError as error:
+            annotator = Annotator(pinned.requested_name, name, pinned.step, {})
+            app = error_app(400, "BadRequestError", str(error), error.param)
+        else:
+            annotator = Annotator(pinned.requested_name, name, pinned.step, sampled_with(request))
+            app = with_places(partial(self._serve, pinned.digest), path, request)
+            scope = forwarded_scope(scope) | {REQUEST: request, ANNOTATOR: annotator}
+        return await app(scope, receive, AnnotatedSend(annotator, send))
+
+
+class AnnotatedSend:
+    """Annotates errors and server-sent events on their way out; whole responses are annotated when they are made."""
+
+    def __init__(self, annotator: Annotator, send: Send):
+        self._annotator, self._send = annotator, send
+        self._streams = False
+        self._error: Message | None = None
+        self._content = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = dict(message.get("headers", ()))
+            self._streams = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            if message["status"] >= 400:
+                self._error = message
+                return
+        elif self._error is not None:
+            self._content += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            message = await self._start_error()
+        elif self._streams and message.get("body"):
+            message = {**message, "body": self._annotator.events(message["body"])}
+        await self._send(message)
+
+    async def _start_error(self) -> Message:
+        assert self._error is not None
+        content = self._annotator.body(self._content)
+        kept = [(name, value) for name, value in self._error.get("headers", ()) if name.lower() != b"content-length"]
+        headers = [*kept, (b"content-length", str(len(content)).encode())]
+        await self._send({**self._error, "headers": headers})
+        return {"type": "http.response.body", "body": content, "more_body": False}
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Return the whole body, or None if the client disconnects first."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,115 @@
+"""The HTTP server of an engine replica: the API sends completions here, over connections that stay open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from tandem.cluster.engine.completions import Completions
+from tandem.cluster.engine.headers import REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
+from tandem.cluster.engine.openai_app import Message, Receive, Scope, Send, error_app
+
+logger = logging.getLogger(__name__)
+KEEP_ALIVE_S = 3600  # the API closes connections: a server that does may cross a request on its way
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class EngineAddress:
+    """Where a replica answers, and the secret that it asks for."""
+
+    replica: str
+    host: str
+    port: int
+    token: str
+
+
+class EngineServer:
+    """Serves an engine's completions on a port of this node, to callers with this server's token alone.
+
+    server = EngineServer(engine.completions, replica)
+    address = await server.start(host)
+    await server.stop(timeout_s)
+    """
+
+    def __init__(self, completions: Completions, replica: str):
+        self._completions, self._replica = completions, replica
+        self._token = secrets.token_urlsafe(32)
+        self._replica_header = REPLICA_HEADER.encode(), replica.encode()
+        self._is_stopping = False
+        self._server: _Server
+        self._serving: asyncio.Task[None]
+
+    async def start(self, host: str) -> EngineAddress:
+        """Listen on a free port of the address. Return once requests are taken."""
+        listener = socket.create_server((host, 0), backlog=2048)
+        config = uvicorn.Config(
+            self._app,
+            interface="asgi3",
+            proxy_headers=False,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_S,
+            date_header=False,
+            server_header=False,
+            ws="none",
+        )
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(POLL_S)
+        if self._serving.done():
+            self._serving.result()
+        return EngineAddress(self._replica, host, listener.getsockname()[1], self._token)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Refuse new requests, wait for the open ones as long as allowed, and close all connections."""
+        self._is_stopping = True
+        deadline = time.monotonic() + timeout_s
+        while self._completions.num_open and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        self._server.should_exit = self._server.force_exit = True
+        await self._serving
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = dict(scope["headers"]).get(TOKEN_HEADER.encode(), b"")
+        if not secrets.compare_digest(token, self._token.encode()):
+            return await error_app(401, "AuthenticationError", "This port is for the API alone.")(scope, receive, send)
+        named = [self._replica_header, *([(STOPPING_HEADER.encode(), b"1")] if self._is_stopping else [])]
+        has_started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                message = {**message, "headers": [*message.get("headers", ()), *named]}
+            await send(message)
+
+        try:
+            if self._is_stopping:
+                refusal = error_app(503, "ServiceUnavailableError", "The engine is being replaced; retry later.")
+                await refusal(scope, receive, send_named)
+            else:
+                await self._completions(scope, receive, send_named)
+        except Exception:
+            logger.exception("The engine failed on a request")
+            if has_started:
+                raise  # half of the response is sent; only a closed connection can tell that it failed
+            await error_app(500, "InternalServerError", "Internal server error.")(scope, receive, send_named)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process that it runs in."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,147 @@
+"""The API's and the proxies' way to the engine replicas: direct HTTP connections, without Ray objects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from tandem.cluster.engine.headers import DIGEST_HEADER, REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
+from tandem.cluster.engine.server import EngineAddress
+from tandem.cluster.errors import EngineDeadError
+from tandem.serve.api.services import Headers
+from tandem.serve.app import engine_directory
+from tandem.serve.app.http_connection import ConnectionLostError, HttpConnection, open_connection
+
+logger = logging.getLogger(__name__)
+REFRESH_S = 2.0
+WAIT_S = 0.25
+MAX_IDLE = 256
+"""Connections that stay open to a replica without a request."""
+
+
+class Replica:
+    """The connections to one engine replica."""
+
+    def __init__(self, address: EngineAddress):
+        self.address = address
+        self.num_open = 0
+        self._idle: list[HttpConnection] = []
+
+    async def connection(self) -> HttpConnection:
+        """Return a connection without a request. Raises OSError."""
+        while self._idle:
+            if (connection := self._idle.pop()).is_reusable:
+                return connection
+        return await open_connection(self.address.host, self.address.port)
+
+    def put_back(self, connection: HttpConnection) -> None:
+        if connection.is_reusable and len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+
+class EngineConnections:
+    """An EngineClient that sends each request to the replica with the fewest open ones.
+
+    While a base model has no replica, its requests wait for one. Use it in one event loop.
+    """
+
+    def __init__(
+        self,
+        addresses: Callable[[], dict[str, list[EngineAddress]]] = engine_directory.addresses,
+        withdraw: Callable[[str, EngineAddress], None] = engine_directory.withdraw,
+    ):
+        """`addresses` lists the replicas by base model, and `withdraw` removes one. Both may block."""
+        self._addresses, self._withdraw = addresses, withdraw
+        self._replicas: dict[str, dict[EngineAddress, Replica]] = {}
+        self._refreshed_at = -REFRESH_S
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def http(
+        self, base_model: str, method: str, path: str, headers: Headers, body: bytes, digest: str
+    ) -> AsyncGenerator[tuple[int, Headers] | bytes]:
+        """Yield status and headers first, then chunks of the body. Closing the generator early aborts the generation.
+
+        Raises EngineDeadError."""
+        while True:
+            replica, connection = await self._connect(base_model)
+            secret = [(DIGEST_HEADER, digest), (TOKEN_HEADER, replica.address.token)]
+            try:
+                async with aclosing(connection.post(path, [*headers, *secret], body)) as items:
+                    start = await anext(items)
+                    assert isinstance(start, tuple)
+                    answered = dict(start[1])
+                    if answered.get(REPLICA_HEADER) == replica.address.replica and STOPPING_HEADER not in answered:
+                        yield start
+                        async for item in items:
+                            yield item
+                        return
+                await self._withdrawn(base_model, replica)  # it stops, or another program has its port
+            except ConnectionLostError as error:
+                raise EngineDeadError(
+                    f"The engine of {base_model} died while it answered; send the request again."
+                ) from error
+            finally:
+                replica.num_open -= 1
+                replica.put_back(connection)
+
+    async def exist(self) -> bool:
+        """Return True if any base model has a replica."""
+        if not any(self._replicas.values()) and time.monotonic() - self._refreshed_at > REFRESH_S:
+            await self._refresh()
+        return any(self._replicas.values())
+
+    async def _connect(self, base_model: str) -> tuple[Replica, HttpConnection]:
+        """Return the least busy replica, counted as open, and a connection to it. Wait while there is none."""
+        if time.monotonic() - self._refreshed_at > REFRESH_S:
+            self._refresh()
+        while True:
+            replicas = self._replicas.get(base_model)
+            while replicas:
+                replica = min(replicas.values(), key=lambda replica: replica.num_open)
+                replica.num_open += 1  # counted while it connects: others choose meanwhile
+                try:
+                    return replica, await replica.connection()
+                except BaseException as error:
+                    replica.num_open -= 1
+                    if not isinstance(error, OSError):
+                        raise
+                    logger.warning("The engine of %s at %s: %s", base_model, replica.address.host, error)
+                    await self._withdrawn(base_model, replica)
+            await self._refresh()
+            if not self._replicas.get(base_model):
+                await asyncio.sleep(WAIT_S)
+
+    async def _withdrawn(self, base_model: str, replica: Replica) -> None:
+        """Forget a replica that was killed, or whose node is lost. If it still answers others, it announces itself."""
+        self._replicas.get(base_model, {}).pop(replica.address, None)
+        replica.close()
+        await asyncio.to_thread(self._withdraw, base_model, replica.address)
+
+    def _refresh(self) -> asyncio.Future[None]:
+        """Read the addresses again, once for all who wait. Shielded: a client that leaves cancels only its own wait."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshed_at = time.monotonic()
+            self._refreshing = asyncio.create_task(self._read())
+        return asyncio.shield(self._refreshing)
+
+    async def _read(self) -> None:
+        with contextlib.suppress(Exception):  # Ray's GCS restarts: the known replicas stay
+            found = await asyncio.to_thread(self._addresses)
+            for base_model in self._replicas.keys() | found.keys():
+                known, listed = self._replicas.get(base_model, {}), found.get(base_model, [])
+                for address in known.keys() - set(listed):
+                    known.pop(address).close()
+                self._replicas[base_model] = known | {
+                    address: Replica(address) for address in listed if address not in known
+                }

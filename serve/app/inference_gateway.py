@@ -1,0 +1,106 @@
+"""Completions answered by the proxy itself: it pins the version, and passes the bytes on to an engine.
+
+Without it, a completion would travel as Ray objects through a replica of the API and back. Authentication, pinning and
+errors are those of the API's routes, which still answer where a proxy has no gateway or no configuration yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tandem.cluster.config import TandemConfig
+from tandem.serve.api.auth import bearer_key, sender
+from tandem.serve.api.bodies.json_body import receive_object
+from tandem.serve.api.engine.completion import complete
+from tandem.serve.api.error_responses import error_response
+from tandem.serve.api.request_ids import ID_HEADER, set_request_id
+from tandem.serve.api.services import CompletionServices
+from tandem.serve.app import engine_directory
+from tandem.serve.app.engine_connections import EngineConnections
+from tandem.serve.store.store import Store
+
+logger = logging.getLogger(__name__)
+PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+REFRESH_S = 2.0
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """The services of a published configuration."""
+
+    text: str
+    config: TandemConfig
+    store: Store
+    engine: EngineConnections
+    base_models: Collection[str]
+
+
+class InferenceGateway:
+    """Middleware of a proxy: answers POSTs of completions, and leaves all else to the application behind it."""
+
+    def __init__(self, app: ASGIApp, published: Callable[[], str | None] = engine_directory.published_config):
+        """`published` returns the service's configuration as JSON, None while there is none; it may block."""
+        self._app, self._published = app, published
+        self._configured: _Configured | None = None
+        self._connections = EngineConnections()
+        self._refreshed_at = -REFRESH_S
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
+            services = await self._services()
+            # Without engines, Serve knows whether the application exists.
+            if services is not None and await self._connections.exist():
+                await self._answer(services, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _answer(self, services: CompletionServices, scope: Scope, receive: Receive, send: Send) -> None:
+        id = set_request_id(scope)
+        request = Request(scope, receive)
+        try:
+            caller = await run_in_threadpool(sender, request, services.store, bearer_key(request))
+            body = await receive_object(request, services.config)
+            response: Response = await complete(request, scope["path"], body, caller, services)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            answer = error_response(request, error)
+            if answer is None:
+                raise
+            response = answer
+        response.headers[ID_HEADER.decode()] = id
+        await response(scope, receive, send)
+
+    async def _services(self) -> CompletionServices | None:
+        """Return the services, once for all requests of the next seconds. The first request waits for them."""
+        if time.monotonic() - self._refreshed_at > REFRESH_S and (self._refreshing is None or self._refreshing.done()):
+            self._refreshed_at = time.monotonic()
+            self._refreshing = asyncio.create_task(self._refresh())
+        if self._configured is None and self._refreshing is not None:
+            await asyncio.shield(self._refreshing)
+        return self._configured
+
+    async def _refresh(self) -> None:
+        try:
+            text = await asyncio.to_thread(self._published)
+            if text is None or (self._configured and self._configured.text == text):
+                return
+            self._configured = await asyncio.to_thread(self._configure, text)
+        except Exception:
+            logger.exception("The proxy can't read the service's configuration; the API answers completions meanwhile")
+
+    def _configure(self, text: str) -> _Configured:
+        config = TandemConfig.model_validate_json(text)
+        names = [base.name for base in config.base_models]
+        return _Configured(text, config, Store(config.resolved_store_url), self._connections, names)

@@ -1,0 +1,164 @@
+"""The gateway of the proxies answers as the API does, and leaves everything else to it."""
+
+import json
+
+import anyio
+import httpx
+import pytest
+from conftest import ZERO
+from serve_fakes import Engine
+from starlette.responses import PlainTextResponse
+
+from tandem.serve.app.inference_gateway import InferenceGateway
+from tandem.serve.app.proxy_middleware import ProxyAnswers
+from tandem.serve.keys import create_key
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "1 + 6 = ?"}]
+NAME = "team/project/agent"
+ANSWER = {"model": "policy-x", "prompt_token_ids": [5], "choices": [{"index": 0, "message": {"content": "7"}}]}
+SHOWN = ("x-policy-version", "x-policy-digest", "content-type", "retry-after", "www-authenticate", "accept-encoding")
+
+
+class Engines(Engine):
+    """The fake engine in place of connections."""
+
+    are_there = True
+
+    async def exist(self):
+        return self.are_there
+
+
+@pytest.fixture
+def engine():
+    return Engines()
+
+
+@pytest.fixture
+def gateway(services, engine):
+    """The gateway in a proxy without the API."""
+    config = services.config.model_copy(update={"store_url": str(services.store.database._engine.url)})
+    gateway = InferenceGateway(PlainTextResponse("the API"), lambda: config.model_dump_json())
+    gateway._connections = engine
+    return gateway
+
+
+def ask(app, path=CHAT, method="POST", **request):
+    async def request_():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as client:
+            return await client.request(method, path, **request)
+
+    return anyio.run(request_)
+
+
+def body(**changes):
+    return {"json": {"model": NAME, "messages": MESSAGES, **changes}}
+
+
+REQUESTS = {
+    "whole": body(),
+    "frozen": body(model=f"{NAME}:step0"),
+    "base": body(model="tandem/tiny"),
+    "missing": body(model="team/project/other"),
+    "foreign": body(model="others/project/agent"),
+    "future": body(model=f"{NAME}:step7"),
+    "no model": {"json": {"messages": MESSAGES}},
+    "no json": {"content": b"{"},
+    "no object": {"content": b"[]"},
+    "not finite": {"content": b'{"model": "tandem/tiny", "temperature": NaN}'},
+    "too large": {"content": b'{"model": "' + b"x" * 6000 + b'"}'},
+    "coding": {"content": b"{}", "headers": {"content-encoding": "br"}},
+    "broken coding": {"content": b"{}", "headers": {"content-encoding": "gzip"}},
+    "bad option": body(temperature=10**30),
+}
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_the_gateway_answers_as_the_api(http, app, configure, engine, gateway, model, key, request_, path):
+    configure("limits", max_request_bytes=5000)
+    gateway._published = lambda text=gateway._published(): json.dumps(
+        json.loads(text) | {"limits": json.loads(text)["limits"] | {"max_request_bytes": 5000}}
+    )
+    engine.answers(ANSWER)
+    of_api = http.post(path, **request_)
+    asked, engine.asked = engine.asked, []
+    headers = {"Authorization": f"Bearer {key}", **request_.get("headers", {})}
+    of_gateway = ask(gateway, path, **{**request_, "headers": headers})
+    assert (of_gateway.status_code, of_gateway.json()) == (of_api.status_code, of_api.json())
+    assert [of_gateway.headers.get(name) for name in SHOWN] == [of_api.headers.get(name) for name in SHOWN]
+    assert of_gateway.headers["x-request-id"]
+    assert [one[:3] + one[4:] for one in engine.asked] == [one[:3] + one[4:] for one in asked]
+
+
+def test_a_stream_passes(engine, gateway, model, key):
+    event = {"model": "policy-x", "choices": [{"index": 0, "delta": {"content": "7"}}]}
+    engine.streams(b"data: " + json.dumps(event).encode() + b"\n\n", b"data: [DONE]\n\n")
+    response = ask(gateway, **body(stream=True), headers={"X-Auth-Token": key, "x-request-id": "mine"})
+    first, done = response.text.strip().split("\n\n")
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["policy_version"] == 0
+    assert (done, response.headers["x-request-id"]) == ("data: [DONE]", "mine")
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer tdm_wrong"}, {"Authorization": "Basic x"}])
+def test_a_request_without_a_valid_key_is_refused_before_its_body_is_read(http, engine, gateway, headers):
+    async def unread():
+        raise AssertionError("the body is read")
+        yield b""
+
+    of_api = http.post(CHAT, **body(), headers={"Authorization": "", **headers})
+    of_gateway = ask(gateway, content=unread(), headers=headers)
+    assert (of_gateway.status_code, of_gateway.json()) == (of_api.status_code, of_api.json())
+    assert of_gateway.status_code == 401 and engine.asked == []
+
+
+def test_a_revoked_key_and_a_new_version_take_effect_at_once(store, engine, gateway, model, key, add_job, claim):
+    from tandem.cluster.jobs.job import PolicyVersion
+    from tandem.serve.keys import revoke_key
+
+    engine.answers(ANSWER)
+    authorized = {"Authorization": f"Bearer {key}"}
+    assert ask(gateway, **body(), headers=authorized).headers["x-policy-digest"] == ZERO
+    add_job(store.models.get(model["id"], "team"))
+    store.claims.complete(claim(), PolicyVersion(model["id"], 1, "d1"), {})
+    assert ask(gateway, **body(), headers=authorized).headers["x-policy-digest"] == "d1"
+    revoke_key(store, key)
+    assert ask(gateway, **body(), headers=authorized).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/models"), ("GET", CHAT), ("POST", f"{CHAT}/"), ("POST", "/v1/preview/models")]
+)
+def test_everything_else_is_the_api_s(gateway, method, path):
+    assert ask(gateway, path, method).text == "the API"
+
+
+def test_the_api_answers_while_there_is_no_configuration_or_no_engine(engine, gateway, key):
+    engine.are_there = False
+    assert ask(gateway, **body()).text == "the API"
+    assert ask(InferenceGateway(PlainTextResponse("the API"), lambda: None), **body()).text == "the API"
+    unreadable = InferenceGateway(PlainTextResponse("the API"), lambda: "{}}")
+    assert ask(unreadable, **body()).text == "the API"
+
+
+def test_a_changed_configuration_replaces_the_old_one(engine, gateway, model, key, monkeypatch):
+    monkeypatch.setattr("tandem.serve.app.inference_gateway.REFRESH_S", 0.0)
+    engine.answers(ANSWER)
+    authorized = {"Authorization": f"Bearer {key}"}
+    assert ask(gateway, **body(), headers=authorized).status_code == 200
+    text = json.loads(gateway._published())
+    text["limits"]["max_request_bytes"] = 5
+    gateway._published = lambda: json.dumps(text)
+    statuses = [ask(gateway, **body(), headers=authorized).status_code for _ in range(50)]
+    assert statuses[-1] == 413
+
+
+def test_an_unexpected_error_says_under_which_id(store, engine, gateway, model):
+    key = create_key(store, "other", "team")
+    engine.chunks = [KeyError("secret")]
+    response = ask(ProxyAnswers(gateway), **body(), headers={"Authorization": f"Bearer {key}"})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] in response.json()["error"]["message"]
+    assert "secret" not in response.text
