@@ -97,7 +97,8 @@ class EngineConnections:
 
     async def exist(self) -> bool:
         """Return True if any base model has a replica."""
-        if not any(self._replicas.values()) and time.monotonic() - self._refreshed_at > REFRESH_S:
+        is_reading = self._refreshing is not None and not self._refreshing.done()
+        if not any(self._replicas.values()) and (is_reading or time.monotonic() - self._refreshed_at > REFRESH_S):
             await self._refresh()
         return any(self._replicas.values())
 

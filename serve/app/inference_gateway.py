@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,6 +22,7 @@ from tandem.serve.api.auth import bearer_key, sender
 from tandem.serve.api.bodies.json_body import receive_object
 from tandem.serve.api.engine.completion import complete
 from tandem.serve.api.error_responses import error_response
+from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.request_ids import ID_HEADER, set_request_id
 from tandem.serve.api.services import CompletionServices
 from tandem.serve.app import engine_directory
@@ -69,7 +69,7 @@ class InferenceGateway:
         id = set_request_id(scope)
         request = Request(scope, receive)
         try:
-            caller = await run_in_threadpool(sender, request, services.store, bearer_key(request))
+            caller = await read_quickly(services.store, sender, request, services.store, bearer_key(request))
             body = await receive_object(request, services.config)
             response: Response = await complete(request, scope["path"], body, caller, services)
         except ClientDisconnect:

@@ -4,7 +4,7 @@ By itself, a proxy answers some requests in its own words: 404 in plain text whi
 a start or when it replaces a proxy that died, and 500 for headers that it can't decode. Clients take a 404 as final, so
 `middleware` turns the proxy's own answers into errors of the API's shape that clients retry.
 
-`InferenceGateway`, behind it, answers completions without the API.
+The gateway behind it answers completions without the API.
 
 Each proxy calls `middleware` at its start if PROXY_ENVIRONMENT is in the environment of Serve's controller. Serve's own
 routes (/-/healthz, /-/routes) stay as they are.
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.redaction import without_keys
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id, unexpected_error
-from tandem.serve.app.inference_gateway import InferenceGateway
+from tandem.serve.app.lazy_gateway import LazyGateway
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _LOST = (
 
 def middleware() -> list[Middleware]:
     """Return the middleware of a proxy, in the form that Serve's callback requires."""
-    return [Middleware(InferenceGateway), Middleware(ProxyAnswers)]  # the last one is the outermost
+    return [Middleware(LazyGateway), Middleware(ProxyAnswers)]  # the last one is the outermost
 
 
 class ProxyAnswers:

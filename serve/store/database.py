@@ -74,6 +74,11 @@ class Database:
             return 0
         return log.st_mtime_ns, log.st_size
 
+    @property
+    def is_local(self) -> bool:
+        """True for a file of this node, whose readers never wait for a writer."""
+        return self._engine.dialect.name == "sqlite"
+
     def now(self) -> datetime:
         """Return the time of the store's clock."""
         return self._clock()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
-import uuid
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,6 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic_core import from_json, to_json
-from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
@@ -25,6 +24,7 @@ from tandem.serve.api.bodies.json_body import JsonText
 from tandem.serve.api.connection import while_connected
 from tandem.serve.api.engine.call import EngineCall
 from tandem.serve.api.error_responses import as_serve_error, error_content
+from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.request_ids import request_id, unexpected_error
 from tandem.serve.api.services import CompletionServices
 from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, UnavailableError
@@ -46,12 +46,12 @@ async def complete(
     name = body.value.get("model")
     if not isinstance(name, str):
         raise InvalidRequestError([Problem(("body", "model"), "must be the name of a model, like entity/project/name")])
-    policy = await run_in_threadpool(_pin, name, caller, services)
+    policy = await read_quickly(services.store, _pin, name, caller, services)
     id = request_id(request.scope)
     forwarded = [
         ("content-type", "application/json"),
         # vLLM uses it as the name of the generation, and clients may send one id twice.
-        ("x-request-id", f"{id}-{uuid.uuid4().hex[:8]}"),
+        ("x-request-id", f"{id}-{random.getrandbits(32):08x}"),
         (MODEL_HEADER, quote(name)),
         (VERSION_HEADER, str(policy.step)),
     ]

@@ -1,6 +1,8 @@
 """The gateway of the proxies answers as the API does, and leaves everything else to it."""
 
 import json
+import subprocess
+import sys
 
 import anyio
 import httpx
@@ -162,3 +164,28 @@ def test_an_unexpected_error_says_under_which_id(store, engine, gateway, model):
     assert response.status_code == 500
     assert response.headers["x-request-id"] in response.json()["error"]["message"]
     assert "secret" not in response.text
+
+
+def test_a_proxy_starts_without_the_gateway_and_loads_it_with_its_first_request():
+    code = """if True:
+        import asyncio, sys
+        from tandem.serve.app.proxy_middleware import middleware
+        lazy = middleware()[0].cls
+        assert not {"sqlalchemy", "tandem.cluster.config", "tandem.serve.app.inference_gateway"} & set(sys.modules)
+
+        async def main():
+            seen = []
+
+            async def api(scope, receive, send):
+                seen.append(scope["path"])
+
+            proxy = lazy(api)
+            await proxy({"type": "http", "method": "GET", "path": "/v1/models"}, None, None)
+            await proxy._loading
+            await proxy({"type": "http", "method": "GET", "path": "/v1/models"}, None, None)
+            print(len(seen), type(proxy._next).__name__)
+
+        asyncio.run(main())
+    """
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["2", "InferenceGateway"]
