@@ -6,9 +6,10 @@ answer says which version made it. Importing this module imports no vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 from tandem.cluster.engine.adapter_names import adapter_name
@@ -20,7 +21,7 @@ from tandem.cluster.engine.request_checks import BadRequestError, policy_request
 from tandem.cluster.engine.sampling import sampled_with
 from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST, ROUTES
 
-Serve = Callable[[str, Scope, Receive, Send], Awaitable[None]]
+Serve = Callable[[str, Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Completions:
         else:
             annotator = Annotator(pinned.requested_name, name, pinned.step, sampled_with(request))
             app = with_places(partial(self._serve, pinned.digest), path, request)
-            scope = forwarded_scope(scope) | {REQUEST: request, ANNOTATOR: annotator}
+            scope = {**forwarded_scope(scope), REQUEST: request, ANNOTATOR: annotator}
         return await app(scope, receive, AnnotatedSend(annotator, send))
 
 

@@ -85,13 +85,15 @@ class EngineServer:
         if not secrets.compare_digest(token, self._token.encode()):
             return await error_app(401, "AuthenticationError", "This port is for the API alone.")(scope, receive, send)
         named = [self._replica_header, *([(STOPPING_HEADER.encode(), b"1")] if self._is_stopping else [])]
-        has_started = False
+        has_started = has_ended = False
 
         async def send_named(message: Message) -> None:
-            nonlocal has_started
+            nonlocal has_started, has_ended
             if message["type"] == "http.response.start":
                 has_started = True
                 message = {**message, "headers": [*message.get("headers", ()), *named]}
+            else:
+                has_ended = not message.get("more_body")
             await send(message)
 
         try:
@@ -102,6 +104,8 @@ class EngineServer:
                 await self._completions(scope, receive, send_named)
         except Exception:
             logger.exception("The engine failed on a request")
+            if has_ended:
+                return  # it answered with the error; the connection may serve again
             if has_started:
                 raise  # half of the response is sent; only a closed connection can tell that it failed
             await error_app(500, "InternalServerError", "Internal server error.")(scope, receive, send_named)

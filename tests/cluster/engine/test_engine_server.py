@@ -104,6 +104,22 @@ def test_an_engine_that_fails_answers_with_its_name():
     assert "secret" not in response.text
 
 
+def test_a_failure_after_the_answer_leaves_the_connection_open():
+    """vLLM's application raises its unexpected errors again once it has answered with them."""
+
+    async def serve(digest, scope, receive, send):
+        await answer(digest, scope, receive, send)
+        raise KeyError("oops")
+
+    async def scenario():
+        async with served(serve) as (server, client):
+            for _ in range(3):
+                assert (await client.post(CHAT, json=BODY)).status_code == 200
+                assert len(server._server.server_state.connections) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_client_who_leaves_is_a_disconnect():
     async def scenario():
         left = asyncio.Event()
