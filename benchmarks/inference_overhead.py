@@ -113,8 +113,9 @@ class Contender:
 async def client(contender: Contender, cell: Cell, numbers: Iterator[int], until: float) -> list[float]:
     """Send one request after the other until the time is over. Return the seconds of each."""
     reader, writer = await asyncio.open_connection("127.0.0.1", contender.port)
-    seconds = []
-    while (began := time.perf_counter()) < until:
+    seconds: list[float] = []
+    while not seconds or time.perf_counter() < until:
+        began = time.perf_counter()
         writer.write(contender.request(cell, next(numbers)))
         await read_answer(reader)
         seconds.append(time.perf_counter() - began)
