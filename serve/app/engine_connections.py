@@ -29,6 +29,7 @@ class Replica:
     def __init__(self, address: EngineAddress):
         self.address = address
         self.num_open = 0
+        self._is_closed = False
         self._idle: list[HttpConnection] = []
 
     async def connection(self) -> HttpConnection:
@@ -39,12 +40,14 @@ class Replica:
         return await open_connection(self.address.host, self.address.port)
 
     def put_back(self, connection: HttpConnection) -> None:
-        if connection.is_reusable and len(self._idle) < MAX_IDLE:
+        if connection.is_reusable and not self._is_closed and len(self._idle) < MAX_IDLE:
             self._idle.append(connection)
         else:
             connection.close()
 
     def close(self) -> None:
+        """Close the connections without a request now, and the others at the end of theirs."""
+        self._is_closed = True
         for connection in self._idle:
             connection.close()
         self._idle.clear()
