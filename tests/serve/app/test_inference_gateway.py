@@ -7,7 +7,6 @@ import sys
 import anyio
 import httpx
 import pytest
-from conftest import ZERO
 from serve_fakes import Engine
 from starlette.responses import PlainTextResponse
 
@@ -17,7 +16,7 @@ from tandem.serve.keys import create_key
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "1 + 6 = ?"}]
-NAME = "team/project/agent"
+NAME, ZERO = "team/project/agent", "0" * 64
 ANSWER = {"model": "policy-x", "prompt_token_ids": [5], "choices": [{"index": 0, "message": {"content": "7"}}]}
 SHOWN = ("x-policy-version", "x-policy-digest", "content-type", "retry-after", "www-authenticate", "accept-encoding")
 
