@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,18 +215,21 @@ class LearnerWorker:
         logprob_chunk_size: int,
         job: str = "",
     ) -> dict[str, float] | StepError:
-        """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics.
+        """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics, and
+        the seconds that the step took as `time/step_trainer_s`.
 
         A step that diverges does so on all ranks. Its error is returned, because the ranks can take other steps.
         """
         from tandem.rl.errors import StepError
 
         self._activate(job).digest = None
+        began = time.perf_counter()
         with _connected():
             try:
-                return self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
+                metrics = self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
             except StepError as error:
                 return error
+        return metrics | {"time/step_trainer_s": time.perf_counter() - began}
 
     def finish(self, job: str = "") -> StepError | None:
         """Hold the job's version ready for `write`. Return why it can't be used, or None if it can."""
