@@ -86,6 +86,14 @@ class ResolvedBaseModel:
         vocab_size = text_config(self._model_config).vocab_size
         return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
 
+    def check_groups(self, groups: Iterable[TrajectoryGroup], config: TrainingConfig) -> None:
+        """Raise what `build_batch` raises for a job with these groups."""
+        from tandem.rl.base_config import text_config
+        from tandem.rl.batch import check_groups
+
+        vocab_size = text_config(self._model_config).vocab_size
+        check_groups(groups, self.tokenizer, config, self.max_model_len, vocab_size)
+
     def write_initial_version(self, artifacts: Artifacts) -> str:
         """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent."""
         from tandem.rl.checkpoints import LearnerState, write_checkpoint

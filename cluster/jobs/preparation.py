@@ -28,7 +28,7 @@ from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.rl.errors import RLError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tandem.cluster.jobs.job import QueuedJob
     from tandem.rl.batch import TrainingBatch
@@ -49,6 +49,9 @@ class TextModel(Protocol):
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
         """Return what a job trains on. Raise TrajectoryError or ConfigError for trajectories that can't be trained."""
+
+    def check_groups(self, groups: Iterable[TrajectoryGroup], config: TrainingConfig) -> None:
+        """Raise what `build_batch` raises."""
 
     def write_initial_version(self, artifacts: Artifacts) -> str:
         """Make version 0 durable and return its digest. Raise PolicyError if its adapter can't be made."""
@@ -82,17 +85,20 @@ class PreparationWorker:
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
         """Raise the RLError that says why a job of this payload can't be trained, or ArtifactError."""
-        self.batch(base_model, payload_key, config, shuffle_seed=None)
+        self._base_models[base_model].check_groups(self._groups(base_model, payload_key), config)
 
     def batch(
         self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
         """Return what a job trains on. Raise what `check` does."""
+        groups = self._groups(base_model, payload_key)
+        return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
+
+    def _groups(self, base_model: str, payload_key: str) -> Iterator[TrajectoryGroup]:
         from tandem.cluster.payloads.reading import read_groups
 
         self._load(base_model)
-        groups = read_groups(self._artifacts, payload_key)
-        return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
+        return read_groups(self._artifacts, payload_key)
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the size of a log of trajectories and their mean reward. Raise PayloadError or ArtifactError."""

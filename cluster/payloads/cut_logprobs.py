@@ -54,6 +54,7 @@ class _Group(msgspec.Struct, gc=False):
 
 _GROUP = msgspec.json.Decoder(_Group)
 _LOGPROBS = msgspec.json.Decoder(_Logprobs)
+_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def cut_logprobs(group: bytes) -> tuple[bytes, CutLogprobs]:
@@ -65,7 +66,7 @@ def cut_logprobs(group: bytes) -> tuple[bytes, CutLogprobs]:
     cut = CutLogprobs(f"logprobs {secrets.randbits(128)}", columns)
     try:
         found = _GROUP.decode(group)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _FAULTS:
         return group, cut
     parts, end, start_of_group = list[bytes](), 0, _address(group)
     for turn in _turns(found):
@@ -93,7 +94,7 @@ def _columns(turn: _Turn) -> TokenColumns | None:
         return None
     try:
         logprobs = _LOGPROBS.decode(turn.logprobs)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _FAULTS:
         return None
     entries = logprobs.content or logprobs.refusal
     if not entries:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tandem.rl.tokens.choices import NotExactError
 from tandem.rl.tokens.messages import Choice, Tool
+from tandem.rl.tokens.recent import Recent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
+NUM_RECENT = 16
+"""Conversations whose text is kept."""
 
 
 class ChatTemplate:
@@ -25,6 +28,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._rendered: Recent[str] = Recent(NUM_RECENT)
         self._reserved = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
         parts = [{"type": "text", "text": "probe"}]
         self._takes_parts = self._renders_alike(
@@ -37,6 +41,13 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], tools: list[Tool] | None, kwargs: Mapping[str, Any] | None) -> str:
         """Return the text of prepared messages, up to the start of the model's turn. Raises NotExactError."""
+        try:
+            given = json.dumps([messages, tools, kwargs])
+        except (TypeError, ValueError):  # objects of code
+            return self._render(messages, tools, kwargs)
+        return self._rendered.get(given, lambda: self._render(messages, tools, kwargs))
+
+    def _render(self, messages: Sequence[Message], tools: list[Tool] | None, kwargs: Mapping[str, Any] | None) -> str:
         try:
             conversation: list[Any] = list(messages)
             offered: list[Any] | None = tools

@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,15 @@ from tandem.rl.sampling_marks import marks_of
 from tandem.rl.tokens.chat_template import ChatTemplate, text_parts
 from tandem.rl.tokens.choices import NotExactError, Vocabulary, sampling_logprobs
 from tandem.rl.tokens.messages import Choice
+from tandem.rl.tokens.recent import Recent
 from tandem.rl.trajectories import History, MessageOrChoice
 from tandem.rl.unread_fields import changes_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+NUM_RECENT = 16
+"""Texts whose ids are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +91,12 @@ class ChatTokenizer:
         self.vocabulary = Vocabulary(tokenizer, vocab_size)
         self.template = ChatTemplate(tokenizer)
         self._tokenizer = tokenizer
+        self._encoded: Recent[list[int]] = Recent(NUM_RECENT)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids
+        """Return the ids of a text. The caller must not change the list."""
+        encode = partial(self._tokenizer.encode, text, add_special_tokens=False, verbose=False)
+        return self._encoded.get(text, encode)
 
     def decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -269,7 +276,7 @@ class _Context:
 def _finish(draft: _Draft, place: tuple[int, int, int]) -> TokenizedSequence:
     return TokenizedSequence(
         *place,
-        token_ids=torch.tensor(draft.token_ids, dtype=torch.long),
+        token_ids=torch.from_numpy(np.array(draft.token_ids, np.int64)),
         loss_mask=torch.from_numpy(np.concatenate(draft.loss_masks)),
         sampling_logprobs=torch.from_numpy(np.concatenate(draft.logprobs)),
         choice_offsets=tuple(draft.choice_offsets),

@@ -17,7 +17,7 @@ from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.stages import JobStages
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
-from tandem.rl.batch import build_batch
+from tandem.rl.batch import build_batch, check_groups
 from tandem.rl.config import TrainingConfig
 
 TOKENIZER = DATA / "tokenizer"
@@ -34,6 +34,9 @@ class Base:
 
     def build_batch(self, groups, config, shuffle_seed):
         return build_batch(groups, self.tokenizer, config, max_model_len=256, shuffle_seed=shuffle_seed)
+
+    def check_groups(self, groups, config):
+        check_groups(groups, self.tokenizer, config, max_model_len=256)
 
 
 class RecordingStore:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from wire_data import EOS, choice, group, load_tokenizer, user, vector
 
-from tandem.rl.batch import TrainingBatch, build_batch
+from tandem.rl.batch import TrainingBatch, build_batch, check_groups
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError, TrajectoryError
 from tandem.rl.trajectories import TrajectoryGroup
@@ -14,6 +14,10 @@ LIMIT = 4096
 
 def batch_of(*groups: TrajectoryGroup, seed: int | None = None, limit: int = LIMIT, **options) -> TrainingBatch:
     return build_batch(list(groups), load_tokenizer(), TrainingConfig(**options), limit, seed)
+
+
+def check(*groups: TrajectoryGroup, limit: int = LIMIT, **options) -> None:
+    check_groups(list(groups), load_tokenizer(), TrainingConfig(**options), limit)
 
 
 def batch_of_vector(name: str) -> TrainingBatch:
@@ -167,3 +171,19 @@ def test_an_error_names_group_trajectory_and_history():
     assert str(caught.value).startswith(
         "group 1, trajectory 1, additional history 0, turn 1, logprobs.content.0.token: token id 10000 is outside"
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [
+        ([two_answers()], {"packed_sequence_length": LIMIT + 1}),
+        ([two_answers(), group((1.0, [user("a"), choice("b", [10**6])]), (0.0, [user("a"), choice("c")]))], {}),
+    ],
+)
+def test_a_check_refuses_as_the_batch_does(groups, options):
+    with pytest.raises((ConfigError, TrajectoryError)) as of_batch:
+        batch_of(*groups, **options)
+    with pytest.raises(of_batch.type) as of_check:
+        check(*groups, **options)
+    assert str(of_check.value) == str(of_batch.value)
+    check(*groups[:1])

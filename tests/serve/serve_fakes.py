@@ -12,7 +12,7 @@ from paths import DATA
 from tandem.cluster.engine.completions import Completions
 from tandem.cluster.engine.headers import DIGEST_HEADER
 from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST
-from tandem.rl.batch import build_batch
+from tandem.rl.batch import build_batch, check_groups
 
 TOKENIZER = DATA / "tokenizer"
 
@@ -28,6 +28,9 @@ class TextModel:
 
     def build_batch(self, groups, config, shuffle_seed):
         return build_batch(groups, self.tokenizer, config, max_model_len=256, shuffle_seed=shuffle_seed)
+
+    def check_groups(self, groups, config):
+        check_groups(groups, self.tokenizer, config, max_model_len=256)
 
 
 @dataclass

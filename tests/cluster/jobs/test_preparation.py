@@ -27,12 +27,12 @@ for module in (coordinator_fakes, sys.modules[__name__]):  # Ray's workers don't
 class Faulty(Base):
     """A base model with bugs: for some jobs it raises an error, for others it never returns."""
 
-    def build_batch(self, groups, config, shuffle_seed):
+    def check_groups(self, groups, config):
         if config.learning_rate == 0.5:
             raise ZeroDivisionError("no such tokens")
         if config.learning_rate == 0.25:
             time.sleep(1000)
-        return super().build_batch(groups, config, shuffle_seed)
+        super().check_groups(groups, config)
 
 
 BROKEN, ENDLESS = TrainingConfig(learning_rate=0.5), TrainingConfig(learning_rate=0.25)
@@ -178,6 +178,7 @@ def test_a_warm_up_runs_in_the_background_and_may_fail(preparation, artifacts):
 def test_a_model_is_warmed_up_once(artifacts, base, monkeypatch):
     seen = []
     monkeypatch.setattr(Faulty, "build_batch", lambda self, groups, config, seed: seen.append(list(groups)))
+    monkeypatch.setattr(Faulty, "check_groups", lambda self, groups, config: seen.append(list(groups)))
     worker = PreparationWorker({"base": base}, artifacts)
     for _ in range(2):
         worker.warm_up("base")

@@ -305,3 +305,13 @@ def test_template_arguments_may_not_replace_the_template():
     error = refusal(user("a"), choice("no"), chat_template_kwargs={"chat_template": "x"})
     assert error.location == ("trajectory_groups", 5, "trajectories", 6, "chat_template_kwargs", "chat_template")
     assert str(error).startswith("group 5, trajectory 6, chat_template_kwargs.chat_template: ")
+
+
+def test_conversations_that_differ_in_the_order_of_keys_are_rendered_apart():
+    """Templates print tools in the order of their keys, so 1 and 2 aren't the same prompt."""
+    template = "{{ tools | tojson }}{{ messages[0].content }}"
+    render = ChatTokenizer(load_tokenizer(template)).template.render
+    one, two = ({"b": 1, "a": 2}, {"a": 2, "b": 1})
+    texts = [render([user("x")], [tool], None) for tool in (one, two, one)]
+    assert texts[0] == texts[2] != texts[1]
+    assert render([user("y")], [one], None) != texts[0]
