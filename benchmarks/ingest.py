@@ -15,8 +15,8 @@ The results are, for each:
 - `checker_rss_peak_mb`: memory of the process that checks payloads, if there is one.
 
 `--proxy` measures a whole service instead, behind Ray Serve's proxy: `mb_per_s` of a payload from the first byte sent
-to the job's id, plain and compressed, with the latency of other requests meanwhile; and the answers to `--at-once`
-jobs, and then completions, that are sent at once.
+to the job's id, plain, compressed, and several at once, with the latency of other requests meanwhile; and the answers
+to `--at-once` jobs, and then completions, that are sent at once.
 """
 
 from __future__ import annotations

@@ -10,18 +10,29 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import zstandard
 from ingest import POST_S, Watch, post, write_body
+from queueing.timing import usage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 from service_process import ServiceProcess
 
 BASE = "tandem/tiny"
+SEVERAL = 4
+"""Payloads at once: one is received while another is checked."""
+PROCESSES = {
+    "proxy": "ray::ProxyActor",
+    "api": "ray::ServeReplica:tandem:api",
+    "preparation": "ray::PreparationWorker",
+}
+"""Titles of the processes that a payload passes."""
 LIMITS = {
     "TANDEM_LIMITS__MAX_OPEN_JOBS": "4000",
     "TANDEM_LIMITS__MAX_OPEN_JOBS_PER_PROJECT": "4000",
@@ -30,61 +41,86 @@ LIMITS = {
 CODINGS = {"identity": lambda body: body, "gzip": lambda body: gzip.compress(body, 1), "zstd": zstandard.compress}
 
 
+@dataclass(frozen=True)
+class Target:
+    """A running service, the headers of a key, and the pids of its processes by the start of their title."""
+
+    port: int
+    headers: dict[str, str]
+    pids: Callable[[str], list[int]]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
 def measure_service(options: argparse.Namespace) -> dict[str, Any]:
-    """Run a service and post to it. Return the results by experiment."""
+    """Start a service and measure it."""
     with tempfile.TemporaryDirectory() as home, ServiceProcess(Path(home), LIMITS) as service:
         key = service.create_key()
         service.start()
         headers = {"Authorization": f"Bearer {key}"}
-        with service.http(key, POST_S) as http:
-            answer = http.post("/preview/models", json={"project": "bench", "name": "m", "base_model": BASE})
-            model = answer.raise_for_status().json()
-            small, body = Path(home) / "small.json", Path(home) / "body.json"
-            write_body(small, model["id"], 0, options.tokens, 2)
-            write_body(body, model["id"], int(options.megabytes * 1e6), options.tokens, options.group_size)
-            wait_until_idle(http, post(service.port, headers, small))
-            [api] = [process.pid for process in service.processes("ray::ServeReplica:tandem:api")]
-            found: dict[str, Any] = {}
-            for coding, encode in CODINGS.items():
-                sent = Path(home) / "sent"
-                sent.write_bytes(encode(body.read_bytes()))
-                own = headers if coding == "identity" else headers | {"Content-Encoding": coding}
-                found[coding] = measure_post(service, own, headers, sent, body.stat().st_size, api, http)
-            found["jobs_at_once"] = asyncio.run(jobs_at_once(service.url, headers, small.read_bytes(), options.at_once))
-            name = f"{model['entity']}/bench/{model['name']}"
-            found["completions_at_once"] = asyncio.run(completions_at_once(service.url, headers, name, options.at_once))
+        target = Target(service.port, headers, lambda title: [p.pid for p in service.processes(title)])
+        with service.http(key, POST_S) as http, tempfile.TemporaryDirectory() as directory:
+            return measure_target(target, http, Path(directory), options)
+
+
+def measure_target(
+    target: Target, http: httpx.Client, directory: Path, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Return the results by experiment."""
+    answer = http.post("/preview/models", json={"project": "bench", "name": "ingest", "base_model": BASE})
+    model = answer.raise_for_status().json()
+    small, body, sent = directory / "small.json", directory / "body.json", directory / "sent"
+    write_body(small, model["id"], 0, options.tokens, 2)
+    write_body(body, model["id"], int(options.megabytes * 1e6), options.tokens, options.group_size)
+    wait_until_idle(http, post(target.port, target.headers, small))
+    found: dict[str, dict[str, Any]] = {}
+    for coding, encode in CODINGS.items():
+        sent.write_bytes(encode(body.read_bytes()))
+        found[coding] = measure_posts(target, coding, sent, body.stat().st_size, http)
+    sent.write_bytes(body.read_bytes())
+    found["several_payloads"] = measure_posts(target, "identity", sent, body.stat().st_size, http, SEVERAL)
+    found["jobs_at_once"] = asyncio.run(jobs_at_once(target, small.read_bytes(), options.at_once))
+    name = f"{model['entity']}/bench/{model['name']}"
+    found["completions_at_once"] = asyncio.run(completions_at_once(target, name, options.at_once))
     return found
 
 
-def measure_post(
-    service: ServiceProcess,
-    own: dict[str, str],
-    headers: dict[str, str],
-    sent: Path,
-    num_bytes: int,
-    api: int,
-    http: httpx.Client,
-) -> dict[str, float]:
-    """Post a body while another client sends small requests. `mb_per_s` counts the decoded bytes until acceptance."""
-    watch = Watch(service.url, headers, api)
+def measure_posts(
+    target: Target, coding: str, sent: Path, num_bytes: int, http: httpx.Client, at_once: int = 1
+) -> dict[str, Any]:
+    """Post a body, or several at once, while another client sends small requests.
+
+    `mb_per_s` counts the decoded bytes until all are accepted.
+    """
+    pids = {role: target.pids(title) for role, title in PROCESSES.items()}
+    watch = Watch(target.url, target.headers, pids["api"][0])
     watch.start()
     time.sleep(1)
+    used = {role: usage(own).ran_s for role, own in pids.items()}
     began = time.monotonic()
-    job = post(service.port, own, sent)
+    headers = target.headers | {"Content-Encoding": coding}
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = list(pool.map(lambda _: post(target.port, headers, sent), range(at_once)))
     ended = time.monotonic()
+    used = {role: usage(own).ran_s - used[role] for role, own in pids.items()}
     watch.stop()
-    http.post(f"/preview/training-jobs/{job}/cancel").raise_for_status()
-    wait_until_idle(http, job)
+    for job in jobs:
+        http.post(f"/preview/training-jobs/{job}/cancel").raise_for_status()
+    for job in jobs:
+        wait_until_idle(http, job)
     busy = watch.between(began, ended) or [0.0]
     return {
         "body_mb": num_bytes / 1e6,
         "sent_mb": sent.stat().st_size / 1e6,
         "post_s": ended - began,
-        "mb_per_s": num_bytes / 1e6 / (ended - began),
+        "mb_per_s": at_once * num_bytes / 1e6 / (ended - began),
         "idle_longest_s": max(watch.between(0, began)),
         "busy_median_s": statistics.median(busy),
         "busy_longest_s": max(busy),
         "api_rss_peak_mb": watch.rss / 1e6,
+        "cpu_s": {role: round(seconds, 3) for role, seconds in used.items()},
     }
 
 
@@ -93,9 +129,9 @@ def wait_until_idle(http: httpx.Client, job: str) -> None:
         time.sleep(0.2)
 
 
-async def jobs_at_once(url: str, headers: dict[str, str], body: bytes, count: int) -> dict[str, Any]:
+async def jobs_at_once(target: Target, body: bytes, count: int) -> dict[str, Any]:
     """Post the same small job from `count` clients at once, and cancel the jobs."""
-    async with client(url, headers, count) as http:
+    async with client(target, count) as http:
         kind = {"content-type": "application/json"}
         posts = [http.post("/preview/training-jobs", content=body, headers=kind) for _ in range(count)]
         result, answers = await at_once(posts)
@@ -105,16 +141,16 @@ async def jobs_at_once(url: str, headers: dict[str, str], body: bytes, count: in
     return result
 
 
-async def completions_at_once(url: str, headers: dict[str, str], name: str, count: int) -> dict[str, Any]:
+async def completions_at_once(target: Target, name: str, count: int) -> dict[str, Any]:
     body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4}
-    async with client(url, headers, count) as http:
+    async with client(target, count) as http:
         result, _ = await at_once([http.post("/chat/completions", json=body) for _ in range(count)])
     return result
 
 
-def client(url: str, headers: dict[str, str], count: int) -> httpx.AsyncClient:
+def client(target: Target, count: int) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=count, max_keepalive_connections=count)
-    return httpx.AsyncClient(base_url=f"{url}/v1", headers=headers, timeout=POST_S, limits=limits)
+    return httpx.AsyncClient(base_url=f"{target.url}/v1", headers=target.headers, timeout=POST_S, limits=limits)
 
 
 async def at_once(requests: list[Coroutine[Any, Any, httpx.Response]]) -> tuple[dict[str, Any], list[httpx.Response]]:

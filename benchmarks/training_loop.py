@@ -149,12 +149,14 @@ def run(work: Workload, num_jobs: int, progress: Callable[[str], None] = lambda 
             service.start()
             ready_s = time.perf_counter() - began
             with service.http(key, REQUEST_S) as http:
-                jobs = measure_jobs(http, work, num_jobs, progress)
+                jobs = measure_jobs(http, BASE, work, num_jobs, progress)
     return summary(jobs) | {"ready_s": ready_s, "jobs": jobs, "machine": before}
 
 
-def measure_jobs(http: httpx.Client, work: Workload, num_jobs: int, progress: Callable[[str], None]) -> list[dict]:
-    model = _checked(http.post("/preview/models", json={"project": "bench", "name": "loop", "base_model": BASE}))
+def measure_jobs(
+    http: httpx.Client, base: str, work: Workload, num_jobs: int, progress: Callable[[str], None]
+) -> list[dict[str, float]]:
+    model = _checked(http.post("/preview/models", json={"project": "bench", "name": "loop", "base_model": base}))
     body, jobs = write_body(model["id"], work), []
     for step in range(1, num_jobs + 1):
         progress(f"job {step} of {num_jobs}")

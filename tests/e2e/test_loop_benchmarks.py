@@ -1,0 +1,56 @@
+"""The benchmarks of the training loop, at toy size, on the service of these tests."""
+
+import argparse
+import sys
+
+import psutil
+import pytest
+from paths import ROOT
+
+
+@pytest.fixture(autouse=True, scope="module")
+def benchmarks():
+    """The benchmarks are programs, not an installed package."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_a_version_gives_tokens_after_it_is_published(service):
+    from publish_latency import measure, quantiles
+
+    options = argparse.Namespace(jobs=2, clients=1, tokens=2)
+    jobs, waits = measure(service.http, options, lambda what: None)
+    assert len(jobs) == 2 and min(waits) > 0
+    assert all(0 < job["published"] < job["first_token"] for job in jobs)
+    assert all(job["published"] < job["notified"] for job in jobs)
+    assert quantiles([3, 1, 2, 5]) == {"p50": 2.5, "p95": 5}
+
+
+def test_the_stages_of_a_loop_follow_each_other(http):
+    from learner_throughput import Workload
+    from training_loop import STAGES, measure_jobs, summary, table
+
+    toy = Workload(num_groups=2, group_size=2, prompt_tokens=12, completion_tokens=6, spread_tokens=2, vocabulary=400)
+    jobs = measure_jobs(http, "tandem/tiny", toy, 2, lambda what: None)
+    for job in jobs:
+        events = [job[stage] for stage in STAGES if stage != "accepted"]
+        assert events == sorted(events) and job["accepted"] < job["visible"]
+        assert 0 < job["learner"] < job["answered"]
+    result = summary(jobs)
+    assert result["first_over_second"] == jobs[0]["answered"] / jobs[1]["answered"]
+    assert table({"jobs": jobs, **result}).row_count == len(STAGES) + 2
+
+
+def test_payloads_and_many_requests_pass_the_proxy(service, http, tmp_path):
+    from ingest_proxy import Target, measure_target
+
+    def pids(title):
+        below = psutil.Process().children(recursive=True)
+        return [process.pid for process in below if " ".join(process.cmdline()).startswith(title)]
+
+    target = Target(int(service.url.rpartition(":")[2]), {"Authorization": f"Bearer {service.key}"}, pids)
+    options = argparse.Namespace(megabytes=0.05, tokens=20, group_size=2, at_once=6)
+    found = measure_target(target, http, tmp_path, options)
+    assert found["gzip"]["sent_mb"] < found["identity"]["sent_mb"] == found["zstd"]["body_mb"]
+    assert found["jobs_at_once"]["answers"] == found["completions_at_once"]["answers"] == {"200": 6}
