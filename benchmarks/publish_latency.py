@@ -11,7 +11,8 @@ the other. The JSON has the median and the 95th percentile, over the jobs, of th
 - `notified`: to the answer of a client that waits for the version (`GET .../versions?wait=30`);
 
 and of the seconds of a first token in general, from its request (`request_to_token`). The gradient step and the commit
-are dated by the job's events, on this machine's clock.
+are dated by the job's events, on this machine's clock. The event of the last step is written after the learner has
+checked the new weights on a probe.
 """
 
 from __future__ import annotations
