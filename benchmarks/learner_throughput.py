@@ -43,6 +43,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tandem.rl.attention import dense_mask
 from tandem.rl.config import LossConfig
+from tandem.rl.freed_memory import keep_freed_memory
 from tandem.rl.learner import Learner
 from tandem.rl.lora import peft_config
 from tandem.rl.packing import PackedSequence, pack
@@ -119,7 +120,13 @@ class Workload:
 
 def tandem_step(path: Path, work: Workload, rows: Sequence[PackedSequence]) -> Step:
     learner = Learner(Policy.load(path, "cpu", "float32", lora=LoraSettings(r=work.lora_r)))
-    return lambda: learner.step(rows, LossConfig(), LEARNING_RATE)
+
+    def step() -> None:
+        keep_freed_memory()  # as learner processes do; the other contenders run as in a process of theirs
+        learner.step(rows, LossConfig(), LEARNING_RATE)
+        keep_freed_memory(False)
+
+    return step
 
 
 def dense_step(path: Path, work: Workload, groups: Sequence[Sequence[TokenizedSequence]]) -> Step:

@@ -90,7 +90,8 @@ def _select(rows: Tensor) -> Callable[[nn.Module, Any, Any], tuple[Any, Any]]:
                 of_tokens = isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == num_tokens
                 return value.index_select(1, index) if of_tokens else value
 
-            return tree_map(pick, given)
+            picked: dict[str, Any] = tree_map(pick, given)
+            return picked
 
         keys = _KeysOfOthers(torch.cat([others, rows]).argsort())
         try:

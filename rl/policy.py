@@ -31,6 +31,7 @@ from tandem.rl.lora import (
 from tandem.rl.losses import shift_left
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
+from tandem.rl.rms_norm import use_fast_rms_norms
 from tandem.rl.settings import LoraSettings
 
 __all__ = ["Policy", "PolicyError", "initial_adapter", "resolve_device"]
@@ -125,6 +126,7 @@ class Policy:
         if gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = add_adapter(causal_lm, lora)
+        use_fast_rms_norms(causal_lm.get_decoder())
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
         prunes = can_prune_last_layer(causal_lm, implementation)
         check_faithfulness(causal_lm, implementation, max_length, prunes)

@@ -103,10 +103,12 @@ class LearnerWorker:
         import torch
         import torch.distributed as dist
 
+        from tandem.rl.freed_memory import keep_freed_memory
         from tandem.rl.learner import Learner
         from tandem.rl.policy import Policy, resolve_device
 
         learners = self._base.learners
+        keep_freed_memory()
         torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
         device = resolve_device(learners.device)
         if self._world_size > 1:
