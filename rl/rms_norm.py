@@ -25,18 +25,21 @@ def use_fast_rms_norms(model: nn.Module) -> int:
     """
     found = 0
     for module in model.modules():
-        if not type(module).__name__.endswith("RMSNorm") or not isinstance(getattr(module, "weight", None), Tensor):
+        weight, epsilon = getattr(module, "weight", None), _epsilon(module)
+        if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or epsilon is None:
             continue
-        epsilon = next((getattr(module, name) for name in _EPSILON_NAMES if hasattr(module, name)), None)
-        weight: Tensor = module.weight
-        if epsilon is None or weight.dtype != torch.float32 or weight.is_meta:
-            continue
-        for gain in (weight, 1 + weight):
+        for gain in (weight.detach(), 1 + weight.detach()):
             if _computes(module, gain, epsilon):
-                module.forward = _Normalise(gain.detach(), epsilon)
+                module.forward = _Normalise(gain, epsilon)
                 found += 1
                 break
     return found
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    if not type(module).__name__.endswith("RMSNorm"):
+        return None
+    return next((getattr(module, name) for name in _EPSILON_NAMES if hasattr(module, name)), None)
 
 
 class _Normalise:
@@ -50,13 +53,15 @@ class _Normalise:
 
 def _computes(module: nn.Module, gain: Tensor, epsilon: float) -> bool:
     probe = torch.randn(4, gain.numel(), generator=torch.Generator().manual_seed(0)).to(gain.device) * epsilon**0.5
-    return torch.allclose(_Normalise(gain, epsilon)(probe), module(probe), rtol=1e-5, atol=1e-6)
+    own: Tensor = module(probe)
+    return torch.allclose(_Normalise(gain, epsilon)(probe), own, rtol=1e-5, atol=1e-6)
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, gain: Tensor, epsilon: float) -> Tensor:
-        inverse_rms = torch.linalg.vecdot(hidden, hidden).div_(hidden.shape[-1]).add_(epsilon).rsqrt_()[..., None]
+        mean_square: Tensor = torch.linalg.vecdot(hidden, hidden).div_(hidden.shape[-1])
+        inverse_rms = mean_square.add_(epsilon).rsqrt_()[..., None]
         ctx.save_for_backward(hidden, gain, inverse_rms)
         return (hidden * inverse_rms).mul_(gain)
 
