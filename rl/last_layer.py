@@ -25,6 +25,8 @@ from tandem.rl.segment_attention import restrict
 
 SHORT_GAP = 16
 """Rows between wanted ones that cost less than more blocks of attention would."""
+LEAST_PRUNED = 128
+"""With fewer rows to leave out, pruning costs more than it saves (`benchmarks/LOG.md`)."""
 _CACHE_NAMES = ("past_key_values", "layer_past")
 
 

@@ -20,7 +20,7 @@ from tandem.rl.base_config import check_config, longest_sequence, read_config, r
 from tandem.rl.base_weights import load_model
 from tandem.rl.errors import PolicyError
 from tandem.rl.faithfulness import can_prune_last_layer, check_faithfulness
-from tandem.rl.last_layer import hidden_at
+from tandem.rl.last_layer import LEAST_PRUNED, hidden_at
 from tandem.rl.logprobs import token_logprobs
 from tandem.rl.lora import (
     adapter_config,
@@ -144,7 +144,8 @@ class Policy:
         packed = packed.to(self.device)
         predicts = _predicted_positions(packed, trained_only)
         inputs = forward_inputs(packed, self._attention, self._head.dtype)
-        hidden = hidden_at(self._decoder, inputs, predicts, self.prunes_last_layer)
+        prune = self.prunes_last_layer and packed.num_tokens - predicts.numel() >= LEAST_PRUNED
+        hidden = hidden_at(self._decoder, inputs, predicts, prune)
         targets = shift_left(packed.token_ids, 0)
         values, entropy = token_logprobs(hidden, self._head, targets[predicts], chunk_size, with_entropy)
 
