@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Any
 
 import psutil
 import torch
-from learner_throughput import Step, Workload, dense_step, machine, measure, tandem_step
+from learner_throughput import Step, Workload, dense_step, machine, tandem_step
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -99,6 +100,18 @@ def packed(sequences: Sequence[TokenizedSequence], row_tokens: int) -> dict[str,
     }
 
 
+def measure(steps: dict[str, Step], repeats: int, progress: Callable[[str], None]) -> dict[str, list[float]]:
+    """Return the seconds of each step. All take their turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats):
+        for name, step in steps.items():
+            progress(f"{name}, step {repeat + 1} of {repeats}")
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
 def run(
     work: Workload, tree: Trajectories, repeats: int, threads: int, progress: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
@@ -114,6 +127,9 @@ def run(
         work.make_model(path)
         steps: dict[str, Step] = {name: tandem_step(path, work, own) for name, own in rows.items()}
         steps["dense"] = dense_step(path, work, trajectories)
+        for name in ("forest", "prompt"):  # the others take so long that a cold start doesn't count
+            progress(f"{name}, to warm up")
+            steps[name]()
         seconds = measure(steps, repeats, progress)
     num_tokens = {name: sum(row.num_tokens for row in own) for name, own in rows.items()}
     num_tokens["dense"] = sum(len(own) * max(s.num_tokens for s in own) for own in trajectories)

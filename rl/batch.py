@@ -25,6 +25,7 @@ from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.policy_lag import sampled_version
+from tandem.rl.prefix_order import common_length
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
 from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 
@@ -207,15 +208,14 @@ def _shared_prompt_length(sequences: Sequence[TokenizedSequence]) -> int:
     """Return the length of the common untrained prefix, less one: its last token predicts each sequence's next."""
     if not sequences:
         return 0
-    first, shared = sequences[0].token_ids, min(_first_trained(sequence) for sequence in sequences)
+    first, shared = sequences[0].token_ids.numpy(), min(_first_trained(sequence) for sequence in sequences)
     for sequence in sequences[1:]:
-        differs = (sequence.token_ids[:shared] != first[:shared]).nonzero()
-        shared = int(differs[0]) if len(differs) else shared
+        shared = common_length(first[:shared], sequence.token_ids.numpy()[:shared])
     return max(shared - 1, 0)
 
 
 def _first_trained(sequence: TokenizedSequence) -> int:
-    return int(sequence.loss_mask.to(torch.int8).argmax())
+    return int(sequence.loss_mask.numpy().argmax())
 
 
 def _packed_length(sequences: Sequence[TokenizedSequence], configured: int | None, max_model_len: int) -> int:

@@ -51,13 +51,13 @@ def pack(
 
 def _depth_first(group: Sequence[TokenizedSequence], min_gain: int | None) -> Iterator[tuple[TokenizedSequence, int]]:
     """Yield the sequences of a group, each with the number of tokens that it shares with the one before it."""
-    num_common = group[0].prompt_length + 1  # the last of them predicts the first own token
+    prompt = group[0].prompt_length
     if min_gain is None:
-        order = [(index, num_common) for index in range(len(group))]
+        order = [(index, 1) for index in range(len(group))]
     else:
-        order = prefix_order([sequence.token_ids for sequence in group], min_gain, num_common)
+        order = prefix_order([sequence.token_ids[prompt:] for sequence in group], min_gain)
     for index, num_shared in order:
-        yield group[index], num_shared
+        yield group[index], prompt + num_shared
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ class _Row:
 
     def _repeat(self, sequence: TokenizedSequence, num_shared: int, completion_id: int | None) -> None:
         """Record the trained ones among the first `num_shared` tokens, which are in the segments of the path."""
+        if num_shared == sequence.prompt_length + 1:
+            return  # nothing of a prompt is trained
         trained = sequence.loss_mask[:num_shared].nonzero().squeeze(1)
         if trained.numel():
             # The first token of a segment is a copy of one that its parent has.

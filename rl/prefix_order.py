@@ -11,28 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def prefix_order(token_ids: Sequence[Tensor], min_gain: int, num_common: int = 1) -> list[tuple[int, int]]:
+def prefix_order(token_ids: Sequence[Tensor], min_gain: int) -> list[tuple[int, int]]:
     """Return (index, number of tokens shared with the sequence before it) of each sequence, in depth-first order.
 
     Sequences that leave another one late come before those that leave it early; those that leave it at the same place
     keep their order. A sequence that another one extends comes after that one and shares all of its tokens. Apart
-    from that, a sequence leaves another one only where this saves at least `min_gain` tokens.
+    from that, a sequence leaves another one only where this saves at least `min_gain` tokens. The last shared token
+    has to be computed again, so sharing n tokens saves n - 1, and any two sequences count as sharing the first.
 
     The work is a pass over all tokens, and a binary search with comparisons of bytes for each sequence.
 
     Args:
         token_ids: [T] of each sequence.
         min_gain: tokens, at least 1.
-        num_common: tokens, at least 1, that every two sequences count as sharing, at no gain.
     """
     known: list[bytes] = []  # sorted, so that the longest common prefix is that with a neighbour
     nodes: list[_Node] = []  # in the order of `known`
     for index, tokens in enumerate(token_ids):
         ids = tokens.numpy()
-        node = _Node(index, ids, ((0, index),), None, num_common)
+        node = _Node(index, ids, ((0, index),), None, 1)
         key = ids.astype(">u4").tobytes()  # bytes compare as the tokens do
         place = bisect_left(known, key)
-        neighbours = [(_num_equal(ids, other.ids), other) for other in nodes[max(place - 1, 0) : place + 1]]
+        neighbours = [(common_length(ids, other.ids), other) for other in nodes[max(place - 1, 0) : place + 1]]
         if neighbours:
             num_equal, nearest = max(neighbours, key=lambda pair: pair[0])
             node.join(nearest, num_equal, min_gain)
@@ -75,7 +75,7 @@ class _Node:
         self.path, self.parent, self.shared = (*parent.path, (-shared, self.index)), parent, shared
 
 
-def _num_equal(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
+def common_length(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
     """Return the length of the common prefix."""
     length = min(len(first), len(second))
     differs = first[:length] != second[:length]
