@@ -5,7 +5,7 @@ A training job passes through the modules in this order:
     trajectories, tokens/    wire types of trajectory groups; messages and choices to exact token sequences
     config, settings         options of a job; LoRA and optimizer settings
     advantages, batch        rewards to advantages; trajectory groups to the packed sequences of a job
-    packing, attention       many sequences in one row, with shared prompts computed once, and the masks for it
+    packing, attention       many sequences in one row, with shared prefixes computed once, and the masks for it
     steps, learning_rate     the loop over gradient steps, and the rate of each
     learner                  gradients and the optimizer step, on one learner or several
     policy, lora, logprobs   the frozen base model with its adapter, and logprobs from it

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import torch
-
 from tandem.rl.accounting import Account, Accounting
 from tandem.rl.advantages import (
     balance_and_normalize,
