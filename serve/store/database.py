@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -49,6 +50,8 @@ class Database:
 
     def __init__(self, url: str, clock: Callable[[], datetime]):
         self._clock = clock
+        self._watching = threading.Lock()
+        self._watcher: sqlite3.Connection | None = None
         self._engine = open_engine(url)
         self._writer = self._engine.execution_options(**{WRITES: True})
         try:
@@ -59,20 +62,31 @@ class Database:
 
     def close(self) -> None:
         """Close the pooled connections."""
+        with self._watching:
+            self._stop_watching()
         self._engine.dispose()
 
     def change_mark(self) -> object | None:
-        """Return a value that usually changes with each write of any process; None if only a query can tell.
+        """Return a value that changes with each commit of any other connection; None if only a query can tell.
 
-        It takes microseconds. Two writes in one tick of the file system's clock may leave it as it was.
+        It takes microseconds. A change is seen once it can be read, which the database's files don't show: SQLite syncs
+        its write-ahead log before the commit counts.
         """
-        if self._engine.dialect.name != "sqlite":
+        if not self.is_local:
             return None
-        try:
-            log = os.stat(f"{self._engine.url.database}-wal")
-        except FileNotFoundError:
-            return 0
-        return log.st_mtime_ns, log.st_size
+        with self._watching:
+            try:
+                if self._watcher is None:
+                    self._watcher = sqlite3.connect(str(self._engine.url.database), check_same_thread=False)
+                return self._watcher.execute("PRAGMA data_version").fetchall()
+            except sqlite3.Error:
+                self._stop_watching()
+                return None
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     @property
     def is_local(self) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 import uuid
@@ -163,7 +164,7 @@ def disconnect_all(admin_url, url):
 
 
 @on_both
-def test_a_write_of_another_process_changes_the_mark(store_url):
+def test_a_commit_of_another_process_changes_the_mark(store_url):
     """Without a mark, as on PostgreSQL, a reader queries again."""
     store, other = Store(store_url), Store(store_url)
     mark = store.database.change_mark()
@@ -171,3 +172,23 @@ def test_a_write_of_another_process_changes_the_mark(store_url):
     other.models.add("team", "project", "agent", "base", return_existing=False)
     assert (mark is None) == store_url.startswith("postgres")
     assert mark is None or store.database.change_mark() != mark
+    store.close()
+
+
+def test_a_write_that_is_not_committed_yet_changes_no_mark(tmp_path):
+    """A reader that looked then would see nothing new, and never look again."""
+    store = Store(f"sqlite:///{tmp_path}/store.db")
+    mark, log = store.database.change_mark(), tmp_path / "store.db-wal"
+    with sqlite3.connect(tmp_path / "store.db", isolation_level=None) as other:
+        other.execute("PRAGMA cache_size = 5")  # so that the transaction is written to the log before its end
+        before = log.stat().st_size
+        other.execute("BEGIN")
+        other.execute(
+            "CREATE TABLE t AS WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n LIMIT 20000) "
+            "SELECT k, hex(randomblob(100)) AS h FROM n"
+        )
+        assert log.stat().st_size > before
+        assert store.database.change_mark() == mark
+        other.execute("COMMIT")
+    assert store.database.change_mark() != mark
+    store.close()
