@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
     )
     engine = actor.remote(base.engine, str(model), "bench", artifacts.pull_checkpoint, 2048, base.lora)
     learners.start()
-    learners.load(digest, "")
+    workers = learners.load(digest, "")
     ray.get(engine.start.remote(), timeout=DEADLINE_S)
     by_engine = engine_scorer(
         lambda ids, digest, timeout_s: ray.get(engine.score.remote(ids, digest), timeout=timeout_s), digest
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
                 settings = LogprobsConfig(mode=mode, chunk_tokens=options.chunk_tokens)
                 pool = LogprobPool(settings, settings.tolerance_float32 if not options.gpus else 1.0, DEADLINE_S)
                 began = time.perf_counter()
-                _, report = pool.score(rows, learners.scorers(digest, 1024), [by_engine])
+                _, report = pool.score(rows, learners.scorers(workers, digest, 1024), [by_engine])
                 seconds = time.perf_counter() - began
                 if repeat >= 0:
                     records.append(

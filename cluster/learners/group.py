@@ -108,11 +108,13 @@ class LearnerGroup:
             deadline_s = self._deadlines.start_learners_s
             meeting = None
             if count > 1:
-                [meeting] = self._gather("start_learners", deadline_s, on_wait, [self._workers[0].rendezvous.remote()])
+                [meeting] = self._call(
+                    self._workers[:1], "start_learners", deadline_s, on_wait, lambda w, _: w.rendezvous.remote()
+                )
             # A rank waits for its peers no longer than the slowest stage may take.
             timeout_s = max(deadline_s, self._deadlines.step_s)
-            devices = self._gather(
-                "start_learners", deadline_s, on_wait, [w.start.remote(meeting, timeout_s) for w in self._workers]
+            devices = self._call(
+                self._workers, "start_learners", deadline_s, on_wait, lambda w, _: w.start.remote(meeting, timeout_s)
             )
         except BaseException:
             self.stop()
@@ -122,11 +124,13 @@ class LearnerGroup:
 
     def load(self, digest: str, job: str, on_wait: OnWait = wait_on) -> list[Any]:
         """Begin a job's training on every learner, from its memory or the checkpoint. Return the actors."""
-        self._call("load", self._deadlines.load_s, on_wait, lambda worker, _: worker.load.remote(digest, job))
-        return self._workers
+        workers, deadline_s = self._workers, self._deadlines.load_s
+        self._call(workers, "load", deadline_s, on_wait, lambda worker, _: worker.load.remote(digest, job))
+        return workers
 
     def step(
         self,
+        workers: list[Any],
         sequences: Sequence[PackedSequence],
         loss: LossConfig,
         learning_rate: float,
@@ -135,8 +139,9 @@ class LearnerGroup:
         on_wait: OnWait = wait_on,
     ) -> dict[str, float]:
         """Take one gradient step of a job. Raises StageError, and keeps the learners running, if the step diverges."""
-        shards = shard_by_tokens(sequences, len(self._workers))
+        shards = shard_by_tokens(sequences, len(workers))
         metrics: dict[str, float] | StepError = self._call(
+            workers,
             "step",
             self._deadlines.step_s,
             on_wait,
@@ -148,12 +153,12 @@ class LearnerGroup:
 
     def base_probe(self, on_wait: OnWait = wait_on) -> VersionProbe:
         """Return the base model's logprobs of the probe. The learners must be running."""
-        deadline_s = self._deadlines.load_s
-        probe: VersionProbe = self._gather("load", deadline_s, on_wait, [self._workers[0].base_probe.remote()])[0]
+        first, deadline_s = self._workers[:1], self._deadlines.load_s
+        probe: VersionProbe = self._call(first, "load", deadline_s, on_wait, lambda w, _: w.base_probe.remote())[0]
         return probe
 
-    def scorers(self, digest: str, logprob_chunk_size: int) -> list[Score]:
-        """Return one scorer per learner, for a `LogprobPool`, under any version. The learners must be running."""
+    def scorers(self, workers: list[Any], digest: str, logprob_chunk_size: int) -> list[Score]:
+        """Return one scorer per learner, for a `LogprobPool`, under any version."""
 
         def scorer(worker: Any) -> Score:
             def score(rows: Sequence[PackedSequence], timeout_s: float) -> list[Tensor]:
@@ -166,20 +171,26 @@ class LearnerGroup:
 
             return score
 
-        return [scorer(worker) for worker in self._workers]
+        return [scorer(worker) for worker in workers]
 
-    def finish(self, job: str, on_wait: OnWait = wait_on) -> StepError | None:
+    def finish(self, workers: list[Any], job: str, on_wait: OnWait = wait_on) -> StepError | None:
         """Hold the job's state ready for `save`. Return why it can't be used, or None if it can."""
-        deadline_s, fault = self._deadlines.checkpoint_s, self._workers[0].finish.remote(job)
-        found: StepError | None = self._gather("checkpoint", deadline_s, on_wait, [fault])[0]
+        deadline_s, fault = self._deadlines.checkpoint_s, workers[0].finish.remote(job)
+        found: StepError | None = self._gather(workers, "checkpoint", deadline_s, on_wait, [fault])[0]
         return found
 
-    def save(self, metadata: dict[str, str | int], job: str, turn: Turn, on_wait: OnWait = wait_on) -> str:
+    def save(
+        self,
+        workers: list[Any],
+        metadata: dict[str, str | int],
+        job: str,
+        turn: Turn,
+        on_wait: OnWait = wait_on,
+    ) -> str:
         """Write the finished state of a job as a durable checkpoint and return its digest. Needs no turn.
 
         A failed or abandoned write leaves the learners running, unless they are lost or the deadline has passed.
         """
-        workers = self._workers
         writing = workers[0].write.options(concurrency_group=WRITING).remote(metadata, job)
         deadline_s = self._deadlines.checkpoint_s
         deadline = time.monotonic() + deadline_s
@@ -224,14 +235,23 @@ class LearnerGroup:
         )
         return actor.remote(rank, settings.count, self._base, self._artifacts_root)
 
-    def _call(self, stage: str, deadline_s: float, on_wait: OnWait, call: Callable[[Any, int], Any]) -> list[Any]:
-        refs = [call(worker, rank) for rank, worker in enumerate(self._workers)]
-        return self._gather(stage, deadline_s, on_wait, refs)
+    def _call(
+        self,
+        workers: list[Any],
+        stage: str,
+        deadline_s: float,
+        on_wait: OnWait,
+        call: Callable[[Any, int], Any],
+    ) -> list[Any]:
+        if not workers:
+            raise LearnersLostError("The learners have just ended. This job begins again.")
+        refs = [call(worker, rank) for rank, worker in enumerate(workers)]
+        return self._gather(workers, stage, deadline_s, on_wait, refs)
 
-    def _gather(self, stage: str, deadline_s: float, on_wait: OnWait, refs: list[Any]) -> list[Any]:
+    def _gather(self, workers: list[Any], stage: str, deadline_s: float, on_wait: OnWait, refs: list[Any]) -> list[Any]:
         """Return all results in order. The first failure of a rank ends the wait: its peers may be stuck in a
         collective."""
-        deadline, actors = time.monotonic() + deadline_s, self._workers
+        deadline = time.monotonic() + deadline_s
         pending, results, ref = list(refs), {}, None
         try:
             while pending:
@@ -242,11 +262,11 @@ class LearnerGroup:
                 if pending and time.monotonic() > deadline:
                     raise _late(stage, len(pending), len(refs), deadline_s)
         except BaseException as error:
-            if actors is not self._workers:
+            if workers[0] not in self._workers:
                 raise LearnersLostError("The learners ended during the work for another job.") from error
-            workers = dict(zip(refs, actors, strict=False))  # some calls go to rank 0 only
+            called = dict(zip(refs, workers, strict=False))  # some calls go to rank 0 only
             try:
-                cause = cause_of(error, workers.get(ref), {ref: workers[ref] for ref in pending}, on_wait)
+                cause = cause_of(error, called.get(ref), {ref: called[ref] for ref in pending}, on_wait)
             finally:
                 self.stop()
             raise stage_error(stage, "a learner", cause) from error

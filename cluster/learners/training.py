@@ -88,9 +88,8 @@ class Training:
         Raises StageError, and keeps the learners running, if the step diverges.
         """
         self._turn.hold(on_wait_turn or on_wait)
-        self._check_workers()
-        began = time.monotonic()
-        metrics = self._group.step(sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait)
+        workers, began = self._own_workers(), time.monotonic()
+        metrics = self._group.step(workers, sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait)
         self._turn.trained(sum(sequence.num_tokens for sequence in sequences), time.monotonic() - began)
         return metrics
 
@@ -99,13 +98,12 @@ class Training:
 
         Other jobs may train between two chunks.
         """
-        self._check_workers()
-        return [self._in_turn(score) for score in self._group.scorers(digest, logprob_chunk_size)]
+        scorers = self._group.scorers(self._own_workers(), digest, logprob_chunk_size)
+        return [self._in_turn(score) for score in scorers]
 
     def finish(self, on_wait: OnWait = wait_on) -> None:
         """Take no more steps, and let other jobs have the learners. A fault of the state is raised by `save`."""
-        self._check_workers()
-        self._fault = self._group.finish(self._job, on_wait)
+        self._fault = self._group.finish(self._own_workers(), self._job, on_wait)
         self._turn.give_back()
 
     def save(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> str:
@@ -115,19 +113,20 @@ class Training:
         """
         if self._fault is not None:
             raise StageError("checkpoint", str(self._fault), NO_VERSION) from self._fault
-        self._check_workers()
-        digest = self._group.save(metadata, self._job, self._turn, on_wait)
+        digest = self._group.save(self._own_workers(), metadata, self._job, self._turn, on_wait)
         self._workers = None  # there is nothing left to drop
         return digest
 
     def _in_turn(self, score: Score) -> Score:
         def score_in_turn(rows: Sequence[PackedSequence], timeout_s: float) -> Any:
             self._turn.hold(wait_on)
-            self._check_workers()
+            self._own_workers()
             return score(rows, timeout_s)
 
         return score_in_turn
 
-    def _check_workers(self) -> None:
+    def _own_workers(self) -> list[Any]:
+        """Return the actors that have this job's state. Raise LearnersLostError if they have ended."""
         if self._workers is None or not self._group.has(self._workers):
             raise LearnersLostError("The learners ended during the work for another job. This job begins again.")
+        return self._workers
