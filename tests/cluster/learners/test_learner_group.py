@@ -108,6 +108,7 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
     states = []
     for learners in (one, two):
         metrics = [learners.step(rows[i : i + 3], LossConfig(), 1e-3, 64) for i in (0, 3)]
+        assert all(step.pop("time/step_trainer_s") > 0 for step in metrics)
         digest = save(learners)
         states.append((metrics, read_checkpoint(artifacts.checkpoints_dir / digest)))
         learners.load(initial)
