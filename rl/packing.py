@@ -29,7 +29,7 @@ def pack(
     """Fill rows of at most `packed_sequence_length` tokens with sequences.
 
     A row ends when the next sequence doesn't fit (next fit); a new row repeats the prefixes that it needs. Groups keep
-    their order. The sequences of a group do too, except that those which share more than its prompt come depth-first
+    their order. So do the sequences of a group, unless some share more than its prompt: these come depth-first
     (`prefix_order`), so that rows hold whole branches. Advantages and weights are copied.
 
     Args:
@@ -124,6 +124,7 @@ class _Row:
             self._repeats.append((sequence, trained, begins[place] + trained - starts[place], completion_id))
 
     def packed(self) -> PackedSequence:
+        """Return the finished row."""
         parts = self.parts
         lengths = torch.tensor([part.stop - part.start for part in parts])
 
