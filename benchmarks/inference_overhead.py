@@ -100,13 +100,13 @@ class Contender:
         )
         return head.encode() + raw
 
-    def cpu_seconds(self) -> dict[str, float]:
-        """The CPU time of this server's processes by name, including children that have ended."""
-        found: dict[str, float] = defaultdict(float)
+    def cpu_seconds(self) -> dict[int, tuple[str, float]]:
+        """The name and the CPU time of each of this server's processes. Ray changes names."""
+        found = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                found[label(process)] += times.user + times.system
+                found[process.pid] = label(process), times.user + times.system
         return found
 
 
@@ -143,7 +143,9 @@ async def load(contender: Contender, cell: Cell, seconds: float, first: int) -> 
     elapsed, own = time.perf_counter() - began, time.process_time() - own
     after = contender.cpu_seconds()
     latencies = sorted(1e3 * second for of_client in answers for second in of_client)
-    cpu = {name: 1e3 * (used - before.get(name, 0.0)) / len(latencies) for name, used in after.items()}
+    cpu: dict[str, float] = defaultdict(float)
+    for pid, (name, used) in after.items():
+        cpu[name] += 1e3 * (used - before.get(pid, (name, 0.0))[1]) / len(latencies)
     kept = {name: round(ms, 2) for name, ms in cpu.items() if ms >= LEAST_MS}
     return {
         "per_s": len(latencies) / elapsed,
@@ -320,7 +322,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Ray's processes leave their parents; without this they would become children of another process.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    console = Console()
+    console = Console(width=max(Console().width, 110))
     with console.status("") as status:
         cells = ALL if arguments.all else SUBSET
         result = run(cells, arguments.seconds, arguments.rounds, arguments.tandem, status.update)

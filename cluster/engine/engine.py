@@ -32,6 +32,7 @@ from tandem.cluster.engine.openai_app import (
 from tandem.cluster.engine.refusals import name_places_of_invalid_fields
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
+from tandem.cluster.engine.token_texts import TokenTexts
 from tandem.cluster.engine.version_checks import VersionChecks, VersionReport
 from tandem.cluster.engine.version_loader import VersionLoader
 from tandem.cluster.engine.vllm_routes import completion_app
@@ -132,6 +133,7 @@ class Engine:
         )
         self._adapters = AdapterPool(self._loader.load, self._loader.unload, self._config.max_cpu_loras)
         FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
+        TokenTexts.install()
         self._core.watch()
         freeze_heap()
 
