@@ -5,6 +5,7 @@ Importing this module imports no vLLM.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,9 @@ class TokenTexts:
     @classmethod
     def install(cls) -> None:
         """Make vLLM's logprobs in this process use one. Repeated calls have no effect."""
-        from vllm.v1.engine import logprobs
-
+        logprobs: Any = importlib.import_module("vllm.v1.engine.logprobs")
         if not isinstance(logprobs.convert_ids_list_to_tokens, cls):
-            logprobs.convert_ids_list_to_tokens = cls(logprobs.convert_ids_list_to_tokens)  # type: ignore[assignment]
+            logprobs.convert_ids_list_to_tokens = cls(logprobs.convert_ids_list_to_tokens)
 
     def __call__(self, tokenizer: Any, token_ids: list[int]) -> list[str]:
         if self._tokenizer is None:
