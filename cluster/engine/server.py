@@ -50,7 +50,8 @@ class EngineServer:
 
     async def start(self, host: str) -> EngineAddress:
         """Listen on a free port of the address. Return once requests are taken."""
-        listener = socket.create_server((host, 0), backlog=2048)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family, backlog=2048)
         config = uvicorn.Config(
             self._app,
             interface="asgi3",
