@@ -315,7 +315,7 @@ def table(result: dict[str, Any]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="every cell")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each cell, contender and round")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of each cell, contender and round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tandem", type=Path, default=Path(sys.executable).with_name("tandem"), help="the command")
     parser.add_argument("--output", type=Path)
