@@ -1,12 +1,14 @@
-"""Compare the loss functions on one task: the same tasks, rollouts per version and seeds, with nothing else changed.
+"""Compare the loss functions on a task: the same tasks, rollouts per version and seeds, with nothing else changed.
 
     .venv/bin/python benchmarks/compare_losses.py --output demo-results/compare_losses
+    .venv/bin/python benchmarks/compare_losses.py --tasks largest yes-no-maybe calculator
     ray job submit --working-dir . -- python benchmarks/compare_losses.py --output /a/shared/folder
 
 Each configuration of loss_comparison/configurations.py is trained with several seeds, on-policy and with a lag. TRL's
 GRPOTrainer trains the same task, and every loss runs on the same stored batches (replay). The results are
 OUTPUT/report.md, results.json and plots. Finished runs are kept in OUTPUT/runs, so an interrupted command resumes;
-`--report-only` writes the report of the finished runs.
+`--report-only` writes the report of the finished runs. With `--tasks`, each task has a directory of its own in OUTPUT,
+and OUTPUT/report.md compares them.
 
 In a submitted job, runs are tasks of that Ray cluster. Otherwise they run in this process, unless `--ray` starts a
 local Ray.
@@ -32,10 +34,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from loss_comparison import configurations as known
+from loss_comparison.overview import overview
 from loss_comparison.plots import plot_areas, plot_curves, plot_replay
 from loss_comparison.report import render
 from loss_comparison.results import Results, write_atomically
-from loss_comparison.settings import RunRequest, Settings
+from loss_comparison.settings import TASKS, RunRequest, Settings
 from loss_comparison.summary import cells, largest_sampler_difference, replayed
 from rich.console import Console
 
@@ -49,7 +52,27 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    settings = Settings(**{name: value for name, value in vars(options).items() if name in Settings.model_fields})
+    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    failures: list[Failures] = []
+    for task in options.tasks or [None]:
+        of_task = argparse.Namespace(**vars(options))
+        if task is not None:
+            console.print(f"Task {task}:")
+            of_task.output = options.output / task
+        settings = Settings(**given | (TASKS[task] if task else {}))
+        failures += compare(of_task, settings)
+    if options.tasks:
+        text = overview({task: options.output / task / "results.json" for task in TASKS})  # earlier ones too
+        write_atomically(options.output / "report.md", text.encode())
+    if failures:
+        sys.exit(
+            f"{sum(map(len, failures))} runs failed and are missing from the tables. The same command retries them.\n"
+            + "\n".join(map(str, failures))
+        )
+
+
+def compare(options: argparse.Namespace, settings: Settings) -> list[Failures]:
+    """Make the missing runs of a task and write its report. Return the failures, if any."""
     chosen = choose(options)
     results = Results(options.output / "runs", {"commit": commit(), "date": time.strftime("%Y-%m-%d")})
     stored = replays(options, settings, results)
@@ -60,16 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing and not options.report_only:
         failures = make(options, missing, stored, results)
     report(options, settings, chosen, planned, stored, results)
-    if failures:
-        sys.exit(
-            f"{len(failures)} runs failed and are missing from the tables. The same command retries them.\n{failures}"
-        )
+    return [failures] if failures else []
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, default=Path("demo-results/compare_losses"))
+    add("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=f"named tasks: {', '.join(TASKS)}")
     add("--configurations", nargs="+", metavar="NAME", help="default: all, including TRL's")
     add("--seeds", type=int, default=5, help="runs of each configuration and lag")
     add("--lags", type=int, nargs="+", default=[0, 3], help="versions from the sampling to the trained one")
@@ -86,6 +107,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.seeds < 1 or min(options.lags) < 0:
         parser.error("--seeds must be 1 or more, and lags 0 or more.")
+    if options.tasks and (options.environment != parser.get_default("environment") or options.environment_options):
+        parser.error("Use either --tasks or --environment.")
     return options
 
 

@@ -137,6 +137,9 @@ TRL_CONFIGURATIONS = (
 )
 """Their overrides are fields of trl.GRPOConfig."""
 
+COUNTERPARTS = {"trl-grpo": "ppo", "trl-cispo": "cispo"}
+"""Tandem's configuration with the same loss as the peer's."""
+
 TRL_STEPS_PER_VERSION = 4
 TRL_DIFFERENCES = (
     "TRL takes exactly four gradient steps per version, each on a quarter of the rollouts in shuffled order; Tandem"
@@ -144,7 +147,6 @@ TRL_DIFFERENCES = (
     "TRL keeps groups whose rewards are all equal, with advantage 0, in the mean; Tandem leaves them out.",
     "TRL divides by the sample standard deviation + 1e-4, Tandem by the population's + 1e-6, and then by the mean"
     " absolute advantage of the job.",
-    "TRL's random numbers for sampling are its own; tasks and evaluation are the same.",
     "TRL computes old logprobs with the model in training, Tandem takes those of the sampler.",
 )
 

@@ -12,11 +12,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from loss_comparison.analysis import t_interval
-from loss_comparison.configurations import BASELINE, CONFIGURATIONS, TRL_CONFIGURATIONS
+from loss_comparison.configurations import BASELINE, CONFIGURATIONS, COUNTERPARTS, TRL_CONFIGURATIONS
 from loss_comparison.summary import Cell, Replayed
 
-COUNTERPARTS = {"trl-grpo": "ppo", "trl-cispo": "cispo"}
-"""The peer's panel also shows its counterpart."""
 COLORS = plt.get_cmap("tab10").colors
 
 

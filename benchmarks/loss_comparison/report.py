@@ -76,21 +76,21 @@ def _lag_title(lag: int) -> str:
 def _table(cells: Sequence[Cell]) -> str:
     rows = [
         [
-            cell.name, str(len(cell.outcomes)), _pm(cell.interval("final_reward"), 3), _pm(cell.interval("area"), 3),
-            _steps(cell), _pm(cell.interval("kl_base"), 3), _pm(cell.interval("entropy"), 3),
-            _pm(cell.interval("grad_norm"), 2), _pm(cell.interval("clip_fraction"), 3),
-            _number(cell.interval("num_steps").mean, 1), _pm(cell.interval("cpu_s"), 1),
+            cell.name, str(len(cell.outcomes)), pm(cell.interval("final_reward"), 3), pm(cell.interval("area"), 3),
+            _steps(cell), pm(cell.interval("kl_base"), 3), pm(cell.interval("entropy"), 3),
+            pm(cell.interval("grad_norm"), 2), pm(cell.interval("clip_fraction"), 3),
+            number(cell.interval("num_steps").mean, 1), pm(cell.interval("cpu_s"), 1),
         ]
         for cell in cells
     ]  # fmt: skip
-    return _markdown(
+    return markdown(
         ["configuration", "n", "final reward", "area", "steps to threshold", "KL from base", "entropy",
          "gradient norm", "clipped tokens", "gradient steps per version", "CPU s"], rows,
     )  # fmt: skip
 
 
 def _steps(cell: Cell) -> str:
-    text = _pm(cell.interval("steps"), 1)
+    text = pm(cell.interval("steps"), 1)
     if not cell.num_censored:
         return text
     return f"≥ {text} ({len(cell.outcomes) - cell.num_censored} of {len(cell.outcomes)} reached it)"
@@ -104,11 +104,11 @@ def _differences(cells: Sequence[Cell]) -> str:
     for cell in compared:
         final, area = cell.differences["final_reward"], cell.differences["area"]
         rows.append([
-            cell.name, str(area.interval.n), _pm(final.interval, 3, signed=True), _number(final.adjusted_p_value, 3),
-            _pm(area.interval, 3, signed=True), _number(area.adjusted_p_value, 3),
+            cell.name, str(area.interval.n), pm(final.interval, 3, signed=True), number(final.adjusted_p_value, 3),
+            pm(area.interval, 3, signed=True), number(area.adjusted_p_value, 3),
         ])  # fmt: skip
     header = ["configuration", "pairs", "final reward", "p (Holm)", "area", "p (Holm)"]
-    return f"Differences from `{BASELINE}`, seed by seed (paired t test):\n\n" + _markdown(header, rows)
+    return f"Differences from `{BASELINE}`, seed by seed (paired t test):\n\n" + markdown(header, rows)
 
 
 def _finding(cells: Sequence[Cell]) -> str:
@@ -132,12 +132,12 @@ def _finding(cells: Sequence[Cell]) -> str:
 def _replay(replays: Sequence[Replayed], how: Mapping[str, Any]) -> str:
     rows = [
         [
-            one.name, _number(one.first_cosine, 4), _number(one.later_cosine, 3), _number(one.length_ratio, 2),
-            _number(one.clip_fraction, 3), _number(one.final_reward, 3), _number(one.final_kl, 3),
+            one.name, number(one.first_cosine, 4), number(one.later_cosine, 3), number(one.length_ratio, 2),
+            number(one.clip_fraction, 3), number(one.final_reward, 3), number(one.final_kl, 3),
         ]
         for one in replays
     ]  # fmt: skip
-    table = _markdown(
+    table = markdown(
         ["configuration", "cosine, first batch", "cosine, later batches", "length of gradient", "clipped tokens",
          "reward at the end", "KL at the end"], rows,
     )  # fmt: skip
@@ -188,20 +188,20 @@ def _peer() -> str:
 
 def _configurations(configurations: Sequence[Configuration]) -> str:
     rows = [[f"`{one.name}`", one.meaning, f"`{one.overrides}`" if one.overrides else ""] for one in configurations]
-    return "## Configurations\n\n" + _markdown(["name", "what it is", "options"], rows)
+    return "## Configurations\n\n" + markdown(["name", "what it is", "options"], rows)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _pm(interval: Interval, digits: int, signed: bool = False) -> str:
+def pm(interval: Interval, digits: int, signed: bool = False) -> str:
     if math.isnan(interval.mean):
         return "–"
     mean = f"{interval.mean:+.{digits}f}" if signed else f"{interval.mean:.{digits}f}"
     return mean if math.isnan(interval.half_width) else f"{mean} ± {interval.half_width:.{digits}f}"
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from loss_comparison.tool_calls import assistant_message
 from tandem.rl.environments.base import Message, Tool, request_messages
 from tandem.rl.lora import add_adapter
 from tandem.rl.policy import check_tensors, resolve_device, resolve_dtype
@@ -33,6 +34,7 @@ class _Request:
     """One answer to sample. It has its own random numbers, which don't depend on other requests of its batch."""
 
     prompt_ids: list[int]
+    has_tools: bool
     temperature: float
     max_tokens: int
     random: random.Random
@@ -84,16 +86,15 @@ class Sampler:
         self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, **sampling: Any
     ) -> dict[str, Any]:
         temperature, max_tokens = sampling.pop("temperature", 1.0), sampling.pop("max_tokens", self._max_tokens)
-        if tools or sampling:
-            asked = "tools" if tools else ", ".join(sampling)
+        if sampling:
             raise ValueError(
-                f"The sampler of this benchmark takes temperature and max_tokens only, not {asked}. Compare losses on "
-                f"another task."
+                f"The sampler of this benchmark takes temperature and max_tokens only, not {', '.join(sampling)}. "
+                f"Compare losses on another task."
             )
         loop = asyncio.get_running_loop()
         request = _Request(
-            self._prompt_ids(messages), temperature, max_tokens, random.Random(f"{self._stream}/{self._count}"),
-            loop.create_future(),
+            self._prompt_ids(messages, tools), bool(tools), temperature, max_tokens,
+            random.Random(f"{self._stream}/{self._count}"), loop.create_future(),
         )  # fmt: skip
         self._count += 1
         self._waiting.append(request)
@@ -101,14 +102,14 @@ class Sampler:
             self._flushing = loop.create_task(self._flush())
         return await request.answer
 
-    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return list(self._rendered(json.dumps(request_messages(messages))))
+    def _prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
+        return list(self._rendered(json.dumps(request_messages(messages)), json.dumps(tools)))
 
-    def _render(self, messages: str) -> tuple[int, ...]:
+    def _render(self, messages: str, tools: str) -> tuple[int, ...]:
         """Render a prompt once for all rollouts of a group."""
         template = self._chat.template
         prepared = [template.prepare(message) for message in json.loads(messages)]
-        return tuple(self._chat.encode(template.render(prepared, None, None)))
+        return tuple(self._chat.encode(template.render(prepared, json.loads(tools), None)))
 
     async def _flush(self) -> None:
         """Wait until no more requests arrive, then answer all of them together."""
@@ -150,11 +151,13 @@ class Sampler:
 
     def _choice(self, request: _Request) -> dict[str, Any]:
         ended = request.token_ids[-1] in self._eos
-        content = self.tokenizer.decode(request.token_ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(request.token_ids, skip_special_tokens=True)
+        message = assistant_message(text) if request.has_tools else {"role": "assistant", "content": text}
+        finished = "tool_calls" if "tool_calls" in message else "stop"
         return {
             "index": 0,
-            "finish_reason": "stop" if ended else "length",
-            "message": {"role": "assistant", "content": content},
+            "finish_reason": finished if ended else "length",
+            "message": message,
             "logprobs": {
                 "content": [
                     {"token": f"token_id:{id_}", "logprob": logprob, "bytes": None, "top_logprobs": []}

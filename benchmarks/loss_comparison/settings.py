@@ -24,7 +24,7 @@ class Settings(BaseModel):
     base_model: str = "builtin:tiny"
     """builtin:tiny, a directory or a Hugging Face id."""
     environment: str = "loss_comparison.largest:Largest"
-    """package.module:Class or path/to/file.py:Class, a single-turn one."""
+    """package.module:Class or path/to/file.py:Class."""
     environment_options: dict[str, Any] = {}
     num_versions: int = Field(8, ge=1)
     """Training jobs of a run, each of which makes a policy version."""
@@ -55,6 +55,19 @@ class Settings(BaseModel):
 
     def evaluated(self, version: int) -> bool:
         return version % self.eval_every == 0 or version == self.num_versions
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "largest": {},
+    "yes-no-maybe": {"environment": "tandem.rl.environments.toy:YesNoMaybe"},
+    "calculator": {
+        "environment": "tandem.rl.environments.toy:Calculator",
+        "max_tokens": 40,
+        "packed_sequence_length": 512,
+    },
+}
+"""Named tasks, by the settings that differ from the defaults. The calculator is an agent of several turns with a
+tool."""
 
 
 class RunRequest(BaseModel):

@@ -1,7 +1,9 @@
 """The peer: the same task trained by TRL's GRPOTrainer, and measured by the same ruler.
 
-Equal are base model, LoRA rank, targets, initial weights, tasks and their order, rewards, rollouts per version,
-temperature, learning rate, AdamW and gradient clipping. configurations.TRL_DIFFERENCES lists the differences.
+Equal are base model, LoRA rank, targets, initial weights, tasks and their order, rewards, rollouts per version, the
+sampler and its random numbers, learning rate, AdamW and gradient clipping. configurations.TRL_DIFFERENCES lists the
+differences. The rollouts reach TRL through its `rollout_func`, so agents of several turns train too: tokens that the
+model didn't sample are left out of the loss by `env_mask`.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import torch
 from torch import Tensor
 
 from loss_comparison.configurations import TRL_STEPS_PER_VERSION
+from loss_comparison.measuring import sample_groups
 from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.training_run import Bench, Progress, Stopwatch, result
-from tandem.rl.environments.base import SingleTurnEnvironment
 from tandem.rl.lora import peft_config
 from tandem.rl.policy import resolve_device, resolve_dtype
 from tandem.rl.settings import LoraSettings, OptimizerSettings
 from tandem.rl.tiny.model import resolve_model
+from tandem.rl.tokens.tokenizing import ChatTokenizer, tokenize_history
+from tandem.rl.trajectories import Trajectory
 
 
 def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[str, Any]:
@@ -32,8 +36,6 @@ def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[s
         raise ValueError("GRPOTrainer samples with the policy that it trains; it can't be run with a lag.")
     settings, seed = request.settings, request.seed
     began, bench, watch = time.monotonic(), Bench.of(settings, seed), Stopwatch()
-    if not isinstance(bench.environment, SingleTurnEnvironment):
-        raise ValueError(f"The peer needs a single-turn environment, and {settings.environment} isn't one.")
     curve: list[dict[str, Any]] = []
 
     def finished(version: int, adapter: Mapping[str, Tensor], rewards: Sequence[float], norms: Sequence[float]) -> None:
@@ -58,16 +60,15 @@ class _Run:
     def __init__(self, request: RunRequest, bench: Bench, watch: Stopwatch, finished: Any, scratch: str) -> None:
         self._request, self._bench, self._watch, self._finished = request, bench, watch, finished
         self._scratch = scratch
+        self._chat = ChatTokenizer(bench.sampler.tokenizer)
         self._rewards: list[float] = []
         self._norms: list[float] = []
 
     def run(self) -> None:
-        settings, bench = self._request.settings, self._bench
-        self._tasks = [bench.tasks[i] for i in range(settings.groups_per_version * settings.num_versions)]
-        trainer = self._trainer(settings)
+        trainer = self._trainer(self._request.settings)
         with torch.no_grad():
             parameters = _adapter_parameters(trainer.model)
-            for name, value in bench.trainer.versions[0].items():
+            for name, value in self._bench.trainer.versions[0].items():
                 parameters[name].copy_(value)
         self._watch.__enter__()
         trainer.train()
@@ -77,23 +78,21 @@ class _Run:
         from datasets import Dataset
         from transformers import AutoModelForCausalLM
 
-        with warnings.catch_warnings():
-            # It warns about an unknown version of vLLM, which isn't used here.
-            warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
-            from trl import GRPOTrainer
+        # An unknown version of vLLM, which isn't used here, and `rollout_func`, which may change.
+        warnings.filterwarnings("ignore", message="TRL currently supports vLLM versions")
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+        from trl import GRPOTrainer
 
-        environment = self._bench.environment
         place = resolve_device(settings.device)
         model = AutoModelForCausalLM.from_pretrained(
             resolve_model(settings.base_model), dtype=resolve_dtype(settings.dtype, place)
         )
-        rows = [
-            {"prompt": [dict(m) for m in environment.messages(task)], "task_index": index}
-            for index, task in enumerate(self._tasks)
-        ]
+        # The prompts only count the tasks: `_roll_out` returns the tokens.
+        rows = [{"prompt": str(index)} for index in range(settings.groups_per_version * settings.num_versions)]
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=self._reward,
+            reward_funcs=_reward,
+            rollout_func=self._roll_out,
             args=self._arguments(settings, place.type),
             train_dataset=Dataset.from_list(rows),
             processing_class=self._bench.sampler.tokenizer,
@@ -141,14 +140,38 @@ class _Run:
             **self._request.overrides,
         )
 
-    def _reward(self, completions: list[Any], task_index: list[int], **unused: Any) -> list[float]:
-        environment = self._bench.environment
-        rewards = [
-            float(environment.reward(self._tasks[index], completion[0]["content"]))
-            for index, completion in zip(task_index, completions, strict=True)
-        ]
-        self._rewards += rewards
-        return rewards
+    def _roll_out(self, prompts: Sequence[str], trainer: Any) -> dict[str, list[Any]]:
+        """Roll out the version in training as Tandem's run does, and return what TRL trains on."""
+        settings, seed = self._request.settings, self._request.seed
+        version = trainer.state.global_step // TRL_STEPS_PER_VERSION
+        indices = [int(prompt) for prompt in prompts]
+        first = version * settings.groups_per_version
+        expected = [first + number // settings.group_size for number in range(len(prompts))]
+        if indices != expected:
+            raise RuntimeError(f"TRL asks for rollouts of tasks {indices}, not of {expected}.")
+        tasks = self._bench.tasks.batch(version, settings.groups_per_version)
+        groups = sample_groups(
+            self._bench.ruler, version, _adapter(trainer.model), tasks, settings.group_size, f"train/{seed}/{version}"
+        )
+        rollouts = [self._rollout(trajectory) for group in groups for trajectory in group.trajectories]
+        self._rewards += [rollout["reward"] for rollout in rollouts]
+        return {name: [rollout[name] for rollout in rollouts] for name in rollouts[0]}
+
+    def _rollout(self, trajectory: Trajectory) -> dict[str, Any]:
+        """Return the ids of prompt and completion, and for each completion token its logprob and if it is trained."""
+        sequences = [sequence for history in trajectory.histories for sequence in tokenize_history(history, self._chat)]
+        if len(sequences) != 1:
+            raise ValueError(f"TRL trains one sequence per rollout, and one has {len(sequences)} here.")
+        ids, mask = sequences[0].token_ids, sequences[0].loss_mask
+        trained = mask.nonzero().squeeze(1)
+        prompt, end = int(trained[0]), int(trained[-1]) + 1
+        return {
+            "prompt_ids": ids[:prompt].tolist(),
+            "completion_ids": ids[prompt:end].tolist(),
+            "logprobs": sequences[0].sampling_logprobs[prompt:end].nan_to_num(0.0).tolist(),
+            "env_mask": mask[prompt:end].int().tolist(),
+            "reward": trajectory.reward,
+        }
 
     def _callback(self) -> Any:
         from transformers import TrainerCallback
@@ -168,11 +191,20 @@ class _Run:
     def _at_version(self, version: int, model: Any) -> None:
         """Measure the version, without counting its CPU time and without using the trainer's random numbers."""
         self._watch.__exit__()
-        adapter = {name: p.detach().float().cpu().clone() for name, p in _adapter_parameters(model).items()}
         with torch.random.fork_rng(devices=[]):
-            self._finished(version, adapter, self._rewards, self._norms)
+            self._finished(version, _adapter(model), self._rewards, self._norms)
         self._rewards, self._norms = [], []
         self._watch.__enter__()
+
+
+def _reward(completions: list[Any], reward: list[float], **unused: Any) -> list[float]:
+    """Return the rewards that came with the rollouts."""
+    return reward
+
+
+def _adapter(model: Any) -> dict[str, Tensor]:
+    """Return a copy of the adapter in training."""
+    return {name: p.detach().float().cpu().clone() for name, p in _adapter_parameters(model).items()}
 
 
 def _adapter_parameters(model: Any) -> dict[str, Tensor]:

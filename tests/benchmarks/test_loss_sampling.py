@@ -1,16 +1,19 @@
 """The chat in this process: exact tokens and logprobs, and random numbers that belong to the request."""
 
 import asyncio
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from loss_comparison.sampling import Sampler, _Drawing
+from loss_comparison.tool_calls import assistant_message
 
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings
+from tandem.rl.tiny.corpus import ADD_TOOL
 from tandem.rl.tokens.tokenizing import ChatTokenizer, tokenize_history
 from tandem.rl.trajectories import History
 
@@ -90,8 +93,37 @@ def test_an_answer_ends_with_its_end_token_or_at_its_length(sampler):
 def test_unsupported_options_are_rejected(sampler):
     with pytest.raises(ValueError, match="top_p"):
         ask(sampler, QUESTIONS[:1], top_p=0.5)
-    with pytest.raises(ValueError, match="tools"):
-        ask(sampler, QUESTIONS[:1], tools=[{"type": "function"}])
+
+
+def test_the_prompt_has_the_tools_and_an_answer_may_call_them(sampler):
+    question = [{"role": "user", "content": "What is 3 plus 4?"}]
+    choices = ask(sampler, [question] * 16, tools=[ADD_TOOL], max_tokens=40)
+    assert choices[0]["prompt_token_ids"] == sampler.tokenizer.encode(
+        sampler.tokenizer.apply_chat_template(question, tools=[ADD_TOOL], tokenize=False, add_generation_prompt=True)
+    )
+    calling = next(choice for choice in choices if choice["finish_reason"] == "tool_calls")
+    assert calling["message"]["tool_calls"][0]["function"]["name"] == "add"
+    # the call goes back into the context as it was sampled
+    history = History(messages_and_choices=[*question, calling], tools=[ADD_TOOL])
+    (sequence,) = tokenize_history(history, ChatTokenizer(sampler.tokenizer))
+    assert sequence.token_ids[sequence.loss_mask].tolist() == calling["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ("Hello", "Hello", []),
+        ('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', None, [("f", {"a": 1})]),
+        ('So:<tool_call>{"name": "f", "arguments": {}}</tool_call>\n<tool_call>{"name": "g", "arguments": {"b": "é"}}',
+         "So:", [("f", {}), ("g", {"b": "é"})]),
+        ("<tool_call>{broken</tool_call>", "<tool_call>{broken</tool_call>", []),
+        ('<tool_call>{"name": "f"}</tool_call>', '<tool_call>{"name": "f"}</tool_call>', []),
+    ],
+)  # fmt: skip
+def test_calls_are_read_from_the_text(text, content, calls):
+    message = assistant_message(text)
+    found = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls", [])]
+    assert (message["content"], found) == (content, calls)
 
 
 @pytest.mark.parametrize(
