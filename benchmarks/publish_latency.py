@@ -12,7 +12,7 @@ the other. The JSON has the median and the 95th percentile, over the jobs, of th
 
 and of the seconds of a first token in general, from its request (`request_to_token`). The gradient step and the commit
 are dated by the job's events, on this machine's clock. The event of the last step is written after the learner has
-checked the new weights on a probe.
+checked the new weights on a probe, so the seconds of that check (`time/check_version_s`) are taken off its date.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def measure_job(
             raise TimeoutError(f"No client got a token of version {step}.")
         time.sleep(0.01)
     events = _checked(http.get(f"/preview/training-jobs/{job}/events", params={"limit": 1000}))["data"]
-    at = {event["type"]: datetime.fromisoformat(event["created_at"]).timestamp() for event in events}  # the last ones
-    stepped = at["gradient_step"]
+    last = {event["type"]: event for event in events}
+    at = {type: datetime.fromisoformat(event["created_at"]).timestamp() for type, event in last.items()}
+    stepped = at["gradient_step"] - last["gradient_step"]["data"]["time/check_version_s"]
     return {"published": at["training_ended"] - stepped, "first_token": first - stepped, "notified": notified - stepped}
 
 

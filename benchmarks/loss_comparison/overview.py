@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loss_comparison.analysis import Difference, Interval, paired_difference
-from loss_comparison.configurations import BASELINE, COUNTERPARTS
+from loss_comparison.configurations import BASELINE, COUNTERPARTS, TRL_STEPS_PER_VERSION
 from loss_comparison.report import SIGNIFICANT, markdown, number, pm
 
 Cells = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -37,19 +37,23 @@ def _peers(tasks: Mapping[str, Cells]) -> str:
         for task, (ours, theirs) in of_tasks.items():
             rows.append([task, own, peer, *_values(ours, theirs), *_compared({task: (ours, theirs)})])
         if len(of_tasks) > 1:
-            rows.append(["**all**", own, peer, "", "", *_compared(of_tasks)])
+            rows.append(["**all**", own, peer, "", "", "", *_compared(of_tasks)])
     if not rows:
         return ""
-    header = ["task", "Tandem", "TRL", "final reward, Tandem", "final reward, TRL", "pairs", "difference", "p",
-              "difference in area", "p"]  # fmt: skip
+    header = ["task", "Tandem", "TRL", "final reward, Tandem", "final reward, TRL", "steps per version, Tandem",
+              "pairs", "difference", "p", "difference in area", "p"]  # fmt: skip
     return (
         "## Beside the peer\n\nOn-policy, seed by seed (paired t test, unadjusted); a positive difference means that "
-        "Tandem is ahead. The runs of a seed share their first rollouts.\n\n" + markdown(header, rows)
+        "Tandem is ahead. The runs of a seed share their first rollouts. TRL takes "
+        f"{TRL_STEPS_PER_VERSION} gradient steps per version. Tandem takes one per packed row, and its rows leave out "
+        "groups without a signal and repeat no prompt, so where prompts are short it takes fewer steps, and learns "
+        "less per version; shorter rows make it as many.\n\n" + markdown(header, rows)
     )
 
 
 def _values(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    return [pm(Interval(**cell["intervals"]["final_reward"]), 3) for cell in (ours, theirs)]
+    rewards = [pm(Interval(**cell["intervals"]["final_reward"]), 3) for cell in (ours, theirs)]
+    return [*rewards, number(ours["intervals"]["num_steps"]["mean"], 1)]
 
 
 def _compared(of_tasks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:

@@ -60,6 +60,8 @@ class Settings(BaseModel):
 TASKS: dict[str, dict[str, Any]] = {
     "largest": {},
     "yes-no-maybe": {"environment": "tandem.rl.environments.toy:YesNoMaybe"},
+    # As many gradient steps per version as the peer takes.
+    "yes-no-maybe-short-rows": {"environment": "tandem.rl.environments.toy:YesNoMaybe", "packed_sequence_length": 80},
     "calculator": {
         "environment": "tandem.rl.environments.toy:Calculator",
         "max_tokens": 40,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,7 +105,9 @@ class JobStages:
         )
         for index, metrics in enumerate(steps):
             if index == last:  # before the event, so that the next job needn't wait for the store
+                began = time.monotonic()
                 training.finish(job.check_urgent)
+                metrics = metrics | {"time/check_version_s": time.monotonic() - began}
             job.record_step(index, metrics | scored if index == 0 else metrics)
             job.check()
         return metrics | scored

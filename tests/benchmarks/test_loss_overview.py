@@ -13,7 +13,10 @@ def cell(name, finals, differences=None):
     return {
         "name": name,
         "lag": 0,
-        "intervals": {"final_reward": {"mean": mean, "half_width": 0.1, "n": len(finals)}},
+        "intervals": {
+            "final_reward": {"mean": mean, "half_width": 0.1, "n": len(finals)},
+            "num_steps": {"mean": 2.5, "half_width": 0.1, "n": len(finals)},
+        },
         "differences_from_baseline": differences or {},
         "outcomes": {str(seed): {"final_reward": final, "area": final / 2} for seed, final in enumerate(finals)},
     }
@@ -47,9 +50,9 @@ def row(text, *begin):
 def test_tandem_and_its_peer_are_compared_seed_by_seed_in_each_task_and_over_all(results):
     text = overview(results)
     # ppo - trl-grpo: -0.1, -0.2, -0.3 in the first task, three times 0.2 in the second
-    assert row(text, "one", "ppo", "trl-grpo")[5:7] == ["3", "-0.200 ± 0.248"]
-    assert row(text, "two", "ppo", "trl-grpo")[5:7] == ["3", "+0.200 ± 0.000"]
-    assert row(text, "**all**", "ppo")[5:7] == ["6", "+0.000 ± 0.239"]
+    assert row(text, "one", "ppo", "trl-grpo")[5:8] == ["2.5", "3", "-0.200 ± 0.248"]
+    assert row(text, "two", "ppo", "trl-grpo")[6:8] == ["3", "+0.200 ± 0.000"]
+    assert row(text, "**all**", "ppo")[6:8] == ["6", "+0.000 ± 0.239"]
     assert "trl-cispo" not in text and "never run" not in text
 
 
