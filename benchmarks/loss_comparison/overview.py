@@ -31,13 +31,12 @@ def _cells(results: Mapping[str, Any]) -> Cells:
 
 
 def _peers(tasks: Mapping[str, Cells]) -> str:
-    rows = []
-    for peer, own in COUNTERPARTS.items():
-        of_tasks = {task: (cells[own, 0], cells[peer, 0]) for task, cells in tasks.items() if (peer, 0) in cells}
-        for task, (ours, theirs) in of_tasks.items():
-            rows.append([task, own, peer, *_values(ours, theirs), *_compared({task: (ours, theirs)})])
-        if len(of_tasks) > 1:
-            rows.append(["**all**", own, peer, "", "", "", *_compared(of_tasks)])
+    rows = [
+        [task, own, peer, *_values(cells[own, 0], cells[peer, 0]), *_compared(cells[own, 0], cells[peer, 0])]
+        for peer, own in COUNTERPARTS.items()
+        for task, cells in tasks.items()
+        if (peer, 0) in cells
+    ]
     if not rows:
         return ""
     header = ["task", "Tandem", "TRL", "final reward, Tandem", "final reward, TRL", "steps per version, Tandem",
@@ -56,26 +55,20 @@ def _values(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return [*rewards, number(ours["intervals"]["num_steps"]["mean"], 1)]
 
 
-def _compared(of_tasks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
-    """Return the number of pairs, then difference and p of final reward and area, over all seeds of the tasks."""
-    found = [_difference(of_tasks, metric) for metric in ("final_reward", "area")]
+def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the number of pairs, then difference and p of final reward and area."""
+    found = [_difference(ours["outcomes"], theirs["outcomes"], metric) for metric in ("final_reward", "area")]
     shown = [text for one in found for text in (pm(one.interval, 3, signed=True), number(one.p_value, 3))]
     return [str(found[0].interval.n), *shown]
 
 
-def _difference(of_tasks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str) -> Difference:
-    ours, theirs = (
-        {
-            (task, seed): outcome[metric]
-            for task, pair in of_tasks.items()
-            for seed, outcome in pair[side]["outcomes"].items()
-        }
-        for side in (0, 1)
-    )
-    numbers = {key: index for index, key in enumerate(sorted(ours.keys() & theirs.keys()))}
-    return paired_difference(
-        {numbers[key]: ours[key] for key in numbers}, {numbers[key]: theirs[key] for key in numbers}
-    )
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str) -> Difference:
+    """Compare by seed."""
+
+    def of(outcomes: Mapping[str, Any]) -> dict[int, float]:
+        return {int(seed): outcome[metric] for seed, outcome in outcomes.items()}
+
+    return paired_difference(of(ours), of(theirs))
 
 
 def _differences(tasks: Mapping[str, Cells], lag: int) -> str:
