@@ -9,7 +9,8 @@ import functools
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,7 +102,8 @@ class TextModel:
 
 
 class LocalLearners:
-    """A group of one learner in this process. Any digest is a version: an adapter that follows from it."""
+    """A group of one learner in this process, and a job's training on it. Any digest is a version: an adapter that
+    follows from it."""
 
     sequences_per_step, waiting_for = 1, None
 
@@ -109,19 +111,28 @@ class LocalLearners:
         self.learner = Learner(policy)
         self._shapes = {name: parameter.shape for name, parameter in policy.parameters.items()}
 
+    @contextmanager
+    def training(self, job: str, num_tokens: int) -> Iterator[LocalLearners]:
+        yield self
+
     def start(self, on_wait: Callable[[], None]) -> None:
         on_wait()
 
-    def load(self, digest: str, on_wait: Callable[[], None]) -> None:
+    def load(self, digest: str, *on_wait: Callable[[], None]) -> None:
         self.learner.load_state(LearnerState(self._adapter(digest), {}))
 
-    def step(self, sequences: Any, loss: Any, rate: float, chunk_size: int, on_wait: Any) -> dict[str, float]:
+    def step(self, sequences: Any, loss: Any, rate: float, chunk_size: int, *on_wait: Any) -> dict[str, float]:
         return self.learner.step(sequences, loss, rate, chunk_size)
+
+    def finish(self, on_wait: Callable[[], None]) -> None:
+        on_wait()
 
     def save(self, metadata: Mapping[str, Any], on_wait: Callable[[], None]) -> str:
         return "trained"
 
-    def score(self, digest: str, rows: Any, chunk_size: int, on_wait: Any) -> tuple[list[Tensor], ScoreReport]:
+    def score(
+        self, training: Any, digest: str, rows: Any, chunk_size: int, on_wait: Any
+    ) -> tuple[list[Tensor], ScoreReport]:
         return self.learner.score(rows, chunk_size, self._adapter(digest)), ScoreReport()
 
     def _adapter(self, digest: str) -> dict[str, Tensor]:
@@ -176,14 +187,18 @@ def result_of(policy: Policy, store_file: Path, tmp_path_factory: pytest.TempPat
         job = store.jobs.get(JOB, "team")
         assert job.state == "succeeded", job.error
         return {
-            "events": [(event.type, event.data) for event in store.jobs.events(JOB, "team", 100)],
-            "metrics": store.versions.page(job.model_id, "team", 10)[-1].metrics,
+            "events": [(event.type, untimed(event.data)) for event in store.jobs.events(JOB, "team", 100)],
+            "metrics": untimed(store.versions.page(job.model_id, "team", 10)[-1].metrics),
             "weights": {name: tensor.tolist() for name, tensor in learners.learner.state().adapter.items()},
             "largest_logits": logits.num_tokens,
             "files": sorted(artifacts.list_job_artifacts(JOB)),
         }
 
     return lambda options: run(json.dumps(options, sort_keys=True))
+
+
+def untimed(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if not name.startswith("time/")}
 
 
 def store_with_versions(file: Path) -> Store:
