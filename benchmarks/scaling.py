@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/scaling.py measure            # parts, in this process: 2 minutes
     .venv/bin/python benchmarks/scaling.py measure-service    # a service of one engine and one learner: 5 minutes
+    .venv/bin/python benchmarks/scaling.py measure-learners   # one and two learners: 2 minutes
     .venv/bin/python benchmarks/scaling.py simulate           # from the measurements: 3 minutes; validates, plots
 
-The first two write benchmarks/results/scaling_measured.json, the last scaling.json and scaling_*.png beside it, and
+The first three write benchmarks/results/scaling_measured.json, the last scaling.json and scaling_*.png beside it, and
 the tables of docs/scale.md.
 """
 
@@ -41,6 +42,10 @@ def measure(results: Path, part: str) -> None:
             from queueing.measure_service import measure_service
 
             measure_service(found, tell)
+        elif part == "learners":
+            from queueing.measure_learners import measure_learners
+
+            measure_learners(found, tell)
         else:
             from queueing.measure_parts import measure_parts
 
@@ -100,14 +105,14 @@ def rounded(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "measure-service", "simulate"))
+    parser.add_argument("what", choices=("measure", "measure-service", "measure-learners", "simulate"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory to read and write")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     if options.what == "simulate":
         simulate(options.results)
     else:
-        measure(options.results, "service" if options.what == "measure-service" else "parts")
+        measure(options.results, {"measure": "parts"}.get(options.what, options.what.removeprefix("measure-")))
 
 
 if __name__ == "__main__":
