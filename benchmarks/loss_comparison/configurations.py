@@ -147,6 +147,8 @@ TRL_DIFFERENCES = (
     "TRL keeps groups whose rewards are all equal, with advantage 0, in the mean; Tandem leaves them out.",
     "TRL divides by the sample standard deviation + 1e-4, Tandem by the population's + 1e-6, and then by the mean"
     " absolute advantage of the job.",
+    "TRL trains one sequence per rollout: where the chat template would render an earlier turn differently, the last"
+    " one; Tandem trains all.",
     "TRL computes old logprobs with the model in training, Tandem takes those of the sampler.",
 )
 

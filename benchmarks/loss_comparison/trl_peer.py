@@ -158,17 +158,18 @@ class _Run:
         return {name: [rollout[name] for rollout in rollouts] for name in rollouts[0]}
 
     def _rollout(self, trajectory: Trajectory) -> dict[str, Any]:
-        """Return the ids of prompt and completion, and for each completion token its logprob and if it is trained."""
+        """Return the ids of prompt and completion, and for each completion token its logprob and if it is trained.
+
+        Of a rollout that isn't one exact sequence, TRL trains the last one: it takes one per rollout.
+        """
         sequences = [sequence for history in trajectory.histories for sequence in tokenize_history(history, self._chat)]
-        if len(sequences) != 1:
-            raise ValueError(f"TRL trains one sequence per rollout, and one has {len(sequences)} here.")
-        ids, mask = sequences[0].token_ids, sequences[0].loss_mask
+        ids, mask = sequences[-1].token_ids, sequences[-1].loss_mask
         trained = mask.nonzero().squeeze(1)
         prompt, end = int(trained[0]), int(trained[-1]) + 1
         return {
             "prompt_ids": ids[:prompt].tolist(),
             "completion_ids": ids[prompt:end].tolist(),
-            "logprobs": sequences[0].sampling_logprobs[prompt:end].nan_to_num(0.0).tolist(),
+            "logprobs": sequences[-1].sampling_logprobs[prompt:end].nan_to_num(0.0).tolist(),
             "env_mask": mask[prompt:end].int().tolist(),
             "reward": trajectory.reward,
         }
