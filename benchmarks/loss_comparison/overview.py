@@ -35,7 +35,7 @@ def _peers(tasks: Mapping[str, Cells]) -> str:
         [task, own, peer, *_values(cells[own, 0], cells[peer, 0]), *_compared(cells[own, 0], cells[peer, 0])]
         for peer, own in COUNTERPARTS.items()
         for task, cells in tasks.items()
-        if (peer, 0) in cells
+        if (peer, 0) in cells and (own, 0) in cells
     ]
     if not rows:
         return ""
