@@ -52,15 +52,13 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     failures: list[Failures] = []
     for task in options.tasks or [None]:
         of_task = argparse.Namespace(**vars(options))
         if task is not None:
             console.print(f"Task {task}:")
             of_task.output = options.output / task
-        settings = Settings(**given | (TASKS[task] if task else {}))
-        failures += compare(of_task, settings)
+        failures += compare(of_task, settings_of(options, task))
     if options.tasks:
         text = overview({task: options.output / task / "results.json" for task in TASKS})  # earlier ones too
         write_atomically(options.output / "report.md", text.encode())
@@ -69,6 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{sum(map(len, failures))} runs failed and are missing from the tables. The same command retries them.\n"
             + "\n".join(map(str, failures))
         )
+
+
+def settings_of(options: argparse.Namespace, task: str | None) -> Settings:
+    """Return the settings of a task, in which options of the command line replace those of the task."""
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    given = {name: value for name in defaults if (value := getattr(options, name)) != defaults[name]}
+    return Settings(**(TASKS[task] if task else {}) | given)
 
 
 def compare(options: argparse.Namespace, settings: Settings) -> list[Failures]:

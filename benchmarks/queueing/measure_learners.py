@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -14,6 +13,8 @@ from typing import Any
 from learner_throughput import LEARNING_RATE, Workload
 
 COUNTS = (1, 2)
+ROUND_S = 600.0
+"""Deadline of a round: a rank that dies would leave the others waiting."""
 
 
 def measure_learners(
@@ -39,22 +40,14 @@ def measure_learners(
 
 def _steps(directory: Path, work: Workload, count: int, steps: int) -> list[float]:
     """Return the seconds of each step, as rank 0 saw them."""
-    meeting = tempfile.mktemp(dir=directory)  # torch makes the file
-    context = multiprocessing.get_context("spawn")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        with context.Pool(count) as pool:
-            shares = [(directory / "model", work, rank, count, meeting, steps) for rank in range(count)]
-            return pool.starmap(_rank, shares, chunksize=1)[0]
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+    meeting = Path(tempfile.mkdtemp(dir=directory), "meeting")  # torch makes the file
+    shares = [(directory / "model", work, rank, count, meeting, steps) for rank in range(count)]
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        return pool.starmap_async(_rank, shares, chunksize=1).get(ROUND_S)[0]
 
 
-def _rank(model: Path, work: Workload, rank: int, count: int, meeting: str, steps: int) -> list[float]:
+def _rank(model: Path, work: Workload, rank: int, count: int, meeting: Path, steps: int) -> list[float]:
+    import torch
     import torch.distributed as dist
 
     from tandem.cluster.learners.group import shard_by_tokens
@@ -65,6 +58,7 @@ def _rank(model: Path, work: Workload, rank: int, count: int, meeting: str, step
     from tandem.rl.policy import Policy
     from tandem.rl.settings import LoraSettings
 
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
     keep_freed_memory()
     learner = Learner(Policy.load(model, "cpu", "float32", lora=LoraSettings(r=work.lora_r)))

@@ -107,8 +107,8 @@ class Turn:
         """Return the seconds from the job's arrival to its end, if it had the learners from now on, over its work."""
         turns = self._turns
         age, left, total = turns._clock() - self._arrived, turns.work_s(self._left), turns.work_s(self._total)
-        done_s = max(0.0, LEAST_WORK_S - total)
-        return (age + left + done_s) / max(total, LEAST_WORK_S)
+        fixed_s = max(0.0, LEAST_WORK_S - total)  # what a small job costs besides its steps
+        return (age + left + fixed_s) / max(total, LEAST_WORK_S)
 
     def _is_due_to_another(self) -> bool:
         return any(other.slowdown() > PATIENCE * self.slowdown() for other in self._turns._waiting)

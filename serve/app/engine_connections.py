@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -140,12 +139,15 @@ class EngineConnections:
         return asyncio.shield(self._refreshing)
 
     async def _read(self) -> None:
-        with contextlib.suppress(Exception):  # Ray's GCS restarts: the known replicas stay
+        try:
             found = await asyncio.to_thread(self._addresses)
-            for base_model in self._replicas.keys() | found.keys():
-                known, listed = self._replicas.get(base_model, {}), found.get(base_model, [])
-                for address in known.keys() - set(listed):
-                    known.pop(address).close()
-                self._replicas[base_model] = known | {
-                    address: Replica(address) for address in listed if address not in known
-                }
+        except Exception as error:  # Ray's GCS restarts
+            logger.warning("The addresses of engines can't be read; the known ones stay: %s", error)
+            return
+        for base_model in self._replicas.keys() | found.keys():
+            known, listed = self._replicas.get(base_model, {}), found.get(base_model, [])
+            for address in known.keys() - set(listed):
+                known.pop(address).close()
+            self._replicas[base_model] = known | {
+                address: Replica(address) for address in listed if address not in known
+            }

@@ -55,11 +55,24 @@ def test_tandem_and_its_peer_are_compared_seed_by_seed_in_each_task(results):
     assert "trl-cispo" not in text and "never run" not in text
 
 
+def test_a_peer_without_its_counterpart_is_left_out(results):
+    results["one"].write_text(json.dumps({"cells": [cell("cispo", [0.5]), cell("trl-grpo", [0.6])]}))
+    peers = overview(results).split("## On-policy")[0]
+    assert "| one |" not in peers and "| two |" in peers
+
+
 def test_differences_from_the_baseline_are_bold_if_significant(results):
     text = overview(results)
     assert row(text, "cispo") == ["cispo", "0.600 ± 0.100", "0.800 ± 0.100"]
     assert row(text, "ppo")[1:] == ["**-0.100 ± 0.010**", "–"]
     assert row(text, "trl-grpo")[1:] == ["+0.100 ± 0.010", "-0.100 ± 0.010"]
+
+
+def test_an_option_replaces_the_setting_of_a_named_task():
+    options = compare_losses.parse(["--tasks", "calculator", "--max-tokens", "20", "--num-versions", "3"])
+    settings = compare_losses.settings_of(options, "calculator")
+    assert (settings.max_tokens, settings.packed_sequence_length, settings.num_versions) == (20, 512, 3)
+    assert settings.environment.endswith("Calculator")
 
 
 def test_a_named_task_and_an_environment_exclude_each_other(capsys):

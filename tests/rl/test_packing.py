@@ -247,7 +247,7 @@ def test_a_branch_by_hand():
 
 
 def test_branches_of_a_tree_stay_together_whatever_the_order():
-    """Three sequences each of two trunks fill two rows, though they come by turns."""
+    """Two trunks with three sequences each fill two rows, although the input alternates between the trunks."""
     trunks = [list(range(first, first + 20)) for first in (0, 30)]
     turns = [sequence_of(0, [99], [*trunks[n % 2], 60 + n], [False] * 20 + [True]) for n in range(6)]
     rows = pack(turns, 26, min_gain=5)
