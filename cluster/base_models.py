@@ -48,7 +48,7 @@ class ResolvedBaseModel:
 
         Raises ValueError if the configured length exceeds that limit, or if there is neither.
         """
-        from tandem.rl.base_config import longest_sequence
+        from tandem.rl.models.base_config import longest_sequence
 
         limit, configured = longest_sequence(self._model_config), self.config.max_model_len
         if limit is None and configured is None:
@@ -64,7 +64,7 @@ class ResolvedBaseModel:
 
     @cached_property
     def _model_config(self) -> PreTrainedConfig:
-        from tandem.rl.base_config import read_config
+        from tandem.rl.models.base_config import read_config
 
         return read_config(self.path)
 
@@ -80,16 +80,16 @@ class ResolvedBaseModel:
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None
     ) -> TrainingBatch:
         """Build the batch of a job with these groups. Raises as `rl.batch.build_batch` does."""
-        from tandem.rl.base_config import text_config
         from tandem.rl.batch import build_batch
+        from tandem.rl.models.base_config import text_config
 
         vocab_size = text_config(self._model_config).vocab_size
         return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
 
     def check_groups(self, groups: Iterable[TrajectoryGroup], config: TrainingConfig) -> None:
         """Raise what `build_batch` raises for a job with these groups."""
-        from tandem.rl.base_config import text_config
         from tandem.rl.batch import check_groups
+        from tandem.rl.models.base_config import text_config
 
         vocab_size = text_config(self._model_config).vocab_size
         check_groups(groups, self.tokenizer, config, self.max_model_len, vocab_size)
@@ -97,7 +97,7 @@ class ResolvedBaseModel:
     def write_initial_version(self, artifacts: Artifacts) -> str:
         """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent."""
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
-        from tandem.rl.lora import adapter_config, initial_adapter
+        from tandem.rl.models.lora import adapter_config, initial_adapter
 
         lora = self.config.lora
         with self.named_refusal():

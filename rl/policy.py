@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tandem.rl.attention import Attention, forward_inputs
-from tandem.rl.base_config import check_config, longest_sequence, read_config, remove_randomness
-from tandem.rl.base_weights import load_model
 from tandem.rl.errors import PolicyError
-from tandem.rl.faithfulness import can_prune_last_layer, check_faithfulness
-from tandem.rl.last_layer import LEAST_PRUNED, hidden_at
 from tandem.rl.logprobs import token_logprobs
-from tandem.rl.lora import (
+from tandem.rl.losses import shift_left
+from tandem.rl.models.attention import Attention, forward_inputs
+from tandem.rl.models.base_config import check_config, longest_sequence, read_config, remove_randomness
+from tandem.rl.models.base_weights import load_model
+from tandem.rl.models.faithfulness import can_prune_last_layer, check_faithfulness
+from tandem.rl.models.last_layer import LEAST_PRUNED, hidden_at
+from tandem.rl.models.lora import (
     adapter_config,
     add_adapter,
     initial_adapter,
     initial_state,
 )
-from tandem.rl.losses import shift_left
+from tandem.rl.models.rms_norm import use_fast_rms_norms
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
-from tandem.rl.rms_norm import use_fast_rms_norms
 from tandem.rl.settings import LoraSettings
 
 __all__ = ["Policy", "PolicyError", "initial_adapter", "resolve_device"]

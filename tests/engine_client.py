@@ -14,7 +14,7 @@ import psutil
 import ray
 
 from tandem.cluster.engine.engine import Engine, engine_environment
-from tandem.cluster.engine.headers import DIGEST_HEADER, MODEL_HEADER, TOKEN_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, TOKEN_HEADER, VERSION_HEADER
 from tandem.cluster.engine.server import EngineAddress, EngineServer
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find the modules of tests

@@ -11,9 +11,9 @@ import pytest
 import torch
 from paths import ROOT
 
-from tandem.cluster.engine.finiteness import NotFiniteVersions, check_weights
-from tandem.cluster.engine.version_checks import VersionChecks
-from tandem.cluster.engine.version_loader import VersionLoader
+from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
+from tandem.cluster.engine.versions.version_checks import VersionChecks
+from tandem.cluster.engine.versions.version_loader import VersionLoader
 from tandem.rl.checkpoint_files import ADAPTER
 from tandem.rl.checkpoints import LearnerState, read_adapter, read_checkpoint, write_checkpoint
 from tandem.rl.errors import CheckpointError

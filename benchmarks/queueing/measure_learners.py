@@ -52,8 +52,8 @@ def _rank(model: Path, work: Workload, rank: int, count: int, meeting: Path, ste
 
     from tandem.cluster.learners.group import shard_by_tokens
     from tandem.rl.config import LossConfig
-    from tandem.rl.freed_memory import keep_freed_memory
     from tandem.rl.learner import Learner
+    from tandem.rl.models.freed_memory import keep_freed_memory
     from tandem.rl.packing import pack
     from tandem.rl.policy import Policy
     from tandem.rl.settings import LoraSettings

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
-from tandem.cluster.engine.adapter_names import adapter_digest, adapter_name
-from tandem.cluster.engine.adapter_pool import AdapterPool
-from tandem.cluster.engine.completions import Completions
 from tandem.cluster.engine.core import EngineCore
-from tandem.cluster.engine.finiteness import FiniteOutputs, NotFiniteVersions
-from tandem.cluster.engine.openai_app import (
+from tandem.cluster.engine.requests.completions import Completions
+from tandem.cluster.engine.requests.openai_app import (
     ASGIApp,
     Message,
     Receive,
@@ -29,13 +26,16 @@ from tandem.cluster.engine.openai_app import (
     error_app,
     parse_arguments,
 )
-from tandem.cluster.engine.refusals import name_places_of_invalid_fields
+from tandem.cluster.engine.requests.refusals import name_places_of_invalid_fields
+from tandem.cluster.engine.requests.token_texts import TokenTexts
+from tandem.cluster.engine.requests.vllm_routes import completion_app
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
-from tandem.cluster.engine.token_texts import TokenTexts
-from tandem.cluster.engine.version_checks import VersionChecks, VersionReport
-from tandem.cluster.engine.version_loader import VersionLoader
-from tandem.cluster.engine.vllm_routes import completion_app
+from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
+from tandem.cluster.engine.versions.adapter_pool import AdapterPool
+from tandem.cluster.engine.versions.finiteness import FiniteOutputs, NotFiniteVersions
+from tandem.cluster.engine.versions.version_checks import VersionChecks, VersionReport
+from tandem.cluster.engine.versions.version_loader import VersionLoader
 from tandem.cluster.errors import (
     AdapterUnavailableError,
     ArtifactError,

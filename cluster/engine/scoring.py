@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from tandem.cluster.engine.adapter_names import adapter_digest
 from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.versions.adapter_names import adapter_digest
 from tandem.cluster.errors import EngineDeadError, VersionNotFiniteError
 
 

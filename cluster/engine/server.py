@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from tandem.cluster.engine.completions import Completions
-from tandem.cluster.engine.headers import REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
-from tandem.cluster.engine.openai_app import Message, Receive, Scope, Send, error_app
+from tandem.cluster.engine.requests.completions import Completions
+from tandem.cluster.engine.requests.headers import REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
+from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_S = 3600  # the API closes connections: a server that does may cross a request on its way

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tandem.cluster.engine.version_checks import VersionReport, report
+from tandem.cluster.engine.versions.version_checks import VersionReport, report
 from tandem.cluster.errors import AdapterUnavailableError, StageError, VersionNotFiniteError
 from tandem.cluster.jobs.running_job import RunningJob
 from tandem.cluster.logprobs.engine_scorer import EngineScore

@@ -103,8 +103,8 @@ class LearnerWorker:
         import torch
         import torch.distributed as dist
 
-        from tandem.rl.freed_memory import keep_freed_memory
         from tandem.rl.learner import Learner
+        from tandem.rl.models.freed_memory import keep_freed_memory
         from tandem.rl.policy import Policy, resolve_device
 
         learners = self._base.learners

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from tandem.cluster.engine.headers import DIGEST_HEADER, REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
+from tandem.cluster.engine.requests.headers import DIGEST_HEADER, REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
 from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.errors import EngineDeadError
 from tandem.serve.api.services import Headers

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from tandem.cluster.engine.version_checks import VersionReport
+from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.jobs.engine_agreement import CheckVersion
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from trees import trees, visible
 from wire_data import chat_tokenizer, packing_vectors
 
-from tandem.rl.attention import dense_mask
 from tandem.rl.batch import build_sequences, finalize
 from tandem.rl.config import TrainingConfig
+from tandem.rl.models.attention import dense_mask
 from tandem.rl.packed_rows import PackedSequence, seen_until, unpack
 from tandem.rl.packing import pack
 from tandem.rl.tokens.tokenizing import TokenizedSequence

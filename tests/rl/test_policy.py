@@ -13,9 +13,9 @@ from small_models import VOCABULARY, packed_group, randomise_adapter, save_model
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GraniteForCausalLM, Qwen3ForCausalLM
 
-from tandem.rl.attention import Attention, block_mask, dense_mask, forward_inputs, visibility
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
-from tandem.rl.lora import peft_config
+from tandem.rl.models.attention import Attention, block_mask, dense_mask, forward_inputs, visibility
+from tandem.rl.models.lora import peft_config
 from tandem.rl.packed_rows import PackedSequence, seen_until
 from tandem.rl.policy import Policy, PolicyError, initial_adapter, resolve_device
 from tandem.rl.settings import LoraSettings

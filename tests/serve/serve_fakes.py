@@ -9,9 +9,9 @@ from functools import cached_property
 from asgi_calls import call_app
 from paths import DATA
 
-from tandem.cluster.engine.completions import Completions
-from tandem.cluster.engine.headers import DIGEST_HEADER
-from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST
+from tandem.cluster.engine.requests.completions import Completions
+from tandem.cluster.engine.requests.headers import DIGEST_HEADER
+from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST
 from tandem.rl.batch import build_batch, check_groups
 
 TOKENIZER = DATA / "tokenizer"

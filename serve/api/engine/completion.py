@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from pydantic_core import from_json, to_json
 from starlette.types import Receive, Scope, Send
 
-from tandem.cluster.engine.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import JsonText
 from tandem.serve.api.connection import while_connected

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from tandem.cluster.engine.headers import DIGEST_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import DIGEST_HEADER, REPLICA_HEADER, VERSION_HEADER
 from tandem.serve.api.auth import InferCaller
 from tandem.serve.api.bodies.json_body import JsonText, documented, json_text
 from tandem.serve.api.engine.completion import complete

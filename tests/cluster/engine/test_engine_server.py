@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from tandem.cluster.engine.completions import Completions
-from tandem.cluster.engine.headers import (
+from tandem.cluster.engine.requests.completions import Completions
+from tandem.cluster.engine.requests.headers import (
     DIGEST_HEADER,
     MODEL_HEADER,
     REPLICA_HEADER,
@@ -15,8 +15,8 @@ from tandem.cluster.engine.headers import (
     TOKEN_HEADER,
     VERSION_HEADER,
 )
+from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST
 from tandem.cluster.engine.server import EngineServer
-from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [], "temperature": 0.5}

@@ -6,7 +6,7 @@ import pytest
 from openai import OpenAI
 from waiting import wait_until
 
-from tandem.cluster.engine.answers import Annotator, fill_in_defaults
+from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.api.services import Services

@@ -5,7 +5,7 @@ import copy
 import pytest
 from openai.types.chat.chat_completion import Choice as ClientChoice
 
-from tandem.cluster.engine.sampling import CHANGES, sampled_with
+from tandem.cluster.engine.requests.sampling import CHANGES, sampled_with
 from tandem.rl.sampling_marks import MARKS, marks_of
 from tandem.rl.trajectories import Choice
 

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from tandem.cluster.engine.completions import Completions
-from tandem.cluster.engine.headers import MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.completions import Completions
+from tandem.cluster.engine.requests.headers import MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
 from tandem.cluster.engine.server import EngineAddress, EngineServer
 from tandem.cluster.errors import EngineDeadError
 from tandem.serve.app import engine_connections

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tandem.cluster.artifacts import ADAPTER_FILES
-from tandem.cluster.engine.adapter_names import adapter_name
 from tandem.cluster.engine.core import EngineCore
-from tandem.cluster.engine.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.scoring import score_one
-from tandem.cluster.engine.version_checks import VersionChecks
+from tandem.cluster.engine.versions.adapter_names import adapter_name
+from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
+from tandem.cluster.engine.versions.version_checks import VersionChecks
 from tandem.cluster.errors import AdapterUnavailableError, VersionNotFiniteError
 from tandem.rl.probe import probe_token_ids
 from tandem.rl.settings import LoraSettings

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tandem.rl.segment_attention import restrict
+from tandem.rl.models.segment_attention import restrict
 
 SHORT_GAP = 16
 """Rows between wanted ones that cost less than more blocks of attention would."""

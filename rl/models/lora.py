@@ -17,10 +17,10 @@ from peft import LoraConfig, PeftType, TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tandem.rl.base_config import check_config, read_config
-from tandem.rl.base_weights import empty_model
 from tandem.rl.errors import PolicyError
-from tandem.rl.lora_linear import LINEAR_LAYERS, LoraLinear
+from tandem.rl.models.base_config import check_config, read_config
+from tandem.rl.models.base_weights import empty_model
+from tandem.rl.models.lora_linear import LINEAR_LAYERS, LoraLinear
 from tandem.rl.settings import LoraSettings
 
 _PEFT_PREFIX = "base_model.model"

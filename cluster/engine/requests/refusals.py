@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tandem.cluster.engine.openai_app import ASGIApp, Message, Receive, Scope, Send
+from tandem.cluster.engine.requests.openai_app import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request

@@ -12,9 +12,9 @@ import torch
 from small_models import packed_group, save_model, small_config, unpacked
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from tandem.rl.attention import Attention
-from tandem.rl.base_config import attention_kinds, longest_sequence, remove_randomness
-from tandem.rl.faithfulness import check_faithfulness
+from tandem.rl.models.attention import Attention
+from tandem.rl.models.base_config import attention_kinds, longest_sequence, remove_randomness
+from tandem.rl.models.faithfulness import check_faithfulness
 from tandem.rl.policy import Policy, PolicyError, initial_adapter
 from tandem.rl.settings import LoraSettings
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from small_models import packed_group
 from trees import visible
 
-from tandem.rl.attention import dense_mask
+from tandem.rl.models.attention import dense_mask
+from tandem.rl.models.segment_attention import CAUSAL_TOKENS, Block, block_table, restrict, segment_attention
 from tandem.rl.packing import PackedSequence
-from tandem.rl.segment_attention import CAUSAL_TOKENS, Block, block_table, restrict, segment_attention
 
 HEAD_DIM = 8
 

@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
-from tandem.cluster.engine.adapter_names import adapter_name
-from tandem.cluster.engine.answers import Annotator, fill_in_defaults
-from tandem.cluster.engine.headers import DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
-from tandem.cluster.engine.openai_app import Message, Receive, Scope, Send, error_app, forwarded_scope
-from tandem.cluster.engine.refusals import with_places
-from tandem.cluster.engine.request_checks import BadRequestError, policy_request
-from tandem.cluster.engine.sampling import sampled_with
-from tandem.cluster.engine.vllm_routes import ANNOTATOR, REQUEST, ROUTES
+from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
+from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app, forwarded_scope
+from tandem.cluster.engine.requests.refusals import with_places
+from tandem.cluster.engine.requests.request_checks import BadRequestError, policy_request
+from tandem.cluster.engine.requests.sampling import sampled_with
+from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST, ROUTES
+from tandem.cluster.engine.versions.adapter_names import adapter_name
 
 Serve = Callable[[str, Scope, Receive, Send], Coroutine[Any, Any, None]]
 

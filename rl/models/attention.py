@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from tandem.rl.models.segment_attention import block_table
 from tandem.rl.packed_rows import PackedSequence, seen_until
-from tandem.rl.segment_attention import block_table
 
 Attention = Literal["segments", "sdpa", "eager", "flex_attention"]
 FLEX_BLOCK_SIZE = 128

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tandem.cluster.engine import finiteness
-from tandem.cluster.engine.finiteness import NotFiniteVersions, check_weights
+from tandem.cluster.engine.versions import finiteness
+from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.errors import VersionNotFiniteError
 
 LARGEST_HALF = 65504.0

@@ -7,7 +7,7 @@ import pytest
 from asgi_calls import call_app
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from tandem.cluster.engine.refusals import explained, most_likely_fault, with_places
+from tandem.cluster.engine.requests.refusals import explained, most_likely_fault, with_places
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}}

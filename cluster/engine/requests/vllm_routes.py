@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from tandem.cluster.engine.openai_app import ASGIApp
+from tandem.cluster.engine.requests.openai_app import ASGIApp
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

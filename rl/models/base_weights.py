@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tandem.rl.attention import Attention
-from tandem.rl.base_config import first_sentence
 from tandem.rl.errors import PolicyError
+from tandem.rl.models.attention import Attention
+from tandem.rl.models.base_config import first_sentence
 
 
 def load_model(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, attention: Attention) -> PreTrainedModel:

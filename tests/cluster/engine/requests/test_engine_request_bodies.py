@@ -2,7 +2,7 @@
 
 import pytest
 
-from tandem.cluster.engine.request_checks import policy_request
+from tandem.cluster.engine.requests.request_checks import policy_request
 
 
 @pytest.mark.parametrize(

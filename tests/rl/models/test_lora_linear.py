@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from tandem.rl.lora_linear import LoraLinear
+from tandem.rl.models.lora_linear import LoraLinear
 
 IN, OUT, R, SCALE = 24, 40, 4, 0.5
 

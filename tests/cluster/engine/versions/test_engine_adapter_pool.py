@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tandem.cluster.engine.adapter_pool import AdapterPool
+from tandem.cluster.engine.versions.adapter_pool import AdapterPool
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError
 
 

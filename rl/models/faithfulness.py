@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tandem.rl.attention import Attention, forward_inputs
-from tandem.rl.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
 from tandem.rl.errors import PolicyError
-from tandem.rl.last_layer import can_prune, hidden_at
+from tandem.rl.models.attention import Attention, forward_inputs
+from tandem.rl.models.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
+from tandem.rl.models.last_layer import can_prune, hidden_at
 from tandem.rl.packing import PackedSequence, one_segment, unpack
 from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tandem.cluster.engine import request_checks
-from tandem.cluster.engine.request_checks import BadRequestError, policy_request
+from tandem.cluster.engine.requests import request_checks
+from tandem.cluster.engine.requests.request_checks import BadRequestError, policy_request
 
 
 def schema(value):

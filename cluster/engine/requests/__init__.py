@@ -1,0 +1,1 @@
+"""Requests to an engine: their checks, vLLM's routes, and what is added to the answers."""

@@ -1,0 +1,1 @@
+"""The policy versions of an engine: their adapters, loaded on demand and checked."""
