@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 
 from tandem.cli.deployment import APPLICATION
+from tandem.cli.repeated_question import RepeatedQuestion
 from tandem.cli.startup import ServiceLostError
-from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.local_ray import dead_processes
 from tandem.serve.app.serve_state import application_status
 
-logger = logging.getLogger(__name__)
 MAX_SILENCES = 9  # 45 s, because Ray ends a process that has lost the cluster it joined after 60 s
 
 
@@ -28,33 +25,21 @@ class ServiceWatch:
         while not stop.wait(watch.PERIOD_S):
             watch.check()
 
-    Serve may be silent for a while, for example while its controller is replaced, so only a long silence counts. Each
-    question runs in a thread, because some calls of Ray never return.
+    Serve may be silent for a while, for example while its controller is replaced, so only a long silence counts.
     """
 
     PERIOD_S = 5.0
 
     def __init__(self, answers: Callable[[], bool] = answers):
-        self._answers = answers
+        self.question = RepeatedQuestion(answers, False, "service-watch")
         self._num_silences = 0
-        self._asked: Future[bool] | None = None
 
     def check(self) -> None:
         """Raise ServiceLostError when a part of this machine's own Ray has ended, or when Serve hasn't answered for
         MAX_SILENCES calls."""
         if dead := dead_processes():
             raise ServiceLostError(f"The service has ended because its Ray has died ({', '.join(dead)}).")
-        has_answered = self._asked is not None and self._asked.done() and self._asked.result()
-        self._num_silences = 0 if has_answered else self._num_silences + 1
+        self._num_silences = 0 if self.question.next_answer() else self._num_silences + 1
         if self._num_silences > MAX_SILENCES:
             silent_s = MAX_SILENCES * self.PERIOD_S
             raise ServiceLostError(f"The service has ended: Ray Serve hasn't answered for {silent_s:g} s.")
-        if self._asked is None or self._asked.done():
-            self._asked = in_thread(self._ask, "service-watch")
-
-    def _ask(self) -> bool:
-        try:
-            return self._answers()
-        except Exception:
-            logger.debug("Ray Serve doesn't answer", exc_info=True)
-            return False

@@ -26,6 +26,6 @@ def test_each_alarm_is_reported_once_and_again_after_it_was_gone():
 
     alarms, found = Alarms(ask), []
     for _ in range(7):
-        wait_until(lambda: alarms._asked is None or alarms._asked.done())
+        wait_until(lambda: not alarms.question.is_open)
         found.append(alarms.new())
     assert found == [[], [], ["Bad."], ["Worse."], [], [], ["Bad."]]

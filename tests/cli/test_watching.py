@@ -37,11 +37,11 @@ def check(serve):
 
     def check(times):
         for _ in range(times):
-            has_no_answer = watch._asked is not None and not watch._asked.done()
+            has_no_answer = watch.question.is_open
             num_asked = serve.num_asked + (not has_no_answer)
             watch.check()
             wait_until(lambda expected=num_asked: serve.num_asked == expected)
-            wait_until(lambda: serve.answer == "never" or watch._asked.done())
+            wait_until(lambda: serve.answer == "never" or not watch.question.is_open)
 
     return check
 
