@@ -89,6 +89,12 @@ class EngineConfig(Settings):
         "the place of learners.",
     )
     dtype: Dtype = Field("auto", description="Dtype of the base weights; auto: float32 on a CPU, bfloat16 on CUDA.")
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes of each replica, each with a part of every weight: on CUDA as many GPUs of one node.",
+    )
     max_num_seqs: int = Field(64, ge=1, description="Most sequences decoded together.")
     max_loras: int = Field(4, ge=2, description="Most policy versions in one batch.")
     max_cpu_loras: int = Field(16, ge=2, description="Policy versions kept loaded; others are loaded on demand.")

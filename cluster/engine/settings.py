@@ -33,6 +33,7 @@ def engine_environment(device: EngineDevice, model_path: str, num_threads: int =
             # Two OpenMP threads beside a learner's on the same cores make vLLM up to 30 times slower.
             "OMP_NUM_THREADS": str(num_threads),
             "OMP_WAIT_POLICY": "PASSIVE",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # its default asks for a NUMA node for each parallel process
             "TORCH_COMPILE_DISABLE": "1",  # compiling would delay the first request by many seconds
             "VLLM_LOGGING_LEVEL": "WARNING",
         }
@@ -71,6 +72,9 @@ def engine_arguments(
         # By default, vLLM may check a grammar with one library and compile it with another, of an earlier request.
         "structured-outputs-config.backend": "xgrammar",
     }
+    if config.tensor_parallel_size > 1:
+        # Never vLLM's executor on Ray, whose actors would need room beside the replica that has the GPUs.
+        options |= {"tensor-parallel-size": config.tensor_parallel_size, "distributed-executor-backend": "mp"}
     flags = ["enable-lora", "enable-prefix-caching", "enable-auto-tool-choice", "return-tokens-as-token-ids"]
     flags += ["disable-log-stats"]
     if device == "cpu":

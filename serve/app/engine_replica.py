@@ -76,7 +76,8 @@ class EngineReplica:
 def engine_application(config: TandemConfig, base: BaseModelConfig) -> serve.Application:
     settings = base.engine
     device: EngineDevice = "cuda" if settings.num_gpus else "cpu"
-    environment = engine_environment(device, ResolvedBaseModel(base).path, num_threads=max(1, int(settings.num_cpus)))
+    threads = max(1, int(settings.num_cpus / settings.tensor_parallel_size))  # of each of the replica's processes
+    environment = engine_environment(device, ResolvedBaseModel(base).path, threads)
     deployment = serve.deployment(
         name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
         num_replicas=settings.replicas,

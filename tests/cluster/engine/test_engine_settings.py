@@ -51,6 +51,12 @@ def test_memory_is_bounded_on_a_cpu_even_when_nothing_says_so():
     assert not [a for a in arguments("cpu", gpu_memory_utilization=0.3) if "kv-cache-memory" in a]
 
 
+def test_a_replica_with_several_processes_has_them_on_its_own_node():
+    parallel = {"--tensor-parallel-size=2", "--distributed-executor-backend=mp"}
+    assert parallel <= set(arguments("cuda", tensor_parallel_size=2))
+    assert not [a for a in arguments("cuda") if "parallel" in a or "executor" in a]
+
+
 def test_further_arguments_come_last_and_win():
     assert arguments(extra_args=("--max-num-seqs=7",))[-1] == "--max-num-seqs=7"
 
