@@ -18,6 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from tandem.cluster.engine.parallelism import check_gpus
 from tandem.cluster.sqlite_urls import sqlite_url
 from tandem.rl.settings import LoraSettings, OptimizerSettings, Settings
 from tandem.rl.yaml_files import load_mapping
@@ -110,6 +111,11 @@ class EngineConfig(Settings):
         None, ge=0, description="Ray GPUs of each replica. Unset: derived from the cluster."
     )
     extra_args: tuple[str, ...] = Field((), description="More arguments of `vllm serve`; they override the others.")
+
+    @model_validator(mode="after")
+    def _gpus_for_all_processes(self) -> EngineConfig:
+        check_gpus(self.tensor_parallel_size, self.extra_args, self.num_gpus)
+        return self
 
 
 class LogprobsConfig(Settings):

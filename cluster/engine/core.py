@@ -1,4 +1,4 @@
-"""vLLM's engine core, a process of its own: started under a deadline, watched, and always ended."""
+"""vLLM's engine core, a process with children of its own: started under a deadline, watched, and always ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from argparse import Namespace
 from collections.abc import Coroutine
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
 
 from tandem.cluster.engine.core_process import preload_core, preloaded_core
 from tandem.cluster.errors import EngineDeadError
@@ -26,7 +28,7 @@ TICK_S = 0.5
 
 
 class EngineCore:
-    """The core's process; `llm` is vLLM's client of it.
+    """The core's processes; `llm` is vLLM's client of them.
 
         core = EngineCore("my-model", answer_s=30)
         await core.start(args, timeout_s)
@@ -34,7 +36,8 @@ class EngineCore:
         await core.unless_dead(core.llm.list_loras())
         await core.stop()
 
-    The core never outlives this process, however that ends.
+    The core schedules. Its model runs in the same process, or with tensor parallelism in one process for each part.
+    None of them outlives this process, however that ends.
     """
 
     llm: AsyncLLM
@@ -44,6 +47,7 @@ class EngineCore:
         self.served_name, self._answer_s = served_name, answer_s
         self._is_preloaded = False
         self._guard: ChildGuard
+        self._processes: dict[int, psutil.Process] = {}
         self._watching: asyncio.Task[None]
 
     def preload(self) -> None:
@@ -66,12 +70,10 @@ class EngineCore:
         deadline = time.monotonic() + timeout_s
         while not creation.done() and time.monotonic() < deadline:
             await asyncio.wait({creation}, timeout=TICK_S)
-            for process in multiprocessing.active_children():
-                if process.pid is not None:
-                    self._guard.watch(process.pid)
+            self._watch_processes()
         if not creation.done():
             creation.add_done_callback(lambda task: task.exception())
-            _kill_children()  # which also ends the thread
+            self._kill()  # which also ends the thread
             raise TimeoutError(f"it took longer than {timeout_s:g} s and was killed.")
         self.llm = creation.result()
 
@@ -116,11 +118,20 @@ class EngineCore:
                     logger.error(
                         "The vLLM core of %s didn't answer for %g s and is killed", self.served_name, self._answer_s
                     )
-                    return _kill_children()
+                    return self._kill()
                 await asyncio.sleep(WATCH_PERIOD_S)
 
+    def _watch_processes(self) -> None:
+        """Have the guard watch the core, and the processes that it has started for parts of the model."""
+        for child in multiprocessing.active_children():
+            with suppress(psutil.NoSuchProcess):
+                core = psutil.Process(child.pid)
+                for process in (core, *core.children(recursive=True)):
+                    self._guard.watch(process.pid)
+                    self._processes.setdefault(process.pid, process)
 
-def _kill_children() -> None:
-    """Send SIGKILL, which also ends stopped processes."""
-    for process in multiprocessing.active_children():
-        process.kill()
+    def _kill(self) -> None:
+        """Send SIGKILL to the core's processes, which also ends stopped ones."""
+        for process in self._processes.values():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
