@@ -117,7 +117,7 @@ class Policy:
         check_config(config, max_length)
         remove_randomness(config)
         causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation)
-        if attention == "auto" and implementation == "segments" and not causal_lm._supports_attention_backend:
+        if attention == "auto" and not causal_lm._supports_attention_backend:
             implementation = "sdpa"  # an older model class, which calls torch's attention itself
             causal_lm.set_attn_implementation(implementation)
         causal_lm.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature

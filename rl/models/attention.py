@@ -16,13 +16,19 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
+from tandem.rl.models import flex_attention
 from tandem.rl.models.segment_attention import block_table
 from tandem.rl.packed_rows import PackedSequence, seen_until
 
 Attention = Literal["segments", "sdpa", "eager", "flex_attention"]
 FLEX_BLOCK_SIZE = 128
+
+
+def transformers_name(attention: Attention) -> str:
+    """Return the name under which transformers has the implementation."""
+    return flex_attention.NAME if attention == "flex_attention" else attention
 
 
 def visibility(seen_until: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -46,31 +52,42 @@ def dense_mask(packed: PackedSequence) -> Tensor:
 
 
 def block_mask(packed: PackedSequence, padding: int = 0) -> BlockMask:
-    """Return the rule as a block mask over P = T + padding tokens; on CUDA without a [P, P] tensor.
+    """Return the rule as a block mask over P = T + padding tokens, without a [P, P] tensor. P is whole blocks.
 
     Padding sees no token of the row, and no token of the row sees padding.
+
+    Which blocks are empty, partly visible or full follows from the least and the largest `seen_until` of a block of
+    keys. Below the diagonal every key comes before every query, so a query sees some key of the block if it comes
+    before the largest, and all of them if it comes before the least. A block on the diagonal is always partly visible.
     """
     num_tokens = packed.num_tokens + padding
     until = F.pad(seen_until(packed), (0, padding), value=num_tokens)
-    return create_block_mask(
-        visibility(until),
-        B=1,
-        H=1,
-        Q_LEN=num_tokens,
-        KV_LEN=num_tokens,
-        device=until.device,
-        BLOCK_SIZE=FLEX_BLOCK_SIZE,
-        _compile=until.is_cuda,
+    least, largest = until.view(-1, FLEX_BLOCK_SIZE).aminmax(dim=1)
+    first = torch.arange(0, num_tokens, FLEX_BLOCK_SIZE, device=until.device)  # of each block
+    before = first[None, :] < first[:, None]
+    full = before & (first[:, None] + FLEX_BLOCK_SIZE <= least[None, :])
+    partial = (before | (first[None, :] == first[:, None])) & (first[:, None] < largest[None, :]) & ~full
+    return BlockMask.from_kv_blocks(
+        *_listed(partial), *_listed(full), BLOCK_SIZE=FLEX_BLOCK_SIZE, mask_mod=visibility(until)
     )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a table of blocks, bool [queries, keys], as FlexAttention has it: the number of blocks of each query block
+    [1, 1, queries], and the blocks [1, 1, queries, keys], first those that are counted. int32."""
+    number, order = blocks.sum(dim=1), torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
+    return number.int()[None, None], order.int()[None, None]
 
 
 def forward_inputs(packed: PackedSequence, attention: Attention, dtype: torch.dtype) -> dict[str, Tensor | BlockMask]:
     """Return `packed` as keyword arguments of a transformers decoder, batch size 1.
 
-    For FlexAttention the row is padded to P tokens. `dtype` is the model's, which eager attention adds to its scores.
+    For FlexAttention the row is padded to P tokens, whole blocks and at least two: torch compiles code of its own for
+    tensors with a size of 1. `dtype` is the model's, which eager attention adds to its scores.
     """
-    padding = -packed.num_tokens % FLEX_BLOCK_SIZE if attention == "flex_attention" else 0
+    padding = 0
     if attention == "flex_attention":
+        padding = max(-packed.num_tokens % FLEX_BLOCK_SIZE, 2 * FLEX_BLOCK_SIZE - packed.num_tokens)
         mask: Tensor | BlockMask = block_mask(packed, padding)
     elif attention == "segments":
         mask = block_table(packed)

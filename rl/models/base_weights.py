@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.models.attention import Attention
+from tandem.rl.models.attention import Attention, transformers_name
 from tandem.rl.models.base_config import first_sentence
 
 
@@ -21,7 +21,7 @@ def load_model(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, a
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            path, config=config, dtype=dtype, attn_implementation=transformers_name(attention), output_loading_info=True
         )
     except (ValueError, ImportError) as error:
         raise _unsupported(config, error) from error

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.models.attention import Attention, forward_inputs
+from tandem.rl.models.attention import Attention, forward_inputs, transformers_name
 from tandem.rl.models.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
 from tandem.rl.models.last_layer import can_prune, hidden_at
 from tandem.rl.packing import PackedSequence, one_segment, unpack
@@ -31,7 +31,7 @@ COMPLETION_TOKENS = 24
 UNNAMED_SPAN = 1024  # tokens; windows that a configuration doesn't name may be as long
 LONGEST_PROBE = 9216  # tokens
 SHORT_PROBE = 72  # tokens
-_NEEDS_MASK = ("flex_attention", "segments")
+_NEEDS_MASK = (transformers_name("flex_attention"), transformers_name("segments"))
 
 
 @torch.no_grad()

@@ -10,13 +10,12 @@ import peft
 import pytest
 import torch
 from small_models import VOCABULARY, packed_group, randomise_adapter, save_model, small_config, unpacked
-from torch.nn.attention.flex_attention import create_mask
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GraniteForCausalLM, Qwen3ForCausalLM
+from transformers import GPT2LMHeadModel, GraniteForCausalLM, Qwen3ForCausalLM
 
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
-from tandem.rl.models.attention import Attention, block_mask, dense_mask, forward_inputs, visibility
+from tandem.rl.models.attention import Attention, dense_mask
 from tandem.rl.models.lora import peft_config
-from tandem.rl.packed_rows import PackedSequence, seen_until
+from tandem.rl.packed_rows import PackedSequence
 from tandem.rl.policy import Policy, PolicyError, initial_adapter, resolve_device
 from tandem.rl.settings import LoraSettings
 
@@ -48,32 +47,6 @@ def test_dense_mask_by_hand() -> None:
     expected[4][1] = 0  # a completion that leaves the prompt one token earlier doesn't see its last one
     row = replace(row, positions=torch.tensor([0, 1, 2, 3, 1, 0]))
     assert dense_mask(row)[0, 0].int().tolist() == expected
-
-
-def test_block_mask_is_the_dense_mask() -> None:
-    packed = packed_group(40, [50, 70, 96])
-    dense = dense_mask(packed)
-    rule = visibility(seen_until(packed))
-    assert torch.equal(create_mask(rule, 1, 1, packed.num_tokens, packed.num_tokens, device="cpu"), dense)
-    blocks = block_mask(packed)
-    assert blocks.shape == (1, 1, 256, 256)
-    # A block is skipped only where the dense mask hides all of it.
-    by_block = dense[0, 0].unflatten(0, (2, 128)).unflatten(2, (2, 128)).any(dim=3).any(dim=1)
-    assert torch.equal(blocks.to_dense()[0, 0].bool(), by_block)
-
-
-def test_flex_attention_computes_what_sdpa_computes(qwen3_path: Path) -> None:
-    """FlexAttention's forward pass runs on a CPU, so this compares the whole path, padding included."""
-    packed = packed_group(50, [60, 45, 70])
-    hidden = {}
-    for attention in ("sdpa", "flex_attention"):
-        model = AutoModelForCausalLM.from_pretrained(qwen3_path, attn_implementation=attention).get_decoder()
-        inputs = forward_inputs(packed, attention, torch.float32)
-        # Compiling the kernel for a CPU takes almost a minute; its eager form has the same mask and the same result.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            hidden[attention] = model(**inputs, use_cache=False)[0][0, : packed.num_tokens]
-    assert inputs["input_ids"].shape == (1, 256)
-    torch.testing.assert_close(hidden["flex_attention"], hidden["sdpa"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "segments"])

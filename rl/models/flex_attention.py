@@ -1,0 +1,62 @@
+"""FlexAttention over packed rows: one compiled kernel for rows of every length, with grouped key-value heads.
+
+transformers has a wrapper of its own. It repeats keys and values where the number of query heads isn't a power of two
+(28 and 40 heads are common), although torch needs that only for its decoding kernel, and it compiles for each length.
+Here the decoding kernel is never chosen, and the length is symbolic, so that a learner compiles when it starts and
+never inside a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
+from transformers import AttentionInterface
+
+NAME = "packed_flex_attention"
+_KERNEL: FlexKernelOptions = {"BACKEND": "TRITON"}
+"""Not the decoding kernel, which torch chooses for fewer than 128 queries."""
+
+
+Flex = Callable[[Tensor, Tensor, Tensor, BlockMask, float], Tensor]
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
+    """Return [1, H, T, D] for query [1, H, T, D] and key, value [1, K, T, D]; H is a multiple of K."""
+    out: Tensor = flex_attention(
+        query, key, value, block_mask=block_mask, scale=scale, enable_gqa=True, kernel_options=_KERNEL
+    )
+    return out
+
+
+@cache
+def _compiled() -> Flex:
+    """Return `flex` compiled for any length. It raises where torch would else compute without a kernel, with scores of
+    [H, T, T] numbers."""
+    compiled: Flex = torch.compile(flex, dynamic=True, fullgraph=True)
+    return compiled
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: BlockMask,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Run FlexAttention as transformers calls it, with a block mask."""
+    if unknown := [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]:
+        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(unknown)} in its attention.")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = flex if torch.compiler.is_compiling() else _compiled()
+    return attend(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attention)
