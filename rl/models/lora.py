@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.base_config import check_config, read_config
 from tandem.rl.models.base_weights import empty_model
-from tandem.rl.models.lora_linear import LINEAR_LAYERS, LoraLinear
+from tandem.rl.models.lora_linear import LINEAR_LAYERS, LoraLinear, share_inputs
 from tandem.rl.settings import LoraSettings
 
 _PEFT_PREFIX = "base_model.model"
@@ -73,6 +73,7 @@ def _replace(model: PreTrainedModel, targets: set[int], lora: LoraSettings) -> d
             setattr(model.get_submodule(parent), own_name, adapted)
             parameters[f"{_PEFT_PREFIX}.{name}.lora_A.weight"] = adapted.lora_A
             parameters[f"{_PEFT_PREFIX}.{name}.lora_B.weight"] = adapted.lora_B
+    share_inputs(model)
     return {name: parameters[name] for name in sorted(parameters)}
 
 

@@ -6,13 +6,20 @@ The products with A and B are small next to those with W, but a careless layout 
 [T, out] matrix times a narrow one runs at a tenth of the speed of the same product with the narrow one in front.
 So every factor of rank r is kept as [r, T] or [r, out] here, and added into the frozen layer's result in place.
 
-The adapter is float32. Beside a bfloat16 base, its part is computed and added in float32, then rounded once.
+The adapter is float32. Beside a bfloat16 base, its products take a bfloat16 copy of it, as the engine does, so that no
+activation is ever converted to float32. Matrix products add in float32 whatever they take, and the gradients of A and B
+leave theirs as float32.
+
+Layers with the same input (query, key and value; gate and up) compute as one: their A matrices are multiplied by the
+input as one matrix, and the gradients of the input are added by the matrix products themselves. A float32 base keeps
+one layer at a time, because another order of these sums would change its last bits.
 
 Shapes: T tokens, in and out features, r rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 LINEAR_LAYERS = (nn.Linear, Conv1D)
 """GPT-2's Conv1D is a linear layer with its weight transposed."""
+_WITH_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class LoraLinear(nn.Module):
@@ -39,6 +47,7 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.Parameter(torch.zeros(r, in_features, **place))
         self.lora_B = nn.Parameter(torch.zeros(out_features, r, **place))
         self.scale = scale
+        self.shared: SharedInput | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -46,38 +55,104 @@ class LoraLinear(nn.Module):
         return self.base.weight if isinstance(self.base, nn.Linear) else self.base.weight.t()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        out: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-            flat, self.weight, self.base.bias, self.lora_A, self.lora_B, self.scale
-        )
-        return out.view(*hidden.shape[:-1], -1)
+        if self.shared is not None:
+            return self.shared.output(self, hidden)
+        return _apply([self], hidden)[0]
+
+
+class SharedInput:
+    """Layers that a model calls one after the other on one tensor. The first call computes all of them.
+
+    A layer that is called on another tensor is right too: then all are computed again.
+    """
+
+    def __init__(self, layers: Sequence[LoraLinear]) -> None:
+        self._layers = list(layers)
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}  # by index of the layer; those that weren't called yet
+        for layer in layers:
+            layer.shared = self
+
+    def output(self, layer: LoraLinear, hidden: Tensor) -> Tensor:
+        index = next(i for i, own in enumerate(self._layers) if own is layer)
+        if index == 0 or hidden is not self._input or index not in self._outputs:
+            self._outputs = dict(enumerate(_apply(self._layers, hidden)))
+        out = self._outputs.pop(index)
+        self._input = hidden if self._outputs else None
+        return out
+
+
+def share_inputs(model: nn.Module) -> int:
+    """Let the layers below `model` whose names say that they have one input share it; return their number."""
+    found = 0
+    for module in model.modules():
+        for names in _WITH_ONE_INPUT:
+            layers = [layer for name in names if isinstance(layer := getattr(module, name, None), LoraLinear)]
+            is_alike = len({(layer.weight.dtype, layer.weight.shape[1]) for layer in layers}) == 1
+            if len(layers) > 1 and is_alike and layers[0].weight.dtype != torch.float32:
+                SharedInput(layers)
+                found += len(layers)
+    return found
+
+
+def _apply(layers: Sequence[LoraLinear], hidden: Tensor) -> list[Tensor]:
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    tensors = [tensor for layer in layers for tensor in (layer.weight, layer.base.bias, layer.lora_A, layer.lora_B)]
+    outs: tuple[Tensor, ...] = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+        flat, [layer.scale for layer in layers], *tensors
+    )
+    return [out.view(*hidden.shape[:-1], -1) for out in outs]
 
 
 class _LoraLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-    ) -> Tensor:
-        low = down @ hidden.to(down.dtype).t()
-        out = _add(F.linear(hidden, weight, bias), low.t(), up.t(), scale)
-        ctx.save_for_backward(hidden, weight, down, up, low)
-        ctx.scale = scale
-        return out
+    """Of any number of layers on one input: `tensors` are weight, bias, A and B of each."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
-        hidden, weight, down, up, low = ctx.saved_tensors
-        wide = grad.to(down.dtype)
-        grad_low = (up.t().contiguous() @ wide.t()).mul_(ctx.scale)
-        grad_down = grad_low @ hidden.to(down.dtype)
-        grad_up = (low @ wide).mul_(ctx.scale).t()
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, grad_down, grad_up, None
-        return _add(grad @ weight, grad_low.t(), down, 1.0), None, None, grad_down, grad_up, None
+    def forward(ctx: Any, hidden: Tensor, scales: list[float], *tensors: Any) -> tuple[Tensor, ...]:
+        weights, biases, downs, ups = (tensors[i::4] for i in range(4))
+        down = _joined(downs).to(hidden.dtype)
+        low = down @ hidden.t()
+        low_ups = [up.to(hidden.dtype) for up in ups]
+        lows = low.split([len(down) for down in downs])
+        outs = []
+        for weight, bias, up, own, scale in zip(weights, biases, low_ups, lows, scales, strict=True):
+            outs.append(F.linear(hidden, weight, bias).addmm_(own.t(), up.t(), alpha=scale))
+        ctx.save_for_backward(hidden, down, low, *weights, *low_ups)
+        ctx.scales, ctx.ranks = scales, [len(down) for down in downs]
+        ctx.dtype = downs[0].dtype
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, down, low, *others = ctx.saved_tensors
+        weights, ups = others[: len(grads)], others[len(grads) :]
+        grad_lows = [
+            (up.t().contiguous() @ grad.t()).mul_(scale) for up, grad, scale in zip(ups, grads, ctx.scales, strict=True)
+        ]
+        grad_ups = [
+            _product(own, grad, ctx.dtype).mul_(scale).t()
+            for own, grad, scale in zip(low.split(ctx.ranks), grads, ctx.scales, strict=True)
+        ]
+        grad_low = _joined(grad_lows)
+        grad_downs = _product(grad_low, hidden, ctx.dtype).split(ctx.ranks)
+        grad_hidden = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = grads[0] @ weights[0]
+            for grad, weight in zip(grads[1:], weights[1:], strict=True):
+                grad_hidden.addmm_(grad, weight)
+            grad_hidden.addmm_(grad_low.t(), down)
+        of_layers = [(None, None, *pair) for pair in zip(grad_downs, grad_ups, strict=True)]
+        return grad_hidden, None, *(grad for of_layer in of_layers for grad in of_layer)
 
 
-def _add(result: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return result + scale * left @ right, in place, in the dtype of `result`, rounded once."""
-    if result.dtype == left.dtype:
-        return result.addmm_(left, right, alpha=scale)
-    return result.copy_(torch.addmm(result.to(left.dtype), left, right, alpha=scale))
+def _joined(matrices: Sequence[Tensor]) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return left @ right in `dtype`. On a GPU the sums are never rounded to the dtype of the factors."""
+    if left.dtype == dtype:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
