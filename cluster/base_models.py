@@ -81,10 +81,11 @@ class ResolvedBaseModel:
     ) -> TrainingBatch:
         """Build the batch of a job with these groups. Raises as `rl.batch.build_batch` does."""
         from tandem.rl.batch import build_batch
-        from tandem.rl.models.base_config import text_config
+        from tandem.rl.models.base_config import shares_prefixes, text_config
 
-        vocab_size = text_config(self._model_config).vocab_size
-        return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size)
+        base = self._model_config
+        vocab_size, shares = text_config(base).vocab_size, shares_prefixes(base)
+        return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size, shares)
 
     def check_groups(self, groups: Iterable[TrajectoryGroup], config: TrainingConfig) -> None:
         """Raise what `build_batch` raises for a job with these groups."""

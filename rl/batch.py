@@ -84,6 +84,7 @@ def build_batch(
     max_model_len: int,
     shuffle_seed: int | None = None,
     vocab_size: int | None = None,
+    shares_prefixes: bool = True,
 ) -> TrainingBatch:
     """Tokenise, compute advantages and weights, pack. The same arguments give the same batch.
 
@@ -94,6 +95,7 @@ def build_batch(
         max_model_len: longest sequence of the model, in tokens.
         shuffle_seed: seed to shuffle sequences within their group, and packed sequences; None keeps the order.
         vocab_size: rows of the model's embedding, if it has more than the tokenizer has tokens.
+        shares_prefixes: whether the model can compute a prefix once for several sequences of a row.
 
     Raises:
         TrajectoryError: a trajectory can't be tokenised exactly.
@@ -110,7 +112,7 @@ def build_batch(
     length = _packed_length(tokenized, config.packed_sequence_length, max_model_len)
     kept = [sequence for sequence in tokenized if sequence.num_tokens <= length]
     final = finalize(kept, config.advantage_balance or 0.0)
-    packed = pack(final, length)
+    packed = pack(final, length, shares_prefixes=shares_prefixes)
     if shuffle:
         shuffle(packed)
     num_tokens = sum(sequence.num_tokens for sequence in final)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, groupby
 from operator import attrgetter
 
@@ -24,7 +24,10 @@ MIN_GAIN = 64
 
 
 def pack(
-    sequences: Sequence[TokenizedSequence], packed_sequence_length: int, min_gain: int | None = MIN_GAIN
+    sequences: Sequence[TokenizedSequence],
+    packed_sequence_length: int,
+    min_gain: int | None = MIN_GAIN,
+    shares_prefixes: bool = True,
 ) -> list[PackedSequence]:
     """Fill rows of at most `packed_sequence_length` tokens with sequences.
 
@@ -36,10 +39,10 @@ def pack(
         sequences: those of a group next to each other; none longer than `packed_sequence_length`.
         packed_sequence_length: tokens.
         min_gain: tokens that a sequence must save to leave another one; None: only the prompt of a group is shared.
+        shares_prefixes: False for models with recurrent layers: every sequence is then one segment, whole.
     """
     rows: list[_Row] = [_Row()]
-    for _, group in groupby(sequences, key=attrgetter("group")):
-        of_group = list(group)
+    for of_group in _groups(sequences) if shares_prefixes else _alone(sequences):
         rows[-1].path = []
         for sequence, num_shared in _depth_first(of_group, min_gain):
             assert sequence.num_tokens <= packed_sequence_length, "callers drop longer sequences before packing"
@@ -47,6 +50,15 @@ def pack(
                 rows.append(_Row())
             rows[-1].add(sequence, num_shared)
     return [row.packed() for row in rows if row.parts]
+
+
+def _groups(sequences: Sequence[TokenizedSequence]) -> Iterator[list[TokenizedSequence]]:
+    return (list(group) for _, group in groupby(sequences, key=attrgetter("group")))
+
+
+def _alone(sequences: Sequence[TokenizedSequence]) -> Iterator[list[TokenizedSequence]]:
+    """Yield each sequence as a group of its own, without a prompt that is shared."""
+    return ([replace(sequence, prompt_length=0)] for sequence in sequences)
 
 
 def _depth_first(group: Sequence[TokenizedSequence], min_gain: int | None) -> Iterator[tuple[TokenizedSequence, int]]:

@@ -19,8 +19,14 @@ from tandem.rl.errors import PolicyError
 from tandem.rl.logprobs import token_logprobs
 from tandem.rl.losses import shift_left
 from tandem.rl.models.attention import Attention, forward_inputs
-from tandem.rl.models.base_config import check_config, longest_sequence, read_config, remove_randomness
-from tandem.rl.models.base_weights import load_model
+from tandem.rl.models.base_config import (
+    check_config,
+    longest_sequence,
+    read_config,
+    remove_randomness,
+    shares_prefixes,
+)
+from tandem.rl.models.base_weights import load_model, takes_attention_functions
 from tandem.rl.models.faithfulness import can_prune_last_layer, check_faithfulness
 from tandem.rl.models.last_layer import LEAST_PRUNED, hidden_at
 from tandem.rl.models.lora import (
@@ -29,6 +35,7 @@ from tandem.rl.models.lora import (
     initial_adapter,
     initial_state,
 )
+from tandem.rl.models.recurrent_layers import separate_sequences
 from tandem.rl.models.rms_norm import use_fast_rms_norms
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
@@ -82,6 +89,8 @@ class Policy:
         self._head: Tensor = causal_lm.get_output_embeddings().weight
         self._attention: Attention = attention
         self._lora = lora
+        self.shares_prefixes = shares_prefixes(causal_lm.config)
+        """Whether sequences of a row may share a prefix. If not, `pack` rows with shares_prefixes=False."""
         self.prunes_last_layer = prunes
         """Whether the last layer leaves out tokens of which no logprob is wanted."""
         self.parameters = parameters
@@ -117,7 +126,7 @@ class Policy:
         check_config(config, max_length)
         remove_randomness(config)
         causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation)
-        if attention == "auto" and not causal_lm._supports_attention_backend:
+        if attention == "auto" and not takes_attention_functions(causal_lm):
             implementation = "sdpa"  # an older model class, which calls torch's attention itself
             causal_lm.set_attn_implementation(implementation)
         causal_lm.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature
@@ -127,6 +136,7 @@ class Policy:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = add_adapter(causal_lm, lora)
         use_fast_rms_norms(causal_lm.get_decoder())
+        separate_sequences(causal_lm.get_decoder(), place)
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
         prunes = can_prune_last_layer(causal_lm, implementation)
         check_faithfulness(causal_lm, implementation, max_length, prunes)
@@ -143,7 +153,7 @@ class Policy:
         """
         packed = packed.to(self.device)
         predicts = _predicted_positions(packed, trained_only)
-        inputs = forward_inputs(packed, self._attention, self._head.dtype)
+        inputs = forward_inputs(packed, self._attention, self._head.dtype, self.shares_prefixes)
         prune = self.prunes_last_layer and packed.num_tokens - predicts.numel() >= LEAST_PRUNED
         hidden = hidden_at(self._decoder, inputs, predicts, prune)
         targets = shift_left(packed.token_ids, 0)

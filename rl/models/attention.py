@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from tandem.rl.models import flex_attention
+from tandem.rl.models.recurrent_layers import boundary_inputs
 from tandem.rl.models.segment_attention import block_table
 from tandem.rl.packed_rows import PackedSequence, seen_until
 
@@ -79,11 +80,14 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return number.int()[None, None], order.int()[None, None]
 
 
-def forward_inputs(packed: PackedSequence, attention: Attention, dtype: torch.dtype) -> dict[str, Tensor | BlockMask]:
+def forward_inputs(
+    packed: PackedSequence, attention: Attention, dtype: torch.dtype, shares_prefixes: bool = True
+) -> dict[str, Tensor | BlockMask]:
     """Return `packed` as keyword arguments of a transformers decoder, batch size 1.
 
     For FlexAttention the row is padded to P tokens, whole blocks and at least two: torch compiles code of its own for
-    tensors with a size of 1. `dtype` is the model's, which eager attention adds to its scores.
+    tensors with a size of 1. `dtype` is the model's, which eager attention adds to its scores. A model that can't share
+    prefixes gets the boundaries of sequences for its recurrent layers.
     """
     padding = 0
     if attention == "flex_attention":
@@ -99,6 +103,7 @@ def forward_inputs(packed: PackedSequence, attention: Attention, dtype: torch.dt
         "input_ids": F.pad(packed.token_ids, (0, padding))[None],
         "position_ids": F.pad(packed.positions, (0, padding))[None],
         "attention_mask": mask,
+        **({} if shares_prefixes else boundary_inputs(packed, padding)),
     }
 
 

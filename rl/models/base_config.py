@@ -17,6 +17,12 @@ from tandem.rl.errors import PolicyError
 
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types", "attention_layers")
 _FULL_ATTENTION = {"full_attention", "attention", "global"}
+_RECURRENT = {"linear_attention", "conv"}
+HYBRID_FAMILIES = (
+    "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text",
+    "olmo_hybrid", "bamba", "granitemoehybrid",
+)  # fmt: skip
+"""Families whose recurrent layers are kept apart at the boundaries of sequences (`recurrent_layers`)."""
 _ROPES_BY_LENGTH = ("dynamic", "longrope")
 _SOFT_CAP = re.compile("soft_?cap")
 _SPANS = ("window", "chunk", "local", "topk", "original_max_position")
@@ -56,7 +62,8 @@ def check_config(config: PreTrainedConfig, max_length: int | None = None) -> Non
         raise PolicyError(
             f"{config.model_type} is an encoder with a decoder, which can't be trained. Use a decoder-only model."
         )
-    if kinds := attention_kinds(config) - _FULL_ATTENTION:
+    supported = _FULL_ATTENTION | (_RECURRENT if text.model_type in HYBRID_FAMILIES else set())
+    if kinds := attention_kinds(config) - supported:
         raise PolicyError(
             f"{config.model_type} has layers of {', '.join(sorted(kinds))}, which packed sequences don't support. "
             f"Use a base model with full causal attention in every layer."
@@ -84,6 +91,11 @@ def attention_kinds(config: PreTrainedConfig) -> set[str]:
         if kinds := getattr(text, key, None):
             return {str(kind) for kind in kinds}
     return {"sliding_attention"} if getattr(text, "sliding_window", None) else {"full_attention"}
+
+
+def shares_prefixes(config: PreTrainedConfig) -> bool:
+    """Return whether sequences of a row may share a prefix: the state of a recurrent layer can't branch."""
+    return not attention_kinds(config) & _RECURRENT
 
 
 def attention_spans(config: PreTrainedConfig) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def load_model(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, a
         )
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def takes_attention_functions(model: PreTrainedModel) -> bool:
+    """Return whether the family calls attention functions that are registered by name.
+
+    Some do, and have the table of functions in their module, but don't declare it.
+    """
+    return model._supports_attention_backend or hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -2,7 +2,8 @@
 
 A configuration may not say, or not yet say in a way that is known here, that a model has windows, recurrent layers or
 positions of its own. So the model itself is asked. It scores a completion, a branch of it and an unrelated sequence,
-packed under our mask, and then each of them alone under no mask but its own.
+packed under our mask, and then each of them alone under no mask but its own. A model that can't share prefixes scores
+whole sequences, which shows whether the state of one leaks into the next.
 
 The check costs three forward passes over about 1,100 tokens, or over the longest reach that the configuration names, up
 to the longest sequence in use. So it costs about 7 TFLOP per billion parameters.
@@ -14,6 +15,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,13 @@ from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.attention import Attention, forward_inputs, transformers_name
-from tandem.rl.models.base_config import attention_kinds, attention_spans, first_sentence, longest_sequence
+from tandem.rl.models.base_config import (
+    attention_kinds,
+    attention_spans,
+    first_sentence,
+    longest_sequence,
+    shares_prefixes,
+)
 from tandem.rl.models.last_layer import can_prune, hidden_at
 from tandem.rl.packing import PackedSequence, one_segment, unpack
 from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
@@ -70,7 +78,7 @@ def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None
     """
     head = causal_lm.get_output_embeddings().weight
     token_ids = torch.arange(16) * head.shape[0] // 16  # from all over the vocabulary
-    inputs = forward_inputs(one_segment(token_ids).to(head.device), attention, head.dtype)
+    inputs = _inputs(causal_lm, one_segment(token_ids), attention)
     own = causal_lm(**inputs, use_cache=False).logits.float()
     ours = F.linear(causal_lm.get_decoder()(**inputs, use_cache=False)[0], head).float()
     if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
@@ -86,15 +94,19 @@ def can_prune_last_layer(causal_lm: PreTrainedModel, attention: Attention) -> bo
     if attention != "segments":
         return False
     row, sequences = _probe(causal_lm, SHORT_PROBE)
-    head = causal_lm.get_output_embeddings().weight
     wanted = torch.cat([indices[first:-1] for indices, first in sequences[:2]])
-    return can_prune(causal_lm.get_decoder(), forward_inputs(row.to(head.device), attention, head.dtype), wanted)
+    return can_prune(causal_lm.get_decoder(), _inputs(causal_lm, row, attention), wanted)
+
+
+def _inputs(causal_lm: PreTrainedModel, row: PackedSequence, attention: Attention) -> dict[str, Any]:
+    head = causal_lm.get_output_embeddings().weight
+    return forward_inputs(row.to(head.device), attention, head.dtype, shares_prefixes(causal_lm.config))
 
 
 def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None, prune: bool) -> Difference:
     row, sequences = _probe(causal_lm, max_length)
     head = causal_lm.get_output_embeddings().weight
-    inputs = forward_inputs(row.to(head.device), attention, head.dtype)
+    inputs = _inputs(causal_lm, row, attention)
     predicting = [indices[first:-1].to(head.device) for indices, first in sequences]
     hidden = hidden_at(causal_lm.get_decoder(), inputs, torch.cat(predicting), prune)
     packed, alone, spread = list[float](), list[float](), 0.0
@@ -115,7 +127,7 @@ def _probe(causal_lm: PreTrainedModel, max_length: int | None) -> tuple[PackedSe
 
     The first completion repeats the beginning of the prompt, which a model with a window can't see any more; the second
     leaves it in its middle. A sequence of the prompt's first tokens follows: it shows whether another sequence's length
-    or states change it.
+    or states change it. Without shared prefixes, the first completion is whole and two short sequences follow it.
     """
     config = causal_lm.config
     longest = min(LONGEST_PROBE, max_length or LONGEST_PROBE, longest_sequence(config) or LONGEST_PROBE)
@@ -123,6 +135,8 @@ def _probe(causal_lm: PreTrainedModel, max_length: int | None) -> tuple[PackedSe
     half = own // 2
     prompt = min(max({UNNAMED_SPAN, *attention_spans(config)}) + 8, longest - own - half)
     tokens = torch.tensor(probe_token_ids(config, 2 * prompt)[:prompt])
+    if not shares_prefixes(config):
+        return _whole_sequences([torch.cat([tokens, tokens[:own]]), tokens[half:][:own], tokens[:own]], own)
     lengths = torch.tensor([prompt, own, own, own])
     firsts = [0, prompt, prompt + half, 0]
     row = replace(
@@ -132,6 +146,15 @@ def _probe(causal_lm: PreTrainedModel, max_length: int | None) -> tuple[PackedSe
         parent_ids=torch.tensor([0, 0, 1, 3]).repeat_interleave(lengths),
     )
     return row, [(indices, first) for indices, first in zip(unpack(row), firsts[1:], strict=True)]
+
+
+def _whole_sequences(sequences: list[Tensor], num_scored: int) -> tuple[PackedSequence, list[tuple[Tensor, int]]]:
+    """Return a row of roots, and what `_probe` returns for their last `num_scored` tokens."""
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    roots = torch.arange(len(sequences)).repeat_interleave(lengths)
+    positions = torch.cat([torch.arange(len(tokens)) for tokens in sequences])
+    row = replace(one_segment(torch.cat(sequences)), positions=positions, segment_ids=roots, parent_ids=roots)
+    return row, [(indices, len(indices) - num_scored) for indices in unpack(row)]
 
 
 def _alone(causal_lm: PreTrainedModel, token_ids: Tensor, num_predictions: int) -> Tensor:

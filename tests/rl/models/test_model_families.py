@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 
 from tandem.rl.models.attention import Attention
 from tandem.rl.models.base_config import attention_kinds, longest_sequence, remove_randomness
+from tandem.rl.models.base_weights import takes_attention_functions
 from tandem.rl.models.faithfulness import check_faithfulness
 from tandem.rl.policy import Policy, PolicyError, initial_adapter
 from tandem.rl.settings import LoraSettings
@@ -117,15 +118,12 @@ def test_a_model_with_full_attention_is_trained_as_it_computes_alone(name: str, 
         start += own
     known = ~trained.isnan()
     torch.testing.assert_close(trained[known], together[known], rtol=0, atol=1e-5)
-    assert policy.prunes_last_layer == model._supports_attention_backend
+    assert policy.prunes_last_layer == takes_attention_functions(model)
 
 
 # Models whose configuration says that they are different
 
 NAMED = {
-    "qwen3_5": (family("qwen3_5", LINEAR), "linear_attention"),
-    "qwen3_5_text": (family("qwen3_5_text", **LINEAR), "linear_attention"),
-    "qwen3_next": (family("qwen3_next", **LINEAR, **MIXTURE), "linear_attention"),
     "gemma2": (family("gemma2", **SLIDING), "sliding_attention"),
     "gemma3": (family("gemma3", SLIDING), "sliding_attention"),
     "gemma3_text": (family("gemma3_text", **SLIDING), "sliding_attention"),
@@ -143,8 +141,8 @@ NAMED = {
     "lfm2": (family("lfm2", layer_types=["conv", "full_attention"]), "conv"),
     "gemma2 without windows": (family("gemma2", layer_types=["full_attention"] * 2), "softcapping"),
     "jamba": (CONFIG_MAPPING["jamba"](), "linear_attention"),
-    "bamba": (family("bamba", attn_layer_indices=[1], **MAMBA), "linear_attention"),
-    "granitemoehybrid": (CONFIG_MAPPING["granitemoehybrid"](), "linear_attention"),
+    "falcon_h1": (CONFIG_MAPPING["falcon_h1"](), "hybrid"),
+    "falcon_mamba": (CONFIG_MAPPING["falcon_mamba"](), "linear_attention"),
     "gpt_neo": (CONFIG_MAPPING["gpt_neo"](), "local"),
     "t5": (CONFIG_MAPPING["t5"](), "encoder"),
     "bart": (CONFIG_MAPPING["bart"](), "encoder"),
@@ -272,7 +270,7 @@ def test_a_multimodal_checkpoint_is_trained_as_its_language_model_computes(tmp_p
     torch.testing.assert_close(torch.tensor(policy.probe()), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("model_type", "text"), [("qwen3_5", LINEAR), ("gemma3", SLIDING)])
+@pytest.mark.parametrize(("model_type", "text"), [("gemma3", SLIDING)])
 def test_a_multimodal_checkpoint_is_refused_for_its_language_model(
     model_type: str, text: dict[str, object], tmp_path: Path
 ) -> None:
