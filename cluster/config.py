@@ -21,6 +21,7 @@ from pydantic_settings import (
 from tandem.cluster.engine.parallelism import check_gpus
 from tandem.cluster.sqlite_urls import sqlite_url
 from tandem.rl.settings import LoraSettings, OptimizerSettings, Settings
+from tandem.rl.step_size import StepSize
 from tandem.rl.yaml_files import load_mapping
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,6 +37,12 @@ class LearnersConfig(Settings):
     """The learner group of a base model: `count` actors in one torch.distributed group."""
 
     count: int = Field(1, ge=1, le=1024, description="Number of learner actors.")
+    shard: int = Field(
+        1,
+        ge=1,
+        description="Learners that hold one copy of the frozen base weights together, each a part of every layer; it "
+        "divides count. 1: each learner holds all of them.",
+    )
     device: Device = "auto"
     dtype: Dtype = Field(
         "auto",
@@ -48,7 +55,15 @@ class LearnersConfig(Settings):
         None, description="Recompute activations in the backward pass to save memory. Unset: on for CUDA only."
     )
     sequences_per_step: int | None = Field(
-        None, ge=1, description="Packed sequences per gradient step, over all learners. Unset: one per learner."
+        None,
+        ge=1,
+        description="Packed sequences per gradient step, over all learners. Unset: one per learner, so that more "
+        "learners take fewer, bigger steps.",
+    )
+    tokens_per_step: Annotated[int, Field(ge=1)] | Literal["job"] | None = Field(
+        None,
+        description="Trained tokens per gradient step, over all learners, instead of sequences_per_step: a step takes "
+        "packed sequences until they have as many, whatever the number of learners. job: a job is one step.",
     )
     num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each learner.")
     num_gpus: Amount | None = Field(
@@ -76,6 +91,30 @@ class LearnersConfig(Settings):
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="Ray placement strategy of the learners."
     )
+
+    @model_validator(mode="after")
+    def _whole_copies(self) -> LearnersConfig:
+        if self.count % self.shard:
+            raise ValueError(
+                f"shard {self.shard} doesn't divide count {self.count}; learners hold whole copies of the base model, "
+                f"so set count to a multiple of {self.shard}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_size_of_steps(self) -> LearnersConfig:
+        if self.sequences_per_step is not None and self.tokens_per_step is not None:
+            raise ValueError(
+                "sequences_per_step and tokens_per_step both set the size of a gradient step; remove one of them"
+            )
+        return self
+
+    @property
+    def step_size(self) -> StepSize:
+        """The packed sequences of one gradient step, over all learners."""
+        if self.tokens_per_step is not None:
+            return StepSize(tokens=None if self.tokens_per_step == "job" else self.tokens_per_step)
+        return StepSize(rows=self.sequences_per_step or self.count)
 
 
 class EngineConfig(Settings):

@@ -36,6 +36,7 @@ from tandem.rl.losses import (
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy, check_tensors
 from tandem.rl.settings import OptimizerSettings
+from tandem.rl.step_size import StepSize
 
 __all__ = ["Learner", "StepError"]
 
@@ -85,7 +86,7 @@ class Learner:
     `rl.steps` has the loop of a whole training job.
     """
 
-    sequences_per_step = 1
+    step_size = StepSize(rows=1)
     """Of a learner alone."""
 
     def __init__(self, policy: Policy, optimizer: OptimizerSettings | None = None) -> None:
@@ -182,9 +183,9 @@ class Learner:
         A step may take several calls. With a KL penalty it must be one call on every learner, because the penalty uses
         the mean KL of the whole step.
         """
-        sequences = [packed.to(self.policy.device) for packed in sequences]
         kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
-        for packed in sequences:
+        for sequence in sequences:  # one by one, so that a step may have any number of rows
+            packed = sequence.to(self.policy.device)
             logprobs, entropy = self.policy.logprobs(packed, logprob_chunk_size, with_entropy=True, trained_only=True)
             inputs = LossInputs.from_packed(packed, logprobs, entropy)
             terms = policy_loss(inputs, loss, kl_mean)
@@ -263,7 +264,7 @@ class Learner:
             return None
         total = torch.zeros(2, dtype=torch.float64, device=self.policy.device)
         for packed in sequences:
-            total[0] += kl_sum(self._kl_inputs(packed, loss, chunk_size), loss)
+            total[0] += kl_sum(self._kl_inputs(packed.to(self.policy.device), loss, chunk_size), loss)
             total[1] += packed.num_trained_tokens
         if world_size > 1:
             dist.all_reduce(total)

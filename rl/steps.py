@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, TrainingConfig
 from tandem.rl.errors import StepError
 from tandem.rl.learning_rate import step_learning_rate
+from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +32,8 @@ class Learners(Protocol):
     """One or more learners that hold the same policy and update it together."""
 
     @property
-    def sequences_per_step(self) -> int:
-        """Packed sequences of one gradient step, over all learners."""
+    def step_size(self) -> StepSize:
+        """The packed sequences of one gradient step, over all learners."""
 
     def step(
         self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
@@ -98,9 +99,8 @@ def gradient_steps(
         reward_std_devs: reward_std_dev of the model's earlier jobs, oldest first.
     """
     loss, chunk_size = config.loss(), logprob_chunk_size(config)
-    for start in range(0, len(rows), learners.sequences_per_step):
-        of_step = rows[start : start + learners.sequences_per_step]
-        if start == 0:  # later steps begin with a policy that sampled nothing
+    for index, of_step in enumerate(learners.step_size.split(rows)):
+        if index == 0:  # later steps begin with a policy that sampled nothing
             of_step = [mark_fresh(row, version) for row in of_step]
         rate = step_learning_rate(learning_rate, config, of_step, reward_std_devs)
         yield learners.step(of_step, loss, rate, chunk_size)

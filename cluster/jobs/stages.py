@@ -21,6 +21,7 @@ from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.errors import RLError, StepError
 from tandem.rl.policy_lag import policy_lag
+from tandem.rl.step_size import StepSize
 from tandem.rl.steps import fill_logprobs, gradient_steps, logprob_chunk_size
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class JobStages:
         rate = self.base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
         job.check()
         metrics: dict[str, float] = {}
-        last = self._num_steps(rows) - 1
+        last = len(self.learners.step_size.split(rows)) - 1
         steps = gradient_steps(
             _LearnersOfJob(training, job), rows, config, rate, claim.version.step, claim.reward_std_devs
         )
@@ -111,9 +112,6 @@ class JobStages:
             job.record_step(index, metrics | scored if index == 0 else metrics)
             job.check()
         return metrics | scored
-
-    def _num_steps(self, rows: Sequence[PackedSequence]) -> int:
-        return -(-len(rows) // self.learners.sequences_per_step)
 
     def _fill_logprobs(
         self, job: RunningJob, training: Training, sequences: Sequence[PackedSequence]
@@ -139,9 +137,11 @@ class JobStages:
         return filled, sum(reports, ScoreReport()).metrics() if reports else {}
 
     def _started(self, batch: TrainingBatch) -> dict[str, float]:
+        steps = self.learners.step_size.split(batch.sequences)
         return {
             "num_sequences": len(batch.sequences),
-            "num_gradient_steps": self._num_steps(batch.sequences),
+            "num_gradient_steps": len(steps),
+            "sequences_per_step": max(map(len, steps), default=0),
             "num_trajectories": batch.num_trajectories,
             "num_trained_groups": batch.account.num_groups,
             "num_trained_trajectories": batch.account.num_trajectories,
@@ -158,8 +158,8 @@ class _LearnersOfJob:
     job: RunningJob
 
     @property
-    def sequences_per_step(self) -> int:
-        return self.training.sequences_per_step
+    def step_size(self) -> StepSize:
+        return self.training.step_size
 
     def step(
         self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int

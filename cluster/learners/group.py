@@ -21,6 +21,7 @@ from tandem.cluster.learners.worker import WRITING, LearnerWorker
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
+from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,8 +74,8 @@ class LearnerGroup:
         self._is_ready = False
 
     @property
-    def sequences_per_step(self) -> int:
-        return self._base.learners.sequences_per_step or self._base.learners.count
+    def step_size(self) -> StepSize:
+        return self._base.learners.step_size
 
     @property
     def is_running(self) -> bool:
@@ -120,6 +121,13 @@ class LearnerGroup:
             self.stop()
             raise
         self._is_ready = True
+        if count > 1 and settings.sequences_per_step is None and settings.tokens_per_step is None:
+            logger.warning(
+                "A gradient step of %s takes %d packed sequences, one for each learner. Set learners.tokens_per_step "
+                "so that the number of learners doesn't change the steps.",
+                self._base.name,
+                count,
+            )
         logger.info("%d learners of %s on %s in %.1f s", count, self._base.name, devices, time.monotonic() - began)
 
     def load(self, digest: str, job: str, on_wait: OnWait = wait_on) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.turns import Turn
 from tandem.cluster.processes.waiting import OnWait, wait_on
+from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
     from tandem.cluster.learners.group import LearnerGroup
@@ -52,8 +53,8 @@ class Training:
                 worker.drop.remote(self._job)
 
     @property
-    def sequences_per_step(self) -> int:
-        return self._group.sequences_per_step
+    def step_size(self) -> StepSize:
+        return self._group.step_size
 
     def start(self, on_wait: OnWait = wait_on) -> None:
         """Start the learners unless they run. Raises StageError as `LearnerGroup.start` does."""

@@ -84,11 +84,6 @@ class LearnerWorker:
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
         self._base_probe: list[float] = []  # of the base model
 
-    @property
-    def sequences_per_step(self) -> int:
-        """Packed sequences of one gradient step, over the whole group."""
-        return self._base.learners.sequences_per_step or self._world_size
-
     def rendezvous(self) -> str:
         """Return the address at which the group meets. Only for rank 0."""
         self._meeting = hold_meeting_place()

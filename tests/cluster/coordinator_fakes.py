@@ -19,6 +19,7 @@ from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.batch import build_batch, check_groups
 from tandem.rl.config import TrainingConfig
+from tandem.rl.step_size import StepSize
 
 TOKENIZER = DATA / "tokenizer"
 
@@ -89,7 +90,7 @@ class RecordingStore:
 class RecordingLearners:
     """A learner group that only records its calls. Successive steps raise the `failures` (None: the step succeeds)."""
 
-    sequences_per_step = 1
+    step_size = StepSize(rows=1)
     waiting_for = None
 
     def __init__(self, failures=(), step_s=0.0, in_step=lambda on_wait: None):

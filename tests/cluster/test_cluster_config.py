@@ -39,6 +39,12 @@ def test_a_file_overrides_defaults_and_the_environment_overrides_the_file(monkey
         ("base_models:\n  - {name: a/b, path: x, learners: {count: 0}}", "base_models.0.learners.count"),
         ("base_models:\n  - {name: a/b, path: x}\n  - {name: a/b, path: y}", "a/b more than once"),
         ("base_models:\n  - {name: a b, path: x}", "base_models.0.name"),
+        ("base_models:\n  - {name: a, path: x, learners: {count: 4, shard: 3}}", "shard 3 doesn't divide count 4"),
+        (
+            "base_models:\n  - {name: a, path: x, learners: {sequences_per_step: 1, tokens_per_step: 9}}",
+            "remove one of them",
+        ),
+        ("base_models:\n  - {name: a, path: x, learners: {tokens_per_step: jobs}}", "learners.tokens_per_step"),
         ("base_models:\n  - {name: a, path: x, lora: {target_modules: [lm_head]}}", "lm_head can't be adapted"),
     ],
 )

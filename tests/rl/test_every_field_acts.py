@@ -36,6 +36,7 @@ from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import TrainingConfig
 from tandem.rl.learner import Learner
 from tandem.rl.policy import Policy
+from tandem.rl.step_size import StepSize
 from tandem.serve.jobs.references import kl_reference
 from tandem.serve.store.store import Store
 
@@ -105,7 +106,7 @@ class LocalLearners:
     """A group of one learner in this process, and a job's training on it. Any digest is a version: an adapter that
     follows from it."""
 
-    sequences_per_step, waiting_for = 1, None
+    step_size, waiting_for = StepSize(rows=1), None
 
     def __init__(self, policy: Policy) -> None:
         self.learner = Learner(policy)

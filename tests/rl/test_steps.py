@@ -16,14 +16,15 @@ from tandem.rl.errors import StepError
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
+from tandem.rl.step_size import StepSize
 from tandem.rl.steps import Learners, fill_logprobs, gradient_steps
 
 
 class Recorder:
     """Learners that record their steps."""
 
-    def __init__(self, sequences_per_step: int = 1):
-        self.sequences_per_step = sequences_per_step
+    def __init__(self, step_size: StepSize = StepSize(rows=1)):
+        self.step_size = step_size
         self.steps: list[tuple[list[PackedSequence], LossConfig, float, int]] = []
 
     def step(
@@ -45,7 +46,7 @@ def versions_of(row: PackedSequence, *versions: int) -> PackedSequence:
 
 
 def test_every_row_is_trained_once_in_order(rows: list[PackedSequence]) -> None:
-    learners = Recorder(sequences_per_step=2)
+    learners = Recorder(StepSize(rows=2))
     config = TrainingConfig(loss_fn="ppo", logprob_calculation_chunk_size=7)
     metrics = list(gradient_steps(learners, rows, config, learning_rate=0.5, version=3))
     assert metrics == [{"step": 1.0}, {"step": 2.0}, {"step": 3.0}]

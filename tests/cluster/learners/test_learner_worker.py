@@ -21,6 +21,7 @@ from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.errors import StepError
 from tandem.rl.packing import pack, unpack
+from tandem.rl.step_size import StepSize
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
@@ -60,7 +61,7 @@ def save(worker, metadata, job=""):
 class OneLearner:
     """A learner group with one learner, in this process, and its only training."""
 
-    sequences_per_step = 2
+    step_size = StepSize(rows=2)
     waiting_for = None
 
     def __init__(self, worker):
