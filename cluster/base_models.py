@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
+from tandem.cluster.memory.plan import MemoryPlan, Part, Tenant, neighbours, plan_memory
 from tandem.rl.errors import PolicyError
 from tandem.rl.tiny.model import resolve_model
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
+    from tandem.rl.models.geometry import Geometry
     from tandem.rl.trajectories import TrajectoryGroup
+
+
+GPU_MAX_MODEL_LEN = 32_768
+"""Longest sequence on GPUs unless one is configured: a model's own limit of a million would take all of the memory."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class ResolvedBaseModel:
 
     @cached_property
     def max_model_len(self) -> int:
-        """Longest sequence in tokens: as configured, else the model's own limit.
+        """Longest sequence in tokens: as configured, else the model's own limit, on GPUs at most GPU_MAX_MODEL_LEN.
 
         Raises ValueError if the configured length exceeds that limit, or if there is neither.
         """
@@ -53,8 +59,11 @@ class ResolvedBaseModel:
         limit, configured = longest_sequence(self._model_config), self.config.max_model_len
         if limit is None and configured is None:
             raise ValueError(f"Base model {self.name} names no longest sequence; set its max_model_len.")
-        if limit is None or configured is None:
-            return limit or configured or 0
+        if configured is None:
+            assert limit is not None
+            return min(limit, GPU_MAX_MODEL_LEN) if self.config.is_on_gpu else limit
+        if limit is None:
+            return configured
         if configured > limit:
             raise ValueError(
                 f"Base model {self.name}: max_model_len {configured} is above its limit of "
@@ -67,6 +76,35 @@ class ResolvedBaseModel:
         from tandem.rl.models.base_config import read_config
 
         return read_config(self.path)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """The sizes of the model and its adapter. Raises PolicyError."""
+        from tandem.rl.models.geometry import geometry_of
+
+        return geometry_of(self._model_config, self.config.lora)
+
+    def memory_plan(self, gpu_bytes: int, part: Part) -> MemoryPlan:
+        """Plan the memory of the GPUs that a learner or an engine of this model is on.
+
+        `gpu_bytes` are those of the GPU, unless the configuration has them. Raises PolicyError if there is no room.
+        """
+        on_gpu, share = neighbours(self.config, part)
+        learner = Tenant(self.config, self.geometry, self.max_model_len) if on_gpu != "engine" else None
+        engine = Tenant(self.config, self._served_geometry, self.max_model_len) if on_gpu != "learner" else None
+        with self.named_refusal():
+            return plan_memory(self.config.gpu_memory_bytes or gpu_bytes, learner, engine, share)
+
+    @property
+    def _served_geometry(self) -> Geometry:
+        """The sizes of the files that the engine serves, which may be quantized ones of the same model."""
+        path = getattr(self.config.engine, "path", None)
+        if path is None:
+            return self.geometry
+        from tandem.rl.models.base_config import read_config
+        from tandem.rl.models.geometry import geometry_of
+
+        return geometry_of(read_config(resolve_model(path)), self.config.lora)
 
     @contextmanager
     def named_refusal(self) -> Iterator[None]:

@@ -135,14 +135,21 @@ class EngineConfig(Settings):
         le=64,
         description="Processes of each replica, each with a part of every weight: on CUDA as many GPUs of one node.",
     )
-    max_num_seqs: int = Field(64, ge=1, description="Most sequences decoded together.")
-    max_loras: int = Field(4, ge=2, description="Most policy versions in one batch.")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="Most sequences decoded together. Unset: 64 on a CPU, vLLM's own default on a GPU."
+    )
+    max_loras: int | None = Field(
+        None, ge=2, description="Most policy versions in one batch. Unset: 4, or 8 on a GPU that has room for them."
+    )
     max_cpu_loras: int = Field(16, ge=2, description="Policy versions kept loaded; others are loaded on demand.")
     kv_cache_memory_bytes: int | None = Field(
-        None, ge=1 << 20, description="Size of the KV cache. Unset: from gpu_memory_utilization, or 1 GiB on a CPU."
+        None,
+        ge=1 << 20,
+        description="Size of the KV cache. Unset: what the memory plan leaves on a GPU that learners share, from "
+        "gpu_memory_utilization on others, 1 GiB on a CPU.",
     )
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Fraction of a GPU's memory for the engine. Unset: derived from num_gpus."
+        None, gt=0, le=1, description="Fraction of a GPU's memory for the engine. Unset: from the memory plan."
     )
     tool_call_parser: str = Field("hermes", description="vLLM's parser for the tool calls of this model family.")
     num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each replica.")
@@ -194,13 +201,23 @@ class BaseModelConfig(Settings):
     )
     path: str = Field(description="A Hugging Face id, a local directory, or builtin:tiny.")
     max_model_len: int | None = Field(
-        None, ge=16, description="Longest sequence in tokens. Unset: the model's own limit."
+        None,
+        ge=16,
+        description="Longest sequence in tokens. Unset: the model's own limit, on GPUs at most 32,768.",
+    )
+    gpu_memory_bytes: int | None = Field(
+        None, ge=1 << 30, description="Memory of each GPU, for the memory plan. Unset: asked of the GPU."
     )
     lora: LoraSettings = LoraSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     learners: LearnersConfig = LearnersConfig()
     engine: EngineConfig = EngineConfig()
     logprobs: LogprobsConfig = LogprobsConfig()
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether learners or engine have GPUs; `placement.place` must have set num_gpus."""
+        return bool(self.learners.num_gpus or self.engine.num_gpus)
 
     @property
     def least_precise_dtype(self) -> Literal["float32", "bfloat16"]:

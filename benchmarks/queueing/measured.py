@@ -18,7 +18,7 @@ ADAPTER_LOAD_S = 0.005
 RAY_CALL_S = 0.0008
 """A call of an actor's method and its answer, on an idle machine."""
 ENGINE_MAX_SEQS = 64
-"""EngineConfig.max_num_seqs."""
+"""max_num_seqs of an engine on a CPU."""
 FIXED_WRITES = ("claim", "started", "complete")
 """Store transactions of a job's coordinator, apart from those of its gradient steps."""
 

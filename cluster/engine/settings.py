@@ -13,7 +13,14 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
 WORKER_EXTENSION = "tandem.cluster.engine.cpu_lora.WorkerExtension"
 CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
+CPU_NUM_SEQS = 64
+NUM_LORAS = 4  # where no memory plan says otherwise
 CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
+
+
+def lora_slot_rank(rank: int) -> int:
+    """Return the rank of the slots that vLLM allocates for adapters of this rank."""
+    return next(slot for slot in VLLM_LORA_RANKS if slot >= rank)
 
 
 def engine_environment(device: EngineDevice, model_path: str, num_threads: int = 1) -> dict[str, str]:
@@ -59,10 +66,10 @@ def engine_arguments(
         "served-model-name": served_name,
         "dtype": dtype,
         "max-model-len": max_model_len,
-        "max-num-seqs": config.max_num_seqs,
-        "max-loras": config.max_loras,
+        "max-num-seqs": config.max_num_seqs or (CPU_NUM_SEQS if device == "cpu" else None),
+        "max-loras": config.max_loras or min(NUM_LORAS, config.max_cpu_loras),
         "max-cpu-loras": config.max_cpu_loras,
-        "max-lora-rank": next(rank for rank in VLLM_LORA_RANKS if rank >= lora.r),
+        "max-lora-rank": lora_slot_rank(lora.r),
         "kv-cache-memory-bytes": kv_cache_bytes,
         "gpu-memory-utilization": config.gpu_memory_utilization,
         "tool-call-parser": config.tool_call_parser,

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.failures import cause_of
+from tandem.cluster.learners.gpu_memory import learner_environment
 from tandem.cluster.learners.training import NO_VERSION, Training
 from tandem.cluster.learners.turns import Turn, Turns
 from tandem.cluster.learners.worker import WRITING, LearnerWorker
@@ -233,12 +234,15 @@ class LearnerGroup:
     def _place_worker(self, placement: PlacementGroup, rank: int) -> Any:
         settings = self._base.learners
         threads = str(settings.num_threads or max(1, int(settings.num_cpus)))
+        environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        if settings.num_gpus:
+            environment |= learner_environment()
         grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS})  # type: ignore[call-overload]  # Ray's types lack it
         actor = grouped(LearnerWorker).options(
             num_cpus=settings.num_cpus,
             num_gpus=settings.num_gpus or 0,
             max_restarts=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+            runtime_env={"env_vars": environment},
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
         )
         return actor.remote(rank, settings.count, self._base, self._artifacts_root)

@@ -16,6 +16,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
+from tandem.cluster.learners.gpu_memory import limit_gpu_memory
 from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 from tandem.cluster.processes.heap import freeze_heap
@@ -117,6 +118,7 @@ class LearnerWorker:
                     backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
                 )
         base = ResolvedBaseModel(self._base)
+        limit_gpu_memory(base, device)
         with base.named_refusal():
             policy = Policy.load(
                 base.path,

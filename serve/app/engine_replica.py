@@ -13,6 +13,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
+from tandem.cluster.engine.gpu_memory import settings_on_gpu
 from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.versions.version_checks import VersionReport
@@ -30,7 +31,7 @@ class EngineReplica:
         base = ResolvedBaseModel(config.base_model(base_model))
         artifacts = Artifacts(config.artifacts_root)
         self._engine = Engine(
-            base.config.engine,
+            await asyncio.to_thread(settings_on_gpu, base),
             base.path,
             served_name=base.name,
             fetch=artifacts.pull_verified_adapter,

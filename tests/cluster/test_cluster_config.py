@@ -29,7 +29,7 @@ def test_a_file_overrides_defaults_and_the_environment_overrides_the_file(monkey
     config = TandemConfig.load(path)
     assert (config.http.host, config.http.port) == ("0.0.0.0", 9000)
     assert config.base_model("a/b").learners.count == 2
-    assert config.base_model("a/b").engine.max_num_seqs == 64  # the rest keeps its default
+    assert config.base_model("a/b").engine.max_cpu_loras == 16  # the rest keeps its default
 
 
 @pytest.mark.parametrize(

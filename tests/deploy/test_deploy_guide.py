@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tandem.cluster.config import CoordinatorConfig, LimitsConfig
-from tandem.cluster.placement import OWN_MEMORY, SHARED_MEMORY
+from tandem.cluster.memory.plan import ALONE
 from tandem.rl.settings import LoraSettings
 
 GUIDE = (ROOT / "docs/deploy.md").read_text()
@@ -59,8 +59,7 @@ def test_the_arithmetic_of_sizes():
 
 
 def test_its_limits_are_the_defaults():
-    assert OWN_MEMORY == 0.9 and "`gpu_memory_utilization: 0.9`" in GUIDE
-    assert SHARED_MEMORY == 0.45 and "at most 45 % of a GPU" in GUIDE
+    assert ALONE == 0.9 and "`gpu_memory_utilization: 0.9`" in GUIDE
     assert LimitsConfig().max_payload_bytes == 1 << 30 and "1 GiB" in GUIDE
     for field in ("stop_grace_s", "lease_s"):
         assert field in CoordinatorConfig.model_fields and field in GUIDE

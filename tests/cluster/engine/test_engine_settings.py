@@ -57,6 +57,13 @@ def test_a_replica_with_several_processes_has_them_on_its_own_node():
     assert not [a for a in arguments("cuda") if "parallel" in a or "executor" in a]
 
 
+def test_a_cpu_has_numbers_of_its_own_where_a_gpu_has_those_of_vllm_and_of_its_plan():
+    assert {"--max-num-seqs=64", "--max-loras=4"} <= set(arguments("cpu"))
+    assert "--max-loras=2" in arguments("cpu", max_cpu_loras=2)  # vLLM wants no more slots than loaded versions
+    assert not [a for a in arguments("cuda") if "max-num-seqs" in a or "async-scheduling" in a]
+    assert {"--max-num-seqs=7", "--max-loras=3"} <= set(arguments("cuda", max_num_seqs=7, max_loras=3))
+
+
 def test_further_arguments_come_last_and_win():
     assert arguments(extra_args=("--max-num-seqs=7",))[-1] == "--max-num-seqs=7"
 

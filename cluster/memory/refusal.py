@@ -1,0 +1,59 @@
+"""Say in a sentence why a GPU has no room, with the numbers and with what would make some."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tandem.cluster.memory.parts import gb, shard_of, tensor_parallel_size
+from tandem.rl.errors import PolicyError
+
+if TYPE_CHECKING:
+    from tandem.cluster.memory.plan import MemoryPlan, Tenant
+
+NUM_REMEDIES = 3
+
+
+class NoRoomError(PolicyError):
+    """A base model doesn't fit on its GPUs with its settings."""
+
+
+def refusal(plan: MemoryPlan, learner: Tenant | None, engine: Tenant | None, budget: int, needed: int) -> str:
+    """Return the numbers of a plan that doesn't fit, and the settings to change, those of the largest parts first.
+
+    `needed`: bytes of one sequence of the greatest length in the KV cache.
+    """
+    sizes, remedies, taken = [], [], plan.learner_bytes
+    if plan.learner and learner:
+        part, length = plan.learner, learner.max_model_len
+        sizes.append(
+            f"a learner {gb(part.total)} (weights {gb(part.weights)}, LoRA {gb(part.lora)}, activations "
+            f"{gb(part.activations)} for rows of {length:,} tokens, other models {gb(part.other_models)})"
+        )
+        remedies += [
+            (part.activations, f"lower max_model_len below {length:,}"),
+            (part.weights, f"raise learners.shard above {shard_of(learner.base.learners)}"),
+            (part.other_models, "lower learners.jobs_at_once"),
+        ]
+    if plan.engine and engine:
+        own, settings, length = plan.engine, engine.base.engine, engine.max_model_len
+        cache = max(needed, plan.kv_cache_bytes)
+        taken += own.total + cache
+        sizes.append(
+            f"an engine {gb(own.total + cache)} (weights {gb(own.weights)}, {plan.max_loras} LoRA slots "
+            f"{gb(own.lora)}, buffers {gb(own.buffers)}, KV cache {gb(cache)}, of which {gb(needed)} is one sequence)"
+        )
+        remedies += [
+            (own.weights, f"raise engine.tensor_parallel_size above {tensor_parallel_size(engine.base)}"),
+            (own.lora, f"lower engine.max_loras below {plan.max_loras}"),
+            (needed, f"lower max_model_len below {length:,}"),
+        ]
+        for name in ("kv_cache_memory_bytes", "gpu_memory_utilization"):
+            if getattr(settings, name) is not None:
+                way = "raise" if plan.kv_cache_bytes < needed else "lower"
+                remedies.append((plan.gpu_bytes, f"{way} engine.{name}, or leave it out"))
+    ordered = dict.fromkeys(text for _, text in sorted(remedies, reverse=True))
+    several = " Or give learner and engine a GPU each." if plan.learner and plan.engine else ""
+    return (
+        f"It needs {gb(taken)}, and a GPU of {gb(plan.gpu_bytes)} has {gb(budget)} for it: {' and '.join(sizes)}. "
+        f"To make it fit, {', or '.join(list(ordered)[:NUM_REMEDIES])}.{several}"
+    )
