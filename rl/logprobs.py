@@ -4,22 +4,55 @@ The whole logits of a packed sequence would be T x V numbers (32k tokens x 150k 
 over with softmax and gradient. Here only `chunk_size` rows exist at a time. The forward pass keeps of each token its
 logprob's derivative with respect to the hidden state, [H], so the backward pass multiplies by no logits again.
 
+Some families add a bias to the logits, scale them or cap them softly. `LogitRule` says how.
+
 Shapes: T tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def token_logprobs(
-    hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, chunk_size: int, with_entropy: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Return the logprob of `targets` [T] under softmax(hidden @ lm_head_weight^T), and that distribution's entropy.
+@dataclass(frozen=True)
+class LogitRule:
+    """How logits z follow from x = hidden @ W^T + bias: z = scale x, or cap tanh(scale x / cap)."""
 
+    bias: Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply(self, products: Tensor) -> Tensor:
+        """Return the logits [C, V] for products hidden @ W^T [C, V], which may be overwritten."""
+        logits = products if self.bias is None else products.add_(self.bias)
+        if self.scale != 1:
+            logits = logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Return dz/dx [C, V] except for the constant `scale`; None where it is 1."""
+        return None if self.cap is None else 1 - (logits / self.cap) ** 2
+
+
+PLAIN = LogitRule()
+
+
+def token_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    targets: Tensor,
+    chunk_size: int,
+    with_entropy: bool = True,
+    rule: LogitRule = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    """Return the logprob of `targets` [T] under the softmax of the logits, and that distribution's entropy.
+
+    The logits are `rule` of hidden @ lm_head_weight^T.
     hidden [T, H] may require a gradient; lm_head_weight [V, H] is frozen. `chunk_size` >= 1 affects only memory; the
     last chunk may be shorter. Returns float32 (float64 for float64 inputs) logprobs [T], which carry
     the gradient, and entropy [T] in nats, which doesn't; without `with_entropy` the entropy is empty [0].
@@ -28,20 +61,27 @@ def token_logprobs(
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 token.")
     assert not lm_head_weight.requires_grad, "the output embedding is frozen: no gradient is computed for it"
     result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch has no types here
-        hidden, lm_head_weight, targets, chunk_size, with_entropy
+        hidden, lm_head_weight, targets, chunk_size, with_entropy, rule
     )
     return result
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """With z = h W^T and y the target: log p = z_y - logsumexp(z), and d log p / dh = (onehot(y) - softmax(z)) W.
+    """With z = z(x), x = h W^T + b and y the target: log p = z_y - logsumexp(z), and
+    d log p / dh = ((onehot(y) - softmax(z)) dz/dx) W.
 
     The derivative doesn't depend on the loss, so the forward pass computes it, while it has a chunk's probabilities.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int, with_entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk_size: int,
+        with_entropy: bool,
+        rule: LogitRule,
     ) -> tuple[Tensor, Tensor]:
         head = _FloatHead(weight)
         num_tokens = hidden.shape[0]
@@ -50,7 +90,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         entropy = torch.empty(num_tokens if with_entropy else 0, dtype=head.dtype, device=hidden.device)
         derivative = torch.empty(hidden.shape if with_gradient else 0, dtype=head.dtype, device=hidden.device)
         for chunk in _chunks(num_tokens, chunk_size):
-            log_softmax = torch.log_softmax(head.logits(hidden[chunk]), dim=-1)
+            logits = rule.apply(head.logits(hidden[chunk]))
+            slope = rule.slope(logits) if with_gradient else None
+            log_softmax = torch.log_softmax(logits, dim=-1)
             logprobs[chunk] = log_softmax.gather(1, targets[chunk, None]).squeeze(1)
             if not with_entropy and not with_gradient:
                 continue
@@ -60,16 +102,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 entropy[chunk] = -torch.linalg.vecdot(probs, log_softmax.clamp_min_(torch.finfo(head.dtype).min))
             if with_gradient:
                 probs[torch.arange(len(probs), device=hidden.device), targets[chunk]] -= 1
-                derivative[chunk] = head.embedding(probs).neg_()
+                if slope is not None:
+                    probs.mul_(slope)
+                derivative[chunk] = head.embedding(probs).mul_(-rule.scale)
         ctx.save_for_backward(derivative)
         ctx.dtype = hidden.dtype
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (derivative,) = ctx.saved_tensors
-        return (grad_logprobs[:, None] * derivative).to(ctx.dtype), None, None, None, None
+        return (grad_logprobs[:, None] * derivative).to(ctx.dtype), None, None, None, None, None
 
 
 class _FloatHead:

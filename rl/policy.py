@@ -35,8 +35,11 @@ from tandem.rl.models.lora import (
     initial_adapter,
     initial_state,
 )
+from tandem.rl.models.output_head import logit_rule
 from tandem.rl.models.recurrent_layers import separate_sequences
+from tandem.rl.models.reference import caps_attention
 from tandem.rl.models.rms_norm import use_fast_rms_norms
+from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
 from tandem.rl.settings import LoraSettings
@@ -62,10 +65,21 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def resolve_attention(attention: Attention | Literal["auto"], device: torch.device) -> Attention:
-    """Return the implementation; auto: FlexAttention (block-sparse masks) on CUDA, attention by segments on a CPU."""
+def resolve_attention(
+    attention: Attention | Literal["auto"], device: torch.device, caps_scores: bool = False
+) -> Attention:
+    """Return the implementation; auto: FlexAttention (block-sparse masks) on CUDA, attention by segments on a CPU.
+
+    `caps_scores`: the model caps its attention scores, which only FlexAttention and the model's own code can do.
+    """
+    if attention == "auto" and device.type == "cuda":
+        return "flex_attention"
     if attention == "auto":
-        return "flex_attention" if device.type == "cuda" else "segments"
+        return "eager" if caps_scores else "segments"
+    if caps_scores and attention in ("segments", "sdpa"):
+        raise PolicyError(
+            f"{attention} can't cap attention scores, as this base model does. Use flex_attention, eager or auto."
+        )
     if attention == "flex_attention" and device.type == "cpu":
         raise PolicyError("flex_attention has no backward pass on a CPU. Use segments or auto.")
     if attention == "segments" and device.type != "cpu":
@@ -87,6 +101,8 @@ class Policy:
     ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
+        self._rule = logit_rule(causal_lm)
+        self._windows = attention_windows(causal_lm.config)
         self._attention: Attention = attention
         self._lora = lora
         self.shares_prefixes = shares_prefixes(causal_lm.config)
@@ -121,9 +137,9 @@ class Policy:
         """
         lora = lora or LoraSettings()
         place = resolve_device(device)
-        implementation = resolve_attention(attention, place)
         config = read_config(path)
         check_config(config, max_length)
+        implementation = resolve_attention(attention, place, caps_attention(config))
         remove_randomness(config)
         causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation)
         if attention == "auto" and not takes_attention_functions(causal_lm):
@@ -153,11 +169,11 @@ class Policy:
         """
         packed = packed.to(self.device)
         predicts = _predicted_positions(packed, trained_only)
-        inputs = forward_inputs(packed, self._attention, self._head.dtype, self.shares_prefixes)
+        inputs = forward_inputs(packed, self._attention, self._head.dtype, self._windows, self.shares_prefixes)
         prune = self.prunes_last_layer and packed.num_tokens - predicts.numel() >= LEAST_PRUNED
         hidden = hidden_at(self._decoder, inputs, predicts, prune)
         targets = shift_left(packed.token_ids, 0)
-        values, entropy = token_logprobs(hidden, self._head, targets[predicts], chunk_size, with_entropy)
+        values, entropy = token_logprobs(hidden, self._head, targets[predicts], chunk_size, with_entropy, self._rule)
 
         def spread(known: Tensor) -> Tensor:
             return known.new_full((packed.num_tokens,), float("nan")).index_copy(0, predicts, known)

@@ -3,7 +3,7 @@
 `visibility` states the rule of `packed_rows` once, for a dense mask (SDPA, eager) and for a FlexAttention block mask.
 Attention by segments (`segment_attention`) takes a table of blocks instead; tests compare it with the dense mask.
 Position ids are always passed to the model, so that a segment continues its parent's positions wherever it is in the
-row.
+row. Layers with a sliding window have a mask of their own, by positions (`windows`).
 
 Shapes: T tokens of a packed sequence, P >= T tokens that are fed to the model.
 """
@@ -11,7 +11,7 @@ Shapes: T tokens of a packed sequence, P >= T tokens that are fed to the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from tandem.rl.models import flex_attention
+from tandem.rl.models.block_table import block_table
 from tandem.rl.models.recurrent_layers import boundary_inputs
-from tandem.rl.models.segment_attention import block_table
+from tandem.rl.models.segment_attention import NAME as SEGMENTS
+from tandem.rl.models.windows import FULL, Windows
 from tandem.rl.packed_rows import PackedSequence, seen_until
 
 Attention = Literal["segments", "sdpa", "eager", "flex_attention"]
@@ -32,27 +34,36 @@ def transformers_name(attention: Attention) -> str:
     return flex_attention.NAME if attention == "flex_attention" else attention
 
 
-def visibility(seen_until: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def visibility(
+    seen_until: Tensor, positions: Tensor | None = None, window: int | None = None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return the rule as a FlexAttention mask_mod: (batch, head, query, key) indices to bool, True if query sees key.
 
-    A query sees itself and the earlier keys that are seen until after it. [T]
+    A query sees itself and the earlier keys that are seen until after it [T], with a window only the latest `window`
+    `positions` [T].
     """
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < seen_until[key])
 
-    return sees
+    if window is None or positions is None:
+        return sees
+
+    def sees_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(batch, head, query, key) & (positions[query] - positions[key] < window)
+
+    return sees_near
 
 
-def dense_mask(packed: PackedSequence) -> Tensor:
+def dense_mask(packed: PackedSequence, window: int | None = None) -> Tensor:
     """Return the rule for all pairs: bool [1, 1, T, T], query by key."""
     until = seen_until(packed)
     index = torch.arange(packed.num_tokens, device=until.device)
     zero = index.new_zeros(())
-    return visibility(until)(zero, zero, index[:, None], index[None, :])[None, None]
+    return visibility(until, packed.positions, window)(zero, zero, index[:, None], index[None, :])[None, None]
 
 
-def block_mask(packed: PackedSequence, padding: int = 0) -> BlockMask:
+def block_mask(packed: PackedSequence, padding: int = 0, window: int | None = None) -> BlockMask:
     """Return the rule as a block mask over P = T + padding tokens, without a [P, P] tensor. P is whole blocks.
 
     Padding sees no token of the row, and no token of the row sees padding.
@@ -60,17 +71,22 @@ def block_mask(packed: PackedSequence, padding: int = 0) -> BlockMask:
     Which blocks are empty, partly visible or full follows from the least and the largest `seen_until` of a block of
     keys. Below the diagonal every key comes before every query, so a query sees some key of the block if it comes
     before the largest, and all of them if it comes before the least. A block on the diagonal is always partly visible.
+    The least and the largest positions bound in the same way what a window hides.
     """
     num_tokens = packed.num_tokens + padding
     until = F.pad(seen_until(packed), (0, padding), value=num_tokens)
+    positions = F.pad(packed.positions, (0, padding))
     least, largest = until.view(-1, FLEX_BLOCK_SIZE).aminmax(dim=1)
     first = torch.arange(0, num_tokens, FLEX_BLOCK_SIZE, device=until.device)  # of each block
     before = first[None, :] < first[:, None]
     full = before & (first[:, None] + FLEX_BLOCK_SIZE <= least[None, :])
-    partial = (before | (first[None, :] == first[:, None])) & (first[:, None] < largest[None, :]) & ~full
-    return BlockMask.from_kv_blocks(
-        *_listed(partial), *_listed(full), BLOCK_SIZE=FLEX_BLOCK_SIZE, mask_mod=visibility(until)
-    )
+    some = (before | (first[None, :] == first[:, None])) & (first[:, None] < largest[None, :])
+    if window is not None:
+        earliest, latest = positions.view(-1, FLEX_BLOCK_SIZE).aminmax(dim=1)
+        full &= latest[:, None] - earliest[None, :] < window
+        some &= earliest[:, None] - latest[None, :] < window
+    rule = visibility(until, positions, window)
+    return BlockMask.from_kv_blocks(*_listed(some & ~full), *_listed(full), BLOCK_SIZE=FLEX_BLOCK_SIZE, mask_mod=rule)
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,30 +97,44 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def forward_inputs(
-    packed: PackedSequence, attention: Attention, dtype: torch.dtype, shares_prefixes: bool = True
-) -> dict[str, Tensor | BlockMask]:
+    packed: PackedSequence,
+    attention: Attention,
+    dtype: torch.dtype,
+    windows: Windows = FULL,
+    shares_prefixes: bool = True,
+) -> dict[str, Any]:
     """Return `packed` as keyword arguments of a transformers decoder, batch size 1.
 
     For FlexAttention the row is padded to P tokens, whole blocks and at least two: torch compiles code of its own for
-    tensors with a size of 1. `dtype` is the model's, which eager attention adds to its scores. A model that can't share
-    prefixes gets the boundaries of sequences for its recurrent layers.
+    tensors with a size of 1. `dtype` is the model's, which eager attention adds to its scores. A decoder with several
+    kinds of layers gets the masks by kind. A model that can't share prefixes gets the boundaries of sequences for its
+    recurrent layers.
     """
     padding = 0
     if attention == "flex_attention":
         padding = max(-packed.num_tokens % FLEX_BLOCK_SIZE, 2 * FLEX_BLOCK_SIZE - packed.num_tokens)
-        mask: Tensor | BlockMask = block_mask(packed, padding)
-    elif attention == "segments":
-        mask = block_table(packed)
-    elif attention == "sdpa":
-        mask = dense_mask(packed)
-    else:
-        mask = _additive(dense_mask(packed), dtype)
+    longest = int(packed.positions.max()) + 1 if any(windows.values()) else 0
+    reaches = {kind: window if window and window < longest else None for kind, window in windows.items()}
+    masks = {reach: _mask(packed, attention, dtype, padding, reach) for reach in set(reaches.values())}
+    by_kind = {kind: masks[reach] for kind, reach in reaches.items()}
     return {
         "input_ids": F.pad(packed.token_ids, (0, padding))[None],
         "position_ids": F.pad(packed.positions, (0, padding))[None],
-        "attention_mask": mask,
+        "attention_mask": by_kind if len(by_kind) > 1 else next(iter(by_kind.values())),
         **({} if shares_prefixes else boundary_inputs(packed, padding)),
     }
+
+
+def _mask(
+    packed: PackedSequence, attention: Attention, dtype: torch.dtype, padding: int, window: int | None
+) -> Tensor | BlockMask:
+    if attention == "flex_attention":
+        return block_mask(packed, padding, window)
+    if attention == SEGMENTS:
+        return block_table(packed, window)
+    if attention == "sdpa":
+        return dense_mask(packed, window)
+    return _additive(dense_mask(packed, window), dtype)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,6 @@ that are trained, so nothing here or elsewhere reads the top level.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from tandem.rl.errors import PolicyError
 
 _KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types", "attention_layers")
-_FULL_ATTENTION = {"full_attention", "attention", "global"}
+_KNOWN_ATTENTION = {"full_attention", "attention", "global", "sliding_attention"}
 _RECURRENT = {"linear_attention", "conv"}
 HYBRID_FAMILIES = (
     "qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text",
@@ -24,7 +23,6 @@ HYBRID_FAMILIES = (
 )  # fmt: skip
 """Families whose recurrent layers are kept apart at the boundaries of sequences (`recurrent_layers`)."""
 _ROPES_BY_LENGTH = ("dynamic", "longrope")
-_SOFT_CAP = re.compile("soft_?cap")
 _SPANS = ("window", "chunk", "local", "topk", "original_max_position")
 
 
@@ -53,7 +51,7 @@ def longest_sequence(config: PreTrainedConfig) -> int | None:
 
 
 def check_config(config: PreTrainedConfig, max_length: int | None = None) -> None:
-    """Reject models that name attention of their own (sliding windows, recurrent layers): packed masks replace it.
+    """Reject models that name layers of their own (recurrent layers, attention in chunks): packed masks replace them.
 
     `max_length` is that of the longest sequence in use; None: the model's own limit. Raises PolicyError.
     """
@@ -62,16 +60,11 @@ def check_config(config: PreTrainedConfig, max_length: int | None = None) -> Non
         raise PolicyError(
             f"{config.model_type} is an encoder with a decoder, which can't be trained. Use a decoder-only model."
         )
-    supported = _FULL_ATTENTION | (_RECURRENT if text.model_type in HYBRID_FAMILIES else set())
+    supported = _KNOWN_ATTENTION | (_RECURRENT if text.model_type in HYBRID_FAMILIES else set())
     if kinds := attention_kinds(config) - supported:
         raise PolicyError(
             f"{config.model_type} has layers of {', '.join(sorted(kinds))}, which packed sequences don't support. "
-            f"Use a base model with full causal attention in every layer."
-        )
-    if capped := [key for key, value in text.to_dict().items() if value and _SOFT_CAP.search(key)]:
-        raise PolicyError(
-            f"{config.model_type} caps its logits ({', '.join(capped)}), which training doesn't reproduce. "
-            f"Use a base model without soft-capping."
+            f"Use a base model with causal attention, full or in sliding windows, in every layer."
         )
     longest = max_length or longest_sequence(config)
     for rope in _rope_parameters(text):

@@ -12,8 +12,7 @@ to the longest sequence in use. So it costs about 7 TFLOP per billion parameters
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.models.attention import Attention, forward_inputs, transformers_name
+from tandem.rl.models.attention import Attention, forward_inputs
 from tandem.rl.models.base_config import (
     attention_kinds,
     attention_spans,
@@ -32,6 +31,9 @@ from tandem.rl.models.base_config import (
     shares_prefixes,
 )
 from tandem.rl.models.last_layer import can_prune, hidden_at
+from tandem.rl.models.output_head import logit_rule
+from tandem.rl.models.reference import as_released
+from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, one_segment, unpack
 from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
 
@@ -39,7 +41,6 @@ COMPLETION_TOKENS = 24
 UNNAMED_SPAN = 1024  # tokens; windows that a configuration doesn't name may be as long
 LONGEST_PROBE = 9216  # tokens
 SHORT_PROBE = 72  # tokens
-_NEEDS_MASK = (transformers_name("flex_attention"), transformers_name("segments"))
 
 
 @torch.no_grad()
@@ -53,38 +54,20 @@ def check_faithfulness(
     """
     name = type(causal_lm).__name__
     try:
-        _check_output_head(causal_lm, attention)
         difference = _difference(causal_lm, attention, max_length, prune)
     except (PolicyError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise PolicyError(
             f"{name} ({causal_lm.config.model_type}) can't compute packed sequences "
-            f"({type(error).__name__}: {first_sentence(error)}) Use a decoder-only model with full causal attention."
+            f"({type(error).__name__}: {first_sentence(error)}) Use a decoder-only model with causal attention."
         ) from error
     if not difference.is_agreement:
         kinds = ", ".join(sorted(attention_kinds(causal_lm.config)))
         raise PolicyError(
             f"{name} ({causal_lm.config.model_type}) gives other logprobs in packed sequences than alone: "
-            f"{difference}. Its configuration names {kinds}. Use a base model with full causal attention in every "
-            f"layer."
-        )
-
-
-def _check_output_head(causal_lm: PreTrainedModel, attention: Attention) -> None:
-    """Check that logits are hidden states times the output embedding, as `Policy.logprobs` assumes.
-
-    Soft-capping, scaling or an output bias would make them differ from the model's own logits.
-    """
-    head = causal_lm.get_output_embeddings().weight
-    token_ids = torch.arange(16) * head.shape[0] // 16  # from all over the vocabulary
-    inputs = _inputs(causal_lm, one_segment(token_ids), attention)
-    own = causal_lm(**inputs, use_cache=False).logits.float()
-    ours = F.linear(causal_lm.get_decoder()(**inputs, use_cache=False)[0], head).float()
-    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * own.abs().max().item()):
-        raise PolicyError(
-            f"{type(causal_lm).__name__} changes its logits after the output embedding (soft-capping, scaling or a "
-            f"bias): they differ by up to {(own - ours).abs().max():.3g}. Such base models aren't supported yet."
+            f"{difference}. Its configuration names {kinds}. Use a base model with causal attention, full or in "
+            f"sliding windows, in every layer."
         )
 
 
@@ -99,20 +82,22 @@ def can_prune_last_layer(causal_lm: PreTrainedModel, attention: Attention) -> bo
 
 
 def _inputs(causal_lm: PreTrainedModel, row: PackedSequence, attention: Attention) -> dict[str, Any]:
-    head = causal_lm.get_output_embeddings().weight
-    return forward_inputs(row.to(head.device), attention, head.dtype, shares_prefixes(causal_lm.config))
+    head, config = causal_lm.get_output_embeddings().weight, causal_lm.config
+    row = row.to(head.device)
+    return forward_inputs(row, attention, head.dtype, attention_windows(config), shares_prefixes(config))
 
 
 def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None, prune: bool) -> Difference:
     row, sequences = _probe(causal_lm, max_length)
     head = causal_lm.get_output_embeddings().weight
     inputs = _inputs(causal_lm, row, attention)
+    rule = logit_rule(causal_lm)
     predicting = [indices[first:-1].to(head.device) for indices, first in sequences]
     hidden = hidden_at(causal_lm.get_decoder(), inputs, torch.cat(predicting), prune)
     packed, alone, spread = list[float](), list[float](), 0.0
     for (indices, first), of_sequence in zip(sequences, hidden.split([len(p) for p in predicting]), strict=True):
         token_ids = row.token_ids[indices].to(head.device)
-        ours = F.linear(of_sequence, head).float()
+        ours = rule.apply(F.linear(of_sequence, head).float())
         own = _alone(causal_lm, token_ids, num_predictions=len(ours)).float()
         targets = token_ids[first + 1 :, None]
         packed += ours.log_softmax(-1).gather(1, targets).squeeze(1).tolist()
@@ -160,25 +145,10 @@ def _whole_sequences(sequences: list[Tensor], num_scored: int) -> tuple[PackedSe
 def _alone(causal_lm: PreTrainedModel, token_ids: Tensor, num_predictions: int) -> Tensor:
     """Return the model's own logits [num_predictions, V] at the positions before the last, under its own mask."""
     keep = {"logits_to_keep": num_predictions + 1} if "logits_to_keep" in _arguments(causal_lm) else {}
-    with _as_released(causal_lm):
+    with as_released(causal_lm):
         logits: Tensor = causal_lm(input_ids=token_ids[None], use_cache=False, **keep).logits[0]
     return logits[-num_predictions - 1 : -1]
 
 
 def _arguments(causal_lm: nn.Module) -> Sequence[str]:
     return list(inspect.signature(causal_lm.forward).parameters)
-
-
-@contextmanager
-def _as_released(causal_lm: PreTrainedModel) -> Iterator[None]:
-    """In the block, the model runs as for inference, and with attention that makes its own causal mask."""
-    was_training, implementation = causal_lm.training, causal_lm.config._attn_implementation
-    causal_lm.eval()
-    if implementation in _NEEDS_MASK:
-        causal_lm.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        causal_lm.train(was_training)
-        if implementation in _NEEDS_MASK:
-            causal_lm.set_attn_implementation(implementation)

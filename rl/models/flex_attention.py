@@ -14,23 +14,51 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
 from transformers import AttentionInterface
+
+from tandem.rl.models.attention_keywords import refuse_unknown
 
 NAME = "packed_flex_attention"
 _KERNEL: FlexKernelOptions = {"BACKEND": "TRITON"}
 """Not the decoding kernel, which torch chooses for fewer than 128 queries."""
 
 
-Flex = Callable[[Tensor, Tensor, Tensor, BlockMask, float], Tensor]
+Flex = Callable[..., Tensor]
 
 
-def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scale: float) -> Tensor:
-    """Return [1, H, T, D] for query [1, H, T, D] and key, value [1, K, T, D]; H is a multiple of K."""
-    out: Tensor = flex_attention(
-        query, key, value, block_mask=block_mask, scale=scale, enable_gqa=True, kernel_options=_KERNEL
-    )
-    return out
+def flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    scale: float,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return [1, H, T, D] for query [1, H, T, D] and key, value [1, K, T, D]; H is a multiple of K.
+
+    A sink [H] is one more score of a head, with a value of 0: it leaves sigmoid(lse - sink) of the output.
+    """
+    options: dict[str, Any] = {
+        "block_mask": block_mask, "scale": scale, "enable_gqa": True, "kernel_options": _KERNEL,
+        "score_mod": None if softcap is None else _capped(softcap),
+    }  # fmt: skip
+    if sinks is None:
+        out: Tensor = flex_attention(query, key, value, **options)
+        return out
+    out, aux = flex_attention(query, key, value, **options, return_aux=AuxRequest(lse=True))
+    kept = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[None, :, None])
+    return out * kept[..., None].to(out.dtype)
+
+
+def _capped(softcap: float) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return a FlexAttention score_mod: scores s become c tanh(s / c)."""
+
+    def cap(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
 
 
 @cache
@@ -49,14 +77,15 @@ def _attention(
     attention_mask: BlockMask,
     dropout: float = 0.0,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Run FlexAttention as transformers calls it, with a block mask."""
-    if unknown := [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]:
-        raise NotImplementedError(f"{type(module).__name__} asks for {', '.join(unknown)} in its attention.")
+    refuse_unknown(module, others)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     attend = flex if torch.compiler.is_compiling() else _compiled()
-    return attend(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
+    return attend(query, key, value, attention_mask, scale, s_aux, softcap).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, _attention)

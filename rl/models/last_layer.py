@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tandem.rl.models.segment_attention import restrict
+from tandem.rl.models.block_table import restrict
 
 SHORT_GAP = 16
 """Rows between wanted ones that cost less than more blocks of attention would."""
@@ -80,9 +80,12 @@ def _select(rows: Tensor) -> Callable[[nn.Module, Any, Any], tuple[Any, Any]]:
     """Return a hook that gives the layer only `rows` [R] of its inputs, and the keys and values of the others."""
 
     def before(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        bound = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
-        given = {**bound, **bound.pop("kwargs", {})}
-        (cache_name,) = (name for name in _CACHE_NAMES if name in inspect.signature(layer.forward).parameters)
+        signature = inspect.signature(layer.forward)
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name, {})
+        (cache_name,) = (name for name in _CACHE_NAMES if name in signature.parameters)
         num_tokens = given["hidden_states"].shape[1]
         is_other = torch.ones(num_tokens, dtype=torch.bool, device=rows.device).index_fill(0, rows, False)
         others = is_other.nonzero().squeeze(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tandem.rl.logprobs import token_logprobs
+from tandem.rl.logprobs import LogitRule, token_logprobs
 
 NUM_TOKENS, HIDDEN, VOCABULARY = 10, 6, 17
 
@@ -36,6 +36,37 @@ def test_any_chunk_size_gives_the_values_and_gradients_of_the_full_softmax(chunk
     torch.testing.assert_close(logprobs, full, rtol=0, atol=1e-13)
     torch.testing.assert_close(entropy, -(log_softmax.exp() * log_softmax).sum(dim=-1), rtol=0, atol=1e-13)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 2.0), (0.25, None), (3.0, 1.5)])
+def test_logits_with_a_bias_a_scale_and_a_cap(
+    scale: float, cap: float | None, has_bias: bool, dtype: torch.dtype
+) -> None:
+    hidden, weight, targets = problem(dtype)
+    bias = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(4)).to(dtype) if has_bias else None
+    logits = scale * (hidden @ weight.t() + (0 if bias is None else bias))
+    log_softmax = torch.log_softmax(logits if cap is None else cap * torch.tanh(logits / cap), dim=-1)
+    full = log_softmax.gather(1, targets[:, None]).squeeze(1)
+    factors = torch.linspace(-1, 2, NUM_TOKENS, dtype=dtype)
+    (expected_gradient,) = torch.autograd.grad((full * factors).sum(), hidden)
+
+    rule = LogitRule(bias, scale, cap)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, chunk_size=3, rule=rule)
+    (gradient,) = torch.autograd.grad((logprobs * factors).sum(), hidden)
+
+    atol = 1e-13 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(logprobs, full, rtol=0, atol=atol)
+    torch.testing.assert_close(entropy, -(log_softmax.exp() * log_softmax).sum(dim=-1), rtol=0, atol=atol)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=atol)
+
+
+def test_a_cap_by_hand() -> None:
+    """Logits 2 tanh(1 / 2) and -2 tanh(1 / 2): the second is as likely as exp(-4 tanh(1 / 2)) times the first."""
+    weight = torch.tensor([[1.0], [-1.0]])
+    capped = token_logprobs(torch.ones(1, 1), weight, torch.tensor([1]), chunk_size=1, rule=LogitRule(cap=2.0))[0]
+    assert capped.item() == pytest.approx(-math.log(1 + math.exp(4 * math.tanh(0.5))))
 
 
 def test_by_hand() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import packed_group, save_model
 from torch._dynamo.utils import counters
-from torch.nn.attention.flex_attention import create_block_mask, create_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from transformers import AutoModelForCausalLM
 
 from tandem.rl.models import flex_attention
@@ -44,6 +44,39 @@ def forests(draw: st.DrawFn) -> PackedSequence:
     row = one_segment(torch.zeros(len(segments), dtype=torch.int64))
     ids = {"segment_ids": torch.tensor(segments), "parent_ids": torch.tensor(parents)}
     return PackedSequence(**{**vars(row), **ids, "positions": torch.tensor(positions)})
+
+
+def tables(mask: BlockMask) -> list[torch.Tensor]:
+    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+    return [getattr(mask, prefix) for prefix in names]
+
+
+@settings(max_examples=60)
+@given(forests(), st.sampled_from([1, 50, 128, 200, 300]))
+def test_a_window_hides_what_is_too_far_by_position(row: PackedSequence, window: int) -> None:
+    """Bounds may call a block partly visible that is full or empty, never the reverse."""
+    padding = -row.num_tokens % BLOCK
+    mask = block_mask(row, padding, window)
+    dense = create_mask(mask.mask_mod, 1, 1, mask.shape[2], mask.shape[3], device="cpu")[0, 0]
+    assert torch.equal(dense[: row.num_tokens, : row.num_tokens], dense_mask(row, window)[0, 0])
+    assert not dense[row.num_tokens :, : row.num_tokens].any()
+    by_block = dense.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    sees_some, sees_all = by_block.any(3).any(1), by_block.all(3).all(1)
+    listed = torch.zeros_like(sees_some)
+    for numbers, indices, is_full in ((*tables(mask)[:2], False), (*tables(mask)[2:], True)):
+        for query, number in enumerate(numbers[0, 0].tolist()):
+            keys = indices[0, 0, query, :number].long()
+            assert not listed[query, keys].any()
+            listed[query, keys] = True
+            assert not is_full or sees_all[query, keys].all()
+    assert (listed | ~sees_some).all()
+
+
+def test_a_window_leaves_out_blocks() -> None:
+    row = one_segment(torch.zeros(32 * BLOCK, dtype=torch.int64))
+    partial, _, full, _ = tables(block_mask(row, window=4 * BLOCK))
+    assert int(partial.sum()) == 32 + 28  # the diagonal, and the block at the far end of the window
+    assert int(full.sum()) == 3 * 32 - (1 + 2 + 3)
 
 
 @settings(max_examples=60)
@@ -90,6 +123,28 @@ def test_it_computes_what_sdpa_computes(tmp_path: Path, heads: tuple[int, int]) 
             hidden[attention] = model(**inputs, use_cache=False)[0][0, : packed.num_tokens]
     assert inputs["input_ids"].shape == (1, 256)
     torch.testing.assert_close(hidden["flex_attention"], hidden["sdpa"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("window", [None, 40])
+def test_caps_sinks_and_windows_are_applied(window: int | None, has_sinks: bool, softcap: float | None) -> None:
+    packed = packed_group(50, [60, 45, 70])
+    generator = torch.Generator().manual_seed(2)
+    inputs = forward_inputs(packed, "flex_attention", torch.float32, {"sliding_attention": window})
+    mask, padded = inputs["attention_mask"], inputs["input_ids"].shape[1]
+    query, key, value = (torch.randn(1, heads, padded, 16, generator=generator) for heads in (6, 2, 2))
+    sinks = torch.randn(6, generator=generator) if has_sinks else None
+    with torch.no_grad():
+        found = flex_attention.flex(query, key, value, mask, 0.5, sinks, softcap)[:, :, : packed.num_tokens]
+    query, key, value = (tensor[:, :, : packed.num_tokens] for tensor in (query, key, value))
+    scores = query @ key.repeat_interleave(3, 1).mT * 0.5
+    scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+    scores = scores.masked_fill(~dense_mask(packed, window), -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    expected = scores.softmax(-1)[..., : packed.num_tokens] @ value.repeat_interleave(3, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_one_graph_computes_rows_of_every_length() -> None:

@@ -5,17 +5,22 @@ The tiny random models have windows of 16 tokens, so that short sequences show t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from small_models import packed_group, save_model, small_config, unpacked
+from small_models import packed_group, randomise_adapter, save_model, small_config, unpacked
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
+from tandem.rl.models import faithfulness
 from tandem.rl.models.attention import Attention
 from tandem.rl.models.base_config import attention_kinds, longest_sequence, remove_randomness
 from tandem.rl.models.base_weights import takes_attention_functions
 from tandem.rl.models.faithfulness import check_faithfulness
+from tandem.rl.models.reference import caps_attention
+from tandem.rl.packing import PackedSequence, one_segment, unpack
 from tandem.rl.policy import Policy, PolicyError, initial_adapter
 from tandem.rl.settings import LoraSettings
 
@@ -92,20 +97,42 @@ FULL = {
     "starcoder2": family("starcoder2", sliding_window=None),
     "deepseek_v3": family("deepseek_v3", **LATENT, **MIXTURE, first_k_dense_replace=1),
     "qwen3_5 without linear layers": family("qwen3_5", LINEAR | {"layer_types": ["full_attention"] * 2}),
+    "cohere with scaled logits": family("cohere"),
+    "granite with scaled logits": family("granite", logits_scaling=3.0, embedding_multiplier=2.0),
+    "phi with a bias of its logits": family("phi"),
+    "gemma2 without windows": family("gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=5.0),
 }  # fmt: skip
+WINDOWED = {
+    "mistral": family("mistral", sliding_window=WINDOW),
+    "mixtral": family("mixtral", sliding_window=WINDOW, **MIXTURE),
+    "phi3": family("phi3", sliding_window=WINDOW),
+    "qwen2": family("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen3": family("qwen3", use_sliding_window=True, **SLIDING),
+    "gemma2": family("gemma2", **SLIDING, attn_logit_softcapping=2.0, final_logit_softcapping=5.0),
+    "gemma3": family("gemma3", SLIDING),
+    "gemma3_text": family("gemma3_text", **SLIDING),
+    "gpt_oss": family("gpt_oss", **SLIDING, **MIXTURE),
+    "olmo3": family("olmo3", **SLIDING),
+    "cohere2": family("cohere2", **SLIDING),
+    "windows only": family("olmo3", **SLIDING | {"layer_types": ["sliding_attention"] * 2}),
+    "exaone4": family("exaone4", **SLIDING),
+}
 
 
 def adapted(config: PreTrainedConfig) -> LoraSettings:
-    fused = {"gpt_neox": "query_key_value", "deepseek_v3": "kv_b_proj"}
+    fused = {"gpt_neox": "query_key_value", "deepseek_v3": "kv_b_proj", "phi3": "qkv_proj"}
     return LoraSettings(r=2, target_modules=(fused.get(config.model_type, "q_proj"),))
 
 
-@pytest.mark.parametrize("name", FULL)
-def test_a_model_with_full_attention_is_trained_as_it_computes_alone(name: str, tmp_path: Path) -> None:
-    path = save(FULL[name], tmp_path)
-    policy = Policy.load(path, "cpu", lora=adapted(FULL[name]), max_length=256)
+TRAINED = {f"{name}, full": config for name, config in FULL.items()} | WINDOWED
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_is_trained_as_it_computes_alone(name: str, tmp_path: Path) -> None:
+    path = save(TRAINED[name], tmp_path)
+    policy = Policy.load(path, "cpu", lora=adapted(TRAINED[name]), max_length=256)
     packed = packed_group(40, [30, 24, 37])
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
     with torch.no_grad():
         together, _ = policy.logprobs(packed)
         trained, _ = policy.logprobs(packed, trained_only=True)
@@ -118,28 +145,60 @@ def test_a_model_with_full_attention_is_trained_as_it_computes_alone(name: str, 
         start += own
     known = ~trained.isnan()
     torch.testing.assert_close(trained[known], together[known], rtol=0, atol=1e-5)
-    assert policy.prunes_last_layer == takes_attention_functions(model)
+    # With a cap on attention, a model's own code computes it, and the whole of it.
+    by_segments = takes_attention_functions(model) and not caps_attention(model.config)
+    assert policy.prunes_last_layer == by_segments
+
+
+def forest(*segments: tuple[int, int, int]) -> PackedSequence:
+    """Return a row of segments (tokens, parent, position of the first) that is only scored."""
+    lengths = torch.tensor([length for length, _, _ in segments])
+    token_ids = torch.randint(0, 199, (int(lengths.sum()),), generator=torch.Generator().manual_seed(3))
+    return replace(
+        one_segment(token_ids),
+        positions=torch.cat([torch.arange(first, first + length) for length, _, first in segments]),
+        segment_ids=torch.arange(len(segments)).repeat_interleave(lengths),
+        parent_ids=torch.tensor([parent for _, parent, _ in segments]).repeat_interleave(lengths),
+    )
+
+
+BRANCHES = forest((70, 0, 0), (40, 0, 45), (20, 1, 70), (3, 0, 45), (45, 0, 9), (37, 5, 0), (30, 5, 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("gemma3_text", "auto"), ("gemma3_text", "sdpa"), ("gpt_oss", "auto"), ("mistral", "auto"), ("gemma2", "auto")],
+)
+def test_gradients_through_windows_are_those_of_the_sequences_alone(
+    name: str, attention: Attention | Literal["auto"], tmp_path: Path
+) -> None:
+    """Branches leave their trunk in the middle, more than a window before its end."""
+    policy = Policy.load(save(WINDOWED[name], tmp_path), "cpu", attention=attention, lora=ATTENTION, max_length=256)
+    randomise_adapter(policy)
+    weights = torch.randn(BRANCHES.num_tokens, generator=torch.Generator().manual_seed(1))
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, list(policy.parameters.values())))
+
+    together, _ = policy.logprobs(BRANCHES)
+    known = ~together.isnan()
+    packed = gradients((together[known] * weights[known]).sum())
+    alone = [torch.zeros_like(gradient) for gradient in packed]
+    for segment, indices in enumerate(unpack(BRANCHES)):
+        own = indices[BRANCHES.segment_ids[indices] == segment][:-1]
+        logprobs = policy.logprobs(one_segment(BRANCHES.token_ids[indices]))[0][-len(own) - 1 : -1]
+        torch.testing.assert_close(together[own], logprobs, rtol=0, atol=1e-4)
+        alone = [sum_ + own_ for sum_, own_ in zip(alone, gradients((logprobs * weights[own]).sum()), strict=True)]
+    for found, expected in zip(packed, alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 # Models whose configuration says that they are different
 
 NAMED = {
-    "gemma2": (family("gemma2", **SLIDING), "sliding_attention"),
-    "gemma3": (family("gemma3", SLIDING), "sliding_attention"),
-    "gemma3_text": (family("gemma3_text", **SLIDING), "sliding_attention"),
-    "gemma3n": (CONFIG_MAPPING["gemma3n"](), "sliding_attention"),
-    "gemma4": (CONFIG_MAPPING["gemma4"](), "sliding_attention"),
     "llama4": (CONFIG_MAPPING["llama4"](), "chunked_attention"),
     "llama4_text": (CONFIG_MAPPING["llama4_text"](), "chunked_attention"),
-    "gpt_oss": (family("gpt_oss", **SLIDING, **MIXTURE), "sliding_attention"),
-    "olmo3": (family("olmo3", **SLIDING), "sliding_attention"),
-    "mistral": (family("mistral", sliding_window=WINDOW), "sliding_attention"),
-    "mixtral": (family("mixtral", sliding_window=WINDOW), "sliding_attention"),
-    "phi3": (family("phi3", sliding_window=WINDOW), "sliding_attention"),
-    "cohere2": (family("cohere2", **SLIDING), "sliding_attention"),
-    "mistral3": (family("mistral3", {"model_type": "mistral", "sliding_window": WINDOW}), "sliding_attention"),
     "lfm2": (family("lfm2", layer_types=["conv", "full_attention"]), "conv"),
-    "gemma2 without windows": (family("gemma2", layer_types=["full_attention"] * 2), "softcapping"),
     "jamba": (CONFIG_MAPPING["jamba"](), "linear_attention"),
     "falcon_h1": (CONFIG_MAPPING["falcon_h1"](), "hybrid"),
     "falcon_mamba": (CONFIG_MAPPING["falcon_mamba"](), "linear_attention"),
@@ -188,10 +247,6 @@ def test_a_family_that_is_unknown_is_refused(content: str, tmp_path: Path) -> No
 # Models whose behaviour alone shows it: here the configuration isn't asked
 
 DIFFERENT: dict[str, tuple[PreTrainedConfig, Attention]] = {
-    "a window": (family("mistral", sliding_window=WINDOW), "sdpa"),
-    "windows in some layers": (family("olmo3", **SLIDING), "sdpa"),
-    "windows of a multimodal model": (family("gemma3", SLIDING), "sdpa"),
-    "windows of a mixture of experts": (family("gpt_oss", **SLIDING, **MIXTURE), "eager"),
     "linear attention": (family("qwen3_5_text", **LINEAR), "sdpa"),
     "linear attention of a multimodal model": (family("qwen3_5", LINEAR), "sdpa"),
     "a state space": (family("bamba", attn_layer_indices=[1], **MAMBA), "sdpa"),
@@ -221,25 +276,40 @@ def test_a_model_that_computes_packed_sequences_differently_is_refused(name: str
     assert type(model).__name__ in str(refusal.value)
 
 
-def test_a_refusal_has_the_numbers(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(save(family("mistral", sliding_window=WINDOW), tmp_path))
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "segments"])
+@pytest.mark.parametrize("window", [4, WINDOW - 1, WINDOW + 1, None])
+def test_a_window_that_is_off_by_one_is_found(
+    window: int | None, attention: Attention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(family("mistral", sliding_window=WINDOW), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention)
+    check_faithfulness(model, attention, max_length=None)
+    monkeypatch.setattr(faithfulness, "attention_windows", lambda config: {"sliding_attention": window})
     with pytest.raises(PolicyError, match=r"up to [0-9.]+ nats.* are tolerated.*names sliding_attention"):
-        check_faithfulness(model, "sdpa", max_length=None)
+        check_faithfulness(model, attention, max_length=None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("max_length", [16, 64, 512, None])
-def test_the_check_accepts_full_attention_and_finds_a_window_at_any_length(
-    dtype: torch.dtype, max_length: int | None, tmp_path: Path
+def test_the_check_finds_a_window_at_any_length(
+    dtype: torch.dtype, max_length: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for window in (None, 4):
         config = family("mistral", sliding_window=window)
         model = AutoModelForCausalLM.from_pretrained(save(config, tmp_path / str(window)), dtype=dtype)
-        if window is None:
-            check_faithfulness(model, "sdpa", max_length)
-        else:
-            with pytest.raises(PolicyError, match="sliding_attention"):
-                check_faithfulness(model, "sdpa", max_length)
+        check_faithfulness(model, "sdpa", max_length)
+    monkeypatch.setattr(faithfulness, "attention_windows", lambda config: {"full_attention": None})
+    with pytest.raises(PolicyError, match="sliding_attention"):
+        check_faithfulness(model, "sdpa", max_length)
+
+
+def test_caps_and_sinks_are_not_left_out_by_an_implementation_without_them(tmp_path: Path) -> None:
+    capped, sinks = save(WINDOWED["gemma2"], tmp_path / "capped"), save(WINDOWED["gpt_oss"], tmp_path / "sinks")
+    for attention in ("sdpa", "segments"):
+        with pytest.raises(PolicyError, match="can't cap attention scores"):
+            Policy.load(capped, "cpu", attention=attention, lora=ATTENTION)
+    with pytest.raises(PolicyError, match="attention"):
+        Policy.load(sinks, "cpu", attention="sdpa", lora=ATTENTION)
 
 
 # What else the configuration decides
@@ -268,15 +338,6 @@ def test_a_multimodal_checkpoint_is_trained_as_its_language_model_computes(tmp_p
         log_softmax = model(token_ids[None]).logits[0, :-1].log_softmax(-1)
     expected = log_softmax.gather(1, token_ids[1:, None]).squeeze(1)
     torch.testing.assert_close(torch.tensor(policy.probe()), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("model_type", "text"), [("gemma3", SLIDING)])
-def test_a_multimodal_checkpoint_is_refused_for_its_language_model(
-    model_type: str, text: dict[str, object], tmp_path: Path
-) -> None:
-    AutoModelForImageTextToText.from_config(family(model_type, text)).save_pretrained(tmp_path)
-    with pytest.raises(PolicyError, match=model_type):
-        Policy.load(tmp_path, "cpu", lora=ATTENTION)
 
 
 def test_dropout_and_router_noise_are_removed_everywhere() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
 from small_models import packed_group
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trees import visible
 
 from tandem.rl.models.attention import dense_mask
-from tandem.rl.models.segment_attention import CAUSAL_TOKENS, Block, block_table, restrict, segment_attention
+from tandem.rl.models.block_table import CAUSAL_TOKENS, Block, block_table, blocks_of, restrict
+from tandem.rl.models.segment_attention import segment_attention
 from tandem.rl.packing import PackedSequence
 
 HEAD_DIM = 8
@@ -25,18 +30,28 @@ def row(*segments: tuple[int, int, int]) -> PackedSequence:
     return PackedSequence(ids, positions, ids, parents, zeros.bool(), zeros, zeros, zeros)
 
 
-def blocks_of(table: torch.Tensor) -> list[Block]:
-    return [Block(*bounds) for bounds in table[0, 0].tolist()]
-
-
 def pairs(table: torch.Tensor, num_queries: int, num_keys: int) -> torch.Tensor:
     """Return how often each query meets each key."""
     seen = torch.zeros(num_queries, num_keys, dtype=torch.int64)
     for block in blocks_of(table):
         sizes = block.query_stop - block.query_start, block.key_stop - block.key_start
         met = torch.ones(sizes, dtype=torch.int64)
+        if block.window:
+            met = (~block.hidden()).long()
+            assert met.any(1).all(), "a softmax over nothing has no value"
         seen[block.queries, block.keys] += met.tril() if block.is_causal else met
     return seen
+
+
+@cache
+def visible_in(name: str) -> torch.Tensor:
+    return visible(ROWS[name])
+
+
+def visible_within(name: str, window: int | None) -> torch.Tensor:
+    """Return which query sees which key, worked out from each token's path."""
+    positions = ROWS[name].positions
+    return visible_in(name) & (positions[:, None] < positions + (window or len(positions)))
 
 
 ROWS = {
@@ -53,9 +68,15 @@ ROWS = {
 }
 
 
+WINDOWS = [None, 1, 3, 6, 250]
+
+
 @pytest.mark.parametrize("heads", [(1, 1), (6, 2), (4, 4), (4, 1)], ids=str)
+@pytest.mark.parametrize("window", [None, 4, 280], ids=str)
 @pytest.mark.parametrize("name", ROWS)
-def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: tuple[int, int]) -> None:
+def test_output_and_gradients_are_those_under_the_dense_mask(
+    name: str, window: int | None, heads: tuple[int, int]
+) -> None:
     packed = ROWS[name]
     generator = torch.Generator().manual_seed(len(name))
 
@@ -66,11 +87,11 @@ def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: t
     query, key, value = tensor(heads[0]), tensor(heads[1]), tensor(heads[1])
     grad = tensor(heads[0]).detach()
     repeat = heads[0] // heads[1]
-    mask = dense_mask(packed)[0]
+    mask = dense_mask(packed, window)[0]
     expected = F.scaled_dot_product_attention(
         query, key.repeat_interleave(repeat, 0), value.repeat_interleave(repeat, 0), attn_mask=mask, scale=0.3
     )
-    found = segment_attention(query, key, value, blocks_of(block_table(packed)), scale=0.3)
+    found = segment_attention(query, key, value, blocks_of(block_table(packed, window)), scale=0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     inputs = (query, key, value)
     for given in (grad, torch.ones(()).double().expand(grad.shape)):  # the second as in sum().backward()
@@ -79,25 +100,68 @@ def test_output_and_gradients_are_those_under_the_dense_mask(name: str, heads: t
             torch.testing.assert_close(own, reference, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("name", ROWS)
-def test_blocks_cover_each_visible_pair_once_and_no_other(name: str) -> None:
+def test_blocks_cover_each_visible_pair_once_and_no_other(name: str, window: int | None) -> None:
     packed = ROWS[name]
-    seen = visible(packed)
-    assert torch.equal(pairs(block_table(packed), packed.num_tokens, packed.num_tokens), seen.long())
-    assert torch.equal(dense_mask(packed)[0, 0], seen)
+    seen = visible_within(name, window)
+    assert torch.equal(pairs(block_table(packed, window), packed.num_tokens, packed.num_tokens), seen.long())
+    assert torch.equal(dense_mask(packed, window)[0, 0], seen)
 
 
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("seed", range(3))
-def test_a_restricted_table_has_the_pairs_of_its_rows(name: str, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_a_restricted_table_has_the_pairs_of_its_rows(name: str, seed: int, window: int | None) -> None:
     packed = ROWS[name]
     chosen = torch.rand(packed.num_tokens // 3 + 1, generator=torch.Generator().manual_seed(seed)) < 0.6
     rows = chosen.repeat_interleave(3)[: packed.num_tokens].nonzero().squeeze(1)
-    table = restrict(block_table(packed), rows) if len(rows) else torch.empty(1, 1, 0, 5)
-    assert torch.equal(pairs(table, len(rows), packed.num_tokens), visible(packed)[rows].long())
+    table = restrict(block_table(packed, window), rows) if len(rows) else torch.empty(1, 1, 0, 7)
+    assert torch.equal(pairs(table, len(rows), packed.num_tokens), visible_within(name, window)[rows].long())
     # A query's causal block comes before the others, which are merged into its result.
     order = [block.is_causal for block in blocks_of(table)]
     assert order == sorted(order, reverse=True)
+
+
+def test_a_window_leaves_out_what_it_hides() -> None:
+    tokens = 8 * CAUSAL_TOKENS
+    table = block_table(row((tokens, 0, 0)), window=CAUSAL_TOKENS)
+    computed = sum((b.query_stop - b.query_start) * (b.key_stop - b.key_start) for b in blocks_of(table))
+    assert computed < 2.2 * CAUSAL_TOKENS * tokens  # under a dense mask: 8 * CAUSAL_TOKENS * tokens
+
+
+def test_a_window_that_reaches_everything_changes_no_block() -> None:
+    for packed in ROWS.values():
+        longest = int(packed.positions.max()) + 1
+        assert torch.equal(block_table(packed, longest), block_table(packed))
+
+
+@pytest.mark.parametrize("window", [None, 4], ids=str)
+def test_a_sink_takes_its_share_of_each_head(window: int | None) -> None:
+    """Of three heads: a sink is one more key with a score of its own, and a value of 0."""
+    packed = ROWS["branches of branches"]
+    generator = torch.Generator().manual_seed(5)
+    query, key, value, grad = torch.randn(4, 3, packed.num_tokens, HEAD_DIM, generator=generator).double()
+    query, key, value = (tensor.requires_grad_() for tensor in (query, key, value))
+    sinks = torch.tensor([-2.0, 0.5, 3.0]).double()
+    scores = (query @ key.mT * 0.3).masked_fill(~dense_mask(packed, window)[0], -torch.inf)
+    with_sinks = torch.cat([scores, sinks[:, None, None].expand(-1, packed.num_tokens, 1)], dim=-1)
+    expected = with_sinks.softmax(-1)[..., :-1] @ value
+    found = segment_attention(query, key, value, blocks_of(block_table(packed, window)), 0.3, sinks)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    ours = torch.autograd.grad(found, (query, key, value), grad)
+    for own, reference in zip(ours, torch.autograd.grad(expected, (query, key, value), grad), strict=True):
+        torch.testing.assert_close(own, reference, rtol=0, atol=1e-11)
+
+
+def test_what_a_layer_asks_for_is_not_ignored() -> None:
+    packed = ROWS["a group"]
+    query = torch.zeros(1, 2, packed.num_tokens, HEAD_DIM)
+    attention = ALL_ATTENTION_FUNCTIONS["segments"]
+    attention(nn.Identity(), query, query, query, block_table(packed), sliding_window=4, softcap=None)
+    for keyword in ("softcap", "position_bias", "of_tomorrow"):
+        with pytest.raises(NotImplementedError, match=f"Identity asks for {keyword}"):
+            attention(nn.Identity(), query, query, query, block_table(packed), **{keyword: 30.0})
 
 
 def test_neighbours_on_one_prompt_share_a_block() -> None:
