@@ -184,6 +184,7 @@ class Learner:
         the mean KL of the whole step.
         """
         kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
+        num_idle = self.policy.idle_passes(len(sequences))
         for sequence in sequences:  # one by one, so that a step may have any number of rows
             packed = sequence.to(self.policy.device)
             logprobs, entropy = self.policy.logprobs(packed, logprob_chunk_size, with_entropy=True, trained_only=True)
@@ -192,6 +193,8 @@ class Learner:
             terms.loss_sum.backward()
             self._sums += _sequence_sums(inputs, terms)
             self._watch_sampling(fresh_differences(inputs))
+        for _ in range(num_idle):
+            self.policy.idle_pass()
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """Finish the gradient step, equally on every learner, and return its metrics, all finite.
@@ -243,7 +246,11 @@ class Learner:
         try:
             if adapter is not None:
                 self.policy.load_adapter_state(adapter)
-            return [shift_right(self.policy.logprobs(row, chunk_size)[0], float("nan")).cpu() for row in sequences]
+            num_idle = self.policy.idle_passes(len(sequences))
+            scores = [shift_right(self.policy.logprobs(row, chunk_size)[0], float("nan")).cpu() for row in sequences]
+            for _ in range(num_idle):
+                self.policy.idle_pass()
+            return scores
         finally:
             if own is not None:
                 self.policy.load_adapter_state(own)
@@ -263,9 +270,13 @@ class Learner:
         if world_size == 1 and len(sequences) == 1:
             return None
         total = torch.zeros(2, dtype=torch.float64, device=self.policy.device)
+        num_idle = self.policy.idle_passes(sum(_kl_needs_policy(packed, loss) for packed in sequences))
         for packed in sequences:
             total[0] += kl_sum(self._kl_inputs(packed.to(self.policy.device), loss, chunk_size), loss)
             total[1] += packed.num_trained_tokens
+        with torch.no_grad():
+            for _ in range(num_idle):
+                self.policy.idle_pass()
         if world_size > 1:
             dist.all_reduce(total)
         return mean_over_tokens(total[0], total[1]).float()
@@ -273,10 +284,8 @@ class Learner:
     @torch.no_grad()
     def _kl_inputs(self, packed: PackedSequence, loss: LossConfig, chunk_size: int) -> LossInputs:
         """Return the loss inputs of `packed`, with the policy's logprobs only if the KL depends on them."""
-        unknown = torch.full_like(packed.sampling_logprobs, float("nan"))
-        inputs = LossInputs.from_packed(packed, unknown)
-        if loss.kl_source == "sample" and not inputs.trained().behaviour_logprobs().isnan().any():
-            return inputs
+        if not _kl_needs_policy(packed, loss):
+            return _inputs_without_policy(packed)
         logprobs, _ = self.policy.logprobs(packed, chunk_size, trained_only=True)
         return LossInputs.from_packed(packed, logprobs)
 
@@ -302,6 +311,17 @@ class Learner:
             for name, shape in self._shapes().items()
             for key in _MOMENTS
         }
+
+
+def _kl_needs_policy(packed: PackedSequence, loss: LossConfig) -> bool:
+    """Return whether the KL of a row is that of the current policy, at least where nothing else is known."""
+    if loss.kl_source != "sample":
+        return True
+    return bool(_inputs_without_policy(packed).trained().behaviour_logprobs().isnan().any())
+
+
+def _inputs_without_policy(packed: PackedSequence) -> LossInputs:
+    return LossInputs.from_packed(packed, torch.full_like(packed.sampling_logprobs, float("nan")))
 
 
 def _flat_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:

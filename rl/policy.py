@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
@@ -39,6 +40,7 @@ from tandem.rl.models.output_head import logit_rule
 from tandem.rl.models.recurrent_layers import separate_sequences
 from tandem.rl.models.reference import caps_attention
 from tandem.rl.models.rms_norm import use_fast_rms_norms
+from tandem.rl.models.sharding import Shards
 from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
@@ -98,6 +100,7 @@ class Policy:
         lora: LoraSettings,
         max_length: int | None = None,
         prunes: bool = False,
+        shards: Shards | None = None,
     ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
@@ -109,6 +112,8 @@ class Policy:
         """Whether sequences of a row may share a prefix. If not, `pack` rows with shares_prefixes=False."""
         self.prunes_last_layer = prunes
         """Whether the last layer leaves out tokens of which no logprob is wanted."""
+        self.shards = shards
+        """The learners that hold the base weights together; None if this one has all of them."""
         self.parameters = parameters
         """The trainable float32 parameters under their PEFT names."""
         self.device = self._head.device
@@ -128,11 +133,13 @@ class Policy:
         lora: LoraSettings | None = None,
         gradient_checkpointing: bool | None = None,
         max_length: int | None = None,
+        shard_group: ProcessGroup | None = None,
     ) -> Policy:
         """Load the base model at `path` (a directory or a Hugging Face id) with the adapter of version 0.
 
         `gradient_checkpointing` recomputes each layer in the backward pass to save memory; None: on CUDA only.
         `max_length` is that of the longest sequence in use, in tokens; None: the model's own limit.
+        The processes of `shard_group` hold the layers together (`rl.models.sharding`) and make equal calls.
         Raises PolicyError for a model or device that can't be trained faithfully.
         """
         lora = lora or LoraSettings()
@@ -141,11 +148,11 @@ class Policy:
         check_config(config, max_length)
         implementation = resolve_attention(attention, place, caps_attention(config))
         remove_randomness(config)
-        causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation)
+        shards = None if shard_group is None else Shards(shard_group, place)
+        causal_lm = load_model(path, config, resolve_dtype(dtype, place), implementation, place, shards)
         if attention == "auto" and not takes_attention_functions(causal_lm):
             implementation = "sdpa"  # an older model class, which calls torch's attention itself
             causal_lm.set_attn_implementation(implementation)
-        causal_lm.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         if gradient_checkpointing is None:
             gradient_checkpointing = place.type == "cuda"
         if gradient_checkpointing:
@@ -156,7 +163,7 @@ class Policy:
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
         prunes = can_prune_last_layer(causal_lm, implementation)
         check_faithfulness(causal_lm, implementation, max_length, prunes)
-        return cls(causal_lm, parameters, implementation, lora, max_length, prunes)
+        return cls(causal_lm, parameters, implementation, lora, max_length, prunes, shards)
 
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False
@@ -186,6 +193,19 @@ class Policy:
         logprobs, _ = self.logprobs(one_segment(torch.tensor(self.probe_token_ids)))
         found: list[float] = logprobs[:-1].tolist()
         return found
+
+    def idle_passes(self, num_rows: int) -> int:
+        """Return how many passes this learner adds to those of its rows, in step with those that share its weights.
+
+        All of them call this before their rows.
+        """
+        return self.shards.most(num_rows) - num_rows if self.shards else 0
+
+    def idle_pass(self) -> None:
+        """Run forward, and backward if gradients are on, without any effect."""
+        logprobs, _ = self.logprobs(one_segment(torch.tensor(self.probe_token_ids[:2])))
+        if logprobs.requires_grad:
+            logprobs.backward(torch.zeros_like(logprobs))
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Return a copy of the adapter on the CPU, under PEFT names."""

@@ -16,6 +16,7 @@ from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.failures import cause_of
 from tandem.cluster.learners.gpu_memory import learner_environment
+from tandem.cluster.learners.scoring import scorers
 from tandem.cluster.learners.training import NO_VERSION, Training
 from tandem.cluster.learners.turns import Turn, Turns
 from tandem.cluster.learners.worker import WRITING, LearnerWorker
@@ -25,8 +26,6 @@ from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tandem.rl.config import LossConfig
     from tandem.rl.errors import StepError
     from tandem.rl.packing import PackedSequence
@@ -73,6 +72,8 @@ class LearnerGroup:
         self._placement: PlacementGroup | None = None
         self._workers: list[Any] = []
         self._is_ready = False
+        self._calling = threading.Lock()
+        """Held while several learners are called, so that calls of two threads reach all of them in one order."""
 
     @property
     def step_size(self) -> StepSize:
@@ -167,26 +168,16 @@ class LearnerGroup:
         return probe
 
     def scorers(self, workers: list[Any], digest: str, logprob_chunk_size: int) -> list[Score]:
-        """Return one scorer per learner, for a `LogprobPool`, under any version."""
-
-        def scorer(worker: Any) -> Score:
-            def score(rows: Sequence[PackedSequence], timeout_s: float) -> list[Tensor]:
-                scoring = worker.score.remote(digest, rows, logprob_chunk_size)
-                try:
-                    logprobs: list[Tensor] = ray.get(scoring, timeout=timeout_s)
-                except ray.exceptions.RayError as error:
-                    raise stage_error("score", "a learner", error) from error
-                return logprobs
-
-            return score
-
-        return [scorer(worker) for worker in workers]
+        """Return the scorers of the learners, for a `LogprobPool`, under any version: one per copy of the weights."""
+        return scorers(workers, self._base.learners.shard, digest, logprob_chunk_size, self._calling)
 
     def finish(self, workers: list[Any], job: str, on_wait: OnWait = wait_on) -> StepError | None:
         """Hold the job's state ready for `save`. Return why it can't be used, or None if it can."""
-        deadline_s, fault = self._deadlines.checkpoint_s, workers[0].finish.remote(job)
-        found: StepError | None = self._gather(workers, "checkpoint", deadline_s, on_wait, [fault])[0]
-        return found
+        writer, deadline_s = workers[: self._base.learners.shard], self._deadlines.checkpoint_s
+        fault: StepError | None = self._call(
+            writer, "checkpoint", deadline_s, on_wait, lambda worker, _: worker.finish.remote(job)
+        )[0]
+        return fault
 
     def save(
         self,
@@ -257,7 +248,8 @@ class LearnerGroup:
     ) -> list[Any]:
         if not workers:
             raise LearnersLostError("The learners have just ended. This job begins again.")
-        refs = [call(worker, rank) for rank, worker in enumerate(workers)]
+        with self._calling:
+            refs = [call(worker, rank) for rank, worker in enumerate(workers)]
         return self._gather(workers, stage, deadline_s, on_wait, refs)
 
     def _gather(self, workers: list[Any], stage: str, deadline_s: float, on_wait: OnWait, refs: list[Any]) -> list[Any]:

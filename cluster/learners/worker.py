@@ -43,7 +43,7 @@ class _Session:
     digest: str | None
     """Of the version in training; None once a step has changed it."""
     probe: list[float]
-    """Logprobs of the probe under the version that was loaded; only on rank 0."""
+    """Logprobs of the probe under the version that was loaded; only on rank 0 and those that share its weights."""
     suspended: SuspendedTraining | None = None
     """None while the learner holds this training."""
 
@@ -62,7 +62,7 @@ class LearnerWorker:
 
         worker.load(digest, job)
         metrics = worker.step(sequences, loss, learning_rate, chunk_size, job)
-        fault = worker.finish(job)                 # on rank 0 only
+        fault = worker.finish(job)                 # on rank 0 and those that share its weights
         digest = worker.write(metadata, job)       # on rank 0 only; beside the steps of other jobs
         worker.keep(digest, job)
 
@@ -72,6 +72,9 @@ class LearnerWorker:
 
     Every rank holds the same adapter and optimizer state. A gradient step keeps them the same, because gradients are
     all-reduced before the update, so any rank can write the group's checkpoint.
+
+    With `learners.shard`, neighbouring ranks hold the base weights together. Then `load`, `score`, `step` and `finish`
+    run the model in step: all these ranks need the same calls in the same order.
     """
 
     def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
@@ -84,6 +87,7 @@ class LearnerWorker:
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
         self._base_probe: list[float] = []  # of the base model
+        self._fault: Exception | None = None  # that broke this rank's step with those that share its weights
 
     def rendezvous(self) -> str:
         """Return the address at which the group meets. Only for rank 0."""
@@ -119,7 +123,10 @@ class LearnerWorker:
                 )
         base = ResolvedBaseModel(self._base)
         limit_gpu_memory(base, device)
-        with base.named_refusal():
+        with base.named_refusal(), _connected():
+            shard_group = None
+            if learners.shard > 1:
+                shard_group, _ = dist.new_subgroups(learners.shard, timeout=timedelta(seconds=timeout_s))
             policy = Policy.load(
                 base.path,
                 device=learners.device,
@@ -128,9 +135,10 @@ class LearnerWorker:
                 lora=self._base.lora,
                 gradient_checkpointing=learners.gradient_checkpointing,
                 max_length=base.max_model_len,
+                shard_group=shard_group,
             )
+            self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
         self._learner = Learner(policy, self._base.optimizer)
-        self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
         freeze_heap()
         return str(device)
 
@@ -147,12 +155,32 @@ class LearnerWorker:
             kept = self._kept.take(digest)
             state = kept.state if kept else read_checkpoint(self._artifacts.pull_checkpoint(digest))
             self._learner.load_state(state)
-            probe = kept.probe if kept else []
-            if self._rank == 0 and not probe:
-                probe = self._learner.policy.probe()
-            self._active = _Session(digest, probe)
+            self._active = _Session(digest, self._probe_of_loaded(kept.probe if kept else []))
         assert self._active is not None
         self._sessions[job] = self._active
+
+    def _probe_of_loaded(self, known: list[float]) -> list[float]:
+        """Return the loaded version's logprobs of the probe, on the ranks that need them."""
+        if self._rank >= self._base.learners.shard:
+            return known
+        policy = self._learner.policy
+        with self._in_step():
+            # One rank may have kept a version that another has dropped from its memory.
+            is_missing = policy.shards.most(not known) if policy.shards else not known
+            return policy.probe() if is_missing else known
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """Run the model in the block. After an error, ranks that share weights can't run it together any more."""
+        if self._fault is not None:
+            raise self._fault
+        try:
+            with _connected():
+                yield
+        except Exception as error:
+            if self._base.learners.shard > 1:
+                self._fault = error
+            raise
 
     def _set_aside(self) -> None:
         """Keep the training that the learner holds, if it is needed again."""
@@ -193,11 +221,11 @@ class LearnerWorker:
     def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
         """Return token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` does.
 
-        The state in training stays as it is, and the other ranks aren't needed.
+        The state in training stays as it is, and ranks that share no weights with this one aren't needed.
         """
-        if self._active is not None and self._active.digest == digest:
-            return self._learner.score(rows, chunk_size)
-        return self._learner.score(rows, chunk_size, self._adapter(digest))
+        with self._in_step():
+            is_loaded = self._active is not None and self._active.digest == digest
+            return self._learner.score(rows, chunk_size, None if is_loaded else self._adapter(digest))
 
     def _adapter(self, digest: str) -> dict[str, Tensor]:
         from tandem.rl.checkpoints import read_adapter
@@ -223,7 +251,7 @@ class LearnerWorker:
 
         self._activate(job).digest = None
         began = time.perf_counter()
-        with _connected():
+        with self._in_step():
             try:
                 metrics = self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
             except StepError as error:
@@ -231,15 +259,17 @@ class LearnerWorker:
         return metrics | {"time/step_trainer_s": time.perf_counter() - began}
 
     def finish(self, job: str = "") -> StepError | None:
-        """Hold the job's version ready for `write`. Return why it can't be used, or None if it can."""
+        """Hold the job's version ready for `write`, on rank 0. Return why it can't be used, or None if it can."""
         from tandem.rl.errors import StepError
 
         session = self._activate(job)
-        try:
-            probe = self._learner.check_finite()
-        except StepError as error:
-            return error
-        self._finished[job] = _Finished(self._learner.state(), probe, session.probe)
+        with self._in_step():
+            try:
+                probe = self._learner.check_finite()
+            except StepError as error:
+                return error
+        if self._rank == 0:
+            self._finished[job] = _Finished(self._learner.state(), probe, session.probe)
         session.probe = probe
         return None
 

@@ -1,8 +1,15 @@
-"""The weights of a base model: loaded completely, or not at all."""
+"""The weights of a base model: loaded completely, or not at all.
+
+They are read tensor by tensor in the wanted dtype, each to where it stays. So the main memory never has more of them
+than a few tensors, unless the device is the CPU.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +19,49 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.attention import Attention, transformers_name
 from tandem.rl.models.base_config import first_sentence
+from tandem.rl.models.sharding import Shards
 
 
-def load_model(path: str | Path, config: PreTrainedConfig, dtype: torch.dtype, attention: Attention) -> PreTrainedModel:
-    """Load the model on the CPU.
+def load_model(
+    path: str | Path,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    attention: Attention,
+    device: torch.device,
+    shards: Shards | None = None,
+) -> PreTrainedModel:
+    """Load the model on the device, or with `shards` this learner's part of its layers.
 
     Raises PolicyError for a family that isn't a causal language model, and for files that lack weights: transformers
     would fill these with random numbers and only log it.
     """
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=transformers_name(attention), output_loading_info=True
+
+    def load(place: torch.device) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=transformers_name(attention),
+            output_loading_info=True,
+            device_map={"": place},
         )
+
+    try:
+        if shards is None:
+            model, report = load(device)
+        else:
+            with shards.collecting() as parts, _one_tensor_at_a_time():
+                model, report = load(torch.device("cpu"))
     except (ValueError, ImportError) as error:
         raise _unsupported(config, error) from error
-    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise PolicyError(
             f"The files of {path} lack {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}. "
             f"Download them again, or use a checkpoint of the language model."
         )
     assert isinstance(model, PreTrainedModel)
+    if shards is not None:
+        shards.apply(model, parts)
     return model
 
 
@@ -51,6 +80,21 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     except (ValueError, ImportError) as error:
         raise _unsupported(config, error) from error
     return model
+
+
+@contextmanager
+def _one_tensor_at_a_time() -> Iterator[None]:
+    """Keep transformers' threads from reading ahead in the block: they would hold whole weights in main memory."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _unsupported(config: PreTrainedConfig, error: Exception) -> PolicyError:

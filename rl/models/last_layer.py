@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tandem.rl.models.block_table import restrict
+from tandem.rl.models.sharding import reset_after_error
 
 SHORT_GAP = 16
 """Rows between wanted ones that cost less than more blocks of attention would."""
@@ -57,6 +58,7 @@ def can_prune(decoder: nn.Module, inputs: Mapping[str, Any], wanted: Tensor) -> 
     try:
         pruned = hidden_at(decoder, inputs, wanted, prune=True)
     except Exception:  # a family whose layers or decoder take or return something else
+        reset_after_error(decoder)
         return False
     tolerance = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max().item()
     return pruned.shape == whole.shape and torch.allclose(pruned, whole, rtol=0, atol=tolerance)

@@ -60,7 +60,10 @@ class CoordinatorReplica:
             initial_digest = initial_version(base, artifacts, self._preparation.initial_version)
             store.put_initial_version(name, initial_digest)
             learners = LearnerGroup(settings, config.artifacts_root, deadlines)
-            pool = LogprobPool(settings.logprobs, settings.logprob_tolerance, deadlines.score_s)
+            # Learners that share the weights score a chunk together.
+            chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
+            chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})
+            pool = LogprobPool(chunks, settings.logprob_tolerance, deadlines.score_s)
             logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
             ahead = PreparingAhead(name, store, self._preparation)
             self._agreements[name] = EngineAgreement(

@@ -145,6 +145,34 @@ def test_a_lone_learner_takes_the_steps(qwen3_path: Path, rows: list[PackedSeque
     assert all(torch.equal(state.adapter[name], expected.adapter[name]) for name in expected.adapter)
 
 
+def test_a_step_of_many_rows_holds_the_activations_of_one(qwen3_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that autograd has saved, at the peak of a job that is one step."""
+    learner = Learner(Policy.load(qwen3_path, "cpu"))
+    monkeypatch.setattr(learner, "step_size", StepSize())
+    live = peak = 0
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor):
+            nonlocal live, peak
+            self.tensor = tensor
+            live += tensor.nbytes
+            peak = max(peak, live)
+
+        def __del__(self) -> None:
+            nonlocal live
+            live -= self.tensor.nbytes
+
+    peaks = []
+    for number in (1, 5):
+        same = [packed_group(6, [4, 5]) for _ in range(number)]
+        peak = 0
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            [metrics] = gradient_steps(learner, same, TrainingConfig(), 0.01, 0)
+        assert metrics["data/step_num_sequences"] == number
+        peaks.append(peak)
+    assert 1e5 < peaks[1] < 1.1 * peaks[0]
+
+
 def test_another_version_is_scored_without_disturbing_the_one_in_training(
     qwen3_path: Path, rows: list[PackedSequence]
 ) -> None:

@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 import ray
 import torch
+from coordinator_fakes import RecordingStore, make_coordinator, make_job, trajectory
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig, LogprobsConfig
 from tandem.cluster.errors import LearnersLostError, StageError
+from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion
 from tandem.cluster.learners.group import LearnerGroup, shard_by_tokens
 from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.checkpoints import read_checkpoint
-from tandem.rl.config import LossConfig
+from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.packing import PackedSequence
 
 
@@ -122,6 +124,62 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
         torch.testing.assert_close(tensor, two_state.adapter[name], atol=1e-5, rtol=0)
     moved = max(float(t.abs().max()) for name, t in one_state.adapter.items() if "lora_B" in name)
     assert moved > 1e-3
+
+
+@pytest.fixture
+def job(artifacts: Artifacts, initial: str) -> ClaimedJob:
+    """A job of seven rows with 15 trained tokens each, whose old and reference logprobs the learners compute."""
+    rewarded = [{"trajectories": [trajectory(1.0, 100 + i, 11, 50), trajectory(0.0, 12, 13 + i)]} for i in range(21)]
+    config = TrainingConfig(
+        precalculate_logprobs=True, kl_penalty_coef=0.5, kl_penalty_source="current_learner", learning_rate=0.01,
+        packed_sequence_length=48,
+    )  # fmt: skip
+    made = make_job(artifacts, rewarded, config=config, reference_digest=initial)
+    return replace(made, version=PolicyVersion("model", 0, initial))
+
+
+def run(job: ClaimedJob, learners: LearnerGroup, artifacts: Artifacts) -> list[Any]:
+    """Return what the job has recorded in the store."""
+    settings = learners._base.model_copy(update={"logprobs": LogprobsConfig(chunk_tokens=96)})
+    store = RecordingStore(job)
+    make_coordinator(ResolvedBaseModel(settings), store, artifacts, learners).run_next()
+    return store.log
+
+
+def test_the_number_of_learners_changes_no_step_of_so_many_tokens(groups, artifacts, job, monkeypatch):
+    logs = []
+    for count, group in groups.items():
+        monkeypatch.setattr(group, "_base", base_config(count, sequences_per_step=None, tokens_per_step=20))
+        logs.append(run(job, group, artifacts))
+    for log in logs:
+        started = log[0][1]
+        assert (started["num_sequences"], started["num_gradient_steps"], started["sequences_per_step"]) == (7, 4, 2)
+        assert [entry[0] for entry in log].count("gradient_step") == 4
+    one, two = (read_checkpoint(artifacts.checkpoints_dir / log[-1][2]).adapter for log in logs)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_learners_that_share_the_weights_make_the_same_versions(groups, artifacts, initial, job):
+    """Bit by bit, with steps of three rows and fewer, and after a learner was killed."""
+    together = LearnerGroup(base_config(2, shard=2), str(artifacts.checkpoints_dir.parent), DeadlinesConfig())
+    try:
+        expected, found = run(job, groups[2], artifacts), run(job, together, artifacts)
+        assert (expected[-1][0], found[-1]) == ("complete", expected[-1])
+        os.kill(ray.get(together._workers[1].__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        assert run(job, together, artifacts)[-1][0] == "requeue"
+        shutil.rmtree(artifacts.checkpoints_dir / found[-1][2])
+        assert run(job, together, artifacts)[-1] == expected[-1]
+        with together.training("b", 100) as training:
+            training.load(initial)
+            [score] = training.scorers(initial, 64)
+            bad = replace(row(40), token_ids=row(40).token_ids + 10**6)
+            for fails in (lambda: score([bad, row(40)], 300.0), lambda: training.step([row(40)], LossConfig(), 0, 64)):
+                with pytest.raises(StageError, match="IndexError"):  # the ranks would continue at different layers
+                    fails()
+        assert not together.is_running
+    finally:
+        together.stop()
 
 
 def test_two_jobs_take_turns_on_two_learners_and_one_whose_write_fails_does_not_disturb_the_other(

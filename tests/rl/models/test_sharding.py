@@ -1,0 +1,119 @@
+"""Learners that hold the base weights together compute what one learner with all of them computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_models import packed_group, randomise_adapter, save_model, with_reference
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tandem.rl.config import LossConfig
+from tandem.rl.learner import Learner
+from tandem.rl.packing import PackedSequence
+from tandem.rl.policy import Policy
+from tandem.rl.settings import OptimizerSettings
+
+SHARD, REPLICAS = 2, 2
+UNCLIPPED = OptimizerSettings(max_grad_norm=1e9)
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with uneven parts: 2 learners share 65 rows of some of its matrices."""
+    path = tmp_path_factory.mktemp("model")
+    return save_model(path, num_hidden_layers=LAYERS, intermediate_size=65, tie_word_embeddings=False)
+
+
+def rows() -> list[PackedSequence]:
+    return [with_reference(packed_group(prompt, [9, 14], seed), seed) for seed, prompt in enumerate((11, 150, 6, 0, 7))]
+
+
+def steps() -> list[tuple[LossConfig, list[list[PackedSequence]]]]:
+    """Return the losses of gradient steps, and the rows of each of four learners: unequal, and none."""
+    a, b, c, d, e = rows()
+    known = [replace(row, sampling_logprobs=row.sampling_logprobs.nan_to_num(-3.0)) for row in (a, b)]
+    return [
+        (LossConfig(), [[a, b], [c], [], [d, e]]),
+        (LossConfig(loss_fn="ppo", epsilon=0.2, epsilon_high=0.3), [[], [], [], [a]]),
+        (LossConfig(kl_coef=0.2, kl_source="current_learner"), [[a], [], [b, c], []]),
+        (LossConfig(kl_coef=0.2, kl_source="sample"), [[known[0], c], [known[1]], [], [known[0]]]),
+        (LossConfig(), [[], [], [], []]),
+    ]
+
+
+def learner(path: Path, group: Any = None, checkpoints: bool | None = None) -> Learner:
+    policy = Policy.load(path, "cpu", shard_group=group, gradient_checkpointing=checkpoints)
+    randomise_adapter(policy)
+    return Learner(policy, UNCLIPPED)
+
+
+def layer_bytes(learner: Learner) -> tuple[int, int]:
+    """Return the bytes of the layers' frozen matrices, as they are in this process and as they would be whole."""
+    weights = [w for n, w in learner.policy._decoder.named_parameters() if "layers." in n and not w.requires_grad]
+    matrices = [weight for weight in weights if weight.dim() > 1]
+    assert len(matrices) == 7 * LAYERS
+    held = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in matrices]
+    return sum(part.untyped_storage().nbytes() for part in held), sum(w.numel() * w.element_size() for w in matrices)
+
+
+def train(learner: Learner, shares: list[tuple[LossConfig, list[PackedSequence]]]) -> dict[str, Any]:
+    metrics = [learner.step(share, loss, 0.01, logprob_chunk_size=50) for loss, share in shares]
+    return {"metrics": metrics, "state": learner.state()}
+
+
+def one_rank(rank: int, path: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    world = SHARD * REPLICAS
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    group, _ = dist.new_subgroups(SHARD)
+    found: dict[str, Any] = {}
+    for checkpoints in (False, True):
+        own = learner(path, group, checkpoints)
+        found["bytes"] = layer_bytes(own)
+        # One learner of a pair scores three rows while the other scores one.
+        mine = rows()[:3] if rank % 2 == 0 else rows()[3:4]
+        found["scores", checkpoints] = own.score(mine)
+        found["probe", checkpoints] = own.policy.probe()
+        found["trained", checkpoints] = train(own, [(loss, shares[rank]) for loss, shares in steps()])
+        assert layer_bytes(own) == found["bytes"]
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance)
+
+
+def test_learners_that_share_the_weights_equal_one(model_path: Path, tmp_path: Path) -> None:
+    mp.get_context("forkserver").set_forkserver_preload(["tandem.rl.learner"])  # imported once for all ranks
+    mp.start_processes(one_rank, (model_path, tmp_path), SHARD * REPLICAS, start_method="forkserver")
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(SHARD * REPLICAS)]
+    for checkpoints in (False, True):
+        alone = learner(model_path, checkpoints=checkpoints)
+        scores, probe = alone.score(rows()[:4]), alone.policy.probe()
+        trained = train(alone, [(loss, [row for share in shares for row in share]) for loss, shares in steps()])
+        for rank, found in enumerate(ranks):
+            expected = scores[:3] if rank % 2 == 0 else scores[3:]
+            for ours, theirs in zip(found["scores", checkpoints], expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+            assert found["probe", checkpoints] == probe
+            mine = found["trained", checkpoints]
+            for ours, theirs in zip(mine["metrics"], trained["metrics"], strict=True):
+                assert ours == pytest.approx(theirs, abs=1e-5)
+            same(mine["state"].adapter, trained["state"].adapter, 1e-5)
+            same(mine["state"].optimizer, trained["state"].optimizer, 1e-5)
+            same(mine["state"].adapter, ranks[0]["trained", checkpoints]["state"].adapter, 0)
+    for found in ranks:
+        held, whole = found["bytes"]
+        # 65 rows are 33 and 32, and FSDP2 pads the smaller part.
+        assert whole / SHARD <= held <= whole / SHARD * 1.05
