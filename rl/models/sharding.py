@@ -89,7 +89,7 @@ class Shards:
         Raises PolicyError if the model's layers have no matrices that could be split.
         """
         decoder = model.get_decoder()
-        for layer in _layers(decoder):
+        for layer in _layers(model):  # with those of an image encoder, which never run
             own = {name: parts[weight] for name, weight in layer.named_parameters() if weight in parts}
             whole = {weight for weight in layer.parameters() if weight not in parts}
             fully_shard(layer, mesh=self._mesh, reshard_after_forward=True, ignored_params=whole)
@@ -100,11 +100,6 @@ class Shards:
         if not any(isinstance(weight, DTensor) for weight in decoder.parameters()):
             raise PolicyError(
                 f"{type(model).__name__} has no decoder layers that can be split over learners. "
-                f"Set learners.shard to 1."
-            )
-        if any(weight.is_meta for weight in model.parameters()):
-            raise PolicyError(
-                f"{type(model).__name__} has layers outside its language model, which can't be split over learners. "
                 f"Set learners.shard to 1."
             )
         # The root has no weights of its own. It makes the layers one pass, so that the next one is gathered in time.
@@ -124,11 +119,11 @@ def reset_after_error(decoder: nn.Module) -> None:
         decoder.reset_iter_state()
 
 
-def _layers(decoder: nn.Module) -> list[nn.Module]:
+def _layers(model: nn.Module) -> list[nn.Module]:
     """Return the outermost layers, the units that are gathered at once."""
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
-    for module in decoder.modules():  # parents come before their children
+    for module in model.modules():  # parents come before their children
         if isinstance(module, GradientCheckpointingLayer) and module not in inside:
             found.append(module)
             inside.update(module.modules())

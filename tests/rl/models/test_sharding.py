@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_models import packed_group, randomise_adapter, save_model, with_reference
+from test_model_families import FULL, WINDOWED, adapted, save
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -23,6 +24,7 @@ from tandem.rl.settings import OptimizerSettings
 SHARD, REPLICAS = 2, 2
 UNCLIPPED = OptimizerSettings(max_grad_norm=1e9)
 LAYERS = 3
+FAMILIES = {"experts": FULL["qwen3_moe"], "an image encoder beside it": WINDOWED["gemma3"]}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,12 @@ def layer_bytes(learner: Learner) -> tuple[int, int]:
     return sum(part.untyped_storage().nbytes() for part in held), sum(w.numel() * w.element_size() for w in matrices)
 
 
+def policy_of(name: str, path: Path, group: Any = None) -> Policy:
+    policy = Policy.load(path, "cpu", lora=adapted(FAMILIES[name]), shard_group=group, max_length=256)
+    randomise_adapter(policy)
+    return policy
+
+
 def train(learner: Learner, shares: list[tuple[LossConfig, list[PackedSequence]]]) -> dict[str, Any]:
     metrics = [learner.step(share, loss, 0.01, logprob_chunk_size=50) for loss, share in shares]
     return {"metrics": metrics, "state": learner.state()}
@@ -84,6 +92,8 @@ def one_rank(rank: int, path: Path, folder: Path) -> None:
         found["probe", checkpoints] = own.policy.probe()
         found["trained", checkpoints] = train(own, [(loss, shares[rank]) for loss, shares in steps()])
         assert layer_bytes(own) == found["bytes"]
+    for name in FAMILIES:
+        found["family", name] = policy_of(name, path / name, group).probe()
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -95,6 +105,8 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -
 
 
 def test_learners_that_share_the_weights_equal_one(model_path: Path, tmp_path: Path) -> None:
+    for name, config in FAMILIES.items():
+        save(config, model_path / name)
     mp.get_context("forkserver").set_forkserver_preload(["tandem.rl.learner"])  # imported once for all ranks
     mp.start_processes(one_rank, (model_path, tmp_path), SHARD * REPLICAS, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(SHARD * REPLICAS)]
@@ -113,6 +125,9 @@ def test_learners_that_share_the_weights_equal_one(model_path: Path, tmp_path: P
             same(mine["state"].adapter, trained["state"].adapter, 1e-5)
             same(mine["state"].optimizer, trained["state"].optimizer, 1e-5)
             same(mine["state"].adapter, ranks[0]["trained", checkpoints]["state"].adapter, 0)
+    for name in FAMILIES:
+        probe = policy_of(name, model_path / name).probe()
+        assert all(found["family", name] == probe for found in ranks)
     for found in ranks:
         held, whole = found["bytes"]
         # 65 rows are 33 and 32, and FSDP2 pads the smaller part.
