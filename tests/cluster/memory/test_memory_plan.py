@@ -8,6 +8,7 @@ import pytest
 from transformers import Qwen3Config
 
 from tandem.cluster.config import BaseModelConfig, EngineConfig, LearnersConfig
+from tandem.cluster.memory.fit import find_fit
 from tandem.cluster.memory.parts import (
     activation_bytes,
     engine_memory,
@@ -182,3 +183,30 @@ def test_more_slots_where_they_take_little(geometry):
     assert [plan_memory(gpu * 10**9, engine=tenant).max_loras for gpu in (24, 80)] == [4, 8]
     few = Tenant(base(engine=dict(max_cpu_loras=3)), geometry, 8192)
     assert plan_memory(GPU, engine=few).max_loras == 3
+
+
+# Settings with which it fits
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "gpu", "found"),
+    [
+        (1, 80, (1, 1, True, 32_768)),  # one GPU for both
+        (2, 80, (1, 1, False, 32_768)),
+        (1, 40, (1, 1, True, 16_384)),  # shorter sequences
+        (1, 16, None),
+        (4, 16, (2, 2, False, 16_384)),  # weights and cache are divided
+    ],
+)
+def test_the_longest_sequences_with_the_fewest_gpus(geometry, num_gpus, gpu, found):
+    tenant = Tenant(base(dict(jobs_at_once=1)), geometry, 0)
+    fit = find_fit(tenant, gpu * 10**9, num_gpus)
+    assert (fit and (fit.shard, fit.tensor_parallel_size, fit.shares, fit.max_model_len)) == found
+
+
+def test_what_fits_needs_no_more_gpus_than_there_are(geometry):
+    tenant = Tenant(base(dict(jobs_at_once=1)), geometry, 0)
+    for num_gpus in range(1, 17):
+        for gpu in (10, 14, 20, 30):
+            fit = find_fit(tenant, gpu * 10**9, num_gpus)
+            assert fit is None or (fit.num_gpus <= num_gpus and fit.kv_tokens >= fit.max_model_len)
