@@ -1,4 +1,4 @@
-"""The `tandem` command: start the service, list models and jobs, follow a job, train, manage API keys."""
+"""The `tandem` command: check a machine, start the service, list models and jobs, train, manage API keys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 import tandem
 from tandem.cli import service_commands
+from tandem.cli.doctor.command import doctor
 from tandem.cli.exposure import is_local, url
 from tandem.cli.listing import Json, attributes, print_json, print_table
 from tandem.cli.output import TolerantApp
@@ -102,6 +103,7 @@ def up(
     store = _store(config)
     ensure_admin_key(store, config)
     _refuse_to_listen_without_keys(config, store, config_path)
+    _show_memory(config)
     with _service(config, verbose) as stop:
         names = ", ".join(base.name for base in config.base_models)
         address = (f"{url(config.http)}/v1", "bold")
@@ -128,6 +130,27 @@ def _refuse_to_listen_without_keys(config: TandemConfig, store: Any, config_path
         f"Create one first:\n\n    tandem keys create --name me --role admin{option}\n",
     )
     raise typer.Exit(2)
+
+
+def _show_memory(config: TandemConfig) -> None:
+    """Print the memory plan of each base model if this machine has GPUs. Exit if one doesn't fit."""
+    from tandem.cli.gpus import GpuQueryError, local_gpus
+
+    try:
+        gpus = [] if os.environ.get("RAY_ADDRESS") else local_gpus()  # a cluster has them on its nodes
+    except GpuQueryError as error:
+        err.warning(str(error), "No memory plan can be made before the start.")
+        return
+    if not gpus:
+        return
+    from tandem.cli.memory_plans import memory_plan
+
+    for base in config.base_models:
+        try:
+            out.print(memory_plan(config, base.name, gpus))
+        except (ValueError, OSError) as error:  # ValueError: also PolicyError
+            err.error(str(error))
+            raise typer.Exit(2) from None
 
 
 @app.command()
@@ -191,7 +214,7 @@ def train(
     exit_process(status)
 
 
-for command in (service_commands.models, service_commands.jobs, service_commands.watch):
+for command in (doctor, service_commands.models, service_commands.jobs, service_commands.watch):
     app.command()(command)
 
 

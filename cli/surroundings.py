@@ -9,7 +9,7 @@ import getpass
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tandem.cluster.config import TandemConfig
@@ -37,15 +37,20 @@ def check_home(config: TandemConfig) -> None:
 
 def check_surroundings(config: TandemConfig) -> None:
     """Check all that a Ray and a service on this machine need. Raise UnusableError."""
-    check_home(config)
-    _check_working_directory()
-    for variable, directory, sockets in _temporary_directories():
-        _check_temporary(variable, directory, sockets)
-    _check_shared_memory()
-    for variable, directory in _caches(config).items():
-        default_of = "XDG_CACHE_HOME" if os.environ.get("XDG_CACHE_HOME") else "HOME"
-        _check_writable(directory, variable, variable if os.environ.get(variable) else default_of)
-    _check_user_name()
+    for check in checks_of_surroundings(config).values():
+        check()
+
+
+def checks_of_surroundings(config: TandemConfig) -> Mapping[str, Callable[[], None]]:
+    """Return the checks by the name of their object. Each raises UnusableError."""
+    return {
+        "home": lambda: check_home(config),
+        "working directory": _check_working_directory,
+        "temporary directory": _check_all_temporary,
+        "shared memory files": _check_shared_memory,
+        "caches": lambda: _check_caches(config),
+        "user name": _check_user_name,
+    }
 
 
 def _check_writable(directory: Path, variable: str, origin: str, private: bool = False) -> None:
@@ -73,6 +78,17 @@ def _temporary_directories() -> Iterator[tuple[str, Path, str]]:
     yield rays, Path(os.environ.get(rays, "/tmp")), RAYS_SOCKETS
     if rays != "TMPDIR":
         yield "TMPDIR", Path(os.environ.get("TMPDIR", "/tmp")), VLLMS_SOCKETS
+
+
+def _check_all_temporary() -> None:
+    for variable, directory, sockets in _temporary_directories():
+        _check_temporary(variable, directory, sockets)
+
+
+def _check_caches(config: TandemConfig) -> None:
+    for variable, directory in _caches(config).items():
+        default_of = "XDG_CACHE_HOME" if os.environ.get("XDG_CACHE_HOME") else "HOME"
+        _check_writable(directory, variable, variable if os.environ.get(variable) else default_of)
 
 
 def _check_temporary(variable: str, directory: Path, sockets: str) -> None:

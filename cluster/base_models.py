@@ -84,6 +84,17 @@ class ResolvedBaseModel:
 
         return geometry_of(self._model_config, self.config.lora)
 
+    def check(self) -> Geometry:
+        """Return the geometry of a model that can be trained, as far as its configuration shows. Loads no weights.
+
+        Raises PolicyError for a model that is rejected when it loads, and ValueError for its longest sequence.
+        """
+        from tandem.rl.models.base_config import check_config
+
+        with self.named_refusal():
+            check_config(self._model_config, self.max_model_len)
+            return self.geometry
+
     def memory_plan(self, gpu_bytes: int, part: Part) -> MemoryPlan:
         """Plan the memory of the GPUs that a learner or an engine of this model is on.
 

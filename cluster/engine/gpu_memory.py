@@ -19,6 +19,8 @@ def settings_on_gpu(base: ResolvedBaseModel) -> EngineConfig:
         return engine
     from vllm.platforms import current_platform
 
+    if current_platform.is_cpu():  # a build of vLLM without CUDA, whatever Ray has granted
+        return engine
     if num_processes(engine.tensor_parallel_size, engine.extra_args) != engine.tensor_parallel_size:
         return engine  # split in ways of the user's own, which the plan doesn't know; vLLM measures
     plan = base.memory_plan(current_platform.get_device_total_memory(), "engine")

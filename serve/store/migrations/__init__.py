@@ -29,15 +29,11 @@ def revision(connection: Connection) -> str | None:
     return found
 
 
-def upgrade(connection: Connection) -> None:
-    """Migrate a database, new or old, in the connection's transaction, which must keep other processes out.
-
-    Raises SchemaError.
-    """
+def check(connection: Connection) -> str | None:
+    """Return the database's revision as `revision` does, and change nothing. Raises SchemaError if it can't be used."""
     found = revision(connection)
     if found == LAST_OF_DEVELOPMENT:
-        connection.execute(update(table("alembic_version", column("version_num"))).values(version_num=FIRST))
-        found = FIRST
+        return found
     if found in UNRELEASED or (found is None and inspect(connection).has_table("jobs")):
         raise SchemaError(
             "The store's database was made by a development version before the first release and can't be migrated. "
@@ -48,6 +44,16 @@ def upgrade(connection: Connection) -> None:
             f"The store's database has schema {found}, made by a later release of Tandem; this release supports "
             f"schemas up to {HEAD}. Install the later release, or set another store_url."
         )
+    return found
+
+
+def upgrade(connection: Connection) -> None:
+    """Migrate a database, new or old, in the connection's transaction, which must keep other processes out.
+
+    Raises SchemaError.
+    """
+    if check(connection) == LAST_OF_DEVELOPMENT:
+        connection.execute(update(table("alembic_version", column("version_num"))).values(version_num=FIRST))
     from alembic import command  # takes half a second
     from alembic.config import Config
 
