@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tandem.cluster.memory.plan import MemoryPlan, NoRoomError, Tenant, plan_memory
+from tandem.cluster.memory.plan import MemoryPlan, Tenant, plan_memory
+from tandem.cluster.memory.refusal import NoRoomError
 
 PARTS = (1, 2, 4, 8)
 """Learners that share the weights, and GPUs of an engine, that are tried."""
@@ -30,7 +31,7 @@ class Fit:
         return self.shard if self.shares else self.shard + self.tensor_parallel_size
 
     def __str__(self) -> str:
-        settings = [f"learners.shard: {self.shard}"] if self.shard > 1 else []
+        settings = [f"learners.shard: {self.shard} (and as many learners)"] if self.shard > 1 else []
         if self.tensor_parallel_size > 1:
             settings.append(f"engine.tensor_parallel_size: {self.tensor_parallel_size}")
         return ", ".join([*settings, f"max_model_len: {self.max_model_len}"])

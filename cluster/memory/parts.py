@@ -65,11 +65,6 @@ class EngineMemory:
         return self.weights + self.lora + self.buffers + self.overhead
 
 
-def shard_of(learners: LearnersConfig) -> int:
-    """Return the number of learners that share the base weights; 1 if each has its own."""
-    return int(getattr(learners, "shard", None) or 1)
-
-
 def tensor_parallel_size(base: BaseModelConfig) -> int:
     """Return the number of GPUs of an engine replica."""
     return base.engine.tensor_parallel_size
@@ -77,7 +72,7 @@ def tensor_parallel_size(base: BaseModelConfig) -> int:
 
 def learner_memory(base: BaseModelConfig, geometry: Geometry, row_tokens: int) -> LearnerMemory:
     """Return what a learner needs on a GPU for packed rows of this many tokens."""
-    learners, shard = base.learners, shard_of(base.learners)
+    learners, shard = base.learners, base.learners.shard
     width = DTYPE_BYTES[learners.dtype]
     weights = width * geometry.num_parameters
     if shard > 1:  # the rest of the model, a part of each layer, and the layer in use beside the next one

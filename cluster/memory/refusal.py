@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tandem.cluster.memory.parts import gb, shard_of, tensor_parallel_size
+from tandem.cluster.memory.parts import gb, tensor_parallel_size
 from tandem.rl.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def refusal(plan: MemoryPlan, learner: Tenant | None, engine: Tenant | None, bud
         )
         remedies += [
             (part.activations, f"lower max_model_len below {length:,}"),
-            (part.weights, f"raise learners.shard above {shard_of(learner.base.learners)}"),
+            (part.weights, f"raise learners.shard above {learner.base.learners.shard}"),
             (part.other_models, "lower learners.jobs_at_once"),
         ]
     if plan.engine and engine:

@@ -16,7 +16,8 @@ from tandem.cluster.memory.parts import (
     sequence_kv_bytes,
     slot_bytes,
 )
-from tandem.cluster.memory.plan import MemoryPlan, NoRoomError, Tenant, engine_settings, neighbours, plan_memory
+from tandem.cluster.memory.plan import MemoryPlan, Tenant, engine_settings, neighbours, plan_memory
+from tandem.cluster.memory.refusal import NoRoomError
 from tandem.rl.models.geometry import Geometry, KvLayers, geometry_of
 from tandem.rl.settings import LoraSettings
 
