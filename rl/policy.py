@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.logprobs import token_logprobs
+from tandem.rl.logprobs import PLAIN, LogitRule, token_logprobs
 from tandem.rl.losses import shift_left
 from tandem.rl.models.attention import Attention, forward_inputs
 from tandem.rl.models.base_config import (
@@ -36,7 +36,6 @@ from tandem.rl.models.lora import (
     initial_adapter,
     initial_state,
 )
-from tandem.rl.models.output_head import logit_rule
 from tandem.rl.models.recurrent_layers import separate_sequences
 from tandem.rl.models.reference import caps_attention
 from tandem.rl.models.rms_norm import use_fast_rms_norms
@@ -98,13 +97,14 @@ class Policy:
         parameters: dict[str, nn.Parameter],
         attention: Attention,
         lora: LoraSettings,
+        rule: LogitRule = PLAIN,
         max_length: int | None = None,
         prunes: bool = False,
         shards: Shards | None = None,
     ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
-        self._rule = logit_rule(causal_lm)
+        self._rule = rule
         self._windows = attention_windows(causal_lm.config)
         self._attention: Attention = attention
         self._lora = lora
@@ -162,8 +162,8 @@ class Policy:
         separate_sequences(causal_lm.get_decoder(), place)
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
         prunes = can_prune_last_layer(causal_lm, implementation)
-        check_faithfulness(causal_lm, implementation, max_length, prunes)
-        return cls(causal_lm, parameters, implementation, lora, max_length, prunes, shards)
+        rule = check_faithfulness(causal_lm, implementation, max_length, prunes)
+        return cls(causal_lm, parameters, implementation, lora, rule, max_length, prunes, shards)
 
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False

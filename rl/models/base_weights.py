@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.attention import Attention, transformers_name
@@ -37,7 +44,7 @@ def load_model(
     """
 
     def load(place: torch.device) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
+        return _auto_class(config).from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -76,10 +83,23 @@ def takes_attention_functions(model: PreTrainedModel) -> bool:
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the model without weights, made on torch's default device. Raises PolicyError as `load_model` does."""
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = _auto_class(config).from_config(config)
     except (ValueError, ImportError) as error:
         raise _unsupported(config, error) from error
     return model
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """Return transformers' class that finds the model's class: that of the whole checkpoint, if it is multimodal.
+
+    vLLM serves the architecture that the configuration names, and adapters have the names of layers in it. So the
+    language model is trained as a part of that, too, even where transformers could load it alone.
+    """
+    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    is_named = whole is not None and whole.__name__ in (config.architectures or ())
+    if whole is not None and (is_named or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 @contextmanager

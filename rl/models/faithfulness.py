@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
+from tandem.rl.logprobs import LogitRule
 from tandem.rl.models.attention import Attention, forward_inputs
 from tandem.rl.models.base_config import (
     attention_kinds,
@@ -46,15 +47,16 @@ SHORT_PROBE = 72  # tokens
 @torch.no_grad()
 def check_faithfulness(
     causal_lm: PreTrainedModel, attention: Attention, max_length: int | None, prune: bool = False
-) -> None:
-    """Raise PolicyError unless packed logprobs are those of the model alone.
+) -> LogitRule:
+    """Return how the model makes logits. Raise PolicyError unless packed logprobs are those of the model alone.
 
     `causal_lm` is in the mode in which it is trained, and `prune` as in training. `max_length` is that of the longest
     sequence in use.
     """
     name = type(causal_lm).__name__
     try:
-        difference = _difference(causal_lm, attention, max_length, prune)
+        rule = logit_rule(causal_lm)
+        difference = _difference(causal_lm, rule, attention, max_length, prune)
     except (PolicyError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -69,6 +71,7 @@ def check_faithfulness(
             f"{difference}. Its configuration names {kinds}. Use a base model with causal attention, full or in "
             f"sliding windows, in every layer."
         )
+    return rule
 
 
 @torch.no_grad()
@@ -87,11 +90,12 @@ def _inputs(causal_lm: PreTrainedModel, row: PackedSequence, attention: Attentio
     return forward_inputs(row, attention, head.dtype, attention_windows(config), shares_prefixes(config))
 
 
-def _difference(causal_lm: PreTrainedModel, attention: Attention, max_length: int | None, prune: bool) -> Difference:
+def _difference(
+    causal_lm: PreTrainedModel, rule: LogitRule, attention: Attention, max_length: int | None, prune: bool
+) -> Difference:
     row, sequences = _probe(causal_lm, max_length)
     head = causal_lm.get_output_embeddings().weight
     inputs = _inputs(causal_lm, row, attention)
-    rule = logit_rule(causal_lm)
     predicting = [indices[first:-1].to(head.device) for indices, first in sequences]
     hidden = hidden_at(causal_lm.get_decoder(), inputs, torch.cat(predicting), prune)
     packed, alone, spread = list[float](), list[float](), 0.0

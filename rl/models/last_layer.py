@@ -54,8 +54,8 @@ def can_prune(decoder: nn.Module, inputs: Mapping[str, Any], wanted: Tensor) -> 
     """Return whether pruning works on this model and changes nothing at the `wanted` positions of a row."""
     if decoder.training and getattr(decoder, "gradient_checkpointing", False):
         return False  # transformers takes the cache away
-    whole = hidden_at(decoder, inputs, wanted, prune=False)
     try:
+        whole = hidden_at(decoder, inputs, wanted, prune=False)
         pruned = hidden_at(decoder, inputs, wanted, prune=True)
     except Exception:  # a family whose layers or decoder take or return something else
         reset_after_error(decoder)

@@ -11,13 +11,21 @@ from typing import Literal
 
 import pytest
 import torch
+import transformers
 from small_models import packed_group, randomise_adapter, save_model, small_config, unpacked
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from tandem.rl.models import faithfulness
 from tandem.rl.models.attention import Attention
 from tandem.rl.models.base_config import attention_kinds, longest_sequence, remove_randomness
-from tandem.rl.models.base_weights import takes_attention_functions
+from tandem.rl.models.base_weights import empty_model, takes_attention_functions
 from tandem.rl.models.faithfulness import check_faithfulness
 from tandem.rl.models.reference import caps_attention
 from tandem.rl.packing import PackedSequence, one_segment, unpack
@@ -62,13 +70,19 @@ _SIZES = (
 def save(config: PreTrainedConfig, path: Path) -> Path:
     """Write a random model, with weights large enough that its predictions depend on what it sees."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config)
+    model = empty_model(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(4)
     model.save_pretrained(path)
     return path
+
+
+def released(path: Path, attention: str = "eager") -> PreTrainedModel:
+    """Return the model as its authors' own code computes it."""
+    (architecture,) = AutoConfig.from_pretrained(path).architectures
+    return getattr(transformers, architecture).from_pretrained(path, attn_implementation=attention).eval()
 
 
 # Models that are trained as they are
@@ -97,6 +111,9 @@ FULL = {
     "starcoder2": family("starcoder2", sliding_window=None),
     "deepseek_v3": family("deepseek_v3", **LATENT, **MIXTURE, first_k_dense_replace=1),
     "qwen3_5 without linear layers": family("qwen3_5", LINEAR | {"layer_types": ["full_attention"] * 2}),
+    "qwen3_vl": family("qwen3_vl", {}),
+    "qwen2_5_vl": family("qwen2_5_vl", {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}),
+    "llava": family("llava", {"model_type": "llama"}),
     "cohere with scaled logits": family("cohere"),
     "granite with scaled logits": family("granite", logits_scaling=3.0, embedding_multiplier=2.0),
     "phi with a bias of its logits": family("phi"),
@@ -116,6 +133,7 @@ WINDOWED = {
     "cohere2": family("cohere2", **SLIDING),
     "windows only": family("olmo3", **SLIDING | {"layer_types": ["sliding_attention"] * 2}),
     "exaone4": family("exaone4", **SLIDING),
+    "mistral3": family("mistral3", {"model_type": "mistral", "sliding_window": WINDOW}),
 }
 
 
@@ -132,7 +150,7 @@ def test_a_model_is_trained_as_it_computes_alone(name: str, tmp_path: Path) -> N
     path = save(TRAINED[name], tmp_path)
     policy = Policy.load(path, "cpu", lora=adapted(TRAINED[name]), max_length=256)
     packed = packed_group(40, [30, 24, 37])
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
+    model = released(path)
     with torch.no_grad():
         together, _ = policy.logprobs(packed)
         trained, _ = policy.logprobs(packed, trained_only=True)
@@ -229,7 +247,7 @@ def test_positions_scaled_by_length_are_refused_beyond_the_original_length(rope:
     Policy.load(tmp_path, "cpu", max_length=64)
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "paligemma", "clip", "vit"])
+@pytest.mark.parametrize("model_type", ["clip", "vit"])
 def test_a_model_that_is_no_causal_language_model_is_refused(model_type: str, tmp_path: Path) -> None:
     CONFIG_MAPPING[model_type]().save_pretrained(tmp_path)
     for load in (lambda: Policy.load(tmp_path, "cpu"), lambda: initial_adapter(tmp_path, LoraSettings())):
@@ -252,6 +270,7 @@ DIFFERENT: dict[str, tuple[PreTrainedConfig, Attention]] = {
     "a state space": (family("bamba", attn_layer_indices=[1], **MAMBA), "sdpa"),
     "a convolution": (family("lfm2", layer_types=["conv", "full_attention"]), "sdpa"),
     "attention to later tokens": (family("bert-generation", is_decoder=False), "sdpa"),
+    "attention to later tokens of a prompt": (family("paligemma", {"model_type": "gemma"}), "sdpa"),
     "biases by distance": (family("bloom"), "eager"),
     "a cache instead of attention": (family("mamba"), "eager"),
     "positions scaled by length": (
@@ -270,7 +289,7 @@ DIFFERENT: dict[str, tuple[PreTrainedConfig, Attention]] = {
 def test_a_model_that_computes_packed_sequences_differently_is_refused(name: str, tmp_path: Path) -> None:
     config, attention = DIFFERENT[name]
     path = save(config, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention)
+    model = released(path, attention)
     with pytest.raises(PolicyError) as refusal:
         check_faithfulness(model, attention, max_length=None)
     assert type(model).__name__ in str(refusal.value)
@@ -333,6 +352,10 @@ def test_a_multimodal_checkpoint_is_trained_as_its_language_model_computes(tmp_p
     model.save_pretrained(tmp_path)
     assert "vision_config" in (tmp_path / "config.json").read_text()
     policy = Policy.load(tmp_path, "cpu", lora=ATTENTION)
+    # Adapters are named as in the whole checkpoint, which vLLM serves.
+    names = {name.rpartition(".self_attn")[0] for name in policy.parameters}
+    assert names == {f"base_model.model.model.language_model.layers.{layer}" for layer in (0, 1)}
+    assert initial_adapter(tmp_path, ATTENTION).keys() == policy.parameters.keys()
     token_ids = torch.tensor(policy.probe_token_ids)
     with torch.no_grad():
         log_softmax = model(token_ids[None]).logits[0, :-1].log_softmax(-1)
