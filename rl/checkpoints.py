@@ -4,6 +4,7 @@
                       adapter_config.json
                       optimizer.safetensors        AdamW's tensors, "<parameter>.exp_avg" and so on; may hold none
                       manifest.json                sha256 and size of each file above, their digest, free metadata
+                      optimizer.dropped            only where the optimizer's state was deleted on purpose
 
 The digest is the sha256 of the manifest's list of files, so it names the content: the same state has the same digest
 wherever and whenever it is written, and metadata (which step, which job) is no part of it.
@@ -26,8 +27,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST, OPTIMIZER
-from tandem.rl.durability import sync
+from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST, NO_OPTIMIZER, OPTIMIZER
+from tandem.rl.durability import sync, write_whole
 from tandem.rl.errors import CheckpointError
 
 FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
@@ -54,7 +55,8 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Write `state` to <parent_dir>/<digest>: under another name, synced to disk, then renamed.
 
-    If the directory exists, it is verified and kept with its metadata.
+    If the directory exists, it is verified and kept with its metadata. An optimizer state that was dropped is written
+    again.
     Raises CheckpointError if the directory can't be written, or exists but is damaged.
     """
     contents = {
@@ -69,6 +71,8 @@ def write_checkpoint(
 
     final = Path(parent_dir) / digest
     if final.exists():
+        if _is_dropped(final / OPTIMIZER):
+            write_whole(final / OPTIMIZER, contents[OPTIMIZER])
         verify_checkpoint(final)
         return Checkpoint(final, digest)
     aside = final.with_name(f".{digest}-{uuid.uuid4().hex}")
@@ -83,12 +87,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> LearnerState:
-    """Read and verify the state in a checkpoint directory. Raises CheckpointError."""
+    """Read and verify the state in a checkpoint directory, without optimizer state if it was dropped.
+
+    Raises CheckpointError.
+    """
     path = Path(path)
     expected = _read_manifest(path)["files"]
-    return LearnerState(
-        adapter=_read_tensors(path / ADAPTER, expected), optimizer=_read_tensors(path / OPTIMIZER, expected)
-    )
+    optimizer = {} if _is_dropped(path / OPTIMIZER) else _read_tensors(path / OPTIMIZER, expected)
+    return LearnerState(adapter=_read_tensors(path / ADAPTER, expected), optimizer=optimizer)
 
 
 def read_adapter(path: str | Path) -> dict[str, Tensor]:
@@ -113,6 +119,10 @@ def verify_checkpoint(path: str | Path) -> None:
     expected = _read_manifest(path)["files"]
     for name in FILES:
         _read_verified(path / name, expected)
+
+
+def _is_dropped(optimizer: Path) -> bool:
+    return not optimizer.exists() and (optimizer.parent / NO_OPTIMIZER).exists()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -84,5 +84,22 @@ class StepError(RLError, ArithmeticError):
     """A gradient step that would destroy the policy, or did. Load a version before the next step."""
 
 
+class OutOfMemoryError(RLError, MemoryError):
+    """A gradient step or a scoring for which a device has too little memory. The policy is as before.
+
+    Attributes:
+        said: what torch said: how much was asked for, and how much was free.
+        row_tokens: tokens of the packed row that didn't fit, 0 if it was another learner's.
+        chunk_size: tokens whose logits were in memory at once.
+    """
+
+    def __init__(self, said: str, row_tokens: int = 0, chunk_size: int = 0) -> None:
+        super().__init__(said, row_tokens, chunk_size)
+        self.said, self.row_tokens, self.chunk_size = said, row_tokens, chunk_size
+
+    def __str__(self) -> str:
+        return f"A packed row of {self.row_tokens} tokens doesn't fit into the memory of its device ({self.said})."
+
+
 class CheckpointError(RLError, OSError):
     """A checkpoint that can't be written, read or trusted."""

@@ -10,9 +10,10 @@ Base weights may be bfloat16; adapter weights, their gradients and AdamW's momen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from torch import Tensor
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig
 from tandem.rl.divergence import StepNumbers, check_state
-from tandem.rl.errors import StepError
+from tandem.rl.errors import OutOfMemoryError, StepError
 from tandem.rl.losses import (
     LossInputs,
     LossTerms,
@@ -33,13 +34,16 @@ from tandem.rl.losses import (
     probability_moments,
     shift_right,
 )
+from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy, check_tensors
+from tandem.rl.progress import UPDATE, Progress
 from tandem.rl.settings import OptimizerSettings
 from tandem.rl.step_size import StepSize
 
 __all__ = ["Learner", "StepError"]
 
+T = TypeVar("T")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -58,6 +62,8 @@ class _Sum(IntEnum):
     SAMPLED_TOKENS = auto()
     UNKNOWN = auto()
     """Trained tokens whose logprob isn't finite."""
+    OUT_OF_MEMORY = auto()
+    """Learners whose memory didn't suffice."""
     MOMENTS = auto()
 
     @staticmethod
@@ -83,6 +89,9 @@ class Learner:
 
     Between two steps, `suspend` and `resume` let another training take the learner. Neither changes the other's result.
 
+    Where the memory of one learner doesn't suffice for its share of a step, `optim_step` raises OutOfMemoryError on
+    all of them, and they can take other steps (`rl.out_of_memory` repeats the step with shorter rows).
+
     `rl.steps` has the loop of a whole training job.
     """
 
@@ -104,6 +113,8 @@ class Learner:
         self._sums = _Sum.zeros(policy.device)
         self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
         self._last_step: StepNumbers | None = None  # since `begin`
+        self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
+        self.progress = Progress()
 
     def load_state(self, state: LearnerState) -> None:
         """Load a policy version: its adapter and optimizer state. Accumulated gradients are discarded.
@@ -183,30 +194,69 @@ class Learner:
         A step may take several calls. With a KL penalty it must be one call on every learner, because the penalty uses
         the mean KL of the whole step.
         """
+        if loss.kl_coef > 0:
+            self._check_kl(sequences)
         kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
+        self._within_memory(lambda: self._accumulate(sequences, loss, logprob_chunk_size, kl_mean), logprob_chunk_size)
+
+    def _accumulate(
+        self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int, kl_mean: Tensor | None
+    ) -> None:
         num_idle = self.policy.idle_passes(len(sequences))
-        for sequence in sequences:  # one by one, so that a step may have any number of rows
-            packed = sequence.to(self.policy.device)
-            logprobs, entropy = self.policy.logprobs(packed, logprob_chunk_size, with_entropy=True, trained_only=True)
+        for row in self.progress.over(sequences, "forward and backward"):
+            packed = row.to(self.policy.device)
+            logprobs, entropy = self.policy.logprobs(packed, chunk_size, with_entropy=True, trained_only=True)
             inputs = LossInputs.from_packed(packed, logprobs, entropy)
             terms = policy_loss(inputs, loss, kl_mean)
             terms.loss_sum.backward()
             self._sums += _sequence_sums(inputs, terms)
             self._watch_sampling(fresh_differences(inputs))
-        for _ in range(num_idle):
+        self._idle(num_idle)
+
+    def _idle(self, num_passes: int) -> None:
+        """Run the model in step with learners that share its weights and have more rows."""
+        for _ in range(num_passes):
+            self.progress.enter("a pass without a row")
             self.policy.idle_pass()
+
+    def _within_memory(self, work: Callable[[], T], chunk_size: int) -> T | None:
+        """Return what `work` returns; None if the memory doesn't suffice, or hasn't sufficed earlier in this step.
+
+        Every learner reaches the collectives of the step all the same, where the others learn of it. Learners that
+        share weights can't: they wait for this one in the middle of a row, so OutOfMemoryError is raised at once.
+        """
+        if self._shortage is not None:
+            return None
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._shortage = OutOfMemoryError(numbers_of(error), self.progress.position.row_tokens, chunk_size)
+        free_memory()
+        if self.policy.shards:
+            raise self._shortage
+        return None
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """Finish the gradient step, equally on every learner, and return its metrics, all finite.
 
         A step without trained tokens changes neither policy nor optimizer. Raises StepError if loss or gradient isn't
-        finite; the policy is then unchanged and the gradient discarded. `check_finite` checks the policy afterwards.
+        finite, and OutOfMemoryError; the policy is then unchanged and the gradient discarded. `check_finite` checks the
+        policy afterwards.
         """
+        self.progress.enter(UPDATE)
+        self._sums[_Sum.OUT_OF_MEMORY] = float(self._shortage is not None)
+        if dist.is_initialized():
+            dist.all_reduce(self._sums)
+        sums = self._sums.tolist()
+        if sums[_Sum.OUT_OF_MEMORY] > 0:
+            shortage = self._shortage or _shortage_of_another()
+            self._discard()
+            raise shortage
         if dist.is_initialized():
             dist.all_reduce(self._gradient)
-            dist.all_reduce(self._sums)
             dist.all_reduce(self._sampled_diff_max, op=dist.ReduceOp.MAX)
-        sums = self._sums.tolist()
         self._gradient /= sums[_Sum.TOKENS] + 1e-6
         grad_norm = _norm(self._gradient)
         loss = mean_over_tokens(sums[_Sum.LOSS], sums[_Sum.TOKENS])
@@ -240,20 +290,37 @@ class Learner:
         """Return token-aligned float32 logprobs [T] of each packed sequence under the loaded version, on the CPU.
 
         NaN at the first token of each segment, which has no prediction (and is never trained). `adapter` is that of
-        another version to score under; the one in training is put back afterwards.
+        another version to score under; the one in training is put back afterwards. Raises OutOfMemoryError.
         """
         own = None if adapter is None else self.policy.adapter_state()
+
+        def scored() -> list[Tensor]:
+            num_idle = self.policy.idle_passes(len(sequences))
+            rows = self.progress.over(sequences, "scoring")
+            found = [shift_right(self.policy.logprobs(row, chunk_size)[0], float("nan")).cpu() for row in rows]
+            self._idle(num_idle)
+            return found
+
         try:
             if adapter is not None:
                 self.policy.load_adapter_state(adapter)
-            num_idle = self.policy.idle_passes(len(sequences))
-            scores = [shift_right(self.policy.logprobs(row, chunk_size)[0], float("nan")).cpu() for row in sequences]
-            for _ in range(num_idle):
-                self.policy.idle_pass()
-            return scores
+            found = self._within_memory(scored, chunk_size)
         finally:
+            self.progress.enter("")
             if own is not None:
                 self.policy.load_adapter_state(own)
+        shortage, self._shortage = self._shortage, None
+        if found is None:
+            assert shortage is not None, "scoring happens between two steps"
+            raise shortage
+        return found
+
+    def _check_kl(self, sequences: Sequence[PackedSequence]) -> None:
+        if self._sums[_Sum.SEQUENCES] > 0:
+            raise ValueError("With a KL penalty, pass all packed sequences of a gradient step to one forward_backward.")
+        for packed in sequences:
+            if packed.ref_logprobs is None or packed.ref_logprobs[packed.is_trained].isnan().any():
+                raise ValueError("With a KL penalty, every trained token needs a reference logprob (ref_logprobs).")
 
     def _step_kl_mean(self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int) -> Tensor | None:
         """Return the mean KL over the trained tokens of the step, over all learners; None if the step is one sequence.
@@ -261,24 +328,27 @@ class Learner:
         The losses need it beforehand, which costs a second forward pass without gradient if the KL is that of the
         current policy.
         """
-        if self._sums[_Sum.SEQUENCES] > 0:
-            raise ValueError("With a KL penalty, pass all packed sequences of a gradient step to one forward_backward.")
-        for packed in sequences:
-            if packed.ref_logprobs is None or packed.ref_logprobs[packed.is_trained].isnan().any():
-                raise ValueError("With a KL penalty, every trained token needs a reference logprob (ref_logprobs).")
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         if world_size == 1 and len(sequences) == 1:
             return None
-        total = torch.zeros(2, dtype=torch.float64, device=self.policy.device)
-        num_idle = self.policy.idle_passes(sum(_kl_needs_policy(packed, loss) for packed in sequences))
-        for packed in sequences:
-            total[0] += kl_sum(self._kl_inputs(packed.to(self.policy.device), loss, chunk_size), loss)
-            total[1] += packed.num_trained_tokens
-        with torch.no_grad():
-            for _ in range(num_idle):
-                self.policy.idle_pass()
+        total = torch.zeros(3, dtype=torch.float64, device=self.policy.device)
+
+        @torch.no_grad()
+        def add() -> None:
+            num_idle = self.policy.idle_passes(sum(_kl_needs_policy(packed, loss) for packed in sequences))
+            for row in self.progress.over(sequences, "the mean KL"):
+                packed = row.to(self.policy.device)
+                total[0] += kl_sum(self._kl_inputs(packed, loss, chunk_size), loss)
+                total[1] += packed.num_trained_tokens
+            self._idle(num_idle)
+
+        self._within_memory(add, chunk_size)
         if world_size > 1:
+            self.progress.enter("the mean KL of all learners")
+            total[2] = float(self._shortage is not None)
             dist.all_reduce(total)
+            if total[2] > 0:
+                self._shortage = self._shortage or _shortage_of_another()
         return mean_over_tokens(total[0], total[1]).float()
 
     @torch.no_grad()
@@ -297,6 +367,8 @@ class Learner:
             self._sampled_diff_max.copy_(torch.maximum(self._sampled_diff_max, differences.max()))
 
     def _discard(self) -> None:
+        self.progress.enter("")
+        self._shortage = None
         self._gradient.zero_()
         self._sums.zero_()
         self._sampled_diff_max.zero_()
@@ -311,6 +383,10 @@ class Learner:
             for name, shape in self._shapes().items()
             for key in _MOMENTS
         }
+
+
+def _shortage_of_another() -> OutOfMemoryError:
+    return OutOfMemoryError("another learner's memory was full")
 
 
 def _kl_needs_policy(packed: PackedSequence, loss: LossConfig) -> bool:

@@ -59,6 +59,10 @@ class PackedSequence:
     """int64. The step of the policy version that the token's trajectory began with; -1 where unknown."""
     is_fresh: Tensor | None = None
     """bool. True if sampled by the policy at the start of the step; None in steps that don't compare the two."""
+    group_ids: Tensor | None = None
+    """int32. Index in the job of the trajectory group that the token's segment belongs to."""
+    trajectory_ids: Tensor | None = None
+    """int32. Index in its group of the trajectory that the token's segment belongs to."""
     repeats: Repeats = field(default_factory=lambda: Repeats.none())
     """Trainings of the row's tokens for further sequences; none if every token is trained once at most."""
 

@@ -155,6 +155,8 @@ class _Row:
             advantages=_spread([part.sequence.advantage for part in parts], lengths).float() * loss_mask,
             weights=_spread([part.sequence.weight for part in parts], lengths).float() * loss_mask,
             policy_versions=_spread([_or_unknown(part.sequence.policy_version) for part in parts], lengths),
+            group_ids=_spread([part.sequence.group for part in parts], lengths).int(),
+            trajectory_ids=_spread([part.sequence.trajectory for part in parts], lengths).int(),
             repeats=self._packed_repeats(),
         )
 

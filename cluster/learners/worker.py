@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,8 @@ from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.gpu_memory import limit_gpu_memory
 from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
+from tandem.cluster.learners.stacks import Whereabouts, whereabouts
+from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
 
     from tandem.rl.checkpoints import LearnerState
     from tandem.rl.config import LossConfig
-    from tandem.rl.errors import StepError
+    from tandem.rl.errors import OutOfMemoryError, StepError
     from tandem.rl.learner import SuspendedTraining
+    from tandem.rl.out_of_memory import RowLimit
     from tandem.rl.packing import PackedSequence
+    from tandem.rl.progress import Position
 
 WRITING = "writing"
 """The group of Ray calls that may run beside a gradient step."""
+WATCHING = "watching"
+"""The same for calls that ask how far a step is, which must not wait for a checkpoint."""
 
 
 @dataclass(eq=False)
@@ -88,6 +93,7 @@ class LearnerWorker:
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
         self._base_probe: list[float] = []  # of the base model
         self._fault: Exception | None = None  # that broke this rank's step with those that share its weights
+        self._scoring_limit: RowLimit | None = None
 
     def rendezvous(self) -> str:
         """Return the address at which the group meets. Only for rank 0."""
@@ -142,13 +148,29 @@ class LearnerWorker:
         freeze_heap()
         return str(device)
 
-    def load(self, digest: str, job: str = "") -> None:
-        """Begin a job's training from a version: from memory, or from a checkpoint after verifying its digests."""
-        from tandem.rl.checkpoints import read_checkpoint
+    def whereabouts(self) -> Whereabouts:
+        """Return where this process is. From now on it can be asked for its stacks."""
+        return whereabouts()
+
+    def progress(self) -> Position:
+        """Return how far this rank is within a step. Called beside the step."""
+        return self._learner.progress.position
+
+    def load(self, digest: str, job: str = "", fresh_optimizer: bool = False) -> None:
+        """Begin a job's training from a version: from memory, or from a checkpoint after verifying its digests.
+
+        With `fresh_optimizer`, every rank begins without optimizer state, whether it still has one or not.
+        """
+        from tandem.rl.checkpoints import LearnerState, read_checkpoint
 
         self.drop(job)
         active = self._active
-        if active is not None and active.digest == digest and active not in self._sessions.values():
+        if fresh_optimizer:
+            self._set_aside()
+            self._learner.load_state(LearnerState(self._adapter(digest)))
+            # The digest of another state, with the optimizer's: this one can't be kept under it.
+            self._active = _Session(None, self._learner.policy.probe() if self._rank == 0 else [])
+        elif active is not None and active.digest == digest and active not in self._sessions.values():
             self._learner.begin()  # the job before has made this version, and no other one has followed
         else:
             self._set_aside()
@@ -221,11 +243,22 @@ class LearnerWorker:
     def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
         """Return token-aligned float32 logprobs [T] of packed rows under any version, as `Learner.score` does.
 
-        The state in training stays as it is, and ranks that share no weights with this one aren't needed.
+        The state in training stays as it is, and ranks that share no weights with this one aren't needed. Rows that
+        don't fit into memory are split; raises OutOfMemoryError if a single sequence doesn't fit. Ranks that share
+        weights split no rows.
         """
+        from tandem.rl.out_of_memory import RowLimit, score_within_memory
+
         with self._in_step():
             is_loaded = self._active is not None and self._active.digest == digest
-            return self._learner.score(rows, chunk_size, None if is_loaded else self._adapter(digest))
+            adapter = None if is_loaded else self._adapter(digest)
+            if self._base.learners.shard > 1:  # no rank may split its rows alone
+                return self._learner.score(rows, chunk_size, adapter)
+            # Apart from the limit of gradient steps, which need far more memory.
+            limit = self._scoring_limit = self._scoring_limit or RowLimit()
+            return score_within_memory(
+                lambda fitting, chunk: self._learner.score(fitting, chunk, adapter), limit, rows, chunk_size
+            )
 
     def _adapter(self, digest: str) -> dict[str, Tensor]:
         from tandem.rl.checkpoints import read_adapter
@@ -241,13 +274,14 @@ class LearnerWorker:
         learning_rate: float,
         logprob_chunk_size: int,
         job: str = "",
-    ) -> dict[str, float] | StepError:
+    ) -> dict[str, float] | StepError | OutOfMemoryError:
         """Take a gradient step over this rank's share of the packed sequences. All ranks return the same metrics, and
         the seconds that the step took as `time/step_trainer_s`.
 
-        A step that diverges does so on all ranks. Its error is returned, because the ranks can take other steps.
+        A step that diverges does so on all ranks, and where one rank's memory doesn't suffice, all learn of it. The
+        error is returned, because the ranks can take other steps.
         """
-        from tandem.rl.errors import StepError
+        from tandem.rl.errors import OutOfMemoryError, StepError
 
         self._activate(job).digest = None
         began = time.perf_counter()
@@ -255,6 +289,10 @@ class LearnerWorker:
             try:
                 metrics = self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
             except StepError as error:
+                return error
+            except OutOfMemoryError as error:
+                if self._base.learners.shard > 1:  # the others wait in the middle of a row
+                    raise
                 return error
         return metrics | {"time/step_trainer_s": time.perf_counter() - began}
 
@@ -307,6 +345,5 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:
         # NCCL's errors have a type of their own. Gloo's are recognised by the source file in their message.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            sentence = re.sub(r"^\[[^\]]*\]\s*", "", str(error)).partition(". ")[0]
-            raise PeerLostError(f"the connection to another learner broke: {sentence}") from error
+            raise PeerLostError(f"the connection to another learner broke: {connection_fault(error)}") from error
         raise

@@ -12,7 +12,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.errors import StageError
-from tandem.rl.errors import PolicyError
+from tandem.cluster.processes.accelerator_failures import accelerator_fault
+from tandem.rl.errors import OutOfMemoryError, PolicyError
 
 logger = logging.getLogger(__name__)
 NUM_FRAMES = 2
@@ -25,6 +26,11 @@ _CRASH = re.compile(
     re.DOTALL,
 )
 KILLED = "was killed by signal 9 (SIGKILL), as the kernel does when memory runs out"
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")  # torch's and Python's own
+MORE_MEMORY = (
+    "Lower the base model's max_model_len, so that such trajectories are dropped, train on shorter ones, set "
+    "learners.gradient_checkpointing, or give each learner a device with more memory (or more of a shared one)."
+)
 LAST_WORDS_BYTES = 1 << 16
 LAST_WORDS_S = 30.0  # a worker process may have to start first
 
@@ -114,6 +120,13 @@ def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> S
     logger.error("Stage %s: %s raised an error\n%s", stage, who, trace)
     if isinstance(cause, PolicyError):  # whose message says everything
         return StageError(stage, str(cause), "")
+    if isinstance(cause, OutOfMemoryError):
+        return StageError(stage, str(cause), f"Not even one sequence at a time fits. {MORE_MEMORY}")
+    if fault := accelerator_fault(cause):
+        return StageError(stage, f"the GPU of {who} failed: {fault}.", _NEXT_ATTEMPT, retryable=True)
+    if type(cause).__name__ in OUT_OF_MEMORY or "CUDA error: out of memory" in str(cause):
+        said = " ".join(str(cause).partition("\n")[0].split()) or type(cause).__name__
+        return StageError(stage, f"{who} ran out of memory: {said}", MORE_MEMORY, retryable=True)
     frames = [f"{Path(m['file']).name}:{m['line']} in {m['function']}" for m in _FRAME.finditer(trace)]
     where = f" ({' < '.join(reversed(frames[-NUM_FRAMES:]))})" if frames else ""
     return StageError(
