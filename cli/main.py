@@ -218,7 +218,35 @@ for command in (doctor, service_commands.models, service_commands.jobs, service_
     app.command()(command)
 
 
-# Keys are in the service's store, so these commands read its configuration.
+# Keys and versions are in the service's store, so these commands read its configuration.
+
+
+@app.command()
+def retention(
+    keep_versions: Annotated[
+        int | None, typer.Option(min=1, help="Try this limit instead of retention.keep_versions.")
+    ] = None,
+    keep_optimizer: Annotated[
+        int | None, typer.Option(min=1, help="Try this limit instead of retention.keep_optimizer.")
+    ] = None,
+    config_path: ConfigOption = None,
+    json: Json = False,
+) -> None:
+    """Show what retention would delete now, with sizes. Nothing is deleted: the service does that, every hour."""
+    from tandem.cli.retention_command import COLUMNS, deletions
+    from tandem.cluster.artifacts import Artifacts
+
+    config = _config(config_path)
+    tried = {"keep_versions": keep_versions, "keep_optimizer": keep_optimizer}
+    settings = config.retention.model_copy(update={name: limit for name, limit in tried.items() if limit is not None})
+    with _store_faults(config):
+        found = deletions(_store(config), Artifacts(config.artifacts_root), settings)
+    if json:
+        return print_json(out, attributes(found, *COLUMNS.values()))
+    print_table(out, COLUMNS, found)
+    total = sum(deletion.bytes for deletion in found)
+    limits = ", ".join(f"{name} {limit}" for name, limit in settings.model_dump().items() if limit) or "no limits"
+    err.print(f"{len(found)} deletions of {total / 1e6:.1f} MB with {limits}. Nothing was deleted.")
 
 
 @keys.command("create")

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tandem.cluster.checkpoint_cache import make_room, mark_used
 from tandem.cluster.errors import ArtifactError
-from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST
+from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST, NO_OPTIMIZER, OPTIMIZER
 from tandem.rl.durability import sync, write_whole
 
 CHECKPOINTS = "checkpoints"
@@ -130,6 +130,25 @@ class Artifacts:
         remote = self._url(f"{CHECKPOINTS}/{digest}")
         if not self._is_local and self._fs.exists(remote):
             self._fs.rm(remote, recursive=True)
+
+    def drop_optimizer(self, digest: str) -> None:
+        """Delete the optimizer state of a checkpoint. No error if it is gone already.
+
+        First it is marked as dropped, so that no reader takes the checkpoint for damaged. Copies in caches stay.
+        """
+        checkpoint = f"{CHECKPOINTS}/{digest}"
+        if not self._fs.exists(self._url(f"{checkpoint}/{MANIFEST}")):
+            return
+        self.write_blob(f"{checkpoint}/{NO_OPTIMIZER}", b"")
+        self.delete_blob(f"{checkpoint}/{OPTIMIZER}")
+
+    def checkpoint_sizes(self, digest: str) -> dict[str, int]:
+        """Return the size in bytes of each file of a checkpoint; none if there is no such checkpoint."""
+        try:
+            entries = self._fs.ls(self._url(f"{CHECKPOINTS}/{digest}"), detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
 
     @property
     def spool_dir(self) -> Path:

@@ -270,12 +270,36 @@ class DeadlinesConfig(Settings):
     load_s: Seconds = Field(300, gt=0, description="Loading a policy version into the learners.")
     score_s: Seconds = Field(1800, gt=0, description="Old or reference logprobs of a whole job.")
     step_s: Seconds = Field(900, gt=0, description="One gradient step.")
+    step_progress_s: Seconds = Field(
+        60,
+        gt=0,
+        description="A learner that makes no progress in a gradient step for this long, and for ten times the usual "
+        "time of the row in work, is replaced. Ten times as long for its first rows.",
+    )
     checkpoint_s: Seconds = Field(600, gt=0, description="Writing and uploading a checkpoint.")
     publish_s: Seconds = Field(60, gt=0, description="Recording a new version while the store doesn't answer.")
     receive_s: Seconds = Field(
         60, gt=0, description="A client that pauses for this long in the middle of a request is disconnected."
     )
     inference_s: Seconds = Field(600, gt=0, description="From the arrival of an inference request to its last token.")
+
+
+class RetentionConfig(Settings):
+    """What is kept of each model's versions. `tandem retention` shows what would be deleted, with sizes.
+
+    The newest version stays always, and so does all that a queued or running job needs.
+    """
+
+    keep_versions: int | None = Field(
+        None, ge=1, description="Newest versions of each model that stay; older ones are deleted. Unset: all stay."
+    )
+    keep_optimizer: int | None = Field(
+        None,
+        ge=1,
+        description="Newest versions of each model that keep their optimizer state, two thirds of a checkpoint. A "
+        "version without it still answers requests; training that starts from it begins with a new optimizer. "
+        "Unset: all keep it.",
+    )
 
 
 class CoordinatorConfig(Settings):
@@ -364,6 +388,7 @@ class TandemConfig(BaseSettings):
     coordinator: CoordinatorConfig = CoordinatorConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()
+    retention: RetentionConfig = RetentionConfig()
     projects: dict[str, ProjectConfig] = Field({}, description="Projects by name; all others have the defaults.")
     resource_specs: tuple[ResourceSpecConfig, ...] = ()
 

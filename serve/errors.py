@@ -41,6 +41,10 @@ class NotFoundError(ServeError, LookupError):
     """The object doesn't exist, or belongs to another entity."""
 
 
+class GoneError(NotFoundError):
+    """The object was deleted, and its request was right once."""
+
+
 class ConflictError(ServeError, ValueError):
     """The request contradicts something that exists already."""
 

@@ -44,6 +44,7 @@ class ClaimedJob(QueuedJob):
     reference_digest: str | None = None  # checkpoint of the KL reference; None when there is no KL penalty
     reward_std_devs: tuple[float, ...] = ()  # of the jobs that made the model's versions, oldest first
     num_handed_back: int = 0  # earlier attempts that ended because the service was stopped
+    fresh_optimizer: bool = False  # the version's optimizer state isn't kept, so training begins with a new optimizer
 
     @property
     def num_tries(self) -> int:

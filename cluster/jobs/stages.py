@@ -14,7 +14,7 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.running_job import RunningJob
-from tandem.cluster.jobs.warnings import WARNING, batch_warnings
+from tandem.cluster.jobs.warnings import WARNING, batch_warnings, fresh_optimizer_warning
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.of_job import JobLogprobs
@@ -62,7 +62,7 @@ class JobStages:
             if self.agreement:
                 self.agreement.before_training(job)
             with self.ahead.while_training():
-                training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job))
+                training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
                 metrics |= self._gradient_steps(job, training, batch.sequences)
                 metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
                 digest = training.save({**metadata, "step": claim.next_step}, job.check)
@@ -75,6 +75,8 @@ class JobStages:
         job.record("training_started", self._started(batch) | lag)
         for warning in batch_warnings(batch):
             job.record(WARNING, warning)
+        if job.claim.fresh_optimizer and batch.sequences:
+            job.record(WARNING, fresh_optimizer_warning(job.claim.version.step))
 
     def _prepare(self, job: RunningJob) -> TrainingBatch:
         try:

@@ -44,6 +44,16 @@ def batch_warnings(batch: TrainingBatch) -> Iterator[dict[str, Any]]:
         yield _warning("ignored_fields", message, account.ignored_fields)
 
 
+def fresh_optimizer_warning(step: int) -> dict[str, Any]:
+    """Return the data of the warning that the job starts from version `step` without its optimizer state."""
+    message = (
+        f"Version {step}, from which the job starts, no longer has its optimizer state (retention.keep_optimizer), so "
+        "training begins with a new optimizer. The first updates are larger than usual: lower learning_rate if they "
+        "are too large."
+    )
+    return _warning("fresh_optimizer", message, {"step": step})
+
+
 def _nothing_trained(batch: TrainingBatch) -> str:
     unchanged = "Nothing was trained: the new version has the weights of the one before."
     if not batch.num_trajectories:

@@ -132,10 +132,12 @@ class LearnerGroup:
             )
         logger.info("%d learners of %s on %s in %.1f s", count, self._base.name, devices, time.monotonic() - began)
 
-    def load(self, digest: str, job: str, on_wait: OnWait = wait_on) -> list[Any]:
+    def load(self, digest: str, job: str, on_wait: OnWait = wait_on, fresh_optimizer: bool = False) -> list[Any]:
         """Begin a job's training on every learner, from its memory or the checkpoint. Return the actors."""
         workers, deadline_s = self._workers, self._deadlines.load_s
-        self._call(workers, "load", deadline_s, on_wait, lambda worker, _: worker.load.remote(digest, job))
+        self._call(
+            workers, "load", deadline_s, on_wait, lambda worker, _: worker.load.remote(digest, job, fresh_optimizer)
+        )
         return workers
 
     def step(

@@ -69,11 +69,20 @@ class Training:
         self._group.start(on_wait)
         return self._group.base_probe(on_wait)
 
-    def load(self, digest: str, on_wait: OnWait = wait_on, on_wait_turn: OnWait | None = None) -> None:
-        """Begin from a version. `on_wait_turn` is called instead of `on_wait` while other jobs use the learners."""
+    def load(
+        self,
+        digest: str,
+        on_wait: OnWait = wait_on,
+        on_wait_turn: OnWait | None = None,
+        fresh_optimizer: bool = False,
+    ) -> None:
+        """Begin from a version, with `fresh_optimizer` from its adapter alone.
+
+        `on_wait_turn` is called instead of `on_wait` while other jobs use the learners.
+        """
         self._turn.hold(on_wait_turn or on_wait)
         self._group.start(on_wait)
-        self._workers = self._group.load(digest, self._job, on_wait)
+        self._workers = self._group.load(digest, self._job, on_wait, fresh_optimizer)
 
     def step(
         self,

@@ -69,7 +69,7 @@ class ApiReplica:
             ).faults,
         )
         engine_directory.publish_config(config.model_dump_json())
-        start_sweeping(store, artifacts, config.deadlines.prepare_s)
+        start_sweeping(store, artifacts, config.deadlines, config.retention)
 
     async def make_key(self, name: str, entity: str) -> tuple[str, str]:
         """Create a key for training. Return its id and the key: programs on this cluster don't know the store."""

@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from tandem.cluster.artifacts import LOGS, PAYLOADS, Artifacts
+from tandem.cluster.config import DeadlinesConfig, RetentionConfig
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -15,15 +16,18 @@ PERIOD_S = 3600.0
 MIN_AGE_S = 3600.0
 
 
-def start_sweeping(store: Store, artifacts: Artifacts, prepare_s: float) -> None:
-    """Sweep now and every hour, in a thread that ends with the process. `prepare_s`: deadline of a payload's check."""
+def start_sweeping(store: Store, artifacts: Artifacts, deadlines: DeadlinesConfig, retention: RetentionConfig) -> None:
+    """Sweep now and every hour, in a thread that ends with the process."""
     # Longer than a request may take from its first byte to the row that refers to its payload.
-    min_age = timedelta(seconds=MIN_AGE_S + 2 * prepare_s)
+    min_age = timedelta(seconds=MIN_AGE_S + 2 * deadlines.prepare_s)
+    # Longer than a request, or a job's start, may need a version after it has found it.
+    in_use = timedelta(seconds=MIN_AGE_S + max(deadlines.inference_s, deadlines.load_s))
 
     def run() -> None:
         while True:
             try:
                 sweep(store, artifacts, datetime.now(UTC) - min_age)
+                apply_retention(store, artifacts, retention, store.database.now() - in_use)
             except Exception:
                 logger.warning("Sweeping failed; the next attempt is in %d s", PERIOD_S, exc_info=True)
             time.sleep(PERIOD_S)
@@ -55,9 +59,34 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
     return removed
 
 
-def remove_unused_checkpoints(store: Store, artifacts: Artifacts) -> None:
-    """Delete the files of deleted versions that nothing needs any more. A failure is retried at the next call."""
-    for digest in store.garbage.unused_digests():
+def apply_retention(store: Store, artifacts: Artifacts, settings: RetentionConfig, marked_before: datetime) -> None:
+    """Mark what is surplus, and delete the files of what was marked before the given time.
+
+    An interrupted call is completed by the next one. Several processes may do this at once. Without limits, only what
+    was marked earlier is deleted.
+    """
+    if settings.keep_versions is not None:
+        for version in store.retention.retire(settings.keep_versions):
+            logger.info("Retention deleted version %s:step%d", version.model, version.step)
+    if settings.keep_optimizer is not None:
+        store.retention.expire_optimizers(settings.keep_optimizer)
+    remove_unused_checkpoints(store, artifacts, marked_before)
+    for digest in store.retention.removable_optimizers(marked_before):
+        try:
+            artifacts.drop_optimizer(digest)
+        except OSError:
+            logger.warning("Can't delete the optimizer state of checkpoint %s yet", digest, exc_info=True)
+        else:
+            store.retention.optimizer_removed(digest)
+    store.retention.forget_deleted_models()
+
+
+def remove_unused_checkpoints(store: Store, artifacts: Artifacts, retired_before: datetime | None = None) -> None:
+    """Delete the files of deleted versions that nothing needs any more. A failure is retried at the next call.
+
+    Versions that retention deleted are left alone, unless it did so before the given time.
+    """
+    for digest in store.garbage.unused_digests(retired_before):
         try:
             artifacts.delete_checkpoint(digest)
         except OSError:

@@ -82,6 +82,7 @@ class Claims(JobStore):
                 reference_digest=job.reference_digest,
                 reward_std_devs=_reward_std_devs(session, job.model_id),
                 num_handed_back=job.num_handed_back,
+                fresh_optimizer=_has_no_optimizer(session, version),
             )
 
     def change_mark(self) -> object | None:
@@ -181,6 +182,11 @@ class Claims(JobStore):
 
 
 Line = Callable[[type[JobRow]], ColumnElement[bool]]
+
+
+def _has_no_optimizer(session: Session, version: PolicyVersion) -> bool:
+    row = session.get(VersionRow, (version.model_id, version.step))  # None: version 0, which never had one
+    return row is not None and row.optimizer_expired_at is not None
 
 
 def _first_in_line(is_in_line: Line) -> Select[JobRow, ModelRow]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, true
 from sqlalchemy.orm import aliased
 
 from tandem.serve.store.database import Database
@@ -27,8 +28,11 @@ class Garbage:
                 known.update(session.scalars(select(LogRow.payload_key).where(LogRow.payload_key.in_(asked))))
         return [key for key in keys if key not in known]
 
-    def unused_digests(self) -> Sequence[str]:
-        """Return checkpoints of deleted versions that no version of any model and no open job needs any more."""
+    def unused_digests(self, retired_before: datetime | None = None) -> Sequence[str]:
+        """Return checkpoints of deleted versions that no version of any model and no open job needs any more.
+
+        Those of versions that retention deleted are left out, unless it did so before the given time.
+        """
         dead, live, lagged = VersionRow, aliased(VersionRow), aliased(VersionRow)
         needed_by_version = select(live.step).where(live.digest == dead.digest, live.deleted_at.is_(None)).exists()
         needed_by_job = (
@@ -53,13 +57,28 @@ class Garbage:
             .where(is_open(repeating), maker.model_id == dead.model_id, maker.step == dead.step)
             .exists()
         )
+        # A request that began before may need the files of a retired version.
+        retired = aliased(VersionRow)
+        is_recent = true() if retired_before is None else retired.retired_at >= retired_before
+        is_retired = retired.retired_at.is_not(None) & retired.files_removed_at.is_(None)
+        needed_by_request = select(retired.step).where(retired.digest == dead.digest, is_retired, is_recent).exists()
         is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == dead.digest).exists()
         with self._database.read() as session:
-            dead_digests = select(dead.digest).where(dead.deleted_at.is_not(None)).distinct()
-            needed = needed_by_version | needed_by_job | needed_by_lag | needed_by_repetition | is_initial
-            return session.scalars(dead_digests.where(~needed)).all()
+            dead_digests = select(dead.digest).where(dead.deleted_at.is_not(None), dead.files_removed_at.is_(None))
+            needed = (
+                needed_by_version
+                | needed_by_job
+                | needed_by_lag
+                | needed_by_repetition
+                | needed_by_request
+                | is_initial
+            )
+            return session.scalars(dead_digests.where(~needed).distinct()).all()
 
     def forget_digest(self, digest: str) -> None:
-        """Delete the rows of deleted versions with this digest, once its files are gone."""
+        """Delete the rows of deleted versions with this digest, once its files are gone. Mark those of retired ones."""
+        dead = VersionRow.digest == digest, VersionRow.deleted_at.is_not(None)
         with self._database.write() as session:
-            session.execute(delete(VersionRow).where(VersionRow.digest == digest, VersionRow.deleted_at.is_not(None)))
+            session.execute(delete(VersionRow).where(*dead, VersionRow.retired_at.is_(None)))
+            for row in session.scalars(select(VersionRow).where(*dead)):
+                row.files_removed_at = self._database.now()

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from tandem.rl.errors import ConfigError
 from tandem.serve.store.models import find_by_name
 from tandem.serve.store.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
-from tandem.serve.store.versions import find_version, not_ready
+from tandem.serve.store.versions import fate, find_retired, find_version, not_ready
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def pin_reference(session: Session, model: ModelRow, reference: KlReference) -> 
             owner = model if path is None else _own_model(session, model, reference.option, path)
             version = find_version(session, owner, step, lock=True)
             if version is None:
-                fate = "it was deleted" if step < owner.next_step else "that step hasn't been trained yet"
-                raise ConfigError(reference.option, f"there is no version {owner.path}:step{step}; {fate}")
+                why = fate(owner, step, find_retired(session, owner, step))
+                raise ConfigError(reference.option, f"there is no version {owner.path}:step{step}; {why}")
             return version.digest
 
 

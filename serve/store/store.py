@@ -12,6 +12,7 @@ from tandem.serve.store.jobs import Jobs
 from tandem.serve.store.keys import Keys
 from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
+from tandem.serve.store.retention import Retention
 from tandem.serve.store.versions import Versions
 
 
@@ -30,6 +31,7 @@ class Store:
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)
         self.garbage = Garbage(self.database)
+        self.retention = Retention(self.database)
 
     def close(self) -> None:
         """Close the pooled connections."""

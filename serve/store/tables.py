@@ -90,7 +90,8 @@ class ModelRow(Table):
 
 
 class VersionRow(Table):
-    """A policy version that a job made. The row of a deleted version stays until its files are gone."""
+    """A policy version that a job made. The row of a deleted version stays until its files are gone; that of a retired
+    one stays, so that requests learn what became of it."""
 
     __tablename__ = "versions"
     __table_args__ = (Index("versions_digest", "digest"),)
@@ -101,6 +102,14 @@ class VersionRow(Table):
     metrics: Mapped[dict[str, float]]
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+    retired_at: Mapped[datetime | None]
+    """When retention deleted the version; `deleted_at` is set, too."""
+    files_removed_at: Mapped[datetime | None]
+    """When the files of a retired version were gone."""
+    optimizer_expired_at: Mapped[datetime | None]
+    """From then on, a job that starts from this version starts without its optimizer state."""
+    optimizer_removed_at: Mapped[datetime | None]
+    """When the optimizer state was gone from the checkpoint."""
 
 
 class InitialVersionRow(Table):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import bindparam, func, literal, select
+from sqlalchemy import bindparam, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.jobs.job import PolicyVersion
-from tandem.serve.errors import NotFoundError, UnavailableError
+from tandem.serve.errors import GoneError, NotFoundError, UnavailableError
 from tandem.serve.store.database import Database
 from tandem.serve.store.models import find_by_name, find_model
 from tandem.serve.store.tables import InitialVersionRow, ModelRow, VersionRow
@@ -72,12 +73,16 @@ class Versions:
                     "model",
                 )
             version = find_version(session, model, step)
+            retired = None if version else find_retired(session, model, step or 0)
         if version:
             return PinnedPolicy(model.base_model, version.step, version.digest)
         if not step:
             raise not_ready(model.base_model)
-        fate = "it was deleted" if step < model.next_step else "that step hasn't been trained yet"
-        raise NotFoundError(f"There is no version {model.path}:step{step}: {fate}.", "version_not_found", "model")
+        if retired:
+            sentence = f"There is no version {model.path}:step{step} any more: {fate(model, step, retired)}."
+            raise GoneError(sentence, "version_retired", "model")
+        sentence = f"There is no version {model.path}:step{step}: {fate(model, step)}."
+        raise NotFoundError(sentence, "version_not_found", "model")
 
     def resolve_base(self, base_model: str) -> PinnedPolicy:
         """Return version 0 of a base model. Raises UnavailableError while it isn't recorded yet."""
@@ -93,10 +98,22 @@ class Versions:
             return {row.base_model: row.digest for row in session.scalars(select(InitialVersionRow))}
 
     def page(
-        self, model_id: str, entity: str, limit: int, after: int | None = None, newest_first: bool = False
+        self,
+        model_id: str,
+        entity: str,
+        limit: int,
+        after: int | None = None,
+        newest_first: bool = False,
+        with_retired: bool = False,
     ) -> Sequence[VersionRow]:
-        """Return versions of a model by step, those after the step `after`, without version 0. Raises NotFoundError."""
-        query = select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
+        """Return versions of a model by step, those after the step `after`, without version 0. Raises NotFoundError.
+
+        `with_retired`: also those that retention deleted.
+        """
+        is_live, is_retired = VersionRow.deleted_at.is_(None), VersionRow.retired_at.is_not(None)
+        query = select(VersionRow).where(
+            VersionRow.model_id == model_id, or_(is_live, is_retired) if with_retired else is_live
+        )
         if after is not None:
             query = query.where(VersionRow.step < after if newest_first else VersionRow.step > after)
         order = VersionRow.step.desc() if newest_first else VersionRow.step
@@ -140,6 +157,22 @@ def find_version(
         return PolicyVersion(model.id, version.step, version.digest)
     initial = session.get(InitialVersionRow, model.base_model) if step in (None, 0) else None
     return PolicyVersion(model.id, 0, initial.digest) if initial else None
+
+
+def find_retired(session: Session, model: ModelRow, step: int) -> datetime | None:
+    """Return when retention deleted the model's version `step`, None if it didn't."""
+    query = select(VersionRow.retired_at).where(VersionRow.model_id == model.id, VersionRow.step == step)
+    return session.scalar(query)
+
+
+def fate(model: ModelRow, step: int, retired_at: datetime | None = None) -> str:
+    """Return why there is no such version."""
+    if retired_at:
+        return (
+            f"it was deleted on {retired_at:%Y-%m-%d} by retention, which keeps only the newest versions of each model "
+            "(retention.keep_versions)"
+        )
+    return "it was deleted" if step < model.next_step else "that step hasn't been trained yet"
 
 
 def not_ready(base_model: str) -> UnavailableError:

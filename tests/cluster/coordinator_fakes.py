@@ -105,7 +105,7 @@ class RecordingLearners:
     def start(self, on_wait):
         on_wait()
 
-    def load(self, digest, on_wait, on_wait_turn):
+    def load(self, digest, on_wait, on_wait_turn, fresh_optimizer):
         self.log.append(("load", digest))
 
     def step(self, sequences, loss, learning_rate, chunk_size, on_wait, on_wait_turn):

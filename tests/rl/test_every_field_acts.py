@@ -119,7 +119,7 @@ class LocalLearners:
     def start(self, on_wait: Callable[[], None]) -> None:
         on_wait()
 
-    def load(self, digest: str, *on_wait: Callable[[], None]) -> None:
+    def load(self, digest: str, *_: object) -> None:
         self.learner.load_state(LearnerState(self._adapter(digest), {}))
 
     def step(self, sequences: Any, loss: Any, rate: float, chunk_size: int, *on_wait: Any) -> dict[str, float]:

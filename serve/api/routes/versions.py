@@ -35,10 +35,14 @@ def list_checkpoints(
     after: str | None = None,
     limit: Limit = 20,
     order: Order = "asc",
+    include_retired: bool = False,
 ) -> Page[Checkpoint]:
-    """List the model's versions by step. Version 0, the untrained policy, is never listed."""
+    """List the model's versions by step. Version 0, the untrained policy, is never listed.
+
+    With `include_retired`, also list those that retention deleted, whose `retired_at` is set.
+    """
     step = None if after is None else cursor_number(after, str(model_id))
-    rows = services.store.versions.page(str(model_id), caller.entity, limit + 1, step, order == "desc")
+    rows = services.store.versions.page(str(model_id), caller.entity, limit + 1, step, order == "desc", include_retired)
     return Page.of([checkpoint_view(row) for row in rows], limit)
 
 

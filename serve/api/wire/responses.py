@@ -45,6 +45,10 @@ class Checkpoint(Listed):
     digest: str
     """The SHA-256 of the checkpoint's manifest; completions return it in x-policy-digest."""
     created_at: datetime
+    has_optimizer: bool = True
+    """False if training that starts from this version begins with a new optimizer (retention.keep_optimizer)."""
+    retired_at: datetime | None = None
+    """When retention deleted the version (retention.keep_versions). Completions from it return 410."""
 
 
 class CheckpointsDeleted(BaseModel):

@@ -52,7 +52,12 @@ def version_view(row: VersionRow) -> Version:
 
 
 def checkpoint_view(row: VersionRow) -> Checkpoint:
-    return Checkpoint(**version_view(row).model_dump(), metrics=row.metrics)
+    return Checkpoint(
+        **version_view(row).model_dump(),
+        metrics=row.metrics,
+        has_optimizer=row.optimizer_expired_at is None and row.retired_at is None,
+        retired_at=row.retired_at,
+    )
 
 
 def job_view(row: JobRow, noted: Sequence[EventRow]) -> TrainingJob:

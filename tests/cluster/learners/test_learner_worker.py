@@ -74,8 +74,8 @@ class OneLearner:
     def start(self, on_wait):
         pass
 
-    def load(self, digest, on_wait, on_wait_turn):
-        self.worker.load(digest)
+    def load(self, digest, on_wait, on_wait_turn, fresh_optimizer):
+        self.worker.load(digest, fresh_optimizer=fresh_optimizer)
 
     def scorers(self, digest, chunk_size):
         return [lambda rows, timeout_s: self.worker.score(digest, rows, chunk_size)]
@@ -239,6 +239,31 @@ def test_the_base_models_probe_is_that_of_version_0(worker, versions, reference)
     probe = worker.base_probe()
     expected = reference.logprobs(versions[0], probe.token_ids)
     torch.testing.assert_close(torch.tensor(probe.logprobs), expected, atol=SAME, rtol=0)
+
+
+def test_training_without_the_optimizer_state_is_the_same_on_every_rank(worker, versions, artifacts):
+    """Whether a rank still has the state in memory, on disk or not at all, and nothing keeps it by its old digest."""
+
+    def train(fresh):
+        worker.load(versions[1], "a", fresh)
+        worker.step(rows(seed=3), LossConfig(), 0.01, 64, "a")
+        return save(worker, {"step": 3}, "a")
+
+    usual, fresh = train(False), train(True)
+    assert usual != fresh
+    worker.load(versions[1])
+    worker.load(versions[2])  # the first one is kept in memory
+    assert train(True) == fresh and train(False) == usual
+    worker.load(versions[1], "a", True)
+    worker.load(versions[2], "a")
+    assert train(False) == usual
+    saved = (artifacts.checkpoints_dir / versions[1] / "optimizer.safetensors").read_bytes()
+    artifacts.drop_optimizer(versions[1])
+    try:
+        assert train(True) == fresh
+    finally:
+        (artifacts.checkpoints_dir / versions[1] / "optimizer.safetensors").write_bytes(saved)
+        (artifacts.checkpoints_dir / versions[1] / "optimizer.dropped").unlink()
 
 
 def test_any_version_is_scored_while_another_is_in_training(worker, versions, reference):

@@ -18,6 +18,9 @@ from tandem.serve.store.tables import Table
 
 pytestmark = pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)
 
+ADDED = ("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at")
+BACK_TO_FIRST = [f"ALTER TABLE versions DROP COLUMN {column}" for column in ADDED]
+
 
 @pytest.fixture
 def database(new_url):
@@ -81,12 +84,30 @@ def test_a_database_of_the_last_development_version_is_adopted(database, run_sql
     store = Store(new_url)
     store.claims.put_initial_version("base", "d" * 64)
     store.close()
-    run_sql("UPDATE alembic_version SET version_num = '0003'")
+    run_sql(*BACK_TO_FIRST, "UPDATE alembic_version SET version_num = '0003'")
     for _ in range(2):
         Store(new_url).close()
     with database.connect() as connection:
         assert migrations.revision(connection) == migrations.HEAD
         assert connection.exec_driver_sql("SELECT digest FROM initial_versions").scalar() == "d" * 64
+    assert differences(database) == []
+
+
+def test_a_database_of_the_first_release_keeps_its_versions(database, run_sql, new_url):
+    values = "'m', 'team', 'p', 'agent', 'base', '2026-01-01 00:00:00', 2, '1970-01-01 00:00:00'"
+    run_sql(
+        *BACK_TO_FIRST,
+        f"UPDATE alembic_version SET version_num = '{migrations.FIRST}'",
+        "INSERT INTO models (id, entity, project, name, base_model, created_at, next_step, last_claimed_at) "
+        f"VALUES ({values})",
+        "INSERT INTO versions (model_id, step, digest, metrics, created_at) "
+        "VALUES ('m', 1, 'd', '{}', '2026-01-01 00:00:00')",
+    )
+    store = Store(new_url)
+    [version] = store.versions.page("m", "team", 10)
+    assert (version.digest, version.retired_at, version.optimizer_expired_at) == ("d", None, None)
+    assert store.versions.resolve("team", "p", "agent", 1).digest == "d"
+    store.close()
     assert differences(database) == []
 
 

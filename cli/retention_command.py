@@ -1,0 +1,48 @@
+"""`tandem retention`: what a limit on versions or optimizer states would delete, and how large it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tandem.rl.checkpoint_files import OPTIMIZER
+
+if TYPE_CHECKING:
+    from tandem.cluster.artifacts import Artifacts
+    from tandem.cluster.config import RetentionConfig
+    from tandem.serve.store.store import Store
+
+COLUMNS = {"model": "model", "version": "step", "deleted": "deleted", "bytes": "bytes"}
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A row of the list."""
+
+    model: str
+    step: int
+    deleted: str
+    """"version" or "optimizer state"."""
+    bytes: int
+    """Of the files. Versions with the same weights share theirs, which count once."""
+
+
+def deletions(store: Store, artifacts: Artifacts, settings: RetentionConfig) -> list[Deletion]:
+    """Return what the settings would delete now. Changes nothing."""
+    found: list[Deletion] = []
+    counted: set[str] = set()
+
+    def add(model: str, step: int, digest: str, deleted: str) -> None:
+        sizes = {} if digest in counted else artifacts.checkpoint_sizes(digest)
+        counted.add(digest)
+        size = sizes.get(OPTIMIZER, 0) if deleted == "optimizer state" else sum(sizes.values())
+        found.append(Deletion(model, step, deleted, size))
+
+    retired = [] if settings.keep_versions is None else store.retention.surplus_versions(settings.keep_versions)
+    for version in retired:
+        add(version.model, version.step, version.digest, "version")
+    if settings.keep_optimizer is not None:
+        for version in store.retention.surplus_optimizers(settings.keep_optimizer):
+            if version not in retired:
+                add(version.model, version.step, version.digest, "optimizer state")
+    return found
