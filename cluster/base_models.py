@@ -133,8 +133,12 @@ class ResolvedBaseModel:
         from tandem.rl.models.base_config import shares_prefixes, text_config
 
         base = self._model_config
-        vocab_size, shares = text_config(base).vocab_size, shares_prefixes(base)
-        return build_batch(groups, self.tokenizer, config, self.max_model_len, shuffle_seed, vocab_size, shares)
+        return build_batch(
+            *(groups, self.tokenizer, config, self.max_model_len, shuffle_seed),
+            vocab_size=text_config(base).vocab_size,
+            shares_prefixes=shares_prefixes(base),
+            device=self.config.trains_on,
+        )
 
     def check_groups(self, groups: Iterable[TrajectoryGroup], config: TrainingConfig) -> None:
         """Raise what `build_batch` raises for a job with these groups."""

@@ -54,6 +54,11 @@ class LearnersConfig(Settings):
     gradient_checkpointing: bool | None = Field(
         None, description="Recompute activations in the backward pass to save memory. Unset: on for CUDA only."
     )
+    compile: bool | None = Field(
+        None,
+        description="Let torch compile the decoder layers when the learners start, which fuses their small operations. "
+        "Unset: on for CUDA only, off for sharded layers and linear attention.",
+    )
     sequences_per_step: int | None = Field(
         None,
         ge=1,
@@ -220,9 +225,14 @@ class BaseModelConfig(Settings):
         return bool(self.learners.num_gpus or self.engine.num_gpus)
 
     @property
+    def trains_on(self) -> Literal["cpu", "cuda"]:
+        """The kind of the learners' device; `placement.place` must have set num_gpus."""
+        return "cuda" if self.learners.num_gpus and self.learners.device != "cpu" else "cpu"
+
+    @property
     def least_precise_dtype(self) -> Literal["float32", "bfloat16"]:
         """The less precise dtype of learners and engine; `placement.place` must have set num_gpus."""
-        on_gpu = {"learners": self.learners.num_gpus and self.learners.device != "cpu", "engine": self.engine.num_gpus}
+        on_gpu = {"learners": self.trains_on == "cuda", "engine": self.engine.num_gpus}
         dtypes = {"learners": self.learners.dtype, "engine": self.engine.dtype}
         is_half = any(dtype == "bfloat16" or (dtype == "auto" and on_gpu[part]) for part, dtype in dtypes.items())
         return "bfloat16" if is_half else "float32"

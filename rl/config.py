@@ -120,7 +120,8 @@ class TrainingConfig(BaseModel):
     num_trajectories_learning_rate_multiplier_power: Power | None = None
     """0. Multiplies the learning rate by (completions in a packed sequence) ** power; at most 10 either way."""
     packed_sequence_length: Count | None = None
-    """Unset: the longest sequence rounded up to 2048, at most the model's limit. Longer sequences are dropped."""
+    """Unset: the longest sequence rounded up to 2048, at least 8192 for learners on GPUs, at most the model's limit.
+    Longer sequences are dropped."""
     plot_tensors: bool | None = None
     """false. Keeps pictures of the packed tensors."""
     ppo: bool | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 from typing import TypeVar
 
@@ -35,7 +35,7 @@ from tandem.rl.losses import (
     shift_right,
 )
 from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
-from tandem.rl.packing import PackedSequence
+from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.policy import Policy, check_tensors
 from tandem.rl.progress import UPDATE, Progress
 from tandem.rl.settings import OptimizerSettings
@@ -138,6 +138,20 @@ class Learner:
     def begin(self) -> None:
         """Begin another training from the current version. Accumulated gradients are discarded."""
         self._last_step = None
+        self._discard()
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Score and differentiate a row of this length, so that kernels are compiled and memory is allocated before the
+        first job. Nothing else changes: call it before `load_state`."""
+        if not self.policy.compiles:
+            return
+        ids = torch.tensor(self.policy.probe_token_ids)
+        row = one_segment(ids.repeat(-(-num_tokens // len(ids)))[:num_tokens])
+        row = replace(
+            row, loss_mask=row.positions > 0, advantages=torch.ones(num_tokens), weights=torch.ones(num_tokens)
+        )
+        self.score([row])
+        self.forward_backward([row], LossConfig())
         self._discard()
 
     def check_finite(self) -> list[float]:

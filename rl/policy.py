@@ -28,6 +28,7 @@ from tandem.rl.models.base_config import (
     shares_prefixes,
 )
 from tandem.rl.models.base_weights import load_model, takes_attention_functions
+from tandem.rl.models.compiled_layers import compile_layers
 from tandem.rl.models.faithfulness import can_prune_last_layer, check_faithfulness
 from tandem.rl.models.last_layer import LEAST_PRUNED, hidden_at
 from tandem.rl.models.lora import (
@@ -101,6 +102,7 @@ class Policy:
         max_length: int | None = None,
         prunes: bool = False,
         shards: Shards | None = None,
+        compiles: bool = False,
     ) -> None:
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
@@ -114,6 +116,8 @@ class Policy:
         """Whether the last layer leaves out tokens of which no logprob is wanted."""
         self.shards = shards
         """The learners that hold the base weights together; None if this one has all of them."""
+        self.compiles = compiles or attention == "flex_attention"
+        """Whether the first rows take far longer, because torch compiles kernels for all others."""
         self.parameters = parameters
         """The trainable float32 parameters under their PEFT names."""
         self.device = self._head.device
@@ -134,12 +138,15 @@ class Policy:
         gradient_checkpointing: bool | None = None,
         max_length: int | None = None,
         shard_group: ProcessGroup | None = None,
+        compile: bool | None = None,
     ) -> Policy:
         """Load the base model at `path` (a directory or a Hugging Face id) with the adapter of version 0.
 
         `gradient_checkpointing` recomputes each layer in the backward pass to save memory; None: on CUDA only.
         `max_length` is that of the longest sequence in use, in tokens; None: the model's own limit.
         The processes of `shard_group` hold the layers together (`rl.models.sharding`) and make equal calls.
+        `compile` lets torch compile the decoder layers; None: on CUDA, except for sharded layers and recurrent ones,
+        whose loops over a row would be compiled for each length.
         Raises PolicyError for a model or device that can't be trained faithfully.
         """
         lora = lora or LoraSettings()
@@ -158,12 +165,18 @@ class Policy:
         if gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = add_adapter(causal_lm, lora)
-        use_fast_rms_norms(causal_lm.get_decoder())
+        is_plain = place.type == "cuda" and shards is None and shares_prefixes(config)
+        compiles = is_plain if compile is None else compile
+        if not compiles:
+            use_fast_rms_norms(causal_lm.get_decoder())
         separate_sequences(causal_lm.get_decoder(), place)
         causal_lm.train(gradient_checkpointing)  # transformers checkpoints in train mode only
-        prunes = can_prune_last_layer(causal_lm, implementation)
+        prunes = not compiles and can_prune_last_layer(causal_lm, implementation)
         rule = check_faithfulness(causal_lm, implementation, max_length, prunes)
-        return cls(causal_lm, parameters, implementation, lora, rule, max_length, prunes, shards)
+        policy = cls(causal_lm, parameters, implementation, lora, rule, max_length, prunes, shards, compiles)
+        if compiles:  # last, because checks run the layers with attention of other kinds
+            compile_layers(causal_lm.get_decoder())
+        return policy
 
     def logprobs(
         self, packed: PackedSequence, chunk_size: int = 1024, with_entropy: bool = False, trained_only: bool = False

@@ -109,6 +109,7 @@ class LearnerWorker:
         import torch
         import torch.distributed as dist
 
+        from tandem.rl.batch import default_packed_length
         from tandem.rl.learner import Learner
         from tandem.rl.models.freed_memory import keep_freed_memory
         from tandem.rl.policy import Policy, resolve_device
@@ -142,9 +143,11 @@ class LearnerWorker:
                 gradient_checkpointing=learners.gradient_checkpointing,
                 max_length=base.max_model_len,
                 shard_group=shard_group,
+                compile=learners.compile,
             )
             self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
         self._learner = Learner(policy, self._base.optimizer)
+        self._learner.warm_up(default_packed_length(0, base.max_model_len, device.type))
         freeze_heap()
         return str(device)
 

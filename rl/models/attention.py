@@ -113,8 +113,7 @@ def forward_inputs(
     padding = 0
     if attention == "flex_attention":
         padding = max(-packed.num_tokens % FLEX_BLOCK_SIZE, 2 * FLEX_BLOCK_SIZE - packed.num_tokens)
-    longest = int(packed.positions.max()) + 1 if any(windows.values()) else 0
-    reaches = {kind: window if window and window < longest else None for kind, window in windows.items()}
+    reaches = windows if attention == "flex_attention" else _needed(windows, packed)
     masks = {reach: _mask(packed, attention, dtype, padding, reach) for reach in set(reaches.values())}
     by_kind = {kind: masks[reach] for kind, reach in reaches.items()}
     return {
@@ -123,6 +122,12 @@ def forward_inputs(
         "attention_mask": by_kind if len(by_kind) > 1 else next(iter(by_kind.values())),
         **({} if shares_prefixes else boundary_inputs(packed, padding)),
     }
+
+
+def _needed(windows: Windows, packed: PackedSequence) -> Windows:
+    """Return the windows, None for those that hide nothing of the row. (FlexAttention would compile for that, too.)"""
+    longest = int(packed.positions.max()) + 1 if any(windows.values()) else 0
+    return {kind: window if window and window < longest else None for kind, window in windows.items()}
 
 
 def _mask(

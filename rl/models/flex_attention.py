@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
 from transformers import AttentionInterface
 
+from tandem.rl.models.any_length import compile_for_any_length
 from tandem.rl.models.attention_keywords import refuse_unknown
 
 NAME = "packed_flex_attention"
@@ -65,8 +66,7 @@ def _capped(softcap: float) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor]
 def _compiled() -> Flex:
     """Return `flex` compiled for any length. It raises where torch would else compute without a kernel, with scores of
     [H, T, T] numbers."""
-    compiled: Flex = torch.compile(flex, dynamic=True, fullgraph=True)
-    return compiled
+    return compile_for_any_length(flex, fullgraph=True)
 
 
 def _attention(

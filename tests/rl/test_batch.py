@@ -4,7 +4,7 @@ import pytest
 import torch
 from wire_data import EOS, choice, group, load_tokenizer, user, vector
 
-from tandem.rl.batch import TrainingBatch, build_batch, check_groups
+from tandem.rl.batch import TrainingBatch, build_batch, check_groups, default_packed_length
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError, TrajectoryError
 from tandem.rl.trajectories import TrajectoryGroup
@@ -94,6 +94,24 @@ def test_the_default_packed_length_is_the_models_limit_at_most():
     batch = batch_of(two_answers(good="yes " * 30), limit=25)
     assert batch.num_dropped_too_long == 1
     assert all(row.num_tokens <= 25 for row in batch.sequences)
+
+
+@pytest.mark.parametrize(
+    ("longest", "limit", "on_cpu", "on_gpu"),
+    [(100, 32768, 2048, 8192), (2049, 32768, 4096, 8192), (9000, 32768, 10240, 10240), (100, 4096, 2048, 4096)],
+)
+def test_rows_are_longer_on_a_gpu(longest, limit, on_cpu, on_gpu):
+    assert default_packed_length(longest, limit) == on_cpu
+    assert default_packed_length(longest, limit, "cuda") == on_gpu
+
+
+def test_the_device_decides_how_many_sequences_a_row_takes():
+    many = [two_answers(str(number), "yes " * 200, "no " * 200) for number in range(8)]
+    batches = [
+        build_batch(many, load_tokenizer(), TrainingConfig(), 32768, device=device) for device in ("cpu", "cuda")
+    ]
+    assert max(row.num_tokens for row in batches[0].sequences) <= 2048
+    assert [len(batch.sequences) for batch in batches] == [3, 1]
 
 
 def test_advantages_and_weights_end_normalised_over_the_job():
