@@ -150,11 +150,13 @@ class ResolvedBaseModel:
 
     def write_initial_version(self, artifacts: Artifacts) -> str:
         """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent."""
+        from tandem.cluster.engine.servable import check_servable
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
         from tandem.rl.models.lora import adapter_config, initial_adapter
 
         lora = self.config.lora
         with self.named_refusal():
+            check_servable(self.config, self._model_config)
             state = LearnerState(adapter=initial_adapter(self.path, lora, self.max_model_len), optimizer={})
         checkpoint = write_checkpoint(
             artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}

@@ -30,7 +30,8 @@ class LoraSettings(Settings):
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
-        description="Last parts of the names of the adapted modules; each must occur in the model.",
+        description="Last parts of the names of the adapted modules; each must occur in the model. `experts` adapts "
+        "the routed experts of a mixture, which no other name includes.",
     )
     seed: int = Field(
         0,

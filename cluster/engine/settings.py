@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tandem.cluster.config import EngineConfig
+from tandem.cluster.engine.servable import EXPERTS
 from tandem.rl.settings import LoraSettings
 
 EngineDevice = Literal["cpu", "cuda"]
@@ -15,6 +16,7 @@ WORKER_EXTENSION = "tandem.cluster.engine.cpu_lora.WorkerExtension"
 CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
 CPU_NUM_SEQS = 64
 NUM_LORAS = 4  # where no memory plan says otherwise
+CPU_WORKER = "tandem.cluster.engine.cpu_moe.Worker"
 CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
 
 
@@ -87,10 +89,13 @@ def engine_arguments(
     if device == "cpu":
         options |= {
             "block-size": CPU_BLOCK_SIZE,
+            "worker-cls": CPU_WORKER,
             "worker-extension-cls": WORKER_EXTENSION,
             "scheduler-cls": CLEAN_BLOCKS,
         }
         flags += ["enforce-eager"]
+    if EXPERTS in lora.target_modules:
+        flags += ["enable-mixed-moe-lora-format"]  # every family then takes the layout of `rl.models.lora_experts`
     named = [f"--{name}={value}" for name, value in options.items() if value is not None]
     targets = ["--lora-target-modules", *lora.target_modules]
     return [*named, *targets, *(f"--{flag}" for flag in flags), *config.extra_args]

@@ -28,6 +28,10 @@ from tandem.rl.models.attention import Attention, transformers_name
 from tandem.rl.models.base_config import first_sentence
 from tandem.rl.models.sharding import Shards
 
+EXPERTS = "grouped_mm"
+"""How transformers multiplies the experts of a mixture: exact, and the fastest on a CPU and on CUDA
+(`benchmarks/LOG.md`). Other models ignore it."""
+
 
 def load_model(
     path: str | Path,

@@ -2,12 +2,14 @@
 
 Adapter tensors are named as in PEFT's adapter_model.safetensors, are float32 whatever the base model's dtype is, and
 come in pairs per adapted linear layer: lora_A [r, in] and lora_B [out, r]; the layer adds (alpha / r) B A x. PEFT
-defines the names and the configuration file; `lora_linear` computes.
+defines the names and the configuration file; `lora_linear` computes, and `lora_experts` for the experts of a mixture.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ from transformers import PreTrainedModel
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.base_config import check_config, read_config
 from tandem.rl.models.base_weights import empty_model
+from tandem.rl.models.lora_experts import PARAMETERS, TARGET, LoraExperts, is_fused_experts
 from tandem.rl.models.lora_linear import LINEAR_LAYERS, LoraLinear, share_inputs
 from tandem.rl.settings import LoraSettings
 
+logger = logging.getLogger(__name__)
 _PEFT_PREFIX = "base_model.model"
 
 
@@ -31,7 +35,8 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]
-        target_modules=list(lora.target_modules),
+        target_modules=[target for target in lora.target_modules if target != TARGET],
+        **({"target_parameters": list(PARAMETERS)} if TARGET in lora.target_modules else {}),
         lora_dropout=0.0,
         bias="none",
         task_type=TaskType.CAUSAL_LM,
@@ -47,34 +52,70 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> dict[str, nn.Para
     model.requires_grad_(False)
     decoder, last_parts = model.get_decoder(), {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if missing := [target for target in lora.target_modules if target not in last_parts]:
+        instead = "names of this model's linear layers"
+        if TARGET in last_parts and TARGET not in lora.target_modules:
+            instead += f", and add {TARGET} to adapt the projections of its experts"
         raise PolicyError(
             f"target_modules names {', '.join(missing)}, which {type(model).__name__} does not have. "
-            f"Set it to names of this model's linear layers."
+            f"Set it to {instead}."
         )
     layers = {
         name: module for name, module in decoder.named_modules() if name.rpartition(".")[2] in lora.target_modules
     }
     absent = set(lora.target_modules) - {name.rpartition(".")[2] for name in layers}
-    wrong = sorted({type(module).__name__ for module in layers.values() if not isinstance(module, LINEAR_LAYERS)})
+    wrong = sorted({type(module).__name__ for module in layers.values() if not _can_adapt(module)})
     if absent or wrong:
         raise PolicyError(
-            f"target_modules may name only linear layers inside the transformer, not its embedding or output layer: "
+            f"target_modules may name only linear layers and fused experts inside the transformer, not its embedding, "
+            f"output layer or router: "
             f"{type(model).__name__} has {', '.join([*sorted(absent), *wrong])} elsewhere or of another kind."
         )
+    _report_experts(model, layers, lora)
     return _replace(model, set(map(id, layers.values())), lora)
 
 
+def _can_adapt(module: nn.Module) -> bool:
+    return isinstance(module, LINEAR_LAYERS) or is_fused_experts(module)
+
+
+def _report_experts(model: PreTrainedModel, adapted: Mapping[str, nn.Module], lora: LoraSettings) -> None:
+    """Log which layers of a mixture of experts are adapted if its experts aren't: names of layers don't show it."""
+    num_experts = sum(is_fused_experts(module) for module in model.modules())
+    if num_experts and TARGET not in lora.target_modules:
+        counts = Counter(name.rpartition(".")[2] for name in adapted)
+        logger.warning(
+            "target_modules adapts %s of %s. The routed experts of %d layers stay as they are: add %s to adapt them.",
+            ", ".join(f"{number} {target}" for target, number in sorted(counts.items())),
+            type(model).__name__,
+            num_experts,
+            TARGET,
+        )
+
+
 def _replace(model: PreTrainedModel, targets: set[int], lora: LoraSettings) -> dict[str, nn.Parameter]:
-    parameters = {}
+    parameters: dict[str, nn.Parameter] = {}
     for name, module in list(model.named_modules()):
         if id(module) in targets:
-            adapted = LoraLinear(module, lora.r, lora.alpha / lora.r)
             parent, _, own_name = name.rpartition(".")
+            adapted = _adapted(module, lora)
             setattr(model.get_submodule(parent), own_name, adapted)
-            parameters[f"{_PEFT_PREFIX}.{name}.lora_A.weight"] = adapted.lora_A
-            parameters[f"{_PEFT_PREFIX}.{name}.lora_B.weight"] = adapted.lora_B
+            for part, factors in _factors(name, adapted).items():
+                parameters[f"{_PEFT_PREFIX}.{part}.lora_A.weight"] = factors.lora_A
+                parameters[f"{_PEFT_PREFIX}.{part}.lora_B.weight"] = factors.lora_B
     share_inputs(model)
     return {name: parameters[name] for name in sorted(parameters)}
+
+
+def _adapted(module: nn.Module, lora: LoraSettings) -> LoraLinear | LoraExperts:
+    scale = lora.alpha / lora.r
+    return LoraExperts(module, lora.r, scale) if is_fused_experts(module) else LoraLinear(module, lora.r, scale)
+
+
+def _factors(name: str, adapted: LoraLinear | LoraExperts) -> dict[str, Any]:
+    """Return what has A and B, by PEFT's name: it counts fused experts as two adapters around each other."""
+    if isinstance(adapted, LoraExperts):
+        return {f"{name}.base_layer": adapted.gate_up, name: adapted.down}
+    return {name: adapted}
 
 
 def adapter_config(lora: LoraSettings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.engine.core import EngineCore
 from tandem.cluster.engine.scoring import score_one
+from tandem.cluster.engine.servable import EXPERTS
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.versions.version_checks import VersionChecks
@@ -80,7 +81,11 @@ class VersionLoader:
         directory, probe = await asyncio.to_thread(self.private_copy, digest)
         # Load the adapter into the core now, which rejects a bad one: a request for an adapter that can't be loaded
         # would kill the core. Never load in place: the prefix cache keeps results of the old weights.
-        request = LoadLoRAAdapterRequest(lora_name=adapter_name(digest), lora_path=str(directory))
+        request = LoadLoRAAdapterRequest(
+            lora_name=adapter_name(digest),
+            lora_path=str(directory),
+            is_3d_lora_weight=EXPERTS in self._lora.target_modules,
+        )
         response = await self._core.unless_dead(self._models.load_lora_adapter(request))
         if isinstance(response, ErrorResponse):
             shutil.rmtree(directory, ignore_errors=True)
@@ -145,6 +150,7 @@ class VersionLoader:
 
 def _check_targets(directory: Path, lora: LoraSettings) -> None:
     """Raise ValueError for an adapter on modules that vLLM wasn't configured to adapt: it would ignore them."""
-    adapted = json.loads((directory / "adapter_config.json").read_text())["target_modules"]
-    if unexpected := sorted(set(adapted) - set(lora.target_modules)):
+    config = json.loads((directory / "adapter_config.json").read_text())
+    adapted = {*config["target_modules"], *([EXPERTS] if config.get("target_parameters") else [])}
+    if unexpected := sorted(adapted - set(lora.target_modules)):
         raise ValueError(f"it adapts {', '.join(unexpected)}, which lora.target_modules doesn't name")

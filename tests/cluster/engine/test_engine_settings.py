@@ -34,6 +34,12 @@ def test_workarounds_for_a_cpu_stay_on_a_cpu(tmp_path):
     assert not [a for a in arguments("cuda") if "eager" in a or "extension" in a or "block-size" in a]
 
 
+def test_adapters_on_experts_come_in_the_layout_of_fused_experts():
+    experts = LoraSettings(target_modules=("q_proj", "experts"))
+    assert "--enable-mixed-moe-lora-format" in arguments("cuda", experts)
+    assert "--enable-mixed-moe-lora-format" not in arguments("cuda")
+
+
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16")])
 def test_the_dtype_follows_the_device_unless_it_is_configured(device, dtype):
     assert f"--dtype={dtype}" in arguments(device)

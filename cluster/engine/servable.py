@@ -1,0 +1,44 @@
+"""Which base models an engine can serve with adapters, as far as their configuration shows it.
+
+vLLM itself refuses families without LoRA when an engine starts. These rules are about faults that would show only with
+the first request, or never. Importing this imports no vLLM.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tandem.rl.errors import PolicyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from tandem.cluster.config import BaseModelConfig
+
+EXPERTS = "experts"
+OTHER_NAMES = ("mixtral",)
+"""Families whose layer of experts has another name in vLLM than in transformers, so that adapters wouldn't reach it."""
+
+
+def check_servable(base: BaseModelConfig, config: PreTrainedConfig) -> None:
+    """Raise PolicyError for a base model that the engine can't serve as it is trained."""
+    from tandem.rl.models.base_config import shares_prefixes, text_config
+
+    family = text_config(config).model_type
+    is_on_cpu = base.engine.num_gpus == 0  # set once the cluster's GPUs are known
+    if EXPERTS in base.lora.target_modules:
+        if is_on_cpu:
+            raise PolicyError(
+                "vLLM has no kernels for adapters on experts on a CPU. Give the engine a GPU, or remove experts from "
+                "lora.target_modules."
+            )
+        if family in OTHER_NAMES:
+            raise PolicyError(
+                f"vLLM can't load adapters on the experts of {family}, which it names otherwise than transformers. "
+                f"Remove experts from lora.target_modules."
+            )
+    if is_on_cpu and not shares_prefixes(config):
+        raise PolicyError(
+            f"vLLM can't serve {family} with adapters on a CPU: its kernels for recurrent layers need a GPU, or other "
+            f"dtypes and packages than the rest. Give the engine a GPU."
+        )
