@@ -112,6 +112,7 @@ class Learner:
         self._gradient = _flat_gradient(parameters)
         self._sums = _Sum.zeros(policy.device)
         self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
+        self._router_margins = policy.router_margins
         self._last_step: StepNumbers | None = None  # since `begin`
         self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
         self.progress = Progress()
@@ -271,6 +272,8 @@ class Learner:
         if dist.is_initialized():
             dist.all_reduce(self._gradient)
             dist.all_reduce(self._sampled_diff_max, op=dist.ReduceOp.MAX)
+            if self._router_margins.num_routers:
+                dist.all_reduce(self._router_margins.counts)
         self._gradient /= sums[_Sum.TOKENS] + 1e-6
         grad_norm = _norm(self._gradient)
         loss = mean_over_tokens(sums[_Sum.LOSS], sums[_Sum.TOKENS])
@@ -291,6 +294,9 @@ class Learner:
         if sums[_Sum.SAMPLED_TOKENS] > 0:
             metrics["logprobs/sampled_current_abs_diff_mean"] = sums[_Sum.SAMPLED_DIFF] / sums[_Sum.SAMPLED_TOKENS]
             metrics["logprobs/sampled_current_abs_diff_max"] = float(self._sampled_diff_max)
+        near_ties, choices = self._router_margins.counts.tolist()
+        if choices:
+            metrics["routing/near_tie_fraction"] = near_ties / choices
         self._discard()
         return metrics
 
@@ -386,6 +392,7 @@ class Learner:
         self._gradient.zero_()
         self._sums.zero_()
         self._sampled_diff_max.zero_()
+        self._router_margins.counts.zero_()
 
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in self.policy.parameters.items()}

@@ -40,6 +40,7 @@ from tandem.rl.models.lora import (
 from tandem.rl.models.recurrent_layers import separate_sequences
 from tandem.rl.models.reference import caps_attention
 from tandem.rl.models.rms_norm import use_fast_rms_norms
+from tandem.rl.models.routing import RouterMargins
 from tandem.rl.models.sharding import Shards
 from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, one_segment
@@ -118,6 +119,7 @@ class Policy:
         """The learners that hold the base weights together; None if this one has all of them."""
         self.compiles = compiles or attention == "flex_attention"
         """Whether the first rows take far longer, because torch compiles kernels for all others."""
+        self.router_margins = RouterMargins(self._decoder)
         self.parameters = parameters
         """The trainable float32 parameters under their PEFT names."""
         self.device = self._head.device

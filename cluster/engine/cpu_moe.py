@@ -21,7 +21,7 @@ class Worker(CPUWorker):
     """vLLM's worker on a CPU (`--worker-cls`)."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        unquantized_fused_moe_method.select_unquantized_moe_backend = _select_without_lora
+        vars(unquantized_fused_moe_method)["select_unquantized_moe_backend"] = _select_without_lora
         super().load_model(*args, **kwargs)
 
 

@@ -36,7 +36,7 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
         r=lora.r,
         lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]
         target_modules=[target for target in lora.target_modules if target != TARGET],
-        **({"target_parameters": list(PARAMETERS)} if TARGET in lora.target_modules else {}),
+        target_parameters=list(PARAMETERS) if TARGET in lora.target_modules else None,
         lora_dropout=0.0,
         bias="none",
         task_type=TaskType.CAUSAL_LM,
@@ -108,7 +108,9 @@ def _replace(model: PreTrainedModel, targets: set[int], lora: LoraSettings) -> d
 
 def _adapted(module: nn.Module, lora: LoraSettings) -> LoraLinear | LoraExperts:
     scale = lora.alpha / lora.r
-    return LoraExperts(module, lora.r, scale) if is_fused_experts(module) else LoraLinear(module, lora.r, scale)
+    if isinstance(module, LINEAR_LAYERS):
+        return LoraLinear(module, lora.r, scale)
+    return LoraExperts(module, lora.r, scale)
 
 
 def _factors(name: str, adapted: LoraLinear | LoraExperts) -> dict[str, Any]:
