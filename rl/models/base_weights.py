@@ -29,8 +29,8 @@ from tandem.rl.models.base_config import first_sentence
 from tandem.rl.models.sharding import Shards
 
 EXPERTS = "grouped_mm"
-"""How transformers multiplies the experts of a mixture: one grouped product for all of them. Exact, the fastest on a CPU
-(`benchmarks/LOG.md`), and a single kernel on CUDA."""
+"""How transformers multiplies the experts of a mixture: one grouped product for all of them. Exact, the fastest on a
+CPU (`benchmarks/LOG.md`), and a single kernel on CUDA."""
 
 
 def load_model(

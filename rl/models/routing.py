@@ -34,8 +34,10 @@ class RouterMargins:
 
     @torch.no_grad()
     def _count(self, router: Any, _inputs: Any, outputs: Any) -> None:
-        logits, _, chosen = outputs
-        margins, rounding = margins_of(_scores(router, logits), chosen, router.weight.dtype)
+        logits, chosen = _logits_and_chosen(outputs, len(router.weight))
+        if logits is None or chosen is None:
+            return  # a family with a router of another kind
+        margins, rounding = margins_of(_scores(router, logits), chosen.flatten(0, -2), router.weight.dtype)
         self.counts += torch.stack([(margins <= rounding).sum(), torch.tensor(len(margins), device=margins.device)])
 
 
@@ -51,6 +53,14 @@ def margins_of(scores: Tensor, chosen: Tensor, dtype: torch.dtype) -> tuple[Tens
     return (last - others.amax(dim=1, keepdim=True)).squeeze(1), torch.finfo(dtype).eps * scores.abs().amax(dim=1)
 
 
+def _logits_and_chosen(outputs: Any, num_experts: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the logits [.., E] and the indices [.., K] among a router's outputs, which families order differently."""
+    tensors = [output for output in outputs if isinstance(output, Tensor)] if isinstance(outputs, tuple) else []
+    logits = [t for t in tensors if t.is_floating_point() and t.shape[-1] == num_experts]
+    chosen = [t for t in tensors if not t.is_floating_point()]
+    return logits[0] if logits else None, chosen[0] if chosen else None
+
+
 def _scores(router: nn.Module, logits: Tensor) -> Tensor:
     """Return what the router compares: its logits, or sigmoids with a bias that balances the load (DeepSeek-V3)."""
     bias = getattr(router, "e_score_correction_bias", None)
@@ -59,5 +69,5 @@ def _scores(router: nn.Module, logits: Tensor) -> Tensor:
 
 
 def _is_router(module: nn.Module) -> bool:
-    """Return whether a module is a router that returns logits, weights and indices."""
+    """Return whether a module is a router that returns logits and indices, as far as its name says it."""
     return type(module).__name__.lower().endswith("topkrouter") and isinstance(module.weight, Tensor)

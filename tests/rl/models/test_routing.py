@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_lora_experts import EXPERTS, MIXTURES
-from test_model_families import save
+from test_model_families import MIXTURE, family, save
 from transformers import AutoModelForCausalLM
 from trees import branching_group
 
@@ -27,10 +27,17 @@ def test_the_margin_is_between_the_last_chosen_expert_and_the_next() -> None:
     assert rounding.tolist() == [4 / 128, 8 / 128, 9 / 128]
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+FAMILIES = MIXTURES | {
+    "granitemoehybrid": family(
+        "granitemoehybrid", layer_types=["attention"] * 2, shared_intermediate_size=32, **MIXTURE
+    )
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_choice_is_counted_and_equal_experts_are_ties(name: str) -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(MIXTURES[name]).eval()
+    model = AutoModelForCausalLM.from_config(FAMILIES[name]).eval()
     margins = RouterMargins(model.get_decoder())
     token_ids = torch.arange(1, 24)[None]
     with torch.no_grad():
