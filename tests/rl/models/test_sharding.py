@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_models import packed_group, randomise_adapter, save_model, with_reference
-from test_model_families import FULL, WINDOWED, adapted, save
+from test_model_families import FULL, LINEAR, WINDOWED, adapted, family, save
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -19,12 +19,17 @@ from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
-from tandem.rl.settings import OptimizerSettings
+from tandem.rl.settings import LoraSettings, OptimizerSettings
 
 SHARD, REPLICAS = 2, 2
 UNCLIPPED = OptimizerSettings(max_grad_norm=1e9)
 LAYERS = 3
-FAMILIES = {"experts": FULL["qwen3_moe"], "an image encoder beside it": WINDOWED["gemma3"]}
+FAMILIES = {
+    "experts": FULL["qwen3_moe"],
+    "adapted experts": FULL["qwen3_moe"],
+    "recurrent layers": family("qwen3_5_text", **LINEAR),
+    "an image encoder beside it": WINDOWED["gemma3"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ def layer_bytes(learner: Learner) -> tuple[int, int]:
 
 
 def policy_of(name: str, path: Path, group: Any = None) -> Policy:
-    policy = Policy.load(path, "cpu", lora=adapted(FAMILIES[name]), shard_group=group, max_length=256)
+    lora = LoraSettings(r=2, target_modules=("experts",)) if name == "adapted experts" else adapted(FAMILIES[name])
+    policy = Policy.load(path, "cpu", lora=lora, shard_group=group, max_length=256)
     randomise_adapter(policy)
     return policy
 
