@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class RouterMargins:
-    """Counts choices of the routers below `decoder`, in every forward pass.
+    """Counts choices of the routers below `decoder`, in every forward pass that a gradient follows.
 
     margins = RouterMargins(decoder)
     decoder(...)
@@ -32,8 +32,12 @@ class RouterMargins:
         for router in routers:
             router.register_forward_hook(self._count)
 
-    @torch.no_grad()
     def _count(self, router: Any, _inputs: Any, outputs: Any) -> None:
+        if torch.is_grad_enabled():
+            self._add(router, outputs)
+
+    @torch.no_grad()
+    def _add(self, router: Any, outputs: Any) -> None:
         logits, chosen = _logits_and_chosen(outputs, len(router.weight))
         if logits is None or chosen is None:
             return  # a family with a router of another kind
