@@ -42,7 +42,8 @@ class RouterMargins:
         if logits is None or chosen is None:
             return  # a family with a router of another kind
         margins, rounding = margins_of(_scores(router, logits), chosen.flatten(0, -2), router.weight.dtype)
-        self.counts += torch.stack([(margins <= rounding).sum(), torch.tensor(len(margins), device=margins.device)])
+        self.counts[0] += (margins <= rounding).sum()
+        self.counts[1] += len(margins)
 
 
 def margins_of(scores: Tensor, chosen: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
