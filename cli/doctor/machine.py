@@ -95,6 +95,11 @@ def _gpus(config: TandemConfig, found: list[Gpu]) -> str:
             f"{len(found)} GPUs, but torch {torch.__version__} is a build without CUDA. Install the GPU builds: "
             "make install EXTRA=gpu."
         )
+    if not torch.cuda.is_available():
+        raise FaultError(
+            f"Driver {found[0].driver} doesn't run torch for CUDA {torch.version.cuda}. Install a newer driver, or "
+            "look for its errors in dmesg."
+        )
     driver, names = found[0].driver, [f"{gpu.index}: {gpu.name}, {gb(gpu.memory_bytes)}" for gpu in found]
     return f"driver {driver}, CUDA {torch.version.cuda}; " + "; ".join(names)
 

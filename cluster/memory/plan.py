@@ -86,10 +86,10 @@ class MemoryPlan:
 def neighbours(base: BaseModelConfig, part: Part) -> tuple[OnGpu, float]:
     """Return who shares the GPU of a learner or an engine of this base model, and the fraction that they have together.
 
-    `placement.place` must have set num_gpus. Learner and engine are neighbours if neither has a whole GPU.
+    Learner and engine are neighbours if neither has a whole GPU. Without a number of its own, a part has all of a GPU.
     """
-    learner, engine = base.learners.num_gpus or 0.0, base.engine.num_gpus or 0.0
-    if 0 < learner < 1 and 0 < engine < 1:
+    learner, engine = base.learners.num_gpus or 1.0, base.engine.num_gpus or 1.0
+    if learner < 1 and engine < 1:
         return "both", min(1.0, learner + engine)
     return part, min(1.0, learner if part == "learner" else engine)
 
@@ -97,9 +97,10 @@ def neighbours(base: BaseModelConfig, part: Part) -> tuple[OnGpu, float]:
 def engine_settings(engine: EngineConfig, plan: MemoryPlan) -> EngineConfig:
     """Return an engine's settings with what the plan decides. vLLM then doesn't measure a GPU that others fill."""
     update: dict[str, int | float] = {"max_loras": plan.max_loras}
-    if plan.is_shared and engine.gpu_memory_utilization is None:
+    if plan.is_shared:
         # vLLM wants this fraction to be free at its start, even if the size of its cache is given.
-        update |= {"kv_cache_memory_bytes": plan.kv_cache_bytes, "gpu_memory_utilization": plan.engine_fraction}
+        fraction = engine.gpu_memory_utilization or plan.engine_fraction
+        update |= {"kv_cache_memory_bytes": plan.kv_cache_bytes, "gpu_memory_utilization": fraction}
     elif engine.gpu_memory_utilization is None and engine.kv_cache_memory_bytes is None:
         update["gpu_memory_utilization"] = ALONE
     return engine.model_copy(update=update)

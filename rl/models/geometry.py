@@ -190,11 +190,11 @@ def _widths(layer: nn.Module, text: PreTrainedConfig) -> tuple[int, int]:
     """Return the widest matrix of a layer, and the numbers per token that its backward pass needs.
 
     Each output of a linear layer is kept up to twice: as it is, and after what follows (norm, rotary positions,
-    activation, product). So are six vectors of the hidden size: norms, residuals, inputs.
+    activation, product). So are eight vectors of the hidden size: residuals, inputs, and norms, partly in float32.
     """
     shapes = [(inputs, outputs) for name, inputs, outputs, _ in _linear_shapes(layer) if not _EXPERTS.search(name)]
     widest = max((max(shape) for shape in shapes), default=int(text.hidden_size))
-    saved = 2 * sum(outputs for _, outputs in shapes) + 6 * int(text.hidden_size)
+    saved = 2 * sum(outputs for _, outputs in shapes) + 8 * int(text.hidden_size)
     chosen = getattr(text, "num_experts_per_tok", None) or getattr(text, "num_experts_per_token", None)
     if chosen and any(_EXPERTS.search(name) for name, _ in layer.named_parameters()):
         inner = int(getattr(text, "moe_intermediate_size", None) or text.intermediate_size)
