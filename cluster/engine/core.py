@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 
 from tandem.cluster.engine.core_process import preload_core, preloaded_core
+from tandem.cluster.engine.last_words import last_error
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.processes.child_guard import ChildGuard
 
@@ -93,7 +94,8 @@ class EngineCore:
     def check_health(self) -> None:
         """Raise EngineDeadError if the core died, or was killed because it didn't answer."""
         if self.llm.errored:
-            raise EngineDeadError(f"The vLLM engine core of {self.served_name} died.") from self.llm.dead_error
+            died = f"The vLLM engine core of {self.served_name} died.{last_error()}"
+            raise EngineDeadError(died) from self.llm.dead_error
 
     async def unless_dead(self, answer: Coroutine[Any, Any, T]) -> T:
         """Return the core's answer. Raises EngineDeadError if it dies: only generations would notice by themselves."""

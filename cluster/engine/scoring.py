@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.last_words import last_error
 from tandem.cluster.engine.versions.adapter_names import adapter_digest
 from tandem.cluster.errors import EngineDeadError, VersionNotFiniteError
 
@@ -51,7 +52,8 @@ async def score_one(core: EngineCore, tokens: Sequence[int], lora: Any, priority
     try:
         (output,) = [output async for output in outputs]
     except CoreDeadError as error:
-        raise EngineDeadError(f"The vLLM engine core of {core.served_name} died while scoring.") from error
+        died = f"The vLLM engine core of {core.served_name} died while scoring.{last_error()}"
+        raise EngineDeadError(died) from error
     except VLLMUnprocessableEntityError as error:
         digest = adapter_digest(lora.lora_name)
         raise VersionNotFiniteError(digest, "its logits on the scored tokens aren't finite") from error
