@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.failures import cause_of
 from tandem.cluster.learners.gpu_memory import learner_environment
+from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.learners.scoring import scorers
 from tandem.cluster.learners.training import NO_VERSION, Training
 from tandem.cluster.learners.turns import Turn, Turns
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="PackedSequence")
-PLACEMENT_S = 3.0  # how long Ray may take to place learners that there is room for
 WRITERS = 4  # checkpoints that a learner writes at once
 
 
@@ -64,12 +63,18 @@ class LearnerGroup:
     their process group can't be trusted. The next `load` starts new ones.
     """
 
-    def __init__(self, base: BaseModelConfig, artifacts_root: str, deadlines: DeadlinesConfig):
+    def __init__(
+        self,
+        base: BaseModelConfig,
+        artifacts_root: str,
+        deadlines: DeadlinesConfig,
+        places: LearnerPlaces | None = None,
+    ):
+        """Prepare a group; `start` starts it. Without `places`, each learner takes the GPUs of its configuration."""
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
-        self.waiting_for: str | None = None  # the resources that the cluster lacks to start the learners
+        self._places = places or LearnerPlaces(base, deadline_s=deadlines.start_learners_s)
         self.turns = Turns()
-        self._lock = threading.Lock()  # guards the next two
-        self._placement: PlacementGroup | None = None
+        self._lock = threading.Lock()  # guards the next one, and the return of places
         self._workers: list[Any] = []
         self._is_ready = False
         self._calling = threading.Lock()
@@ -78,6 +83,11 @@ class LearnerGroup:
     @property
     def step_size(self) -> StepSize:
         return self._base.learners.step_size
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Text about the resources or engines that are missing to start the learners."""
+        return self._places.waiting_for
 
     @property
     def is_running(self) -> bool:
@@ -101,13 +111,10 @@ class LearnerGroup:
         if self._is_ready:
             return
         began = time.monotonic()
-        settings, count = self._base.learners, self._base.learners.count
-        wanted = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
-        bundle = {kind: amount for kind, amount in wanted.items() if amount} or {"CPU": 0.01}
+        count = self._base.learners.count
         try:
-            self._placement = placement_group([bundle] * count, strategy=settings.placement)
-            self._wait_for_placement(self._placement, bundle, on_wait)
-            self._workers = [self._place_worker(self._placement, rank) for rank in range(count)]
+            strategies = self._places.take(on_wait)
+            self._workers = [self._start_worker(rank, strategy) for rank, strategy in enumerate(strategies)]
             deadline_s = self._deadlines.start_learners_s
             meeting = None
             if count > 1:
@@ -217,14 +224,12 @@ class LearnerGroup:
     def stop(self) -> None:
         """End the actors and release their resources."""
         with self._lock:
-            workers, placement = self._workers, self._placement
-            self._workers, self._placement, self._is_ready = [], None, False
-        for worker in workers:
-            ray.kill(worker)
-        if placement is not None:
-            remove_placement_group(placement)
+            workers, self._workers, self._is_ready = self._workers, [], False
+            for worker in workers:
+                ray.kill(worker)
+            self._places.give_back()
 
-    def _place_worker(self, placement: PlacementGroup, rank: int) -> Any:
+    def _start_worker(self, rank: int, strategy: PlacementGroupSchedulingStrategy) -> Any:
         settings = self._base.learners
         threads = str(settings.num_threads or max(1, int(settings.num_cpus)))
         environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
@@ -233,10 +238,10 @@ class LearnerGroup:
         grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS})  # type: ignore[call-overload]  # Ray's types lack it
         actor = grouped(LearnerWorker).options(
             num_cpus=settings.num_cpus,
-            num_gpus=settings.num_gpus or 0,
+            num_gpus=self._places.num_gpus,
             max_restarts=0,
             runtime_env={"env_vars": environment},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+            scheduling_strategy=strategy,
         )
         return actor.remote(rank, settings.count, self._base, self._artifacts_root)
 
@@ -278,30 +283,7 @@ class LearnerGroup:
             raise stage_error(stage, "a learner", cause) from error
         return [results[ref] for ref in refs]
 
-    def _wait_for_placement(self, placement: PlacementGroup, bundle: dict[str, float], on_wait: OnWait) -> None:
-        began = time.monotonic()
-        while not placement.wait(WAIT_PERIOD_S):
-            waited_s = time.monotonic() - began
-            is_late = waited_s > self._deadlines.start_learners_s
-            lack = (
-                f"the cluster has no room for {self._base.learners.count} learners of {_amounts(bundle)} each"
-                f"{_WHERE.get(self._base.learners.placement, '')} (available: {_amounts(ray.available_resources())}, "
-                f"in all: {_amounts(ray.cluster_resources())}, nodes: {sum(n['Alive'] for n in ray.nodes())})"
-            )
-            if is_late or waited_s > PLACEMENT_S:
-                self.waiting_for = lack
-            on_wait()
-            if is_late:
-                raise StageError(
-                    "start_learners",
-                    f"after {self._deadlines.start_learners_s:g} s, {lack}.",
-                    "Add nodes, lower learners.count, num_cpus or num_gpus, or change learners.placement.",
-                    retryable=True,
-                )
-        self.waiting_for = None
 
-
-_WHERE = {"STRICT_SPREAD": " on nodes of their own", "STRICT_PACK": " on one node"}
 _DEADLINE_OF = {
     "start_learners": "start_learners_s",
     "load": "load_s",
@@ -318,7 +300,3 @@ def _late(stage: str, num_missing: int, num_called: int, deadline_s: float) -> S
         "otherwise check the learners' logs (`ray logs`) and the machine's load.",
         retryable=True,
     )
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    return ", ".join(f"{kind} {resources.get(kind, 0):g}" for kind in ("CPU", "GPU"))

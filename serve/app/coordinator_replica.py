@@ -25,10 +25,14 @@ from tandem.cluster.jobs.patient_store import PatientStore
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
+from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
+from tandem.cluster.placement import Placement
 from tandem.serve.api.services import CoordinatorStatus
+from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_handles import engine_check, engine_score
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -46,7 +50,8 @@ TICK_S = 0.5
 class CoordinatorReplica:
     """Runs a coordinator and its learners for each base model, each in a thread of its own."""
 
-    def __init__(self, config: TandemConfig, engines: dict[str, DeploymentHandle[Any]]):
+    def __init__(self, placement: Placement, engines: dict[str, DeploymentHandle[Any]]):
+        config = placement.config
         self._config, self._engines = config, engines
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
         self._store = store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
@@ -54,12 +59,16 @@ class CoordinatorReplica:
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
         self._agreements: dict[str, EngineAgreement] = {}
+        places = EnginePlaces(engine_directory.places)
         self._refusals: dict[str, str] = {}  # why the learners reject their base model
         for name, base in bases.items():
             settings = base.config
             initial_digest = initial_version(base, artifacts, self._preparation.initial_version)
             store.put_initial_version(name, initial_digest)
-            learners = LearnerGroup(settings, config.artifacts_root, deadlines)
+            where = LearnerPlaces(
+                settings, placement.of[name], places, placement.engines_first, deadlines.start_learners_s
+            )
+            learners = LearnerGroup(settings, config.artifacts_root, deadlines, where)
             # Learners that share the weights score a chunk together.
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
             chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})
@@ -161,13 +170,13 @@ def wait_for_engine(
     started.cancel()  # type: ignore[no-untyped-call]
 
 
-def coordinator_application(config: TandemConfig, engines: Mapping[str, serve.Application]) -> serve.Application:
+def coordinator_application(placement: Placement, engines: Mapping[str, serve.Application]) -> serve.Application:
     deployment = serve.deployment(
         name="coordinator",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD}},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=config.coordinator.stop_grace_s + STOP_MARGIN_S,
+        graceful_shutdown_timeout_s=placement.config.coordinator.stop_grace_s + STOP_MARGIN_S,
     )
-    return deployment(CoordinatorReplica).bind(config, dict(engines))
+    return deployment(CoordinatorReplica).bind(placement, dict(engines))

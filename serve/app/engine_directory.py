@@ -1,7 +1,8 @@
-"""The addresses of engine replicas, in the key-value store of Ray's GCS.
+"""The addresses and places of engine replicas, in the key-value store of Ray's GCS.
 
-A replica announces itself at its start and with each health check, and withdraws before it stops. Whoever finds that an
-address refuses connections removes it: the replica was killed, or will announce itself again.
+A replica announces its place before it loads the model, its address once it answers, and both with each health check.
+It withdraws them before it stops. Whoever finds that an address refuses connections, or that an actor doesn't exist,
+removes the entry: the replica was killed, or will announce itself again.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import json
 from collections import defaultdict
 from dataclasses import asdict
 
+import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 
 from tandem.cluster.engine.server import EngineAddress
+from tandem.cluster.learners.engine_places import EnginePlace
 
 _NAMESPACE = "tandem"
 _ENGINE = "engine:"
+_PLACE = "place:"
 _CONFIG = "config"
 
 
@@ -36,6 +40,40 @@ def addresses() -> dict[str, list[EngineAddress]]:
     return found
 
 
+def own_place() -> EnginePlace:
+    """Return the place of the replica that this process is."""
+    context, group = ray.get_runtime_context(), ray.util.get_current_placement_group()
+    return EnginePlace(
+        actor=context.get_actor_name() or "",
+        namespace=context.namespace,
+        node_id=context.get_node_id(),
+        bundle=group.id.hex() if group is not None else None,
+    )
+
+
+def announce_place(base_model: str, place: EnginePlace) -> None:
+    _internal_kv_put(_place_key(base_model, place), b"", namespace=_NAMESPACE)
+
+
+def withdraw_place(base_model: str, place: EnginePlace) -> None:
+    _internal_kv_del(_place_key(base_model, place), namespace=_NAMESPACE)
+
+
+def places() -> dict[str, list[EnginePlace]]:
+    """Return the places of each base model's replicas that haven't died, and remove those of the others."""
+    found: dict[str, list[EnginePlace]] = defaultdict(list)
+    for key in _internal_kv_list(_PLACE, namespace=_NAMESPACE):
+        entry = json.loads(key.decode().removeprefix(_PLACE))
+        base_model, place = entry.pop("base_model"), EnginePlace(**entry)
+        try:
+            ray.get_actor(place.actor, namespace=place.namespace)
+        except ValueError:
+            _internal_kv_del(key, namespace=_NAMESPACE)
+        else:
+            found[base_model].append(place)
+    return found
+
+
 def publish_config(config: str) -> None:
     """Record the configuration of the service, as JSON, for the proxies."""
     _internal_kv_put(_CONFIG, config.encode(), namespace=_NAMESPACE)
@@ -49,3 +87,7 @@ def published_config() -> str | None:
 
 def _key(base_model: str, address: EngineAddress) -> str:
     return _ENGINE + json.dumps({"base_model": base_model, **asdict(address)}, sort_keys=True)
+
+
+def _place_key(base_model: str, place: EnginePlace) -> str:
+    return _PLACE + json.dumps({"base_model": base_model, **asdict(place)}, sort_keys=True)

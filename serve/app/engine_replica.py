@@ -17,6 +17,7 @@ from tandem.cluster.engine.gpu_memory import settings_on_gpu
 from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.versions.version_checks import VersionReport
+from tandem.cluster.placement import BasePlacement
 from tandem.serve.app import engine_directory
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 
@@ -28,7 +29,10 @@ class EngineReplica:
     """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
 
     async def __init__(self, config: TandemConfig, base_model: str):  # type: ignore[misc]  # Serve awaits it
+        self._place = engine_directory.own_place()
         base = ResolvedBaseModel(config.base_model(base_model))
+        self._base_model = base.name
+        await self._announce_place()  # learners that share this replica's GPU may start beside it
         artifacts = Artifacts(config.artifacts_root)
         self._engine = Engine(
             await asyncio.to_thread(settings_on_gpu, base),
@@ -42,12 +46,14 @@ class EngineReplica:
         await self._engine.start(config.deadlines.start_engine_s)
         # Its id as in Serve's logs and dashboard, on the address at which other nodes reach this node's Ray.
         self._server = EngineServer(self._engine.completions, serve.get_replica_context().replica_id.unique_id)
-        self._base_model = base.name
         self._address = await self._server.start(ray.util.get_node_ip_address())
         await self._announce()
 
     async def _announce(self) -> None:
         await asyncio.to_thread(engine_directory.announce, self._base_model, self._address)
+
+    async def _announce_place(self) -> None:
+        await asyncio.to_thread(engine_directory.announce_place, self._base_model, self._place)
 
     async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
         return await self._engine.score(sequences, digest)
@@ -59,6 +65,7 @@ class EngineReplica:
         await self._engine.check_health()
         with suppress(Exception):  # Ray's GCS restarts
             await self._announce()
+            await self._announce_place()
 
     async def not_finite(self) -> list[str]:
         """Return `Engine.not_finite`. Raises EngineDeadError, as `check_health` does."""
@@ -67,6 +74,8 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Stop. Serve waits for this: open completions have their time, and new ones go to other replicas."""
+        with suppress(Exception):
+            await asyncio.to_thread(engine_directory.withdraw_place, self._base_model, self._place)
         if hasattr(self, "_address"):
             with suppress(Exception):
                 await asyncio.to_thread(engine_directory.withdraw, self._base_model, self._address)
@@ -74,7 +83,8 @@ class EngineReplica:
         await self._engine.stop()
 
 
-def engine_application(config: TandemConfig, base: BaseModelConfig) -> serve.Application:
+def engine_application(config: TandemConfig, base: BaseModelConfig, placed: BasePlacement) -> serve.Application:
+    """`placed` are the GPUs of the base model: where learners share them, a replica reserves room for one."""
     settings = base.engine
     device: EngineDevice = "cuda" if settings.num_gpus else "cpu"
     threads = max(1, int(settings.num_cpus / settings.tensor_parallel_size))  # of each of the replica's processes
@@ -89,6 +99,7 @@ def engine_application(config: TandemConfig, base: BaseModelConfig) -> serve.App
             "num_gpus": settings.num_gpus,
             "runtime_env": {"env_vars": environment},
         },
+        placement_group_bundles=[placed.engine_bundle] if placed.engine_bundle else None,  # type: ignore[arg-type]  # None: none
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=STOP_S,

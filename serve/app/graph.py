@@ -17,12 +17,21 @@ from tandem.serve.modelarts.deployment import job_runner_application
 def build_application(config: TandemConfig, started_by: str | None = None) -> serve.Application:
     """Return the application for `serve.run`. Ray must be connected.
 
-    GPUs are divided between learners and engines by their number. With several nodes, it is checked that all of them
-    reach the store and the artifacts. `started_by` can be read from the deployed application.
+    Learners and engines get the GPUs of the nodes. With several nodes, it is checked that all of them reach the store
+    and the artifacts. `started_by` can be read from the deployed application; its cluster gets no more nodes.
+
+    Raises PlacementError, with the numbers, if learners and engines don't fit the GPUs.
     """
     check_shared(config)
-    config = place(config, int(ray.cluster_resources().get("GPU", 0)))
-    engines = {base.name: engine_application(config, base) for base in config.base_models}
-    coordinator = coordinator_application(config, engines)
+    placement = place(config, gpus_of_nodes(), is_fixed=started_by is not None)
+    config = placement.config
+    engines = {base.name: engine_application(config, base, placement.of[base.name]) for base in config.base_models}
+    coordinator = coordinator_application(placement, engines)
     runner = job_runner_application(config)
     return api_application(config, engines, coordinator, runner, started_by)
+
+
+def gpus_of_nodes() -> list[int]:
+    """Return the number of GPUs of each node that has some. Ray must be connected."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [num_gpus for resources in nodes if (num_gpus := int(resources.get("GPU", 0)))]

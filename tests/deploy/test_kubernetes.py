@@ -98,7 +98,7 @@ def test_its_learners_and_engines_fit_its_workers(file, service):
         for _ in range(group["replicas"])
     ]
     num_gpus = int(sum(node["nvidia.com/gpu"] for node in free))
-    actors = actors_of(place(config, num_gpus))
+    actors = actors_of(place(config, num_gpus).config)
     assert fits(actors, copy.deepcopy(free)), (actors, free)
     assert not fits(actors, copy.deepcopy(free)[:1]) or file.parent.name == "cpu"  # the workers are nearly full
     if file.parent.name == "gpu":
