@@ -69,6 +69,10 @@ class PeerLostError(ClusterError, ConnectionError):
     """A learner lost its connection to another learner of its group."""
 
 
+class LearnerDevicesError(ClusterError, RuntimeError):
+    """Learners of a group can't compute together on the devices that they have; no retry helps."""
+
+
 class StageError(ClusterError, RuntimeError):
     """A stage of a job failed. The message names the stage, the cause, and what to do.
 

@@ -30,12 +30,6 @@ def check_amounts(base: BaseModelConfig) -> None:
             f"learners.device of {base.name} is cuda, but learners.num_gpus is 0: set num_gpus to 1, or the device to "
             "cpu or auto."
         )
-    size = engine.tensor_parallel_size
-    if size > 1 and engine.num_gpus and engine.num_gpus < size:
-        raise PlacementError(
-            f"engine.num_gpus of {base.name} is {engine.num_gpus:g}, but engine.tensor_parallel_size is {size}: set "
-            "num_gpus to the same number, or leave it unset."
-        )
 
 
 def refuse(bases: Bases, num_needed: int, nodes: Sequence[int], fits: Fits) -> PlacementError:

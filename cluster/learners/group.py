@@ -111,7 +111,7 @@ class LearnerGroup:
         if self._is_ready:
             return
         began = time.monotonic()
-        count = self._base.learners.count
+        settings, count = self._base.learners, self._base.learners.count
         try:
             strategies = self._places.take(on_wait)
             self._workers = [self._start_worker(rank, strategy) for rank, strategy in enumerate(strategies)]

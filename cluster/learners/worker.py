@@ -15,17 +15,21 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
+from tandem.cluster.learners.devices import RankDevice, compare_devices, learner_device, own_device
 from tandem.cluster.learners.gpu_memory import limit_gpu_memory
 from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 from tandem.cluster.learners.stacks import Whereabouts, whereabouts
 from tandem.cluster.processes.accelerator_failures import connection_fault
+from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch doesn't declare it as exported
 
     from tandem.rl.checkpoints import LearnerState
     from tandem.rl.config import LossConfig
@@ -90,6 +94,7 @@ class LearnerWorker:
         self._active: _Session | None = None  # the learner holds this training
         self._kept = KeptStates(base.learners.kept_state_bytes, base.learners.kept_device_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
+        self._store: TCPStore | None = None  # kept for ranks that read from it later than rank 0
         self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
         self._base_probe: list[float] = []  # of the base model
         self._fault: Exception | None = None  # that broke this rank's step with those that share its weights
@@ -105,6 +110,7 @@ class LearnerWorker:
 
         `meeting` is what rank 0's `rendezvous` returned; None if there is only one rank.
         """
+        hide_other_gpus()
         at_low_priority(lambda: import_module("tandem.rl.learner"), "import-learner")  # seconds; an engine may start
         import torch
         import torch.distributed as dist
@@ -112,21 +118,27 @@ class LearnerWorker:
         from tandem.rl.batch import default_packed_length
         from tandem.rl.learner import Learner
         from tandem.rl.models.freed_memory import keep_freed_memory
-        from tandem.rl.policy import Policy, resolve_device
+        from tandem.rl.policy import Policy
 
         learners = self._base.learners
         keep_freed_memory()
         torch.set_num_threads(learners.num_threads or max(1, int(learners.num_cpus)))
-        device = resolve_device(learners.device)
+        device = learner_device(learners.device)
         if self._world_size > 1:
             assert meeting is not None, "several ranks meet at the rendezvous of rank 0"
             talk_over_rays_network()
             backend = "nccl" if device.type == "cuda" else "gloo"
             with _connected():
                 timeout = timedelta(seconds=timeout_s)
-                store = meet(meeting, self._world_size, timeout, self._meeting)
+                store = self._store = meet(meeting, self._world_size, timeout, self._meeting)
+                compare_devices(store, self._rank, self._world_size, self._own_device(device))
                 dist.init_process_group(
-                    backend, store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
+                    backend,
+                    store=store,
+                    rank=self._rank,
+                    world_size=self._world_size,
+                    timeout=timeout,
+                    device_id=device if device.type == "cuda" else None,
                 )
         base = ResolvedBaseModel(self._base)
         limit_gpu_memory(base, device)
@@ -136,7 +148,7 @@ class LearnerWorker:
                 shard_group, _ = dist.new_subgroups(learners.shard, timeout=timedelta(seconds=timeout_s))
             policy = Policy.load(
                 base.path,
-                device=learners.device,
+                device=device.type,
                 dtype=learners.dtype,
                 attention=learners.attention,
                 lora=self._base.lora,
@@ -150,6 +162,9 @@ class LearnerWorker:
         self._learner.warm_up(default_packed_length(0, base.max_model_len, device.type))
         freeze_heap()
         return str(device)
+
+    def _own_device(self, device: torch.device) -> RankDevice:
+        return own_device(device)
 
     def whereabouts(self) -> Whereabouts:
         """Return where this process is. From now on it can be asked for its stacks."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tandem.cluster.errors import StageError
+from tandem.cluster.errors import LearnerDevicesError, StageError
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
 from tandem.rl.errors import OutOfMemoryError, PolicyError
 
@@ -118,7 +118,7 @@ def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> S
     cause = error.cause if isinstance(error.cause, Exception) else error
     trace = _COLOR.sub("", str(error))  # without Ray's own frames
     logger.error("Stage %s: %s raised an error\n%s", stage, who, trace)
-    if isinstance(cause, PolicyError):  # whose message says everything
+    if isinstance(cause, PolicyError | LearnerDevicesError):  # whose message says everything
         return StageError(stage, str(cause), "")
     if isinstance(cause, OutOfMemoryError):
         return StageError(stage, str(cause), f"Not even one sequence at a time fits. {MORE_MEMORY}")

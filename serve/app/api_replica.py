@@ -13,6 +13,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.jobs.preparation import Preparation
+from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
@@ -47,6 +48,7 @@ class ApiReplica:
         coordinator: DeploymentHandle[Any],
         _runner: DeploymentHandle[Any],
     ):
+        hide_other_gpus()
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
         preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)

@@ -31,6 +31,7 @@ from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.cluster.placement import Placement
+from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_handles import engine_check, engine_score
@@ -51,6 +52,7 @@ class CoordinatorReplica:
     """Runs a coordinator and its learners for each base model, each in a thread of its own."""
 
     def __init__(self, placement: Placement, engines: dict[str, DeploymentHandle[Any]]):
+        hide_other_gpus()
         config = placement.config
         self._config, self._engines = config, engines
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)

@@ -18,6 +18,7 @@ from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.placement import BasePlacement
+from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.serve.app import engine_directory
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 
@@ -29,6 +30,7 @@ class EngineReplica:
     """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
 
     async def __init__(self, config: TandemConfig, base_model: str):  # type: ignore[misc]  # Serve awaits it
+        hide_other_gpus()
         self._place = engine_directory.own_place()
         base = ResolvedBaseModel(config.base_model(base_model))
         self._base_model = base.name

@@ -9,6 +9,7 @@ from ray import serve
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
@@ -24,6 +25,7 @@ class JobRunnerReplica:
     """Runs a JobRunner in a thread."""
 
     def __init__(self, config: TandemConfig):
+        hide_other_gpus()
         self._stop = threading.Event()
         store = Store(config.resolved_store_url)
         runner = JobRunner(config, ModelArtsStore(store.database), store, Artifacts(config.artifacts_root))

@@ -205,7 +205,6 @@ def test_a_configuration_that_sets_all_may_wait_for_nodes_that_join():
     [
         ({"num_gpus": 1.5}, {}, "learners.num_gpus of m is 1.5"),
         ({}, {"num_gpus": 2.25}, "engine.num_gpus of m is 2.25"),
-        ({}, {"num_gpus": 1, "tensor_parallel_size": 2}, "engine.tensor_parallel_size is 2"),
         ({"num_gpus": 0, "device": "cuda"}, {}, "learners.device of m is cuda"),
     ],
 )

@@ -76,15 +76,16 @@ class RayNodes:
         """Environment variables with which another process finds the cluster."""
         return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
 
-    def add(self, num_cpus: int) -> Node:
-        """Start a node and return it once it is up."""
+    def add(self, num_cpus: int, num_gpus: int = 0) -> Node:
+        """Start a node and return it once it is up. Ray believes that it has the GPUs."""
         self._num_added += 1
         address, me = f"127.0.0.{self._num_added}", psutil.Process()
         for attempt in range(1, START_ATTEMPTS + 1):
             ports = dict(zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True))
             before = me.children(recursive=True)
             try:
-                return self._cluster.add_node(node_ip_address=address, num_cpus=num_cpus, **ports, **self._options)
+                resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+                return self._cluster.add_node(node_ip_address=address, **resources, **ports, **self._options)
             except Exception:
                 _kill([process for process in me.children(recursive=True) if process not in before])
                 if attempt == START_ATTEMPTS:

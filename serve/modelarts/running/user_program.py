@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tandem
+from tandem.cluster.processes.granted_gpus import CUDA_VISIBLE_DEVICES
 from tandem.cluster.processes.import_path import LIKE_PYTHON
 from tandem.serve.modelarts.running import workers
 from tandem.serve.modelarts.settings.resource_specs import ResourceSpec
@@ -31,13 +32,17 @@ class UserProgram:
     def entrypoint(self, ray_address: str) -> str:
         """Return the command line, quoted so that the shell has nothing to interpret.
 
-        It sets the cluster's address, because Ray would give the job that of the newest cluster on the machine.
+        It sets the cluster's address, because Ray would give the job that of the newest cluster on the machine. A
+        program without GPUs sees none, which Ray wouldn't see to. Ray actors that it starts get theirs all the same.
         """
+        environment = [f"RAY_ADDRESS={ray_address}"]
+        if self.spec.num_gpus == 0 or self.num_workers > 1:  # the leader of several workers computes nothing
+            environment.append(f"{CUDA_VISIBLE_DEVICES}=")
         program = [sys.executable, "-u", self.boot_file, *self.arguments]
         if self.num_workers > 1:
             spec = [str(self.num_workers), str(self.spec.num_cpus), str(self.spec.num_gpus)]
             program = [sys.executable, "-u", "-m", workers.__name__, *spec, *program]
-        return shlex.join(["env", f"RAY_ADDRESS={ray_address}", *program])
+        return shlex.join(["env", *environment, *program])
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables."""

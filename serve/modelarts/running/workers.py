@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method
+from tandem.cluster.processes.granted_gpus import hide_other_gpus
 
 MARK = "\x1e"  # "record separator", which no program prints at the start of a line
 READ_S = 0.5
@@ -41,7 +42,8 @@ class UserWorker:
         return init_method(self._meeting)
 
     def start(self, command: Sequence[str]) -> None:
-        """Start the program."""
+        """Start the program, which sees the GPUs of this worker only."""
+        hide_other_gpus()
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
