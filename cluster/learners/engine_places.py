@@ -17,7 +17,6 @@ class EnginePlace:
 
     actor: str
     """Its name in Ray."""
-    namespace: str
     node_id: str
     bundle: str | None
     """The placement group, as hexadecimal text, whose bundle 0 the replica shares with a learner."""

@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
+from ray.serve._private.constants import SERVE_NAMESPACE
 
 from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.learners.engine_places import EnginePlace
@@ -45,7 +46,6 @@ def own_place() -> EnginePlace:
     context, group = ray.get_runtime_context(), ray.util.get_current_placement_group()
     return EnginePlace(
         actor=context.get_actor_name() or "",
-        namespace=context.namespace,
         node_id=context.get_node_id(),
         bundle=group.id.hex() if group is not None else None,
     )
@@ -66,7 +66,7 @@ def places() -> dict[str, list[EnginePlace]]:
         entry = json.loads(key.decode().removeprefix(_PLACE))
         base_model, place = entry.pop("base_model"), EnginePlace(**entry)
         try:
-            ray.get_actor(place.actor, namespace=place.namespace)
+            ray.get_actor(place.actor, namespace=SERVE_NAMESPACE)
         except ValueError:
             _internal_kv_del(key, namespace=_NAMESPACE)
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_NAMESPACE
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -94,7 +95,7 @@ def engines(placement: Placement) -> Iterator[LearnerPlaces]:
 
 def of_engines() -> list[Granted]:
     """Return the GPUs of the engine replicas."""
-    replicas = [ray.get_actor(p.actor, namespace=p.namespace) for p in engine_directory.places().get(NAME, ())]
+    replicas = [ray.get_actor(p.actor, namespace=SERVE_NAMESPACE) for p in engine_directory.places().get(NAME, ())]
     return ray.get([replica.__ray_call__.remote(granted) for replica in replicas], timeout=START_S)
 
 
@@ -128,7 +129,7 @@ def lose_an_engine(directory: Path) -> tuple[list[str], list[tuple[list[Granted]
         group.start()
         look()
         [before] = engine_directory.places()[NAME]
-        ray.kill(ray.get_actor(before.actor, namespace=before.namespace))
+        ray.kill(ray.get_actor(before.actor, namespace=SERVE_NAMESPACE))
         deadline = time.monotonic() + START_S
         while len(causes) < 1 and time.monotonic() < deadline:
             try:
