@@ -72,7 +72,7 @@ class LearnersConfig(Settings):
     )
     num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each learner.")
     num_gpus: Amount | None = Field(
-        None, ge=0, description="Ray GPUs of each learner; a fraction shares a GPU. Unset: derived from the cluster."
+        None, ge=0, description="Ray GPUs of each learner; below 1, it may share one with an engine. Unset: derived."
     )
     num_threads: int | None = Field(
         None, ge=1, description="Torch threads of each learner. Unset: num_cpus, at least 1."
@@ -159,7 +159,7 @@ class EngineConfig(Settings):
     tool_call_parser: str = Field("hermes", description="vLLM's parser for the tool calls of this model family.")
     num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each replica.")
     num_gpus: Amount | None = Field(
-        None, ge=0, description="Ray GPUs of each replica. Unset: derived from the cluster."
+        None, ge=0, description="Ray GPUs of each replica; below 1, it may share one with a learner. Unset: derived."
     )
     extra_args: tuple[str, ...] = Field((), description="More arguments of `vllm serve`; they override the others.")
 

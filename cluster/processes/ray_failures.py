@@ -50,6 +50,9 @@ def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         cause = f"{who} can't be reached: its node hangs or lost its network."
         return StageError(stage, cause, _OTHER_NODES, retryable=True)
+    if isinstance(error, ray.exceptions.RayError) and _LOST_PLACE in str(error):
+        cause = f"{who} ended with the engine replica on its GPU, which was replaced."
+        return StageError(stage, cause, "The next attempt starts it beside another replica.", retryable=True)
     if isinstance(error, ray.exceptions.ActorUnschedulableError):
         return StageError(
             stage, f"{who} can't be placed: {error}", "Add nodes, or lower its resources in the configuration.", True
@@ -60,6 +63,7 @@ def stage_error(stage: str, who: str, error: BaseException) -> BaseException:
     return error
 
 
+_LOST_PLACE = "placement group was removed"
 _OTHER_NODES = "The next attempt uses the remaining nodes."
 _NEXT_ATTEMPT = "The next attempt starts a new process; see the log of the old one."
 
