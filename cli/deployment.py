@@ -107,8 +107,12 @@ def _shut_down_serve() -> None:
 
 
 def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], None], started_by: str | None) -> None:
+    try:
+        application = build_application(config, started_by)
+    except ValueError as error:  # of the configuration on this cluster
+        raise StartError(str(error)) from error
     target = serve.RunTarget(
-        target=build_application(config, started_by),
+        target=application,
         name=APPLICATION,
         route_prefix="/",
         logging_config=LoggingConfig(log_level=log_level),

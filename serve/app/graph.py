@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import ray
 from ray import serve
 
@@ -18,12 +20,14 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     """Return the application for `serve.run`. Ray must be connected.
 
     Learners and engines get the GPUs of the nodes. With several nodes, it is checked that all of them reach the store
-    and the artifacts. `started_by` can be read from the deployed application; its cluster gets no more nodes.
+    and the artifacts. `started_by` can be read from the deployed application.
 
     Raises PlacementError, with the numbers, if learners and engines don't fit the GPUs.
     """
     check_shared(config)
-    placement = place(config, gpus_of_nodes(), is_fixed=started_by is not None)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    # `tandem up` on one machine waits for no other nodes.
+    placement = place(config, gpus_of(nodes), is_fixed=started_by is not None and len(nodes) == 1)
     config = placement.config
     engines = {base.name: engine_application(config, base, placement.of[base.name]) for base in config.base_models}
     coordinator = coordinator_application(placement, engines)
@@ -31,7 +35,6 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     return api_application(config, engines, coordinator, runner, started_by)
 
 
-def gpus_of_nodes() -> list[int]:
-    """Return the number of GPUs of each node that has some. Ray must be connected."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+def gpus_of(nodes: Sequence[Mapping[str, float]]) -> list[int]:
+    """Return the number of GPUs of each node that has some. `nodes` are Ray's resources of each."""
     return [num_gpus for resources in nodes if (num_gpus := int(resources.get("GPU", 0)))]

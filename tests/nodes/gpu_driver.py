@@ -24,7 +24,7 @@ from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.placement import Placement, place
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_replica import EngineReplica, engine_application
-from tandem.serve.app.graph import gpus_of_nodes
+from tandem.serve.app.graph import gpus_of
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers don't have the tests' folder
 NAME = "tandem/tiny"
@@ -73,7 +73,11 @@ def configured(directory: Path, num_learners: int, num_engines: int) -> Placemen
     learners = LearnersConfig(count=num_learners, num_cpus=0.5, num_gpus=0.5, device="cpu")
     engine = EngineConfig(replicas=num_engines, num_cpus=0.5, num_gpus=0.5)
     base = BaseModelConfig(name=NAME, path="builtin:tiny", learners=learners, engine=engine)
-    return place(TandemConfig(base_models=(base,), home=directory), gpus_of_nodes(), is_fixed=True)
+    return place(
+        TandemConfig(base_models=(base,), home=directory),
+        gpus_of([node["Resources"] for node in ray.nodes()]),
+        is_fixed=True,
+    )
 
 
 @contextmanager
