@@ -26,7 +26,8 @@ TAKES_REQUESTS = (
     ReplicaState.UPDATING,
     ReplicaState.PENDING_MIGRATION,
 )
-_NO_ROOM = re.compile(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})\.")
+_REMEDY = "add nodes or request less"
+_NO_ROOM = re.compile(r"Resources required for each replica: (\{.*?\}|\[.*?\]), total resources available: (\{.*?\})\.")
 
 
 class EngineHealth:
@@ -100,8 +101,11 @@ def _why(deployment: DeploymentStatusOverview | None) -> str:
     if deployment is None:
         return "Ray Serve hasn't started it yet"
     if room := _NO_ROOM.search(deployment.message):
-        needed, free = (_resources(json.loads(part)) for part in room.groups())
-        return f"a replica needs {needed} and the cluster has {free} free: add nodes or request less"
+        needed, free = (json.loads(part) for part in room.groups())
+        if isinstance(needed, list):  # its bundles; Serve doesn't say then how much is free
+            together = " and ".join(map(_resources, needed))
+            return f"a replica needs {together} on one node, which no node has free: {_REMEDY}"
+        return f"a replica needs {_resources(needed)} and the cluster has {_resources(free)} free: {_REMEDY}"
     if deployment.status in (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED):
         return "it failed and is being restarted; its log has the cause"
     return "it is starting"

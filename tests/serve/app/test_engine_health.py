@@ -15,6 +15,9 @@ NO_ROOM = (  # Serve's message for an engine with 3 CPUs and half a GPU
     'required for each replica: {"CPU": 3.0, "GPU": 0.5}, total resources available: {"CPU": 1.0}. Use `ray status` '
     "for more details."
 )
+NO_BUNDLE = (  # the same if the engine shares its GPU with a learner
+    NO_ROOM.replace('{"CPU": 3.0, "GPU": 0.5}', '[{"CPU": 4.0, "GPU": 1.0}]').replace('{"CPU": 1.0}', "{}")
+)
 
 
 def deployment(status=DeploymentStatus.HEALTHY, message="", **num_replicas):
@@ -33,6 +36,7 @@ def test_enough_replicas_are_no_fault(state):
         (None, 1, ["completions wait for it", "hasn't started it"]),
         (deployment(DeploymentStatus.UPDATING, STARTING=1, STOPPING=1), 1, ["completions wait for it", "is starting"]),
         (deployment(DeploymentStatus.UPDATING, NO_ROOM, STARTING=1), 1, ["3 CPU, 0.5 GPU", "1 CPU free"]),
+        (deployment(DeploymentStatus.UPDATING, NO_BUNDLE, STARTING=1), 1, ["4 CPU, 1 GPU on one node, which no node"]),
         (deployment(DeploymentStatus.DEPLOY_FAILED, "Traceback: /secret"), 1, ["completions wait for it", "log"]),
         (deployment(RUNNING=1, STARTING=1), 2, ["1 of 2 engines", "is starting"]),
         (deployment(STARTING=2), 2, ["0 of 2 engines", "completions wait for one"]),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_arguments_reach_the_program_as_they_are(tmp_path):
         assert ran.returncode == 0, ran.stderr
         assert eval(ran.stdout)[-len(arguments) :] == arguments
     assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(("num_gpus", "visible"), [(0, ""), (2, "4,7")])
+def test_a_program_sees_gpus_only_if_it_asked_for_some(tmp_path, monkeypatch, num_gpus, visible):
+    """Ray sets the variable for a job that asks for GPUs, and leaves that of the node to others."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    (tmp_path / "boot.py").write_text("import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    spec = replace(SPEC, num_gpus=num_gpus)
+    entrypoint = UserProgram(tmp_path, "boot.py", [], spec, 1).entrypoint("127.0.0.1:1")
+    ran = subprocess.run(entrypoint, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{visible}\n"
 
 
 def test_a_program_imports_the_package_of_this_process(tmp_path):
