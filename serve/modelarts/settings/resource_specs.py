@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def available_specs(config: TandemConfig) -> list[ResourceSpec]:
 def learners_spec(config: TandemConfig) -> ResourceSpec:
     """Return the specification of built-in algorithms: all learners of the first base model."""
     learners = config.base_models[0].learners
-    num_gpus = int((learners.num_gpus or 0) * learners.count)
+    num_gpus = math.ceil(learners.num_gpus or 0) * learners.count  # a learner that shares a GPU counts as one
     num_cpus = learners.num_cpus * learners.count
     return ResourceSpec(LEARNERS_SPEC_ID, "tandem.learners", num_cpus, num_gpus, "", max_num=1)
 
