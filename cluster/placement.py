@@ -257,7 +257,12 @@ def _base_placement(base: _Wanted, wanted: Sequence[_Wanted], pairs: Pairs) -> B
     settings, learners = base.config.engine, base.config.learners
     learner_gpus = base.learner_part if beside else learners.num_gpus or float(base.learner_gpus)
     engine_gpus = base.engine_part if guests else settings.num_gpus or float(base.engine_gpus)
-    is_alone_part = base.num_learners == 1 and (learners.num_gpus or 1) < 1
+    if not base.num_learners:
+        learner_bundle_gpus = 0.0
+    elif base.num_learners == 1 and (learners.num_gpus or 1) < 1:
+        learner_bundle_gpus = learner_gpus  # the rest of the GPU is for others
+    else:
+        learner_bundle_gpus = float(base.learner_gpus)
     bundle = None
     if guests or (engine_gpus < 1 and base.num_engines > 1):
         guest_cpus = max((other.config.learners.num_cpus for other in wanted if other.name in guests), default=0)
@@ -268,7 +273,7 @@ def _base_placement(base: _Wanted, wanted: Sequence[_Wanted], pairs: Pairs) -> B
         engine_gpus=engine_gpus if base.num_engines else 0.0,
         beside=beside,
         guests=guests,
-        learner_bundle_gpus=learner_gpus if is_alone_part else float(base.learner_gpus),
+        learner_bundle_gpus=learner_bundle_gpus,
         engine_bundle={kind: amount for kind, amount in bundle.items() if amount} if bundle else None,
     )
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cluster.config import BaseModelConfig, EngineConfig, LearnersConfig, TandemConfig
-from tandem.cluster.placement import PlacementError, place
+from tandem.cluster.placement import BasePlacement, PlacementError, place
 
 
 def base(num_learners=1, num_engines=1, name="m", learners=None, engine=None):
@@ -111,7 +111,7 @@ def test_without_gpus_everything_runs_on_cpus(nodes):
     placement = place(config(base(4, 2), base(1, 1, "n")), nodes)
     for model in placement.base_models:
         assert model.learners.num_gpus == model.engine.num_gpus == 0
-        assert not placement.of[model.name].shares_gpu and placement.of[model.name].engine_bundle is None
+        assert placement.of[model.name] == BasePlacement(), "no bundle has a GPU"
 
 
 def test_the_refusal_names_a_change_that_helps():
@@ -218,6 +218,8 @@ def test_numbers_that_no_cluster_can_give_are_refused(learners, engine, said):
 def test_the_device_of_learners_counts():
     with pytest.raises(PlacementError, match="the cluster has no GPU"):
         place(config(base(learners={"device": "cuda"})), 0)
+    placement = place(config(base(learners={"device": "cpu"})), 1)
+    assert placement.of["m"].learner_bundle_gpus == 0
     [model] = place(config(base(learners={"device": "cpu"})), 1).base_models
     assert (model.learners.num_gpus, model.engine.num_gpus) == (0, 1)
 
