@@ -23,7 +23,7 @@ def memory_plan(config: TandemConfig, name: str, gpus: Sequence[Gpu]) -> str:
         return "not planned: no GPU here; set gpu_memory_bytes to plan for another machine"
     num_gpus = len(gpus) or sum(_most_gpus(base) for base in config.base_models)
     gpu_bytes = named or min(gpu.memory_bytes for gpu in gpus)
-    placed = place(config, num_gpus).base_model(name)
+    placed = place(config, num_gpus).config.base_model(name)
     if not placed.is_on_gpu:
         return "on CPUs: no GPU is needed"
     base = ResolvedBaseModel(placed)
