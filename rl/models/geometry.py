@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from tandem.rl.models.base_config import attention_kinds, text_config
 from tandem.rl.models.base_weights import empty_model
 from tandem.rl.models.lora import add_adapter
+from tandem.rl.models.lora_experts import TARGET
 from tandem.rl.models.lora_linear import LINEAR_LAYERS
 from tandem.rl.settings import LoraSettings
 
@@ -228,7 +229,13 @@ def _adapted(
         if factor.startswith("A"):
             other = adapter[name.replace(".lora_A.", ".lora_B.")]
             inputs, count = int(parameter.shape[-1]), parameter.numel() // (rank * int(parameter.shape[-1]))
-            shapes[layer] = inputs, other.numel() // (rank * count), count
+            outputs = other.numel() // (rank * count)
+            if layer.endswith(f"{TARGET}.base_layer"):  # one A for gate and up together; vLLM keeps one for each
+                shapes[layer.replace("base_layer", "gate_proj")] = inputs, outputs // 2, 2 * count
+            elif layer.endswith(TARGET):
+                shapes[f"{layer}.down_proj"] = inputs, outputs, count
+            else:
+                shapes[layer] = inputs, outputs, count
     known = {layer.rpartition("layers.")[2] for layer in shapes}
     for layer, inputs, outputs, count in neighbours:
         if layer.rpartition("layers.")[2] not in known:

@@ -52,6 +52,17 @@ def test_adapted_layers_bring_those_that_vllm_computes_with_them():
     assert geometry.lora_parameters == 2 * 3 * (64 + 64 + 64 + 32)  # without k_proj
 
 
+def test_adapted_experts_count_one_by_one():
+    """PEFT has one A for gate and up of an expert, vLLM one for each."""
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    lora = LoraSettings(r=3, target_modules=("experts",))
+    geometry = geometry_of(small_config(CONFIG_MAPPING["qwen3_moe"], **SPECIAL, **mixture), lora)
+    assert geometry.lora_parameters == 2 * 4 * 3 * ((64 + 2 * 32) + (32 + 64))
+    assert {(layer.name, layer.inputs, layer.outputs, layer.count) for layer in geometry.adapted} == {
+        ("gate_proj", 64, 32, 2 * 2 * 4), ("down_proj", 32, 64, 2 * 4)
+    }  # fmt: skip
+
+
 def test_cached_layers_have_their_reach():
     sliding = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
     assert kv_layers(small_config()) == (KvLayers(2, 2, 32, None),)
