@@ -104,6 +104,10 @@ class LearnersConfig(Settings):
                 f"shard {self.shard} doesn't divide count {self.count}; learners hold whole copies of the base model, "
                 f"so set count to a multiple of {self.shard}"
             )
+        if self.shard > 1 and self.compile:
+            raise ValueError(
+                "compile isn't supported for layers that several learners share; leave it out, or set shard to 1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -158,8 +158,8 @@ class LearnerWorker:
                 compile=learners.compile,
             )
             self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
-        self._learner = Learner(policy, self._base.optimizer)
-        self._learner.warm_up(default_packed_length(0, base.max_model_len, device.type))
+            self._learner = Learner(policy, self._base.optimizer)
+            self._learner.warm_up(default_packed_length(0, base.max_model_len, device.type))
         freeze_heap()
         return str(device)
 

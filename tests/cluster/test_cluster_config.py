@@ -41,6 +41,10 @@ def test_a_file_overrides_defaults_and_the_environment_overrides_the_file(monkey
         ("base_models:\n  - {name: a b, path: x}", "base_models.0.name"),
         ("base_models:\n  - {name: a, path: x, learners: {count: 4, shard: 3}}", "shard 3 doesn't divide count 4"),
         (
+            "base_models:\n  - {name: a, path: x, learners: {count: 2, shard: 2, compile: true}}",
+            "compile isn't supported",
+        ),
+        (
             "base_models:\n  - {name: a, path: x, learners: {sequences_per_step: 1, tokens_per_step: 9}}",
             "remove one of them",
         ),
