@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from tandem.rl.models import flex_attention
 from tandem.rl.models.block_table import block_table
-from tandem.rl.models.recurrent_layers import boundary_inputs
+from tandem.rl.models.recurrent_layers import RECURRENT, boundary_inputs
 from tandem.rl.models.segment_attention import NAME as SEGMENTS
 from tandem.rl.models.windows import FULL, Windows
 from tandem.rl.packed_rows import PackedSequence, seen_until
@@ -115,7 +115,9 @@ def forward_inputs(
         padding = max(-packed.num_tokens % FLEX_BLOCK_SIZE, 2 * FLEX_BLOCK_SIZE - packed.num_tokens)
     reaches = windows if attention == "flex_attention" else _needed(windows, packed)
     masks = {reach: _mask(packed, attention, dtype, padding, reach) for reach in set(reaches.values())}
-    by_kind = {kind: masks[reach] for kind, reach in reaches.items()}
+    by_kind: dict[str, Any] = {kind: masks[reach] for kind, reach in reaches.items()}
+    if not shares_prefixes:
+        by_kind[RECURRENT] = None  # its boundaries are enough
     return {
         "input_ids": F.pad(packed.token_ids, (0, padding))[None],
         "position_ids": F.pad(packed.positions, (0, padding))[None],

@@ -20,7 +20,8 @@ from transformers import AttentionInterface
 from tandem.rl.models.any_length import compile_for_any_length
 from tandem.rl.models.attention_keywords import refuse_unknown
 
-NAME = "packed_flex_attention"
+NAME = "packed_flex"
+"""Without "flex_attention" in it: transformers refuses such a name for families that don't declare torch's own."""
 _KERNEL: FlexKernelOptions = {"BACKEND": "TRITON"}
 """Not the decoding kernel, which torch chooses for fewer than 128 queries."""
 

@@ -23,6 +23,8 @@ from tandem.rl.errors import PolicyError
 from tandem.rl.packed_rows import PackedSequence
 
 BOUNDARIES = "cu_seq_lens_q"
+RECURRENT = "linear_attention"
+"""The kind of all layers with a state, in the configurations of transformers."""
 KERNELS = ("fla", "causal_conv1d")
 
 

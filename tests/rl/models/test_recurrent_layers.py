@@ -16,8 +16,10 @@ from trees import branching_group, trees
 
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
+from tandem.rl.models.attention import forward_inputs, transformers_name
 from tandem.rl.models.faithfulness import check_faithfulness
-from tandem.rl.models.recurrent_layers import boundary_inputs, recurrent_layers
+from tandem.rl.models.recurrent_layers import boundary_inputs, recurrent_layers, separate_sequences
+from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, pack, unpack
 from tandem.rl.policy import Policy, PolicyError, initial_adapter
 from tandem.rl.settings import LoraSettings
@@ -94,6 +96,19 @@ def test_neither_attention_nor_checkpointing_changes_a_gradient(
         learner.forward_backward(rows, LossConfig())
         gradients.append(learner._gradient.clone())
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[0].abs().max()
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_flex_attention_computes_what_sdpa_computes(name: str, tmp_path: Path) -> None:
+    """Without a gradient, which it has on CUDA only."""
+    path, [row], found = save(HYBRID[name][0], tmp_path), pack(SEQUENCES, 500, shares_prefixes=False), []
+    for attention in ("sdpa", "flex_attention"):
+        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=transformers_name(attention)).eval()
+        separate_sequences(decoder := model.get_decoder(), torch.device("cpu"))
+        inputs = forward_inputs(row, attention, torch.float32, attention_windows(model.config), shares_prefixes=False)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            found.append(decoder(**inputs, use_cache=False)[0][0, : row.num_tokens])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
 
 
 def test_scores_of_a_row_are_those_of_its_sequences(qwen: Path) -> None:
