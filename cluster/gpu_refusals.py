@@ -57,6 +57,14 @@ def no_gpu_for(base: BaseModelConfig) -> PlacementError:
     )
 
 
+def limit_not_kept(base: BaseModelConfig, most_gpus: int) -> PlacementError:
+    limit = base.engine.max_replicas_per_node
+    return PlacementError(
+        f"engine.max_replicas_per_node of {base.name} is {limit}, which Ray Serve can't keep for engines that share "
+        f"GPUs on a node of {_counted(most_gpus, 'GPU')}. Leave it unset, or set engine.num_gpus to 1."
+    )
+
+
 def _actors(base: BaseModelConfig) -> str:
     learners, engine, found = base.learners, base.engine, []
     if learners.num_gpus != 0 and (learners.device != "cpu" or learners.num_gpus):
@@ -86,6 +94,8 @@ def _single_changes(bases: Bases, fits: Fits) -> Iterator[str]:
         for part in ("learners", "engine"):
             if getattr(base, part).num_gpus and helps(part, "num_gpus", None):
                 yield f"leave {part}.num_gpus{name} unset"
+        if base.engine.max_replicas_per_node and helps("engine", "max_replicas_per_node", None):
+            yield f"leave engine.max_replicas_per_node{name} unset"
         if base.learners.placement.startswith("STRICT_") and helps("learners", "placement", "PACK"):
             yield f"set learners.placement{name} to PACK"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tandem.cluster.config import BaseModelConfig, TandemConfig
-from tandem.cluster.gpu_refusals import PlacementError, check_amounts, no_gpu_for, refuse
+from tandem.cluster.gpu_refusals import PlacementError, check_amounts, limit_not_kept, no_gpu_for, refuse
 from tandem.cluster.gpu_room import Demand
 
 __all__ = ["BasePlacement", "Placement", "PlacementError", "place"]
@@ -90,6 +90,9 @@ def place(config: TandemConfig, gpus_of_nodes: int | Sequence[int], is_fixed: bo
     wanted = _wanted(config.base_models, nodes)
     if all(base.is_set for base in wanted) and not is_fixed:
         pairs = _set_pairs(wanted)
+        for base in wanted:
+            if not _bundles_keep_limit(base, pairs, nodes):
+                raise limit_not_kept(base.config, max(nodes))
     else:
         found = _pairs_that_fit(wanted, nodes)
         if found is None:
@@ -238,12 +241,29 @@ def _keeps_strategies(base: _Wanted, pairs: Pairs, nodes: Sequence[int]) -> bool
     limit = base.config.engine.max_replicas_per_node
     if limit and sum(min(limit, node // base.engine_gpus) for node in nodes) < base.num_engines:
         return False
+    if not _bundles_keep_limit(base, pairs, nodes):
+        return False
     num_beside = sum(count for (of, _), count in pairs.items() if of == base.name)
     strategy = base.config.learners.placement
     if not num_beside or base.num_learners == 1 or not strategy.startswith("STRICT_"):
         return True
     fits = len(nodes) == 1 if strategy == "STRICT_PACK" else max(nodes) == 1
     return fits and num_beside == base.num_learners
+
+
+def _bundles_keep_limit(base: _Wanted, pairs: Pairs, nodes: Sequence[int]) -> bool:
+    """Return whether no node gets more replicas than it may.
+
+    Ray Serve limits them only without bundles. With bundles, a GPU has one engine, so small nodes keep the limit.
+    """
+    limit = base.config.engine.max_replicas_per_node or base.num_engines
+    return not _has_bundles(base, pairs) or base.num_engines <= limit or max(nodes, default=0) <= limit
+
+
+def _has_bundles(base: _Wanted, pairs: Pairs) -> bool:
+    """Return whether each replica reserves more than it takes: with a learner, or to stay apart from other replicas."""
+    has_guests = any(count for (_, engine), count in pairs.items() if engine == base.name)
+    return has_guests or (base.num_engines > 1 and 0 < (base.config.engine.num_gpus or 0) < 1)
 
 
 def _engines_first(wanted: Sequence[_Wanted]) -> bool:
@@ -264,7 +284,7 @@ def _base_placement(base: _Wanted, wanted: Sequence[_Wanted], pairs: Pairs) -> B
     else:
         learner_bundle_gpus = float(base.learner_gpus)
     bundle = None
-    if guests or (engine_gpus < 1 and base.num_engines > 1):
+    if _has_bundles(base, pairs):
         guest_cpus = max((other.config.learners.num_cpus for other in wanted if other.name in guests), default=0)
         num_gpus = round(base.learner_part + base.engine_part, 4) if base.is_one_part else 1.0
         bundle = {"CPU": settings.num_cpus + guest_cpus, "GPU": num_gpus}

@@ -94,7 +94,8 @@ def engine_application(config: TandemConfig, base: BaseModelConfig, placed: Base
     deployment = serve.deployment(
         name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
         num_replicas=settings.replicas,
-        max_replicas_per_node=settings.max_replicas_per_node,  # type: ignore[arg-type]  # None: no limit
+        # Serve limits no replicas with bundles; the placement has made sure that their nodes are small enough.
+        max_replicas_per_node=None if placed.engine_bundle else settings.max_replicas_per_node,  # type: ignore[arg-type]  # None: no limit
         max_ongoing_requests=MAX_REQUESTS,
         ray_actor_options={
             "num_cpus": settings.num_cpus,

@@ -231,6 +231,18 @@ def test_the_limit_of_replicas_on_a_node_is_kept():
         place(config(one_each), [4])
 
 
+def test_the_limit_of_replicas_is_kept_by_small_nodes_where_engines_share():
+    """Ray Serve takes no limit beside bundles."""
+    limited = base(2, 2, engine={"max_replicas_per_node": 1})
+    assert place(config(limited), [1, 1]).of["m"].engine_bundle
+    with pytest.raises(PlacementError, match=r"leave engine\.max_replicas_per_node unset"):
+        place(config(limited), [2, 1])
+    halves = base(2, 2, learners={"num_gpus": 0.5}, engine={"num_gpus": 0.5, "max_replicas_per_node": 1})
+    assert place(config(halves), [1]) == place(config(halves), 0)
+    with pytest.raises(PlacementError, match="on a node of 2 GPUs"):
+        place(config(halves), [2, 2])
+
+
 def test_learners_beside_engines_keep_strict_strategies():
     spread = config(base(2, 2, learners={"placement": "STRICT_SPREAD"}))
     assert place(spread, [1, 1]).of["m"].beside == {"m": 2}
