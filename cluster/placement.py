@@ -88,11 +88,11 @@ def place(config: TandemConfig, gpus_of_nodes: int | Sequence[int], is_fixed: bo
     for base in config.base_models:
         check_amounts(base)
     wanted = _wanted(config.base_models, nodes)
-    if all(base.is_set for base in wanted) and not is_fixed:
+    if all(part.is_set for part in wanted) and not is_fixed:
         pairs = _set_pairs(wanted)
-        for base in wanted:
-            if not _bundles_keep_limit(base, pairs, nodes):
-                raise limit_not_kept(base.config, max(nodes))
+        for part in wanted:
+            if not _bundles_keep_limit(part, pairs, nodes):
+                raise limit_not_kept(part.config, max(nodes))
     else:
         found = _pairs_that_fit(wanted, nodes)
         if found is None:
@@ -103,8 +103,8 @@ def place(config: TandemConfig, gpus_of_nodes: int | Sequence[int], is_fixed: bo
                 lambda bases: _pairs_that_fit(_wanted(bases, nodes), nodes) is not None,
             )
         pairs = found
-    of = {base.config.name: _base_placement(base, wanted, pairs) for base in wanted}
-    bases = tuple(_with_gpus(base.config, of[base.config.name]) for base in wanted)
+    of = {part.name: _base_placement(part, wanted, pairs) for part in wanted}
+    bases = tuple(_with_gpus(part.config, of[part.name]) for part in wanted)
     return Placement(config.model_copy(update={"base_models": bases}), of, _engines_first(wanted))
 
 
