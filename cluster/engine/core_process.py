@@ -24,7 +24,7 @@ MODULES = (
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.lora.worker_manager",
-    "tandem.cluster.engine.cpu_lora",
+    "tandem.cluster.engine.worker_extension",
     "tandem.cluster.engine.clean_blocks",
 )
 # vLLM preloads the same for a core that it spawns (vllm/platforms/cpu.py): a faster allocator, and torch's OpenMP.

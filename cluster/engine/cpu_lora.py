@@ -10,8 +10,7 @@ The functions below make one matrix product over the adapters of all slots and s
 signatures, dtypes and results that vLLM expects. Weights must be finite: in an expansion the other slots' weights are
 multiplied by zero. CUDA isn't affected: vLLM has its own kernels there.
 
-Importing this module imports no vLLM. vLLM names `WorkerExtension` as a base of its worker, and the engine then calls
-`fix_cpu_lora` in every worker process.
+Importing this module imports no vLLM. The engine has every worker process call `fix_cpu_lora`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from __future__ import annotations
 import logging
 
 import torch
-
-from tandem.cluster.engine.process_groups import close_lone_groups
 
 logger = logging.getLogger(__name__)
 
@@ -75,26 +72,20 @@ def bgmv_expand_slice(
         target.copy_(product)
 
 
-class WorkerExtension:
-    """A base class that vLLM adds to its worker (`--worker-extension-cls`); `collective_rpc` calls its methods."""
+def fix_cpu_lora() -> bool:
+    """Replace vLLM's functions by those above, in this process. Return False where they don't apply."""
+    import vllm
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.platforms import current_platform
 
-    def close_lone_groups(self) -> None:
-        close_lone_groups()
-
-    def fix_cpu_lora(self) -> bool:
-        """Replace vLLM's functions by those above, in this process. Return False where they don't apply."""
-        import vllm
-        from vllm.lora.ops.torch_ops import lora_ops
-        from vllm.lora.punica_wrapper import punica_cpu
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return False
-        if vllm.__version__ != FIXED_VERSION:
-            logger.warning("The CPU LoRA fix is for vLLM %s, not %s, and is skipped.", FIXED_VERSION, vllm.__version__)
-            return False
-        # The wrapper holds its own references; the sgmv_* functions look theirs up in lora_ops.
-        for module in (lora_ops, punica_cpu):
-            for function in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
-                setattr(module, function.__name__, function)
-        return True
+    if not current_platform.is_cpu():
+        return False
+    if vllm.__version__ != FIXED_VERSION:
+        logger.warning("The CPU LoRA fix is for vLLM %s, not %s, and is skipped.", FIXED_VERSION, vllm.__version__)
+        return False
+    # The wrapper holds its own references; the sgmv_* functions look theirs up in lora_ops.
+    for module in (lora_ops, punica_cpu):
+        for function in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
+            setattr(module, function.__name__, function)
+    return True

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.lora_support import check_architecture, check_modules
 from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.openai_app import (
     ASGIApp,
@@ -116,10 +118,12 @@ class Engine:
                     self._config, self._model_path, self._served_name, self._max_model_len, self._lora, device
                 )
             )
+            await asyncio.to_thread(check_architecture, self._model_path)
             await self._core.start(args, timeout_s)
-            if device == "cpu":
-                for method in ("fix_cpu_lora", "close_lone_groups"):
-                    await self._core.unless_dead(self._core.llm.collective_rpc(method, timeout=self._answer_s))
+            for method in ("fix_cpu_lora", "close_lone_groups") if device == "cpu" else ():
+                await self._call_workers(method)
+            adapted = await self._call_workers("adapted_modules")
+            check_modules(self._lora.target_modules, chain.from_iterable(adapted), self._served_name)
             app = await build_openai_app(self._core.llm, args)
             name_places_of_invalid_fields(app)
         except Exception as error:
@@ -136,6 +140,11 @@ class Engine:
         TokenTexts.install()
         self._core.watch()
         freeze_heap()
+
+    async def _call_workers(self, method: str) -> list[Any]:
+        """Return the answers of all of the core's processes that compute the model (`WorkerExtension`)."""
+        answers: list[Any] = await self._core.unless_dead(self._core.llm.collective_rpc(method, timeout=self._answer_s))
+        return answers
 
     async def stop(self) -> None:
         """End the engine core and remove this engine's files."""

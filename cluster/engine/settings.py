@@ -12,7 +12,7 @@ from tandem.rl.settings import LoraSettings
 EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
-WORKER_EXTENSION = "tandem.cluster.engine.cpu_lora.WorkerExtension"
+WORKER_EXTENSION = "tandem.cluster.engine.worker_extension.WorkerExtension"
 CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
 CPU_NUM_SEQS = 64
 NUM_LORAS = 4  # where no memory plan says otherwise
@@ -74,6 +74,7 @@ def engine_arguments(
         "max-lora-rank": lora_slot_rank(lora.r),
         "kv-cache-memory-bytes": kv_cache_bytes,
         "gpu-memory-utilization": config.gpu_memory_utilization,
+        "worker-extension-cls": WORKER_EXTENSION,
         "tool-call-parser": config.tool_call_parser,
         "generation-config": "vllm",  # requests set sampling options, not the model directory
         "logprobs-mode": "raw_logprobs",  # of the policy itself, before temperature and top-p
@@ -90,7 +91,6 @@ def engine_arguments(
         options |= {
             "block-size": CPU_BLOCK_SIZE,
             "worker-cls": CPU_WORKER,
-            "worker-extension-cls": WORKER_EXTENSION,
             "scheduler-cls": CLEAN_BLOCKS,
         }
         flags += ["enforce-eager"]

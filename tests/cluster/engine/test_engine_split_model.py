@@ -62,6 +62,13 @@ def test_versions_mixed_in_a_batch_sample_and_score_as_on_one_process(engine, re
             torch.testing.assert_close(torch.tensor(logprobs[1:]), expected, rtol=0, atol=TOLERANCE)
 
 
+def test_all_trained_modules_are_adapted_in_each_process(engine):
+    """vLLM fuses q_proj, k_proj and v_proj, and reports them apart."""
+    adapted = ray.get(engine[0].__ray_call__.remote(lambda engine: engine._call_workers("adapted_modules")))
+    assert len(adapted) == 2
+    assert all(set(LoraSettings().target_modules) < set(of_process) for of_process in adapted)
+
+
 def has_ended(process: psutil.Process) -> bool:
     try:
         return process.status() == psutil.STATUS_ZOMBIE

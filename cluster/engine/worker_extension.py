@@ -1,0 +1,23 @@
+"""What Tandem adds to vLLM's worker (`--worker-extension-cls`): the engine calls it in each process of a replica.
+
+Importing this module imports no vLLM.
+"""
+
+from __future__ import annotations
+
+from tandem.cluster.engine.cpu_lora import fix_cpu_lora
+from tandem.cluster.engine.lora_support import adapted_modules
+from tandem.cluster.engine.process_groups import close_lone_groups
+
+
+class WorkerExtension:
+    """A base class that vLLM adds to its worker; `collective_rpc` calls its methods."""
+
+    def close_lone_groups(self) -> None:
+        close_lone_groups()
+
+    def fix_cpu_lora(self) -> bool:
+        return fix_cpu_lora()
+
+    def adapted_modules(self) -> list[str]:
+        return adapted_modules(self)
