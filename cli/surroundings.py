@@ -141,7 +141,8 @@ def _downloads(config: TandemConfig) -> bool:
     """Return True if a base model may have to be downloaded."""
     if any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE):
         return False
-    return any(not (base.path.startswith("builtin:") or os.path.exists(base.path)) for base in config.base_models)
+    paths = [path for base in config.base_models for path in (base.path, base.engine.path) if path is not None]
+    return any(not (path.startswith("builtin:") or os.path.exists(path)) for path in paths)
 
 
 def _check_working_directory() -> None:

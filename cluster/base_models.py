@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
+from tandem.cluster.engine.settings import weights_path
 from tandem.cluster.memory.plan import MemoryPlan, Part, Tenant, neighbours, plan_memory
 from tandem.rl.errors import PolicyError
 from tandem.rl.tiny.model import resolve_model
@@ -41,6 +42,11 @@ class ResolvedBaseModel:
     def path(self) -> str:
         """A Hugging Face id or a local directory."""
         return resolve_model(self.config.path)
+
+    @cached_property
+    def engine_path(self) -> str:
+        """A Hugging Face id or a local directory, with the weights that the engine serves."""
+        return weights_path(self.config.engine, self.path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -109,13 +115,12 @@ class ResolvedBaseModel:
     @property
     def _served_geometry(self) -> Geometry:
         """The sizes of the files that the engine serves, which may be quantized ones of the same model."""
-        path = getattr(self.config.engine, "path", None)
-        if path is None:
+        if self.engine_path == self.path:
             return self.geometry
         from tandem.rl.models.base_config import read_config
         from tandem.rl.models.geometry import geometry_of
 
-        return geometry_of(read_config(resolve_model(path)), self.config.lora)
+        return geometry_of(read_config(self.engine_path), self.config.lora)
 
     @contextmanager
     def named_refusal(self) -> Iterator[None]:
@@ -152,11 +157,14 @@ class ResolvedBaseModel:
         """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent."""
         from tandem.cluster.engine.servable import check_servable
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
+        from tandem.rl.models.base_config import check_same_shape, read_config
         from tandem.rl.models.lora import adapter_config, initial_adapter
 
         lora = self.config.lora
         with self.named_refusal():
             check_servable(self.config, self._model_config)
+            if self.engine_path != self.path:
+                check_same_shape(self._model_config, read_config(self.engine_path), self.engine_path)
             state = LearnerState(adapter=initial_adapter(self.path, lora, self.max_model_len), optimizer={})
         checkpoint = write_checkpoint(
             artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}

@@ -129,6 +129,11 @@ class LearnersConfig(Settings):
 class EngineConfig(Settings):
     """The vLLM engine of a base model."""
 
+    path: str | None = Field(
+        None,
+        description="Weights to serve instead of those of the base model's path: the same model in other precision, "
+        "such as FP8. Unset: the same weights.",
+    )
     replicas: int = Field(1, ge=1, le=256, description="Engine replicas, each with the whole base model.")
     max_replicas_per_node: int | None = Field(
         None,
@@ -223,6 +228,15 @@ class BaseModelConfig(Settings):
     engine: EngineConfig = EngineConfig()
     logprobs: LogprobsConfig = LogprobsConfig()
 
+    @model_validator(mode="after")
+    def _learners_score_their_own_weights(self) -> BaseModelConfig:
+        if self.engine.path is not None and self.logprobs.mode in ("shared", "engine"):
+            raise ValueError(
+                f"logprobs.mode {self.logprobs.mode} has the engine compute logprobs for training, but engine.path "
+                "gives it other weights; set the mode to auto or learner."
+            )
+        return self
+
     @property
     def is_on_gpu(self) -> bool:
         """Whether learners or engine have GPUs; `placement.place` must have set num_gpus."""
@@ -234,8 +248,15 @@ class BaseModelConfig(Settings):
         return "cuda" if self.learners.num_gpus and self.learners.device != "cpu" else "cpu"
 
     @property
-    def least_precise_dtype(self) -> Literal["float32", "bfloat16"]:
+    def num_scoring_engines(self) -> int:
+        """Engines that may compute logprobs for training: none whose weights aren't the learners'."""
+        return self.engine.replicas if self.engine.path is None else 0
+
+    @property
+    def least_precise_dtype(self) -> Literal["float32", "bfloat16", "quantized"]:
         """The less precise dtype of learners and engine; `placement.place` must have set num_gpus."""
+        if self.engine.path is not None:
+            return "quantized"
         on_gpu = {"learners": self.trains_on == "cuda", "engine": self.engine.num_gpus}
         dtypes = {"learners": self.learners.dtype, "engine": self.engine.dtype}
         is_half = any(dtype == "bfloat16" or (dtype == "auto" and on_gpu[part]) for part, dtype in dtypes.items())
@@ -244,7 +265,7 @@ class BaseModelConfig(Settings):
     @property
     def logprob_tolerance(self) -> float:
         """Tolerance for the less precise dtype of learners and engine."""
-        is_half = self.least_precise_dtype == "bfloat16"
+        is_half = self.least_precise_dtype != "float32"
         return self.logprobs.tolerance_bfloat16 if is_half else self.logprobs.tolerance_float32
 
 

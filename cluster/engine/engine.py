@@ -10,6 +10,7 @@ import asyncio
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
@@ -32,12 +33,12 @@ from tandem.cluster.engine.requests.refusals import name_places_of_invalid_field
 from tandem.cluster.engine.requests.token_texts import TokenTexts
 from tandem.cluster.engine.requests.vllm_routes import completion_app
 from tandem.cluster.engine.scoring import score_one
-from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment
+from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
 from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool
 from tandem.cluster.engine.versions.finiteness import FiniteOutputs, NotFiniteVersions
 from tandem.cluster.engine.versions.version_checks import VersionChecks, VersionReport
-from tandem.cluster.engine.versions.version_loader import VersionLoader
+from tandem.cluster.engine.versions.version_loader import Files, VersionLoader
 from tandem.cluster.errors import (
     AdapterUnavailableError,
     ArtifactError,
@@ -118,7 +119,7 @@ class Engine:
                     self._config, self._model_path, self._served_name, self._max_model_len, self._lora, device
                 )
             )
-            await asyncio.to_thread(check_architecture, self._model_path)
+            await asyncio.to_thread(check_architecture, weights_path(self._config, self._model_path))
             await self._core.start(args, timeout_s)
             for method in ("fix_cpu_lora", "close_lone_groups") if device == "cpu" else ():
                 await self._call_workers(method)
@@ -133,7 +134,14 @@ class Engine:
             ) from error
         self._app, self._models = completion_app(app), app.state.openai_serving_models
         self._loader = VersionLoader(
-            self._core, self._models, self._directory.name, self._fetch, self._lora, self._not_finite, self._checks
+            self._core,
+            self._models,
+            self._directory.name,
+            self._fetch,
+            self._lora,
+            self._not_finite,
+            self._checks,
+            has_own_weights=self._config.path is not None,
         )
         self._adapters = AdapterPool(self._loader.load, self._loader.unload, self._config.max_cpu_loras)
         FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
@@ -221,16 +229,22 @@ class Engine:
                 for task in tasks:
                     task.cancel()
 
-    async def check_version(self, digest: str) -> VersionReport | None:
+    async def check_version(self, digest: str, files: Files | None = None) -> VersionReport | None:
         """Load a policy version and report how it compares with the learner that made it; None if it has no probe.
+
+        Args:
+            files: its files, for a version that can't be fetched yet.
 
         Raises AdapterUnavailableError if it can't be loaded at all, and EngineDeadError.
         """
-        try:
-            async with self._adapters.use(digest):
+        if digest in self._adapters.digests:
+            files = None
+        async with self._loader.offered(digest, files) if files else nullcontext():
+            try:
+                async with self._adapters.use(digest):
+                    return self._checks.report(digest)
+            except WrongVersionError:
                 return self._checks.report(digest)
-        except WrongVersionError:
-            return self._checks.report(digest)
 
     def _check_sequences(self, sequences: Sequence[Sequence[int]]) -> None:
         max_length, vocab_size = self._core.llm.model_config.max_model_len, self._core.llm.model_config.get_vocab_size()

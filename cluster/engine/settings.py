@@ -8,6 +8,7 @@ from typing import Literal
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.servable import EXPERTS
 from tandem.rl.settings import LoraSettings
+from tandem.rl.tiny.model import resolve_model
 
 EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -25,15 +26,25 @@ def lora_slot_rank(rank: int) -> int:
     return next(slot for slot in VLLM_LORA_RANKS if slot >= rank)
 
 
-def engine_environment(device: EngineDevice, model_path: str, num_threads: int = 1) -> dict[str, str]:
-    """Return the environment variables that an engine's process must be started with."""
+def weights_path(config: EngineConfig, model_path: str) -> str:
+    """Return a Hugging Face id or a local directory with the weights to serve."""
+    return model_path if config.path is None else resolve_model(config.path)
+
+
+def engine_environment(
+    device: EngineDevice, model_path: str, num_threads: int = 1, weights: str | None = None
+) -> dict[str, str]:
+    """Return the environment variables that an engine's process must be started with.
+
+    `weights` is the path of the weights, if it isn't `model_path`.
+    """
     env = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_API_KEY": "",  # the API authenticates requests
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # read by `finiteness`; one pass over the logits of sampled positions
     }
-    if Path(model_path).is_dir():
+    if all(Path(path).is_dir() for path in (model_path, weights or model_path)):
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if device == "cpu":
         env |= {
@@ -64,7 +75,8 @@ def engine_arguments(
     if device == "cpu" and kv_cache_bytes is None and config.gpu_memory_utilization is None:
         kv_cache_bytes = CPU_KV_CACHE_BYTES
     options = {
-        "model": model_path,
+        "model": weights_path(config, model_path),
+        "tokenizer": None if config.path is None else model_path,  # with its chat template, as in training
         "served-model-name": served_name,
         "dtype": dtype,
         "max-model-len": max_model_len,

@@ -36,6 +36,9 @@ def _note(base: ResolvedBaseModel) -> str | None:
         return None
     lora, own = base.config.lora.model_dump(mode="json"), json.loads(file.read_bytes())
     settings = [CHECKS, base.name, lora, base.config.max_model_len, own]
+    if base.engine_path != base.path:
+        served = Path(base.engine_path) / "config.json"
+        settings += [base.engine_path, json.loads(served.read_bytes()) if served.is_file() else None]
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return f"{INITIAL_VERSIONS}/{fingerprint}"
 

@@ -22,6 +22,10 @@ HYBRID_FAMILIES = (
     "olmo_hybrid", "bamba", "granitemoehybrid",
 )  # fmt: skip
 """Families whose recurrent layers are kept apart at the boundaries of sequences (`recurrent_layers`)."""
+_SHAPE = (
+    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "num_experts", "moe_intermediate_size", "tie_word_embeddings",
+)  # fmt: skip
 _ROPES_BY_LENGTH = ("dynamic", "longrope")
 _SPANS = ("window", "chunk", "local", "topk", "original_max_position")
 
@@ -41,6 +45,21 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
         return config.get_text_config(decoder=True)
     except ValueError as error:
         raise PolicyError(f"{config.model_type} has no single language model: {first_sentence(error)}") from error
+
+
+def check_same_shape(config: PreTrainedConfig, served: PreTrainedConfig, path: str) -> None:
+    """Raise PolicyError unless the model at `path`, which the engine serves, has the shape of the trained one.
+
+    Then the adapters of one fit the other. Whether it is the same model, only its logprobs tell.
+    """
+    ours, theirs = text_config(config), text_config(served)
+    for key in _SHAPE:
+        own, other = getattr(ours, key, None), getattr(theirs, key, None)
+        if own != other:
+            raise PolicyError(
+                f"the engine's weights at {path} have {key} {other}, but the base model has {own}. Set engine.path to "
+                "the same model in other precision."
+            )
 
 
 def longest_sequence(config: PreTrainedConfig) -> int | None:

@@ -75,7 +75,7 @@ class CoordinatorReplica:
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
             chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})
             pool = LogprobPool(chunks, settings.logprob_tolerance, deadlines.score_s)
-            logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.engine.replicas, pool)
+            logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.num_scoring_engines, pool)
             ahead = PreparingAhead(name, store, self._preparation)
             self._agreements[name] = EngineAgreement(
                 name,

@@ -17,6 +17,7 @@ from tandem.cluster.engine.gpu_memory import settings_on_gpu
 from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.versions.version_checks import VersionReport
+from tandem.cluster.engine.versions.version_loader import Files
 from tandem.cluster.placement import BasePlacement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.serve.app import engine_directory
@@ -60,8 +61,8 @@ class EngineReplica:
     async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
         return await self._engine.score(sequences, digest)
 
-    async def check_version(self, digest: str) -> VersionReport | None:
-        return await self._engine.check_version(digest)
+    async def check_version(self, digest: str, files: Files | None) -> VersionReport | None:
+        return await self._engine.check_version(digest, files)
 
     async def check_health(self) -> None:
         await self._engine.check_health()
@@ -90,7 +91,8 @@ def engine_application(config: TandemConfig, base: BaseModelConfig, placed: Base
     settings = base.engine
     device: EngineDevice = "cuda" if settings.num_gpus else "cpu"
     threads = max(1, int(settings.num_cpus / settings.tensor_parallel_size))  # of each of the replica's processes
-    environment = engine_environment(device, ResolvedBaseModel(base).path, threads)
+    resolved = ResolvedBaseModel(base)
+    environment = engine_environment(device, resolved.path, threads, resolved.engine_path)
     deployment = serve.deployment(
         name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
         num_replicas=settings.replicas,

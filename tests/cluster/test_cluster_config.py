@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 
@@ -99,3 +100,15 @@ def test_the_tolerance_of_logprobs_is_that_of_the_less_precise_side():
     assert tolerance({"dtype": "bfloat16"}) == tolerance(engine={"dtype": "bfloat16"}) == 0.1
     assert tolerance({"num_gpus": 1, "dtype": "float32"}, {"num_gpus": 1, "dtype": "float32"}) == 1e-3
     assert tolerance({"num_gpus": 1, "device": "cpu"}) == 1e-3
+    assert tolerance(engine={"path": "x-fp8"}) == 0.1
+
+
+def test_an_engine_with_weights_of_its_own_scores_nothing_for_the_learners():
+    def base(**logprobs):
+        return BaseModelConfig(name="m", path="x", engine={"path": "x-fp8", "replicas": 2}, logprobs=logprobs)
+
+    assert base().num_scoring_engines == base(mode="learner").num_scoring_engines == 0
+    assert BaseModelConfig(name="m", path="x", engine={"replicas": 2}).num_scoring_engines == 2
+    for mode in ("shared", "engine"):
+        with pytest.raises(ValidationError):
+            base(mode=mode)

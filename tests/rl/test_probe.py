@@ -11,7 +11,17 @@ from small_models import VOCABULARY, randomise_adapter, small_config
 from transformers import Qwen3ForCausalLM
 
 from tandem.rl.policy import Policy
-from tandem.rl.probe import FLOAT32, PROBE_TOKENS, Tolerance, compare, is_finite, probe_token_ids, tolerance_for
+from tandem.rl.probe import (
+    FLOAT32,
+    PROBE_TOKENS,
+    QUANTIZED,
+    QUANTIZED_WEIGHTS,
+    Tolerance,
+    compare,
+    is_finite,
+    probe_token_ids,
+    tolerance_for,
+)
 
 
 def test_the_tokens_are_ordinary_and_always_the_same() -> None:
@@ -67,4 +77,5 @@ def test_a_destroyed_policy_is_not_finite_on_the_probe(qwen3_path: Path, weight:
 
 def test_the_least_precise_dtype_decides() -> None:
     assert tolerance_for(torch.float32, "float32") == FLOAT32
+    assert tolerance_for("bfloat16", QUANTIZED_WEIGHTS) == QUANTIZED
     assert tolerance_for(torch.float32, "bfloat16") == tolerance_for(torch.bfloat16) != FLOAT32

@@ -11,10 +11,13 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Buffer
 
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.engine.core import EngineCore
@@ -24,9 +27,13 @@ from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.versions.version_checks import VersionChecks
 from tandem.cluster.errors import AdapterUnavailableError, VersionNotFiniteError
-from tandem.rl.probe import probe_token_ids
+from tandem.rl.checkpoint_files import MANIFEST
+from tandem.rl.probe import QUANTIZED_WEIGHTS, probe_token_ids
 from tandem.rl.settings import LoraSettings
 from tandem.rl.version_probe import Verdict, VersionProbe
+
+Files = Mapping[str, Buffer]
+"""The bytes of a checkpoint's files by name: those of its adapter and its manifest."""
 
 logger = logging.getLogger(__name__)
 PROBE_PRIORITY = -1  # before chat, which has 0
@@ -45,6 +52,7 @@ class VersionLoader:
         lora: LoraSettings,
         not_finite: NotFiniteVersions,
         checks: VersionChecks,
+        has_own_weights: bool,
     ):
         """Make a loader for a core that has started.
 
@@ -52,10 +60,13 @@ class VersionLoader:
             models: vLLM's table of adapters by name.
             directory: for private copies of the files.
             fetch: as in `Engine`.
+            has_own_weights: whether the base weights come from other files than the learners'.
         """
         self._core, self._models, self._directory = core, models, directory
         self._fetch, self._lora = fetch, lora
         self._not_finite, self._checks = not_finite, checks
+        self._has_own_weights = has_own_weights
+        self._offered: dict[str, Path] = {}
 
     async def load(self, digest: str) -> None:
         """Load an adapter and check that it is applied: its logprobs of the probe are those of its learner.
@@ -111,14 +122,30 @@ class VersionLoader:
             self._not_finite.check(digest)
             raise
         is_whole = len(found) == len(tokens)
-        return probe.judge(found[1:], str(model.dtype)) if probe and is_whole else None
+        dtype = QUANTIZED_WEIGHTS if self._has_own_weights else str(model.dtype)
+        return probe.judge(found[1:], dtype) if probe and is_whole else None
+
+    @asynccontextmanager
+    async def offered(self, digest: str, files: Files) -> AsyncIterator[None]:
+        """In the block, load a version from these files instead of fetching it: it may not be durable yet."""
+        if digest in self._offered:  # by another caller, with the same files
+            yield
+            return
+        directory = Path(tempfile.mkdtemp(prefix=f"offered-{digest[:12]}-", dir=self._directory))
+        try:
+            await asyncio.to_thread(_write_verified, directory, digest, files)
+            self._offered[digest] = directory
+            yield
+        finally:
+            self._offered.pop(digest, None)
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def private_copy(self, digest: str) -> tuple[Path, VersionProbe | None]:
         """Return a new private directory with the adapter's files (hard links where possible), and the adapter's probe.
 
         The core may read them again at any time and dies if they are missing; the checkpoint may be deleted meanwhile.
         """
-        source = self._fetch(digest)
+        source = self._offered.get(digest) or self._fetch(digest)
         _check_targets(source, self._lora)
         try:
             dtype: Any = self._core.llm.model_config.dtype  # vLLM has replaced names of types
@@ -146,6 +173,15 @@ class VersionLoader:
         # A request that was just aborted may still be in the core's batch, so the files stay for a while.
         remove = partial(shutil.rmtree, directory, ignore_errors=True)
         asyncio.get_running_loop().call_later(RETIRED_ADAPTER_S, remove)
+
+
+def _write_verified(directory: Path, digest: str, files: Files) -> None:
+    """Write a checkpoint's files. Raise CheckpointError if they aren't those of the version."""
+    from tandem.rl.checkpoints import verify_adapter
+
+    for name in (*ADAPTER_FILES, MANIFEST):
+        (directory / name).write_bytes(files[name])
+    verify_adapter(directory, digest)
 
 
 def _check_targets(directory: Path, lora: LoraSettings) -> None:

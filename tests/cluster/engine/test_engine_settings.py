@@ -70,6 +70,13 @@ def test_a_cpu_has_numbers_of_its_own_where_a_gpu_has_those_of_vllm_and_of_its_p
     assert {"--max-num-seqs=7", "--max-loras=3"} <= set(arguments("cuda", max_num_seqs=7, max_loras=3))
 
 
+def test_an_engine_with_weights_of_its_own_keeps_the_tokenizer_of_training(tmp_path):
+    served = arguments("cuda", path="/models/x-fp8")
+    assert {"--model=/models/x-fp8", "--tokenizer=/models/x"} <= set(served)
+    assert "--model=/models/x" in arguments("cuda") and not [a for a in arguments("cuda") if "tokenizer" in a]
+    assert "HF_HUB_OFFLINE" not in engine_environment("cpu", str(tmp_path), weights="Qwen/Qwen3-0.6B-FP8")
+
+
 def test_further_arguments_come_last_and_win():
     assert arguments(extra_args=("--max-num-seqs=7",))[-1] == "--max-num-seqs=7"
 

@@ -73,3 +73,15 @@ def test_learners_refuse_a_base_model_by_its_name(tmp_path):
     config = BaseModelConfig(name="my/model", path=str(tmp_path), lora=lora, learners=learners)
     with pytest.raises(PolicyError, match=r"my/model.*BertGeneration"):
         LearnerWorker(0, 1, config, str(tmp_path / "artifacts")).start(None, 60)
+
+
+def test_an_engine_with_weights_of_another_shape_is_refused_by_what_differs(version, tiny_model, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_model)
+    served = TINY.model_copy(update={"engine": TINY.engine.model_copy(update={"path": str(tmp_path / "other")})})
+    config.save_pretrained(tmp_path / "other")
+    digest, made = version(served)
+    assert made and version(served) == (digest, False)
+    config.vocab_size += 8
+    config.save_pretrained(tmp_path / "other")
+    with pytest.raises(PolicyError, match="vocab_size"):
+        version(served)
