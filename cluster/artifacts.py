@@ -66,8 +66,9 @@ class Artifacts:
         if self._is_local:
             return
         source, target = self.checkpoints_dir / _checked(digest), self._url(f"{CHECKPOINTS}/{digest}")
-        for file in sorted(source.iterdir(), key=lambda f: f.name == MANIFEST):
-            self._fs.put_file(str(file), f"{target}/{file.name}")
+        names = sorted(file.name for file in source.iterdir() if file.name != MANIFEST)
+        self._fs.put([str(source / name) for name in names], [f"{target}/{name}" for name in names])  # at once
+        self._fs.put_file(str(source / MANIFEST), f"{target}/{MANIFEST}")
         make_room(self.checkpoints_dir)
 
     def pull_checkpoint(self, digest: str) -> Path:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,34 +50,63 @@ class Checkpoint:
     digest: str
 
 
+@dataclass(frozen=True)
+class SealedCheckpoint:
+    """A checkpoint in memory, complete and named. Nothing is written yet."""
+
+    digest: str
+    contents: Mapping[str, bytes]
+    """The bytes of each file."""
+
+
 def write_checkpoint(
     parent_dir: str | Path, state: LearnerState, adapter_config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> Checkpoint:
-    """Write `state` to <parent_dir>/<digest>: under another name, synced to disk, then renamed.
+    """Seal `state` and write it, as `write_sealed` does."""
+    return write_sealed(parent_dir, seal_checkpoint(state, adapter_config, metadata))
+
+
+def seal_checkpoint(
+    state: LearnerState, adapter_config: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> SealedCheckpoint:
+    """Return the checkpoint of a state. Its files are hashed in memory, several at once, and never read back."""
+    adapter_json = json.dumps(adapter_config, indent=2, sort_keys=True).encode()
+    contents: dict[str, bytes] = {}
+    files: dict[str, dict[str, int | str]] = {}
+
+    def add(name: str, content: Callable[[], bytes]) -> None:
+        contents[name] = data = content()
+        files[name] = {"bytes": len(data), "sha256": _sha256(data)}
+
+    with ThreadPoolExecutor(2) as pool:  # hashing leaves Python to other threads
+        of_adapter = pool.submit(add, ADAPTER, lambda: safetensors_torch.save(_sorted(state.adapter)))
+        of_optimizer = pool.submit(add, OPTIMIZER, lambda: safetensors_torch.save(_sorted(state.optimizer)))
+        add(ADAPTER_CONFIG, lambda: adapter_json)
+        of_adapter.result(), of_optimizer.result()
+    ordered = {name: files[name] for name in FILES}
+    digest = _digest(ordered)
+    manifest = {"digest": digest, "files": ordered, "metadata": dict(metadata)}
+    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+    return SealedCheckpoint(digest, contents)
+
+
+def write_sealed(parent_dir: str | Path, sealed: SealedCheckpoint) -> Checkpoint:
+    """Write a checkpoint to <parent_dir>/<digest>: under another name, synced to disk, then renamed.
 
     If the directory exists, it is verified and kept with its metadata. An optimizer state that was dropped is written
     again.
     Raises CheckpointError if the directory can't be written, or exists but is damaged.
     """
-    contents = {
-        ADAPTER: safetensors_torch.save(_sorted(state.adapter)),
-        ADAPTER_CONFIG: json.dumps(adapter_config, indent=2, sort_keys=True).encode(),
-        OPTIMIZER: safetensors_torch.save(_sorted(state.optimizer)),
-    }
-    files = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in contents.items()}
-    digest = _digest(files)
-    manifest = {"digest": digest, "files": files, "metadata": dict(metadata)}
-    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
-
+    digest = sealed.digest
     final = Path(parent_dir) / digest
     if final.exists():
         if _is_dropped(final / OPTIMIZER):
-            write_whole(final / OPTIMIZER, contents[OPTIMIZER])
+            write_whole(final / OPTIMIZER, sealed.contents[OPTIMIZER])
         verify_checkpoint(final)
         return Checkpoint(final, digest)
     aside = final.with_name(f".{digest}-{uuid.uuid4().hex}")
     try:
-        _write_directory(aside, contents)
+        _write_directory(aside, sealed.contents)
         _rename_unless_there(aside, final)
     except OSError as error:
         raise CheckpointError(f"Checkpoint {final} could not be written: {error}.") from error

@@ -165,13 +165,31 @@ class Learner:
 
     def state(self, device: torch.device | str = "cpu") -> LearnerState:
         """Return a copy of the current version on `device`."""
+        return self._copied(lambda tensor: tensor.to(device, copy=True))
+
+    def state_in_background(self) -> Callable[[], LearnerState]:
+        """Begin to copy the current version to the main memory. Return a function that waits for the copy.
+
+        On CUDA the copies follow the last step on its own stream, so nothing can overwrite the weights before, and this
+        process doesn't wait for them. A stream beside it would gain nothing: the next work loads other weights.
+        """
+        is_cuda = self.policy.device.type == "cuda"
+        state = self._copied(_to_pinned_memory) if is_cuda else self.state()
+        copied = torch.cuda.current_stream(self.policy.device).record_event() if is_cuda else None
+
+        def wait() -> LearnerState:
+            if copied is not None:
+                copied.synchronize()
+            return state
+
+        return wait
+
+    def _copied(self, copy: Callable[[Tensor], Tensor]) -> LearnerState:
         return LearnerState(
-            adapter={
-                name: parameter.detach().to(device, copy=True) for name, parameter in self.policy.parameters.items()
-            },
+            adapter={name: copy(parameter.detach()) for name, parameter in self.policy.parameters.items()},
             optimizer={
                 # AdamW counts steps on the CPU, wherever the parameter is.
-                f"{name}.{key}": self._optimizer.state[parameter][key].to("cpu" if key == "step" else device, copy=True)
+                f"{name}.{key}": (torch.clone if key == "step" else copy)(self._optimizer.state[parameter][key])
                 for name, parameter in self.policy.parameters.items()
                 if parameter in self._optimizer.state
                 for key in _MOMENTS
@@ -473,3 +491,8 @@ def _step_metrics(sums: Sequence[float], grad_norm: float, learning_rate: float)
     if correlation is not None:
         metrics["loss/probs_corr"] = correlation
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _to_pinned_memory(tensor: Tensor) -> Tensor:
+    """Return where a copy of a tensor on a GPU arrives, in memory that the GPU can write by itself."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.engine.versions.version_checks import VersionReport, report
 from tandem.cluster.errors import AdapterUnavailableError, StageError, VersionNotFiniteError
 from tandem.cluster.jobs.running_job import RunningJob
+from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.logprobs.engine_scorer import EngineScore
+from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.waiting import OnWait
 
 if TYPE_CHECKING:
@@ -20,11 +25,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DISAGREES = "engine_disagrees"
 ANSWER_S = 5.0  # an engine that doesn't answer in time isn't compared: a job must not wait for it
-CLEARLY_WRONG = 0.3  # nats on average: more than any rounding
+CLEARLY_WRONG = 0.3  # nats on average: more than any rounding of weights that both read from the same files
 
-CheckVersion = Callable[[str, float], VersionReport | None]
-"""Takes the digest of a version and a timeout in seconds. Has an engine load the version, and returns its verdict
-(`Engine.check_version`)."""
+Answers = Sequence[VersionReport | BaseException | None]
+CheckVersion = Callable[[str, Any, float], Answers]
+"""Takes the digest of a version, Ray's reference to its files (None once it is durable) and a timeout in seconds. Has
+every engine load the version, and returns the verdict or the error of each (`Engine.check_version`)."""
 
 
 @dataclass
@@ -67,35 +73,70 @@ class EngineAgreement:
         self.compare_base(job.check)
         if self._of_base is None or self.alarm is None:
             return
-        if not self._of_base.difference.mean <= CLEARLY_WRONG:
+        difference = self._of_base.difference
+        if not difference.mean <= max(CLEARLY_WRONG, difference.tolerance.mean):
             remedy = "Use a base model that vLLM and transformers compute alike, or set the same dtype for both."
             raise StageError("compare_engine", self.alarm, remedy)
         about = {"step": 0, "digest": self.initial_digest, "reason": self.alarm}
         job.record(DISAGREES, about | report(self._of_base))
 
-    def after_publishing(self, job: RunningJob, step: int, digest: str) -> None:
-        """Have an engine load the job's new version, and record if it doesn't answer as the learners do.
+    def offer(self, version: SealedVersion) -> Future[Answers]:
+        """Have all engines load a version that isn't durable yet, and return their verdicts later.
 
+        Nobody can request it before it is the newest, so it does no harm if that never happens.
+        """
+        return in_thread(lambda: self.check_version(version.digest, version.files, ANSWER_S), "offer-version")
+
+    def after_publishing(self, job: RunningJob, step: int, digest: str, offered: Future[Answers] | None = None) -> None:
+        """Wait until all engines have loaded the job's new version, which is durable now, but no longer than ANSWER_S.
+
+        Records if one doesn't answer as the learners do. One that isn't ready loads the version with its first request.
         Raises StageError if the version's logits aren't finite in the engine's dtype.
         """
+        answers = self._answers(digest, offered)
+        for answer in answers:
+            if isinstance(answer, VersionNotFiniteError):
+                remedy = "Its training has probably diverged: lower learning_rate. The job made no version."
+                raise StageError("compare_engine", str(answer), remedy) from answer
         about = {"step": step, "digest": digest}
-        try:
-            found = self.check_version(digest, ANSWER_S)
-        except VersionNotFiniteError as error:
-            remedy = "Its training has probably diverged: lower learning_rate. The job made no version."
-            raise StageError("compare_engine", str(error), remedy) from error
-        except AdapterUnavailableError as error:
-            reason = f"The engine can't load version {step}, which this job made: {error}"
-            job.record(DISAGREES, about | {"reason": reason})
-            return
-        except Exception as error:  # the engine checks the version itself before it serves it
-            logger.info("The engine of %s isn't compared on version %s: %r", self.base_model, digest, error)
-            return
-        if found is not None and not found["is_right"]:
-            instead = f" Its answers are those of {found['answers_as']}." if found["answers_as"] else ""
-            reason = (
-                f"The engine doesn't apply version {step}, which this job made, and refuses to serve it: its logprobs "
-                f"differ from the learner's by up to {found['max']:.3g} nats, {found['mean']:.3g} on average, where "
-                f"{found['tolerance_max']:.3g} and {found['tolerance_mean']:.3g} are tolerated.{instead}"
+        for answer in answers:
+            if isinstance(answer, AdapterUnavailableError):
+                reason = f"The engine can't load version {step}, which this job made: {answer}"
+                return job.record(DISAGREES, about | {"reason": reason})
+            if isinstance(answer, dict) and not answer["is_right"]:
+                reason = _why_refused(step, answer)
+                return job.record(DISAGREES, about | {"reason": reason} | answer)
+        if late := [answer for answer in answers if isinstance(answer, BaseException)]:
+            logger.warning(
+                "%d of %d engines of %s haven't loaded version %s before it became the newest: %r",
+                *(len(late), len(answers), self.base_model, digest, late[0]),
             )
-            job.record(DISAGREES, about | {"reason": reason} | found)
+
+    def _answers(self, digest: str, offered: Future[Answers] | None) -> Answers:
+        """Return the answer of each engine. Those that couldn't use the offered files fetch the durable ones."""
+        deadline = time.monotonic() + ANSWER_S
+        answers: Answers = ()
+        if offered is not None:
+            with suppress(Exception):
+                answers = offered.result(ANSWER_S)
+        if answers and not any(map(_can_be_repeated, answers)):
+            return answers
+        try:
+            return self.check_version(digest, None, max(deadline - time.monotonic(), 0.0))
+        except Exception as error:  # no engine runs; each checks the version itself before it serves it
+            logger.info("No engine of %s is compared on version %s: %r", self.base_model, digest, error)
+            return answers
+
+
+def _can_be_repeated(answer: VersionReport | BaseException | None) -> bool:
+    """Return whether a failure may be one of the offered files. An engine that is slow isn't asked again."""
+    return isinstance(answer, BaseException) and not isinstance(answer, TimeoutError | VersionNotFiniteError)
+
+
+def _why_refused(step: int, found: VersionReport) -> str:
+    instead = f" Its answers are those of {found['answers_as']}." if found["answers_as"] else ""
+    return (
+        f"The engine doesn't apply version {step}, which this job made, and refuses to serve it: its logprobs "
+        f"differ from the learner's by up to {found['max']:.3g} nats, {found['mean']:.3g} on average, where "
+        f"{found['tolerance_max']:.3g} and {found['tolerance_mean']:.3g} are tolerated.{instead}"
+    )

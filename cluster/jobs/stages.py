@@ -65,9 +65,11 @@ class JobStages:
                 training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
                 metrics |= self._gradient_steps(job, training, batch.sequences)
                 metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
-                digest = training.save({**metadata, "step": claim.next_step}, job.check)
+                metadata["step"] = claim.next_step
+                offered = self.agreement.offer(training.seal(metadata, job.check)) if self.agreement else None
+                digest = training.save(metadata, job.check)
         if self.agreement:
-            self.agreement.after_publishing(job, claim.next_step, digest)
+            self.agreement.after_publishing(job, claim.next_step, digest, offered)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
 
     def _begin(self, job: RunningJob, batch: TrainingBatch, lag: dict[str, float]) -> None:

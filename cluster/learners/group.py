@@ -17,7 +17,7 @@ from tandem.cluster.learners.failures import cause_of
 from tandem.cluster.learners.gpu_memory import learner_environment
 from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.learners.scoring import scorers
-from tandem.cluster.learners.training import NO_VERSION, Training
+from tandem.cluster.learners.training import NO_VERSION, SealedVersion, Training
 from tandem.cluster.learners.turns import Turn, Turns
 from tandem.cluster.learners.worker import WRITING, LearnerWorker
 from tandem.cluster.logprobs.pool import Score
@@ -188,6 +188,19 @@ class LearnerGroup:
         )[0]
         return fault
 
+    def seal(
+        self,
+        workers: list[Any],
+        metadata: dict[str, str | int],
+        job: str,
+        turn: Turn,
+        on_wait: OnWait = wait_on,
+    ) -> SealedVersion:
+        """Name the finished state of a job before `save` writes it. Needs no turn; failures are as in `save`."""
+        sealing = workers[0].seal.options(num_returns=2, concurrency_group=WRITING)
+        digest, files = sealing.remote(metadata, job)
+        return SealedVersion(self._written(digest, workers, turn, on_wait), files)
+
     def save(
         self,
         workers: list[Any],
@@ -201,15 +214,22 @@ class LearnerGroup:
         A failed or abandoned write leaves the learners running, unless they are lost or the deadline has passed.
         """
         writing = workers[0].write.options(concurrency_group=WRITING).remote(metadata, job)
+        digest: str = self._written(writing, workers, turn, on_wait)
+        for worker in workers:
+            worker.keep.remote(digest, job)
+        return digest
+
+    def _written(self, call: Any, workers: list[Any], turn: Turn, on_wait: OnWait) -> Any:
+        """Return the result of a call that runs beside the steps of other jobs."""
         deadline_s = self._deadlines.checkpoint_s
         deadline = time.monotonic() + deadline_s
         try:
-            while not ray.wait([writing], timeout=WAIT_PERIOD_S)[0]:
+            while not ray.wait([call], timeout=WAIT_PERIOD_S)[0]:
                 on_wait()
                 if time.monotonic() > deadline:
                     self.stop()
                     raise _late("checkpoint", 1, 1, deadline_s)
-            digest: str = ray.get(writing)
+            return ray.get(call)
         except ray.exceptions.RayTaskError as error:
             raise stage_error("checkpoint", "a learner", error) from error
         except ray.exceptions.RayError as error:
@@ -217,9 +237,6 @@ class LearnerGroup:
                 raise LearnersLostError("The learners ended during the work for another job.") from error
             self.stop()
             raise stage_error("checkpoint", "a learner", error) from error
-        for worker in workers:
-            worker.keep.remote(digest, job)
-        return digest
 
     def stop(self) -> None:
         """End the actors and release their resources."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 NO_VERSION = "The job made no version; the model's newest version is the one before."
 
 
+@dataclass(frozen=True)
+class SealedVersion:
+    """A finished version that has its name, and isn't durable yet."""
+
+    digest: str
+    files: Any
+    """Ray's reference to the adapter's files: a dict of byte arrays by name."""
+
+
 class Training:
     """The state of one job on the learners of a group. Other jobs may train between its steps.
 
@@ -30,6 +40,7 @@ class Training:
             training.load(digest)
             metrics = training.step(sequences, loss, learning_rate, chunk_size)
             training.finish()                    # the learners are free for other jobs
+            sealed = training.seal(metadata)     # optional: name the version before it is written
             digest = training.save(metadata)
 
     A failure of a call ends the group's actors, because their process group can't be trusted, except in `save`. Other
@@ -116,16 +127,24 @@ class Training:
         self._fault = self._group.finish(self._own_workers(), self._job, on_wait)
         self._turn.give_back()
 
+    def seal(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> SealedVersion:
+        """Name the finished state, so that engines can load it while `save` makes it durable. Raises as `save` does."""
+        self._check_fault()
+        return self._group.seal(self._own_workers(), metadata, self._job, self._turn, on_wait)
+
     def save(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> str:
         """Write the finished state as a durable checkpoint and return its digest, while other jobs train.
 
         Raises StageError if the state isn't finite. No failure affects other jobs, unless the writing learner is lost.
         """
-        if self._fault is not None:
-            raise StageError("checkpoint", str(self._fault), NO_VERSION) from self._fault
+        self._check_fault()
         digest = self._group.save(self._own_workers(), metadata, self._job, self._turn, on_wait)
         self._workers = None  # there is nothing left to drop
         return digest
+
+    def _check_fault(self) -> None:
+        if self._fault is not None:
+            raise StageError("checkpoint", str(self._fault), NO_VERSION) from self._fault
 
     def _in_turn(self, score: Score) -> Score:
         def score_in_turn(rows: Sequence[PackedSequence], timeout_s: float) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from tandem.cluster.artifacts import Artifacts
+from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import PeerLostError
@@ -24,14 +24,17 @@ from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
+from tandem.rl.checkpoint_files import MANIFEST
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 if TYPE_CHECKING:
     import torch
+    from numpy import uint8
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch doesn't declare it as exported
 
-    from tandem.rl.checkpoints import LearnerState
+    from tandem.rl.checkpoints import LearnerState, SealedCheckpoint
     from tandem.rl.config import LossConfig
     from tandem.rl.errors import OutOfMemoryError, StepError
     from tandem.rl.learner import SuspendedTraining
@@ -57,13 +60,15 @@ class _Session:
     """None while the learner holds this training."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Finished:
     """A version that is complete and not yet written."""
 
-    state: LearnerState
+    state: Callable[[], LearnerState]
+    """Waits for the copy of the state."""
     probe: list[float]
     previous_probe: list[float]
+    sealed: SealedCheckpoint | None = None
 
 
 class LearnerWorker:
@@ -72,7 +77,8 @@ class LearnerWorker:
         worker.load(digest, job)
         metrics = worker.step(sequences, loss, learning_rate, chunk_size, job)
         fault = worker.finish(job)                 # on rank 0 and those that share its weights
-        digest = worker.write(metadata, job)       # on rank 0 only; beside the steps of other jobs
+        digest, files = worker.seal(metadata, job) # on rank 0 only, like the next; beside the steps of other jobs
+        digest = worker.write(metadata, job)
         worker.keep(digest, job)
 
     Several jobs train by turns: before a call for another job, the training that the learner holds is set aside.
@@ -325,22 +331,39 @@ class LearnerWorker:
             except StepError as error:
                 return error
         if self._rank == 0:
-            self._finished[job] = _Finished(self._learner.state(), probe, session.probe)
+            self._finished[job] = _Finished(self._learner.state_in_background(), probe, session.probe)
         session.probe = probe
         return None
 
-    def write(self, metadata: dict[str, str | int], job: str = "") -> str:
-        """Write the finished version as a durable checkpoint, with its logprobs of the probe, and return its digest."""
-        from tandem.rl.checkpoints import write_checkpoint
+    def seal(self, metadata: dict[str, str | int], job: str = "") -> tuple[str, dict[str, NDArray[uint8]]]:
+        """Return the digest of the finished version, and the files of its adapter, before anything is written.
+
+        Ray copies arrays into its object store once, and a process that reads them there doesn't copy them.
+        """
+        import numpy as np
+
+        sealed = self._sealed(metadata, job)
+        names = (*ADAPTER_FILES, MANIFEST)
+        return sealed.digest, {name: np.frombuffer(sealed.contents[name], np.uint8) for name in names}
+
+    def _sealed(self, metadata: dict[str, str | int], job: str) -> SealedCheckpoint:
+        from tandem.rl.checkpoints import seal_checkpoint
 
         finished = self._finished[job]
-        others = {BASE: self._base_probe, PREVIOUS: finished.previous_probe}
-        checkpoint = write_checkpoint(
-            self._artifacts.checkpoints_dir,
-            finished.state,
-            self._learner.policy.adapter_config(),
-            {**metadata, "probe": self._probe(finished.probe, others).to_json()},
-        )
+        if finished.sealed is None:
+            others = {BASE: self._base_probe, PREVIOUS: finished.previous_probe}
+            finished.sealed = seal_checkpoint(
+                finished.state(),
+                self._learner.policy.adapter_config(),
+                {**metadata, "probe": self._probe(finished.probe, others).to_json()},
+            )
+        return finished.sealed
+
+    def write(self, metadata: dict[str, str | int], job: str = "") -> str:
+        """Write the finished version as a durable checkpoint, with its logprobs of the probe, and return its digest."""
+        from tandem.rl.checkpoints import write_sealed
+
+        checkpoint = write_sealed(self._artifacts.checkpoints_dir, self._sealed(metadata, job))
         self._artifacts.push_checkpoint(checkpoint.digest)
         return checkpoint.digest
 

@@ -27,15 +27,13 @@ def engine_score(handle: DeploymentHandle[Any]) -> EngineScore:
 
 
 def engine_check(handle: DeploymentHandle[Any]) -> CheckVersion:
-    """Return the coordinator's way to have a version loaded and compared with its learner."""
+    """Return the coordinator's way to have every replica load a version and compare it with its learner.
 
-    def check(digest: str, timeout_s: float) -> VersionReport | None:
-        response = handle.check_version.remote(digest)
-        try:
-            report: VersionReport | None = response.result(timeout_s=timeout_s)
-        except TimeoutError:
-            response.cancel()  # type: ignore[no-untyped-call]
-            raise
-        return report
+    Ray's object store carries the files, to each node once.
+    """
+
+    def check(digest: str, files: Any, timeout_s: float) -> list[VersionReport | BaseException | None]:
+        answers = handle.broadcast("check_version", digest, files)
+        return answers.results(timeout_s=timeout_s, return_exceptions=True)
 
     return check

@@ -15,6 +15,7 @@ from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion
 from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.batch import build_batch, check_groups
@@ -119,6 +120,10 @@ class RecordingLearners:
 
     def finish(self, on_wait):
         self.log.append(("finish",))
+
+    def seal(self, metadata, on_wait):
+        self.log.append(("seal", metadata["step"]))
+        return SealedVersion("digest-after", "files")
 
     def save(self, metadata, on_wait):
         self.log.append(("save", metadata["step"]))

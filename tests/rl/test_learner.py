@@ -181,6 +181,14 @@ def test_a_first_step_by_hand(qwen3_path: Path) -> None:
     assert not gradient(learner).any()
 
 
+def test_a_copy_in_the_background_is_of_the_version_before_the_next_step(learner: Learner) -> None:
+    before, copied = learner.state(), learner.state_in_background()
+    learner.forward_backward([packed_group(11, [9, 14])], LossConfig())
+    learner.optim_step(1e-2)
+    assert_same_state(copied(), before)
+    assert any(not torch.equal(tensor, before.adapter[name]) for name, tensor in learner.state().adapter.items())
+
+
 def test_learning_rate_zero_moves_nothing(learner: Learner) -> None:
     before = learner.state().adapter
     learner.forward_backward([packed_group(11, [9, 14])], LossConfig())

@@ -26,6 +26,9 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError, WrongVersionError
+from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST
+from tandem.rl.checkpoints import LearnerState, seal_checkpoint
+from tandem.rl.errors import CheckpointError
 from tandem.rl.settings import LoraSettings
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
@@ -343,6 +346,37 @@ def test_a_version_that_answers_as_its_learner_is_served(client, artifacts, refe
     report = ray.get(client.actor.check_version.remote(digest))
     assert report["is_right"] and report["max"] < TOLERANCE, report
     assert_choices_follow_policy(greedy(client, digest), reference, made)
+
+
+def offered_files(artifacts: Artifacts, reference: PolicyReference, digest: str) -> tuple[str, dict[str, Any]]:
+    """Return the digest and the files of a version that is nowhere on disk, with the weights of another one."""
+    adapter = load_file(artifacts.checkpoints_dir / digest / ADAPTER)
+    config = json.loads((artifacts.checkpoints_dir / digest / ADAPTER_CONFIG).read_bytes())
+    probe = VersionProbe(PROBE, reference.logprobs(digest, PROBE).tolist(), "torch.float32")
+    sealed = seal_checkpoint(LearnerState(adapter), config, {"probe": probe.to_json()})
+    return sealed.digest, {name: sealed.contents[name] for name in (ADAPTER, ADAPTER_CONFIG, MANIFEST)}
+
+
+def test_a_version_that_is_offered_answers_before_it_can_be_fetched_and_is_gone_after_its_eviction(
+    client, artifacts, reference
+):
+    """As a version of a job that fails after its offer: nobody asks for it, and it makes room for others."""
+    digest, files = offered_files(artifacts, reference, VERSIONS[2])
+    assert ray.get(client.actor.check_version.remote(digest, files))["is_right"]
+    completion = client.chat(digest, max_tokens=8, ignore_eos=True)
+    assert_choices_follow_policy(completion, reference, VERSIONS[2])
+    for other in VERSIONS[: CONFIG.max_cpu_loras]:
+        client.chat(other, max_tokens=1)
+    assert digest not in client.load()["adapters"]
+    assert client.ask(digest, {"messages": MESSAGES}).status == 404
+
+
+def test_offered_files_that_are_not_those_of_the_version_are_not_used(client, artifacts, reference):
+    digest, files = offered_files(artifacts, reference, VERSIONS[3])
+    files[ADAPTER] = files[ADAPTER][:-4] + b"none"
+    with pytest.raises(CheckpointError):
+        ray.get(client.actor.check_version.remote(digest, files))
+    assert digest not in client.load()["adapters"]
 
 
 def test_a_version_without_a_probe_is_served_unchecked(client):

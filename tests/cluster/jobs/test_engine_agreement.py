@@ -2,8 +2,9 @@
 
 import pytest
 from coordinator_fakes import RecordingLearners, RecordingStore, make_coordinator, make_job
+from waiting import wait_until
 
-from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError
+from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, StageError, VersionNotFiniteError
 from tandem.cluster.jobs.engine_agreement import EngineAgreement
 from tandem.rl.version_probe import VersionProbe
 
@@ -20,21 +21,30 @@ class ProbedLearners(RecordingLearners):
 
 
 @pytest.fixture
-def run(base, artifacts):
-    """Run jobs, one after the other, with an engine. Return the store, the learners and the agreement."""
+def offers():
+    """What the engines were given with each version: its files, or None once they can fetch it."""
+    return []
+
+
+@pytest.fixture
+def run(base, artifacts, offers):
+    """Run jobs, one after the other, with two engines. Return the store, the learners and the agreement."""
 
     def run(error=0.0, report=RIGHT, num_jobs=1):
+        """`report` is the answer of the second of two engines, or makes the answers of all."""
+
         def score(sequences, digest, timeout_s):
             if isinstance(error, Exception):
                 raise error
             assert digest == "digest-of-0"
             return [[float("nan"), *(value + error for value in OWN)] for _ in sequences]
 
-        def check(digest, timeout_s):
-            if isinstance(report, Exception):
-                raise report
+        def check(digest, files, timeout_s):
             assert digest == "digest-after"
-            return report
+            offers.append(files)
+            if callable(report):
+                return report(files, learners)
+            return [RIGHT, report]
 
         store = RecordingStore(*(make_job(artifacts) for _ in range(num_jobs)))
         learners = ProbedLearners()
@@ -99,3 +109,47 @@ def test_an_engine_that_does_not_answer_delays_no_job(run, error):
     store, learners, _ = run(error=error, report=error, num_jobs=2)
     assert store.order == ["training_started", "gradient_step", "complete"] * 2
     assert learners.log.count(("base_probe",)) == 2, "the next job tries again"
+
+
+def test_engines_load_a_version_while_it_is_written_and_before_it_is_the_newest(run, offers):
+    def report(files, learners):
+        wait_until(lambda: ("save", 4) in learners.log)
+        return [RIGHT, WRONG]
+
+    store, learners, _ = run(report=report)
+    assert offers == ["files"]
+    assert learners.log[-2:] == [("seal", 4), ("save", 4)]
+    assert store.order == ["training_started", "gradient_step", "engine_disagrees", "complete"]
+
+
+@pytest.mark.parametrize("lost", [AdapterUnavailableError("x"), EngineDeadError("it died"), OSError("object lost")])
+def test_an_engine_that_cannot_use_the_offered_files_fetches_them_once_they_are_durable(run, offers, lost):
+    store, _, _ = run(report=lambda files, _: [RIGHT, lost] if files else [RIGHT, RIGHT])
+    assert offers == ["files", None]
+    assert store.order == ["training_started", "gradient_step", "complete"]
+
+
+def test_an_offer_that_fails_as_a_whole_is_repeated_with_the_durable_files(run, offers):
+    def report(files, learners):
+        if files:
+            raise RuntimeError("no replica runs")
+        return [WRONG]
+
+    store, _, _ = run(report=report)
+    assert offers == ["files", None]
+    assert "engine_disagrees" in store.order
+
+
+def test_an_engine_that_is_slow_is_not_asked_again(run, offers):
+    store, _, _ = run(report=TimeoutError())
+    assert offers == ["files"]
+    assert store.order == ["training_started", "gradient_step", "complete"]
+
+
+def test_an_offered_version_whose_write_fails_is_not_published(run, offers, monkeypatch):
+    def save(self, metadata, on_wait):
+        raise StageError("checkpoint", "the disk is full", "")
+
+    monkeypatch.setattr(ProbedLearners, "save", save)
+    store, _, _ = run()
+    assert store.order == ["training_started", "gradient_step", "fail"]
