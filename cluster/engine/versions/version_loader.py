@@ -52,7 +52,7 @@ class VersionLoader:
         lora: LoraSettings,
         not_finite: NotFiniteVersions,
         checks: VersionChecks,
-        has_own_weights: bool,
+        has_own_weights: bool = False,
     ):
         """Make a loader for a core that has started.
 
