@@ -45,11 +45,13 @@ class LoraExperts(nn.Module):
         self.down = _Factors(base.down_proj, base.is_transposed, r)
         self.scale = scale
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch compiles grouped products in bfloat16 only
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return [T, H] for hidden states [T, H], the indices [T, K] of their experts and the experts' weights."""
         num_tokens, top_k = top_k_index.shape
         experts, order = top_k_index.reshape(-1).sort(stable=True)
-        ends = torch.bincount(experts, minlength=self.gate_up.num_experts).cumsum(0).int()
+        every = torch.arange(self.gate_up.num_experts, device=experts.device)
+        ends = torch.searchsorted(experts, every, right=True).int()
         rows = hidden_states[order // top_k]
         inner = self.base._apply_gate(self._product("gate_up_proj", self.gate_up, rows, experts, ends))
         out = self._product("down_proj", self.down, inner, experts, ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,21 @@ def test_packed_gradients_of_experts_are_those_of_the_sequences(tmp_path: Path) 
         gradients.append(learner._gradient.clone())
         learner._discard()
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[1].abs().max()
+
+
+@pytest.mark.slow
+def test_compiled_layers_adapt_experts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, but without a compiler of kernels."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    path, gradients = save(MIXTURES["qwen3_moe"], tmp_path), []
+    for is_compiled in (False, True):
+        policy = Policy.load(path, "cpu", attention="sdpa", lora=EXPERTS, compile=is_compiled)
+        randomise_adapter(policy)
+        learner = Learner(policy)
+        learner.forward_backward(pack(branching_group(seed=3), 500), LossConfig())
+        gradients.append(learner._gradient.clone())
+        assert policy.router_margins.counts[1] > 0
+    assert (gradients[1] - gradients[0]).abs().max() <= 1e-5 * gradients[0].abs().max()
 
 
 def test_the_router_is_never_trained(tmp_path: Path) -> None:
