@@ -105,6 +105,7 @@ class Policy:
         shards: Shards | None = None,
         compiles: bool = False,
     ) -> None:
+        torch.set_float32_matmul_precision("highest")  # float32 stays float32 on a GPU: no TF32, in no kernel
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
         self._rule = rule

@@ -68,17 +68,19 @@ class SharedInput:
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self._layers = list(layers)
-        self._input: Tensor | None = None
+        self._input: tuple[Tensor, bool] | None = None  # and whether gradients were recorded
         self._outputs: dict[int, Tensor] = {}  # by index of the layer; those that weren't called yet
         for layer in layers:
             layer.shared = self
 
     def output(self, layer: LoraLinear, hidden: Tensor) -> Tensor:
         index = next(i for i, own in enumerate(self._layers) if own is layer)
-        if index == 0 or hidden is not self._input or index not in self._outputs:
+        with_gradient = torch.is_grad_enabled()
+        is_known = self._input is not None and self._input[0] is hidden and self._input[1] == with_gradient
+        if not is_known or index not in self._outputs:
             self._outputs = dict(enumerate(_apply(self._layers, hidden)))
         out = self._outputs.pop(index)
-        self._input = hidden if self._outputs else None
+        self._input = (hidden, with_gradient) if self._outputs else None
         return out
 
 
