@@ -35,8 +35,14 @@ def segment_attention(
 ) -> Tensor:
     """Return [H, T, D] for query [H, T, D] and key, value [K, T, D]; head h uses key-value head h // (H / K).
 
-    `sinks` [H] are frozen.
+    `sinks` [H] are frozen. Raises ValueError for the blocks of another row, with which the kernel would crash.
     """
+    num_queries, num_keys = max(b.query_stop for b in blocks), max(b.key_stop for b in blocks)
+    if num_queries != query.shape[1] or num_keys > key.shape[1]:
+        raise ValueError(
+            f"The blocks are of {num_queries} queries and {num_keys} keys, but there are {query.shape[1]} and "
+            f"{key.shape[1]}."
+        )
     assert sinks is None or not sinks.requires_grad, "sinks are frozen: no gradient is computed for them"
     result: Tensor = _SegmentAttention.apply(query, key, value, blocks, scale, sinks)  # type: ignore[no-untyped-call]
     return result
@@ -144,9 +150,13 @@ def _attention(
     """Run `segment_attention` as transformers calls it: [1, heads, T, D], with a block table for a mask."""
     refuse_unknown(module, others)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    width = value.shape[-1]  # narrower than the query's in multi-head latent attention
-    padded = F.pad(value, (0, query.shape[-1] - width)) if width < query.shape[-1] else value
-    out = segment_attention(query[0], key[0], padded[0], blocks_of(attention_mask), scale, s_aux)[..., :width]
+    width = value.shape[-1]  # narrower than the query's in multi-head latent attention, wider in MiMo
+    widest = max(width, query.shape[-1])
+    query, key, value = (
+        F.pad(tensor, (0, widest - tensor.shape[-1])) if tensor.shape[-1] < widest else tensor
+        for tensor in (query, key, value)
+    )
+    out = segment_attention(query[0], key[0], value[0], blocks_of(attention_mask), scale, s_aux)[..., :width]
     return out.transpose(0, 1)[None], None
 
 

@@ -47,6 +47,11 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
 SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+DEEP = SLIDING | {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+GEMMA4 = {
+    "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 199,
+    "global_head_dim": 32,
+}  # fmt: skip
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
 
 
@@ -133,6 +138,17 @@ WINDOWED = {
     "cohere2": family("cohere2", **SLIDING),
     "windows only": family("olmo3", **SLIDING | {"layer_types": ["sliding_attention"] * 2}),
     "exaone4": family("exaone4", **SLIDING),
+    "gemma3n with shared keys": family(
+        "gemma3n_text",
+        **DEEP,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=199,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    "gemma4": family("gemma4", SLIDING | GEMMA4 | {"model_type": "gemma4_text", "final_logit_softcapping": 10.0}),
+    "gemma4 with shared keys": family("gemma4_text", **DEEP, **GEMMA4 | {"num_kv_shared_layers": 2}),
     "mistral3": family("mistral3", {"model_type": "mistral", "sliding_window": WINDOW}),
 }
 
@@ -165,6 +181,8 @@ def test_a_model_is_trained_as_it_computes_alone(name: str, tmp_path: Path) -> N
     torch.testing.assert_close(trained[known], together[known], rtol=0, atol=1e-5)
     # With a cap on attention, a model's own code computes it, and the whole of it.
     by_segments = takes_attention_functions(model) and not caps_attention(model.config)
+    # A last layer that takes its keys from another one is computed whole.
+    by_segments &= not name.endswith("with shared keys")
     assert policy.prunes_last_layer == by_segments
 
 

@@ -154,6 +154,14 @@ def test_a_sink_takes_its_share_of_each_head(window: int | None) -> None:
         torch.testing.assert_close(own, reference, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("sizes", [(5, 13), (14, 13), (13, 12)], ids=str)
+def test_blocks_of_another_row_are_refused(sizes: tuple[int, int]) -> None:
+    """The kernel would end the process, as with layers that take keys and values from others (Gemma 3n and 4)."""
+    query, key = torch.zeros(1, sizes[0], HEAD_DIM), torch.zeros(1, sizes[1], HEAD_DIM)
+    with pytest.raises(ValueError, match="13 queries and 13 keys"):
+        segment_attention(query, key, key, blocks_of(block_table(ROWS["a group"])), scale=1.0)
+
+
 def test_what_a_layer_asks_for_is_not_ignored() -> None:
     packed = ROWS["a group"]
     query = torch.zeros(1, 2, packed.num_tokens, HEAD_DIM)
