@@ -15,6 +15,9 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
 WORKER_EXTENSION = "tandem.cluster.engine.worker_extension.WorkerExtension"
 CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
+FLOAT_HEAD = '{"head_dtype": "float32"}'
+"""vLLM's head would round logits to bfloat16, 0.06 at a logit of 20; learners keep float32 (`rl.logprobs`). On CUDA
+both accumulate in float32 without a copy of the weights; on a CPU vLLM would convert them in every step."""
 CPU_NUM_SEQS = 64
 NUM_LORAS = 4  # where no memory plan says otherwise
 CPU_WORKER = "tandem.cluster.engine.cpu_moe.Worker"
@@ -106,6 +109,8 @@ def engine_arguments(
             "scheduler-cls": CLEAN_BLOCKS,
         }
         flags += ["enforce-eager"]
+    elif dtype == "bfloat16":
+        options["hf-overrides"] = FLOAT_HEAD
     if EXPERTS in lora.target_modules:
         flags += ["enable-mixed-moe-lora-format"]  # every family then takes the layout of `rl.models.lora_experts`
     named = [f"--{name}={value}" for name, value in options.items() if value is not None]

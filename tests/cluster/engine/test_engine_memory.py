@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tandem.cluster.engine.settings import engine_environment, lora_slot_rank
@@ -41,6 +42,7 @@ CONFIG = CONFIG_MAPPING["olmo3"](
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_vllm_allocates(tmp_path: Path) -> None:
     targets = ("q_proj", "o_proj", "gate_proj")  # one of each layer that vLLM packs
     lora = LoraSettings(r=5, target_modules=targets)

@@ -1,5 +1,6 @@
 """Settings of the engine's process: environment, vLLM's arguments, and rejected arguments."""
 
+import json
 import subprocess
 import sys
 
@@ -75,6 +76,24 @@ def test_an_engine_with_weights_of_its_own_keeps_the_tokenizer_of_training(tmp_p
     assert {"--model=/models/x-fp8", "--tokenizer=/models/x"} <= set(served)
     assert "--model=/models/x" in arguments("cuda") and not [a for a in arguments("cuda") if "tokenizer" in a]
     assert "HF_HUB_OFFLINE" not in engine_environment("cpu", str(tmp_path), weights="Qwen/Qwen3-0.6B-FP8")
+
+
+def test_logits_are_float32_where_that_costs_no_copy_of_the_head():
+    assert """--hf-overrides={"head_dtype": "float32"}""" in arguments("cuda")
+    for others in (arguments("cuda", dtype="float32"), arguments("cpu"), arguments("cpu", dtype="bfloat16")):
+        assert not [a for a in others if "hf-overrides" in a]
+
+
+def test_vllm_takes_the_dtype_of_the_head(tiny_model):
+    """On CUDA alone the override is set, so that only its reading is tested here."""
+    from vllm.config import ModelConfig
+
+    settings = json.loads(next(a for a in arguments("cuda") if "hf-overrides" in a).partition("=")[2])
+    dtypes = [
+        ModelConfig(model=str(tiny_model), dtype="bfloat16", hf_overrides=overrides).head_dtype
+        for overrides in ({}, settings)
+    ]
+    assert [str(dtype) for dtype in dtypes] == ["torch.bfloat16", "torch.float32"]
 
 
 def test_further_arguments_come_last_and_win():
