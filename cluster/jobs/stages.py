@@ -56,7 +56,9 @@ class JobStages:
             self._begin(job, batch, lag)
             return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
         num_tokens = sum(sequence.num_tokens for sequence in batch.sequences)
-        with self.learners.training(f"{claim.id}/{claim.attempt}", num_tokens) as training:
+        with self.learners.training(
+            f"{claim.id}/{claim.attempt}", num_tokens, lambda warning: job.record(WARNING, warning)
+        ) as training:
             training.start(lambda: self._wait_for_learners(job))
             self._begin(job, batch, lag)
             if self.agreement:

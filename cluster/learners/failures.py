@@ -14,17 +14,17 @@ PEER_DEATH_S = 2.0  # how long Ray may take to notice a dead actor
 NODE_DEATH_S = 90.0  # the same for a node: about 15 s when its processes die, a minute when it doesn't answer at all
 
 
-def cause_of(error: BaseException, worker: Any, pending: dict[Any, Any], on_wait: OnWait) -> BaseException:
-    """Return the error that best explains the failure of a group.
+def cause_of(error: BaseException, worker: Any, pending: dict[Any, Any], on_wait: OnWait) -> tuple[BaseException, Any]:
+    """Return the error that best explains the failure of a group, and the actor that it is about.
 
     Args:
         error: the first failure of a rank.
         worker: the actor of that rank.
         pending: the calls without a result yet, and their actors.
 
-    A rank whose peer dies also fails, in a collective, and often first. If an actor's node is lost, Ray at first only
-    reports that the actor can't be reached. This waits for the cause, because Ray would place new learners on that
-    node until it has noticed the loss.
+    A rank whose peer dies, or loses its GPU, also fails, in a collective, and often first. If an actor's node is lost,
+    Ray at first only reports that the actor can't be reached. This waits for the cause, because Ray would place new
+    learners on that node until it has noticed the loss.
     """
     if not isinstance(error, ray.exceptions.RayActorError):
         is_cut_off = isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PeerLostError)
@@ -36,10 +36,15 @@ def cause_of(error: BaseException, worker: Any, pending: dict[Any, Any], on_wait
                     ray.get(ref)
                 except ray.exceptions.RayActorError as death:
                     error, worker = death, peer
+                except ray.exceptions.RayTaskError as failure:
+                    if is_cut_off and not isinstance(failure.cause, PeerLostError):
+                        return failure, peer
                 except Exception:
                     continue
             on_wait()
-    return _death_of(error, worker, on_wait) if isinstance(error, ray.exceptions.ActorUnavailableError) else error
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        error = _death_of(error, worker, on_wait)
+    return error, worker
 
 
 def _death_of(error: BaseException, worker: Any, on_wait: OnWait) -> BaseException:

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.failures import cause_of
+from tandem.cluster.learners.gpu_faults import GpuFaults
 from tandem.cluster.learners.gpu_memory import learner_environment
+from tandem.cluster.learners.memory import NO_VERSION, StepMemory, Warn, first_shortage, no_warning, shortage_behind
 from tandem.cluster.learners.places import LearnerPlaces
+from tandem.cluster.learners.progress import ProgressWatch, Rank, stall_error
 from tandem.cluster.learners.scoring import scorers
-from tandem.cluster.learners.training import NO_VERSION, SealedVersion, Training
+from tandem.cluster.learners.stacks import Whereabouts, stacks_of
+from tandem.cluster.learners.training import SealedVersion, Training
 from tandem.cluster.learners.turns import Turn, Turns
-from tandem.cluster.learners.worker import WRITING, LearnerWorker
+from tandem.cluster.learners.worker import WATCHING, WRITING, LearnerWorker
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
@@ -27,7 +32,7 @@ from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
     from tandem.rl.config import LossConfig
-    from tandem.rl.errors import StepError
+    from tandem.rl.errors import OutOfMemoryError, StepError
     from tandem.rl.packing import PackedSequence
     from tandem.rl.version_probe import VersionProbe
 
@@ -74,8 +79,12 @@ class LearnerGroup:
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
         self._places = places or LearnerPlaces(base, deadline_s=deadlines.start_learners_s)
         self.turns = Turns()
+        self._memory = StepMemory()
+        self._gpu_faults = GpuFaults()
         self._lock = threading.Lock()  # guards the next one, and the return of places
         self._workers: list[Any] = []
+        self._where: list[Whereabouts] = []  # the workers are
+        self._watch: ProgressWatch | None = None
         self._is_ready = False
         self._calling = threading.Lock()
         """Held while several learners are called, so that calls of two threads reach all of them in one order."""
@@ -102,9 +111,12 @@ class LearnerGroup:
         """Return whether these actors, from `load`, are still the group's."""
         return workers is self._workers
 
-    def training(self, job: str, num_tokens: int) -> Training:
-        """Return the training of a job that has this many tokens, to be used as a context manager."""
-        return Training(self, job, self.turns.join(num_tokens))
+    def training(self, job: str, num_tokens: int, warn: Warn = no_warning) -> Training:
+        """Return the training of a job that has this many tokens, to be used as a context manager.
+
+        `warn` takes the data of warnings that the job's user should see.
+        """
+        return Training(self, job, self.turns.join(num_tokens), warn)
 
     def start(self, on_wait: OnWait = wait_on) -> None:
         """Place and start the learners. Raise StageError if the cluster has no room for them before the deadline."""
@@ -113,9 +125,12 @@ class LearnerGroup:
         began = time.monotonic()
         settings, count = self._base.learners, self._base.learners.count
         try:
-            strategies = self._places.take(on_wait)
+            strategies = self._places.take(on_wait, self._gpu_faults.selector)
             self._workers = [self._start_worker(rank, strategy) for rank, strategy in enumerate(strategies)]
             deadline_s = self._deadlines.start_learners_s
+            self._where = self._call(
+                self._workers, "start_learners", deadline_s, on_wait, lambda w, _: w.whereabouts.remote()
+            )
             meeting = None
             if count > 1:
                 [meeting] = self._call(
@@ -126,6 +141,10 @@ class LearnerGroup:
             devices = self._call(
                 self._workers, "start_learners", deadline_s, on_wait, lambda w, _: w.start.remote(meeting, timeout_s)
             )
+            self._where = self._call(  # again, with the UUIDs of GPUs
+                self._workers, "start_learners", deadline_s, on_wait, lambda w, _: w.whereabouts.remote()
+            )
+            self._watch = ProgressWatch(self._workers, self._deadlines.step_progress_s, WATCHING)
         except BaseException:
             self.stop()
             raise
@@ -156,19 +175,35 @@ class LearnerGroup:
         logprob_chunk_size: int,
         job: str,
         on_wait: OnWait = wait_on,
+        warn: Warn = no_warning,
     ) -> dict[str, float]:
-        """Take one gradient step of a job. Raises StageError, and keeps the learners running, if the step diverges."""
-        shards = shard_by_tokens(sequences, len(workers))
-        metrics: dict[str, float] | StepError = self._call(
-            workers,
-            "step",
-            self._deadlines.step_s,
-            on_wait,
-            lambda worker, rank: worker.step.remote(shards[rank], loss, learning_rate, logprob_chunk_size, job),
-        )[0]
-        if not isinstance(metrics, dict):
-            raise StageError("step", str(metrics), NO_VERSION) from metrics
-        return metrics
+        """Take one gradient step of a job, over shorter rows where the memory doesn't suffice for these.
+
+        Raises StageError, and keeps the learners running, if the step diverges or a single sequence doesn't fit.
+        """
+
+        def take(rows: Sequence[PackedSequence], loss: LossConfig, rate: float, chunk_size: int) -> dict[str, float]:
+            shards = shard_by_tokens(rows, len(workers))
+            try:
+                results: list[dict[str, float] | StepError | OutOfMemoryError] = self._call(
+                    workers,
+                    "step",
+                    self._deadlines.step_s,
+                    on_wait,
+                    lambda worker, rank: worker.step.remote(shards[rank], loss, rate, chunk_size, job),
+                    job,
+                )
+            except StageError as error:
+                if shortage := shortage_behind(error):
+                    raise shortage from error
+                raise
+            if shortage := first_shortage(results):
+                raise shortage
+            if not isinstance(results[0], dict):
+                raise StageError("step", str(results[0]), NO_VERSION) from results[0]
+            return results[0]
+
+        return self._memory.step(take, sequences, loss, learning_rate, logprob_chunk_size, warn)
 
     def base_probe(self, on_wait: OnWait = wait_on) -> VersionProbe:
         """Return the base model's logprobs of the probe. The learners must be running."""
@@ -242,6 +277,7 @@ class LearnerGroup:
         """End the actors and release their resources."""
         with self._lock:
             workers, self._workers, self._is_ready = self._workers, [], False
+            self._where = []
             for worker in workers:
                 ray.kill(worker)
             self._places.give_back()
@@ -252,7 +288,7 @@ class LearnerGroup:
         environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         if settings.num_gpus:
             environment |= learner_environment()
-        grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS})  # type: ignore[call-overload]  # Ray's types lack it
+        grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS, WATCHING: 1})  # type: ignore[call-overload]  # Ray's types lack it
         actor = grouped(LearnerWorker).options(
             num_cpus=settings.num_cpus,
             num_gpus=self._places.num_gpus,
@@ -269,36 +305,73 @@ class LearnerGroup:
         deadline_s: float,
         on_wait: OnWait,
         call: Callable[[Any, int], Any],
+        watched_for: str | None = None,
     ) -> list[Any]:
+        """Return the results of a call to each worker. `watched_for`: the job of a step, whose progress is watched."""
         if not workers:
             raise LearnersLostError("The learners have just ended. This job begins again.")
         with self._calling:
             refs = [call(worker, rank) for rank, worker in enumerate(workers)]
-        return self._gather(workers, stage, deadline_s, on_wait, refs)
+        return self._gather(workers, stage, deadline_s, on_wait, refs, watched_for)
 
-    def _gather(self, workers: list[Any], stage: str, deadline_s: float, on_wait: OnWait, refs: list[Any]) -> list[Any]:
+    def _gather(
+        self,
+        workers: list[Any],
+        stage: str,
+        deadline_s: float,
+        on_wait: OnWait,
+        refs: list[Any],
+        watched_for: str | None = None,
+    ) -> list[Any]:
         """Return all results in order. The first failure of a rank ends the wait: its peers may be stuck in a
         collective."""
         deadline = time.monotonic() + deadline_s
         pending, results, ref = list(refs), {}, None
+        called = dict(zip(refs, workers, strict=False))  # some calls go to rank 0 only
+        places = self._where  # of a group that another job may end meanwhile
+        watch = self._watch if watched_for else None
+        if watch:
+            watch.begin()
         try:
             while pending:
                 ready, pending = ray.wait(pending, num_returns=1, timeout=WAIT_PERIOD_S)
                 for ref in ready:
                     results[ref] = ray.get(ref)
                 on_wait()
+                if watch and watched_for and (stalled := watch.look([called[ref] for ref in pending])):
+                    raise self._stall(stalled, places, watched_for)
                 if pending and time.monotonic() > deadline:
                     raise _late(stage, len(pending), len(refs), deadline_s)
         except BaseException as error:
             if workers[0] not in self._workers:
                 raise LearnersLostError("The learners ended during the work for another job.") from error
-            called = dict(zip(refs, workers, strict=False))  # some calls go to rank 0 only
             try:
-                cause = cause_of(error, called.get(ref), {ref: called[ref] for ref in pending}, on_wait)
+                cause, worker = cause_of(error, called.get(ref), {ref: called[ref] for ref in pending}, on_wait)
+                rank = workers.index(worker) if worker in workers else 0
+                place = places[rank] if places else None
             finally:
                 self.stop()
-            raise stage_error(stage, "a learner", cause) from error
+            raise self._gpu_faults.explain(stage, cause, rank, place) from error
+        if watch:
+            watch.completed()
+            self._gpu_faults.succeeded()
         return [results[ref] for ref in refs]
+
+    def _stall(self, stalled: Sequence[Rank], places: Sequence[Whereabouts], job: str) -> StageError:
+        """Return the error of ranks that make no progress, after their stacks were kept as an artifact of the job."""
+        found = zip(places, stacks_of(places), strict=True)
+        stacks = "\n".join(f"Learner {rank}, {place}:\n{text}" for rank, (place, text) in enumerate(found))
+        job_id, _, attempt = job.partition("/")
+        name = f"stacks_of_attempt_{attempt or 1}.txt"
+        try:
+            Artifacts(self._artifacts_root).write_blob(job_artifact_key(job_id, name), stacks.encode())
+            kept = f"The stacks of all learners are in the job's artifact {name}."
+        except OSError as error:
+            logger.error("Learners have stalled. Their stacks:\n%s", stacks)
+            kept = (
+                f"The stacks of all learners are in the coordinator's log, since the artifact wasn't written: {error}."
+            )
+        return stall_error(stalled, places, self._deadlines.step_progress_s, kept)
 
 
 _DEADLINE_OF = {

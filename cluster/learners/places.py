@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -21,6 +21,12 @@ PLACEMENT_S = 3.0  # how long Ray may take to place learners that there is room 
 ENGINES_S = 30.0  # how long Serve may take to place engines, before they are missed
 ENGINES_FIRST_S = 60.0  # how long learners wait for engines that could find no room after them
 EMPTY = {"CPU": 0.01}  # Ray makes no bundle without resources
+LabelSelector = Callable[[Mapping[str, float], int], list[dict[str, str]] | None]
+"""Takes a bundle and a number of them. Returns Ray's label selector for each, None for any node."""
+
+
+def anywhere(bundle: Mapping[str, float], count: int) -> None:
+    """Let learners be on any node."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,11 @@ class LearnerPlaces:
         """Ray GPUs of each learner."""
         return self._placed.learner_gpus
 
-    def take(self, on_wait: OnWait) -> list[PlacementGroupSchedulingStrategy]:
-        """Return where Ray is to start each rank. Raise StageError if there is no room before the deadline."""
+    def take(self, on_wait: OnWait, label_selector: LabelSelector = anywhere) -> list[PlacementGroupSchedulingStrategy]:
+        """Return where Ray is to start each rank. Raise StageError if there is no room before the deadline.
+
+        `label_selector`: which nodes may have the ranks that share no GPU with an engine.
+        """
         began = time.monotonic()
         if self._engines is not None and self._engines_first:
             self._wait_for_engines(self._engines, on_wait)
@@ -79,7 +88,7 @@ class LearnerPlaces:
         num_alone = settings.count - sum(beside.values())
         strategies = []
         if num_alone:
-            group = self._bundles(num_alone)
+            group = self._bundles(num_alone, label_selector)
             lack = _Lack(lambda: self._no_room(num_alone), _MORE_ROOM, PLACEMENT_S)
             self._wait(lambda: group.wait(WAIT_PERIOD_S), lack, began, on_wait)
             strategies += [PlacementGroupSchedulingStrategy(group, rank) for rank in range(num_alone)]
@@ -102,8 +111,13 @@ class LearnerPlaces:
         wanted = {"CPU": self._base.learners.num_cpus, "GPU": self._placed.learner_bundle_gpus}
         return {kind: amount for kind, amount in wanted.items() if amount} or EMPTY
 
-    def _bundles(self, count: int) -> PlacementGroup:
-        self._group = placement_group([self._bundle] * count, strategy=self._base.learners.placement)
+    def _bundles(self, count: int, label_selector: LabelSelector) -> PlacementGroup:
+        labels = label_selector(self._bundle, count)
+        self._group = placement_group(
+            [self._bundle] * count,
+            strategy=self._base.learners.placement,
+            bundle_label_selector=labels,  # type: ignore[arg-type]  # Ray's own default is None
+        )
         return self._group
 
     def _beside(self, engines: EnginePlaces, began: float, on_wait: OnWait) -> list[EnginePlace]:

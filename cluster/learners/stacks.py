@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,15 +77,23 @@ def _dump_on_signal() -> int:
     return fd
 
 
-def stacks_of(process: Whereabouts) -> str:
-    """Return the stacks of all threads of a process, or why there are none. Takes half a minute at most."""
+def stacks_of(processes: Sequence[Whereabouts]) -> list[str]:
+    """Return the stacks of all threads of each process, or why there are none. Takes half a minute at most."""
+    refs, deadline = [_reading(process) for process in processes], time.monotonic() + ANSWER_S
+    found: list[str] = []
+    for ref in refs:
+        try:
+            found.append(ray.get(ref, timeout=max(0.0, deadline - time.monotonic())))
+        except ray.exceptions.RayError as error:
+            found.append(f"Its node gave no answer: {type(error).__name__}.")
+    return found
+
+
+def _reading(process: Whereabouts) -> ray.ObjectRef[str]:
     on_that_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
     reader = ray.remote(read_stacks).options(num_cpus=0, max_retries=0, scheduling_strategy=on_that_node)
-    try:
-        stacks: str = ray.get(reader.remote(process.pid, process.dump_fd), timeout=ANSWER_S)
-    except ray.exceptions.RayError as error:
-        return f"Its node gave no answer: {type(error).__name__}."
-    return stacks
+    ref: ray.ObjectRef[str] = reader.remote(process.pid, process.dump_fd)
+    return ref
 
 
 def read_stacks(pid: int, fd: int) -> str:

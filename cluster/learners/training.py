@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.errors import LearnersLostError, StageError
+from tandem.cluster.learners.memory import NO_VERSION, Warn
 from tandem.cluster.learners.turns import Turn
 from tandem.cluster.processes.waiting import OnWait, wait_on
 from tandem.rl.step_size import StepSize
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from tandem.rl.errors import StepError
     from tandem.rl.packing import PackedSequence
     from tandem.rl.version_probe import VersionProbe
-
-NO_VERSION = "The job made no version; the model's newest version is the one before."
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class Training:
     jobs then get LearnersLostError from their next call. So does this job if another one has ended the actors.
     """
 
-    def __init__(self, group: LearnerGroup, job: str, turn: Turn):
-        self._group, self._job, self._turn = group, job, turn
+    def __init__(self, group: LearnerGroup, job: str, turn: Turn, warn: Warn):
+        self._group, self._job, self._turn, self._warn = group, job, turn, warn
+        self._warned: list[Mapping[str, Any]] = []
         self._workers: list[Any] | None = None  # the actors that have this job's state
         self._fault: StepError | None = None
 
@@ -106,11 +106,14 @@ class Training:
     ) -> dict[str, float]:
         """Take one gradient step over packed sequences, split over the learners by token count. Return its metrics.
 
-        Raises StageError, and keeps the learners running, if the step diverges.
+        Raises StageError, and keeps the learners running, if the step diverges or a single sequence doesn't fit into
+        their memory.
         """
         self._turn.hold(on_wait_turn or on_wait)
         workers, began = self._own_workers(), time.monotonic()
-        metrics = self._group.step(workers, sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait)
+        metrics = self._group.step(
+            workers, sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait, self._warn_once
+        )
         self._turn.trained(sum(sequence.num_tokens for sequence in sequences), time.monotonic() - began)
         return metrics
 
@@ -145,6 +148,11 @@ class Training:
     def _check_fault(self) -> None:
         if self._fault is not None:
             raise StageError("checkpoint", str(self._fault), NO_VERSION) from self._fault
+
+    def _warn_once(self, data: Mapping[str, Any]) -> None:
+        if data not in self._warned:
+            self._warned.append(data)
+            self._warn(data)
 
     def _in_turn(self, score: Score) -> Score:
         def score_in_turn(rows: Sequence[PackedSequence], timeout_s: float) -> Any:

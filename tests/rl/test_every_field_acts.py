@@ -113,7 +113,7 @@ class LocalLearners:
         self._shapes = {name: parameter.shape for name, parameter in policy.parameters.items()}
 
     @contextmanager
-    def training(self, job: str, num_tokens: int) -> Iterator[LocalLearners]:
+    def training(self, job: str, num_tokens: int, warn: object) -> Iterator[LocalLearners]:
         yield self
 
     def start(self, on_wait: Callable[[], None]) -> None:

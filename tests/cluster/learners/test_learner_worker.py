@@ -68,7 +68,7 @@ class OneLearner:
         self.worker = worker
 
     @contextmanager
-    def training(self, job, num_tokens):
+    def training(self, job, num_tokens, warn):
         yield self
 
     def start(self, on_wait):

@@ -4,8 +4,11 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
+from ray._private.label_utils import validate_label_selector
 
 from tandem.cluster.errors import PeerLostError
+from tandem.cluster.learners.gpu_faults import GpuFaults
+from tandem.cluster.learners.stacks import Whereabouts
 from tandem.cluster.learners.worker import _connected
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
 from tandem.cluster.processes.ray_failures import stage_error
@@ -92,3 +95,41 @@ def test_nccl_is_quoted_by_name(kind):
         raise kind(NCCL_REMOTE)
     assert "ncclRemoteError: A call failed possibly" in str(caught.value)
     assert "Call to recv from 10.0.0.7<33759> failed : Connection reset by peer" in str(caught.value)
+
+
+# GPUs that fail again
+
+
+ECC = torch.AcceleratorError(f"CUDA error: uncorrectable ECC error encountered{HINT}")
+
+
+def place(node, gpu, uuid="GPU-5d0b4ed6"):
+    return Whereabouts(node, "10.0.0.3", 123, 9, (gpu,), uuid)
+
+
+def test_the_gpu_is_named_and_after_two_faults_in_a_row_its_node_is_avoided(monkeypatch):
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}} for name in ("aa", "bb", "cc")]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    faults, bundle = GpuFaults(), {"CPU": 1.0, "GPU": 1.0}
+
+    first = faults.explain("step", task_error(ECC), 3, place("aa", "1"))
+    assert first.retryable and "learner 3 (process 123 on node 10.0.0.3, GPU 1 (GPU-5d0b4ed6))" in first.cause
+    assert "uncorrectable ECC error" in first.cause and faults.selector(bundle, 2) is None
+    faults.explain("step", task_error(ECC), 0, place("aa", "0"))  # another one
+    faults.explain("step", task_error(ECC), 0, place("aa", "1"))
+    faults.succeeded()
+    faults.explain("step", task_error(ECC), 0, place("aa", "1"))
+    assert faults.selector(bundle, 2) is None
+
+    second = faults.explain("step", task_error(ECC), 3, place("aa", "1"))
+    assert "2 times in a row" in second.remedy and "ray drain-node --node-id aa" in second.remedy
+    assert faults.selector(bundle, 4) == [{"ray.io/node-id": "!in(aa)"}] * 4
+    assert validate_label_selector(faults.selector(bundle, 4)[0]) is None  # Ray accepts it
+    assert faults.selector(bundle, 5) is None  # the others have no room
+    nodes[1]["Alive"] = False
+    assert faults.selector(bundle, 3) is None
+
+
+def test_other_failures_are_explained_as_before():
+    failed = GpuFaults().explain("step", task_error(KeyError("x")), 0, place("aa", "1"))
+    assert failed.cause.startswith("a learner raised KeyError") and not failed.retryable
