@@ -26,7 +26,7 @@ from tandem.rl.models.windows import FULL, Windows
 from tandem.rl.packed_rows import PackedSequence, seen_until
 
 Attention = Literal["segments", "sdpa", "eager", "flex_attention"]
-FLEX_BLOCK_SIZE = 128
+FLEX_BLOCK_SIZE = flex_attention.BLOCK_SIZE
 
 
 def transformers_name(attention: Attention) -> str:

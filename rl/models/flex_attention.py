@@ -22,6 +22,8 @@ from tandem.rl.models.attention_keywords import refuse_unknown
 
 NAME = "packed_flex"
 """Without "flex_attention" in it: transformers refuses such a name for families that don't declare torch's own."""
+BLOCK_SIZE = 128
+"""Tokens of a block of queries or keys."""
 _KERNEL: FlexKernelOptions = {"BACKEND": "TRITON"}
 """Not the decoding kernel, which torch chooses for fewer than 128 queries."""
 
@@ -42,6 +44,13 @@ def flex(
 
     A sink [H] is one more score of a head, with a value of 0: it leaves sigmoid(lse - sink) of the output.
     """
+    lengths, sizes = (query.shape[-2], key.shape[-2]), (BLOCK_SIZE, BLOCK_SIZE)
+    is_fitting = lengths == tuple(block_mask.seq_lengths) and block_mask.BLOCK_SIZE == sizes
+    if not is_fitting or lengths[0] % BLOCK_SIZE or lengths[1] % BLOCK_SIZE:
+        # Torch guards on it, and so knows it when it makes a kernel: whole blocks need no checks of bounds.
+        raise ValueError(
+            f"FlexAttention takes whole blocks of {BLOCK_SIZE} tokens under a mask for them, not {lengths}."
+        )
     options: dict[str, Any] = {
         "block_mask": block_mask, "scale": scale, "enable_gqa": True, "kernel_options": _KERNEL,
         "score_mod": None if softcap is None else _capped(softcap),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from small_models import packed_group, save_model
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
+from torch.utils._sympy.functions import Mod
 from transformers import AutoModelForCausalLM
 
 from tandem.rl.models import flex_attention
@@ -167,3 +170,25 @@ def test_one_graph_computes_rows_of_every_length() -> None:
         expected = F.scaled_dot_product_attention(query, key, value, dense, scale=0.25, enable_gqa=True)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_a_kernel_knows_that_rows_have_whole_blocks() -> None:
+    """Inductor asks this when it makes a kernel. Without an answer the kernel checks the bounds of every block."""
+    known = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        for node in graph.graph.nodes:
+            if node.op == "placeholder" and node.name in ("l_query_", "l_key_"):
+                length = node.meta["example_value"].shape[-2]
+                whole = sympy.Eq(Mod(length.node.expr, BLOCK), 0)
+                known.append(length.node.shape_env._maybe_evaluate_static(whole))
+        return graph.forward
+
+    flex = torch.compile(flex_attention.flex, dynamic=True, fullgraph=True, backend=backend)
+    inputs = forward_inputs(one_segment(torch.zeros(600, dtype=torch.int64)), "flex_attention", torch.float32)
+    query, key = (torch.randn(1, heads, 640, 16) for heads in (6, 2))
+    with torch.no_grad():
+        flex(query, key, key, inputs["attention_mask"], 0.25)
+    assert known[-2:] == [True, True]
+    with pytest.raises(ValueError, match="whole blocks of 128"):
+        flex_attention.flex(query[:, :, :600], key, key, inputs["attention_mask"], 0.25)
