@@ -53,7 +53,7 @@ def flex(
         )
     options: dict[str, Any] = {
         "block_mask": block_mask, "scale": scale, "enable_gqa": True, "kernel_options": _KERNEL,
-        "score_mod": None if softcap is None else _capped(softcap),
+        "score_mod": None if softcap is None else _capped(query.new_full((), softcap, dtype=torch.float32)),
     }  # fmt: skip
     if sinks is None:
         out: Tensor = flex_attention(query, key, value, **options)
@@ -63,8 +63,11 @@ def flex(
     return out * kept[..., None].to(out.dtype)
 
 
-def _capped(softcap: float) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return a FlexAttention score_mod: scores s become c tanh(s / c)."""
+def _capped(softcap: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return a FlexAttention score_mod: scores s become c tanh(s / c).
+
+    The cap is a tensor, because a compiled kernel can't capture a number that torch holds symbolically.
+    """
 
     def cap(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)
