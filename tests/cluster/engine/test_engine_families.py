@@ -1,0 +1,88 @@
+"""Families with windows or soft caps: the engine scores as the learner does, under an adapter.
+
+The models are tiny and random. Their windows are much shorter than the sequences.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from score_on_engines import MAX_LENGTH, score_on_engines
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from tandem.rl.checkpoints import LearnerState, write_checkpoint
+from tandem.rl.models.base_weights import empty_model
+from tandem.rl.packing import one_segment
+from tandem.rl.policy import Policy
+from tandem.rl.settings import LoraSettings
+
+WINDOW = 20
+TOLERANCE = 1e-4
+SIZES = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0, "query_pre_attn_scalar": 32}
+FAMILIES = {
+    name: CONFIG_MAPPING[name](**SIZES | settings)
+    for name, settings in {
+        "gemma3_text": SLIDING | {"query_pre_attn_scalar": 32},
+        "gemma2": SLIDING | CAPS,
+        "olmo3": SLIDING,
+        "mistral": {"sliding_window": WINDOW},
+        "phi3": {"sliding_window": WINDOW},
+    }.items()
+}
+EVERY_RUN = ["gemma3_text"]
+FURTHER = [name for name in FAMILIES if name not in EVERY_RUN]
+
+
+def save(config: PreTrainedConfig, tiny_model: Path, path: Path) -> Path:
+    """Write a random model with the tiny model's tokenizer, with weights so large that it shows what is seen."""
+    torch.manual_seed(7)
+    model = empty_model(config).float()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3) if weight.dim() > 1 else weight.add_(0.3 * torch.randn_like(weight))
+    model.save_pretrained(path)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model / file, path)
+    return path
+
+
+def learned(path: Path, directory: Path, sequences: list[list[int]]) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Return a job for an engine, with a random adapter, and the learner's logprobs under that."""
+    config = json.loads((path / "config.json").read_text())
+    targets = ("qkv_proj", "o_proj") if config["model_type"] == "phi3" else ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora = LoraSettings(r=4, target_modules=targets)
+    policy = Policy.load(path, "cpu", lora=lora, max_length=MAX_LENGTH)
+    generator = torch.Generator().manual_seed(1)
+    state = {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in policy.adapter_state().items()}
+    policy.load_adapter_state(state)
+    digest = write_checkpoint(directory, LearnerState(state, {}), policy.adapter_config(), {}).digest
+    logprobs = [policy.logprobs(one_segment(torch.tensor(tokens)))[0][:-1].detach() for tokens in sequences]
+    job = {"model": str(path), "adapters": str(directory), "digest": digest, "lora": lora.model_dump()}
+    return job | {"sequences": sequences}, logprobs
+
+
+@pytest.mark.parametrize("names", [EVERY_RUN, pytest.param(FURTHER, marks=pytest.mark.slow)], ids=["few", "many"])
+def test_engines_score_as_learners_do(tiny_model: Path, tmp_path: Path, names: list[str]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(8, 500, (n,), generator=generator).tolist() for n in (200, 77, WINDOW + 1, 3)]
+    paths = [save(FAMILIES[name], tiny_model, tmp_path / name) for name in names]
+    jobs = [learned(path, tmp_path / "adapters", sequences) for path in paths]
+    scores = score_on_engines([job for job, _ in jobs])
+    apart = {}
+    for name, (job, expected) in zip(names, jobs, strict=True):
+        found = scores[job["model"]]
+        pairs = zip(found, expected, strict=True) if isinstance(found, list) else []
+        differences = [(torch.tensor(logprobs[1:]) - own).abs().max().item() for logprobs, own in pairs]
+        apart[name] = max(differences) if differences else found
+    assert all(isinstance(worst, float) and worst < TOLERANCE for worst in apart.values()), apart
