@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tandem.cluster.config import BaseModelConfig
 
 EXPERTS = "experts"
+HARMONY = ("gpt_oss", "openai")
+"""A family whose messages vLLM renders and parses itself, and the only tool_call_parser that it starts with then."""
 OTHER_NAMES = ("mixtral",)
 """Families whose layer of experts has another name in vLLM than in transformers, so that adapters wouldn't reach it."""
 
@@ -37,6 +39,11 @@ def check_servable(base: BaseModelConfig, config: PreTrainedConfig) -> None:
                 f"vLLM can't load adapters on the experts of {family}, which it names otherwise than transformers. "
                 f"Remove experts from lora.target_modules."
             )
+    if family == HARMONY[0] and base.engine.tool_call_parser != HARMONY[1]:
+        raise PolicyError(
+            f"vLLM parses the tool calls of {family} with a parser of its own. "
+            f"Set engine.tool_call_parser to {HARMONY[1]}."
+        )
     if is_on_cpu and not shares_prefixes(config):
         raise PolicyError(
             f"vLLM can't serve {family} with adapters on a CPU: its kernels for recurrent layers need a GPU, or other "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import MixtralConfig, PreTrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import GptOssConfig, MixtralConfig, PreTrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -25,6 +25,7 @@ def base(num_gpus: float | None, *targets: str, path: str = "x") -> BaseModelCon
         (Qwen3MoeConfig(), 0, ("q_proj", "experts"), "kernels for adapters on experts"),
         (MixtralConfig(), 1, ("experts",), "mixtral"),
         (Qwen3_5TextConfig(), 0, ("q_proj",), "qwen3_5_text"),
+        (GptOssConfig(), 1, ("q_proj",), "tool_call_parser to openai"),
     ],
 )
 def test_what_an_engine_cannot_serve_is_refused_with_the_reason(
@@ -54,3 +55,8 @@ def test_what_an_engine_can_serve_is_accepted(
     config: PreTrainedConfig, num_gpus: float | None, targets: tuple[str, ...]
 ) -> None:
     check_servable(base(num_gpus, *targets), config)
+
+
+def test_the_parser_that_a_family_needs_is_accepted() -> None:
+    chosen = {"engine": {"num_gpus": 1, "tool_call_parser": "openai"}}
+    check_servable(BaseModelConfig.model_validate({"name": "x", "path": "x", **chosen}), GptOssConfig())
