@@ -35,6 +35,8 @@ class Rank:
     """None before the first answer to this call."""
     is_new: bool = True
     """True in the first step, which includes work that is done once."""
+    is_done: bool = False
+    """True once the call has returned, which is progress too: others wait for it until then."""
 
     @property
     def waits_for_others(self) -> bool:
@@ -56,12 +58,13 @@ class Rank:
 
 
 def stalled(ranks: Sequence[Rank], now: float, quiet_s: float) -> list[Rank]:
-    """Return the ranks that have made no progress for too long. All ranks are in the same step."""
+    """Return the ranks that have made no progress for too long. `ranks` are all that take the same step."""
     token_s = max((rank.position.token_s for rank in ranks if rank.position), default=0.0)
-    working = [rank for rank in ranks if not rank.waits_for_others]
+    pending = [rank for rank in ranks if not rank.is_done]
+    working = [rank for rank in pending if not rank.waits_for_others]
     if not working:
         silent_s = now - max((rank.changed_at for rank in ranks), default=now)
-        return [rank for rank in ranks if silent_s > rank.allowed_s(token_s, quiet_s)]
+        return [rank for rank in pending if silent_s > rank.allowed_s(token_s, quiet_s)]
     return [rank for rank in working if now - rank.changed_at > rank.allowed_s(token_s, quiet_s)]
 
 
@@ -107,6 +110,9 @@ class ProgressWatch:
     def look(self, pending: Sequence[Any]) -> list[Rank]:
         """Return the ranks among the workers in `pending` that have made no progress for too long. Doesn't wait."""
         now = time.monotonic()
+        for rank, worker in zip(self._ranks, self._workers, strict=True):
+            if not rank.is_done and worker not in pending:
+                rank.is_done, rank.changed_at = True, now
         for number, ref in list(self._asked.items()):
             if ray.wait([ref], timeout=0)[0]:
                 del self._asked[number]
@@ -119,7 +125,7 @@ class ProgressWatch:
             for number, worker in enumerate(self._workers):
                 if number not in self._asked:
                     self._asked[number] = worker.progress.options(concurrency_group=self._concurrency_group).remote()
-        return stalled([self._ranks[self._workers.index(worker)] for worker in pending], now, self._quiet_s)
+        return stalled(self._ranks, now, self._quiet_s)
 
 
 def stall_error(culprits: Sequence[Rank], places: Sequence[object], quiet_s: float, stacks: str) -> StageError:

@@ -63,6 +63,12 @@ def test_a_learner_that_waits_for_the_others_is_not_the_culprit() -> None:
     assert numbers([], 361.0) == []
 
 
+def test_a_learner_that_waited_has_its_time_from_the_end_of_the_last_one() -> None:
+    last = replace(rank(1, ROW, 300.0), is_done=True)
+    assert numbers([rank(0, WAITING, 0.0), last], 310.0) == []
+    assert numbers([rank(0, WAITING, 0.0), last], 361.0) == [0]
+
+
 def test_the_place_is_described() -> None:
     said = description(rank(0, ROW, 10.0), 80.0, 60.0)
     assert "row 5 of 8 (1000 tokens, forward and backward) for 70 s" in said and "hasn't answered for 70 s" in said
