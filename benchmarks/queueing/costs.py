@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from tandem.cluster.config import LearnersConfig
+from tandem.cluster.config import CoordinatorConfig, LearnersConfig
+from tandem.cluster.jobs import coordinator
+from tandem.serve.api import version_watch
 
-CLAIM_POLL_S = 0.2
-"""CoordinatorConfig.poll_s: the period at which an idle coordinator looks for a job."""
-VERSION_POLL_S = 0.2
-"""tandem.serve.api.routes.versions.VERSION_POLL_S: the period at which a replica looks for an awaited version."""
 RENEW_S = 2.0
 """tandem.cluster.jobs.lease.MAX_INTERVAL_S: the period at which a running job's lease is renewed."""
 
@@ -31,14 +29,12 @@ class Costs:
     """Costs of one base model's traffic. Token counts are of completions unless stated otherwise."""
 
     proxy: Linear
-    """A completion request in Serve's proxy, by the tokens of its answer."""
-    api: Linear
-    """The same in an API replica."""
+    """A completion request in Serve's proxy, which passes it to an engine, by the tokens of its answer."""
     proxy_small_s: float
     """A small request in the proxy."""
     api_small_s: float
     api_poll_s: float
-    """One store read for a client that waits for a version."""
+    """One store read for the clients that wait for a version."""
     front: Linear
     """A completion request in an engine replica's process (vLLM's OpenAI layer), by the tokens of its answer."""
     engine_tokens_per_s: float
@@ -103,6 +99,8 @@ class Fleet:
     """From the artifact store into one node."""
     artifact_bytes_per_s: float | None = None
     """Out of the artifact store to all nodes together; None: each gets `node_bytes_per_s`. 0: files needn't move."""
+    jobs_at_once: int = LearnersConfig().jobs_at_once
+    """Per base model."""
     kept_state_bytes: float = LearnersConfig().kept_state_bytes
     """Per learner, for the states of models that it trained before."""
 
@@ -110,6 +108,16 @@ class Fleet:
     def store_writers(self) -> int:
         """Return the number of concurrent writes. PostgreSQL allows more than 16, but other parts limit first."""
         return {"sqlite": 1, "postgresql": 16}[self.store]
+
+    @property
+    def claim_poll_s(self) -> float:
+        """Return the period at which a coordinator looks for a job. SQLite shows cheaply that it has changed."""
+        return {"sqlite": coordinator.CHANGE_POLL_S, "postgresql": CoordinatorConfig().poll_s}[self.store]
+
+    @property
+    def version_poll_s(self) -> float:
+        """Return the period at which an API replica looks for awaited versions."""
+        return {"sqlite": version_watch.CHANGE_POLL_S, "postgresql": version_watch.VERSION_POLL_S}[self.store]
 
 
 @dataclass(frozen=True)

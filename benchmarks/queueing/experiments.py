@@ -24,7 +24,7 @@ def simulate_runs(costs: Costs, fleet: Fleet, load: Workload, rounds: int = 4, s
     env = simpy.Environment()
     service = Service(env, costs, fleet, load, seed)
     for number in range(load.runs):
-        env.process(service.run(Run(number, service.bases[number % fleet.base_models])))
+        env.process(service.run(service.new_run(number)))
     warm = 2 * max(load.runs, 2)
     _until(env, lambda: len(service.stages) >= warm)
     first = _Reading(service)
@@ -51,7 +51,7 @@ def simulate_rollouts(
             yield from service.request(run)
 
     for number in range(at_once):
-        env.process(ask(Run(number, service.bases[number % fleet.base_models])))
+        env.process(ask(service.new_run(number)))
     _until(env, lambda: len(service.request_s) >= 2 * at_once)
     first = _Reading(service)
     _until(env, lambda: len(service.request_s) >= (2 + rounds) * at_once)
@@ -62,7 +62,8 @@ def simulate_publication(costs: Costs, fleet: Fleet, requests_per_engine: int, l
     """Return the seconds from publication of a version until each engine has it, if all rollouts request it at once."""
     env = simpy.Environment()
     service = Service(env, costs, fleet, load)
-    run = Run(0, service.bases[0], version=1, published_at={1: 0.0})
+    run = service.new_run(0)
+    run.version, run.published_at[1] = 1, 0.0
     for _ in range(requests_per_engine * fleet.engines):
         env.process(service.request(run))
     env.run(until=None)
@@ -96,8 +97,8 @@ class _Reading:
         fleet, costs = service.fleet, service.costs
         capacity = {
             "proxy": fleet.proxies, "API": fleet.api_replicas, "checks": fleet.api_replicas, "preparation": 1,
-            "store": fleet.store_writers, "engine processes": fleet.engines, "coordinators": fleet.base_models,
-            "engines": fleet.engines * costs.engine_tokens_per_s, "learners": fleet.learners * fleet.base_models,
+            "store": fleet.store_writers, "engine processes": fleet.engines, "learners": fleet.base_models,
+            "engines": fleet.engines * costs.engine_tokens_per_s,
         }  # fmt: skip
         utilisation = {name: used[name] / elapsed / capacity[name] for name in capacity}
         requests, ready = service.request_s[self._num_requests :], sorted(service.ready[self._num_ready :])
@@ -125,8 +126,7 @@ def _counters(service: Service) -> dict[str, float]:
         "store": service.store.busy_s,
         "engine processes": busy([engine.front for engine in service.engines]),
         "engines": sum(engine.core.done for engine in service.engines),
-        "coordinators": sum(base.held_s for base in service.bases),
-        "learners": sum(base.trained_s for base in service.bases),
+        "learners": sum(base.held_s for base in service.bases),
         "jobs": len(service.stages),
         "rollouts": service.rollouts_done,
     }

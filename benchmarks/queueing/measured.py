@@ -45,7 +45,6 @@ def costs_of(measured: Record) -> Costs:
     adapter_bytes = parts["tiny"]["adapter_bytes"]
     return Costs(
         proxy=_per_request(completions, "proxy"),
-        api=_per_request(completions, "api"),
         proxy_small_s=median(r["core_s"]["proxy"] / r["requests"] for r in looks),
         api_small_s=median(r["core_s"]["api"] / r["requests"] for r in looks),
         api_poll_s=_of_kind(parts["store_sqlite"], "versions"),
@@ -84,7 +83,6 @@ def table_of(measured: Record) -> list[Record]:
 
     rows = (
         ("completion in Serve's proxy", _line(costs.proxy, 1e6, "µs/token"), SERVICE),
-        ("completion in the API replica", _line(costs.api, 1e6, "µs/token"), SERVICE),
         ("completion in the engine's own process", _line(costs.front, 1e6, "µs/token"), SERVICE),
         ("engine, n sequences at once", f"{costs.engine_tokens_per_s:,.0f} n / (n + {costs.engine_half:.0f}) token/s",
          SERVICE),

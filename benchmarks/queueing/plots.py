@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 COLORS = {1: "#4477aa", 8: "#ee6677", 64: "#228833"}
-MARKERS = {"coordinators": "o", "proxy": "s", "API": "^", "preparation": "D", "checks": "v", "engines": "*",
-           "store": "X", "engine processes": "P", "learners": "h"}  # fmt: skip
+MARKERS = {"proxy": "s", "API": "^", "preparation": "D", "checks": "v", "engines": "*",
+           "store": "X", "engine processes": "P", "learners": "o"}  # fmt: skip
 TITLES = {"tiny": "tiny model, all measured", "large": "4B model, accelerators assumed"}
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import simpy
 
-from queueing.costs import CLAIM_POLL_S, RENEW_S, VERSION_POLL_S, Costs, Fleet, Workload
+from queueing.costs import RENEW_S, Costs, Fleet, Workload
 from queueing.resources import Process, Server, SharedRate, shorter_of_two
 
 PREPARATIONS_AT_ONCE = 1  # it has four threads, but Python's interpreter lock lets only one run
@@ -34,26 +34,31 @@ class EngineReplica:
 
 @dataclass
 class Base:
-    """One base model: its engines, and the coordinator that leads one job at a time through its learners."""
+    """One base model: its engines, and the coordinator that leads some jobs at once through its learners."""
 
     engines: list[EngineReplica]
+    places: simpy.Resource
+    """One for each of the jobs that run at once."""
     turn: simpy.Resource
+    """Held by the job that uses the learners."""
     next_in_line: simpy.Resource
-    """Held by the job that is prepared while another one has the turn."""
+    """Held by the job that is prepared before it is claimed."""
     kept: OrderedDict[int, None] = field(default_factory=OrderedDict)
     """Runs whose states the learners cache; the last one is loaded."""
     held_s: float = 0.0
-    """Total time in which jobs had their turn."""
-    trained_s: float = 0.0
-    """The part of it in which learners worked on tokens, summed over learners."""
+    """Total time in which jobs had the learners."""
 
 
 @dataclass
 class Run:
     number: int
     base: Base
+    line: simpy.Resource
+    """Held by the job that trains the run's model."""
     version: int = 0
     published_at: dict[int, float] = field(default_factory=dict)
+    published: dict[int, simpy.Event] = field(default_factory=dict)
+    """By step: the event that a client waits for."""
 
 
 class Service:
@@ -96,24 +101,26 @@ class Service:
             return EngineReplica(Server(self.env, "engine process"), core)
 
         engines = [engine() for _ in range(self.fleet.engines // self.fleet.base_models)]
-        return Base(engines, simpy.Resource(self.env, 1), simpy.Resource(self.env, 1))
+        return Base(engines, *(simpy.Resource(self.env, n) for n in (self.fleet.jobs_at_once, 1, 1)))
+
+    def new_run(self, number: int) -> Run:
+        """Return a run on the base model whose turn it is."""
+        return Run(number, self.bases[number % len(self.bases)], simpy.Resource(self.env, 1))
 
     # The path of a completion
 
     def request(self, run: Run) -> Process:
-        """Simulate one group: through proxy and API to an engine, which has or fetches the newest version, and back."""
+        """Simulate one group: through a proxy to an engine, which has or fetches the newest version, and back."""
         costs, began = self.costs, self.env.now
         amounts = [self._num_tokens() for _ in range(self.load.completions)]
         total = sum(amounts)
-        proxy, api = self._rng.choice(self.proxies), shorter_of_two(self.apis, self._rng)
+        proxy = self._rng.choice(self.proxies)
         yield from proxy.use(costs.proxy.fixed / 2)
-        yield from api.use(costs.api.fixed / 2)
         engine, version = shorter_of_two(run.base.engines, self._rng), run.version  # pinned here, once
         yield from engine.front.use(costs.front.fixed)
         yield self._loaded(engine, run, version)
         yield self.env.all_of([engine.core.work(amount) for amount in amounts])
         yield from engine.front.use(costs.front.each * total)
-        yield from api.use(costs.api.fixed / 2 + costs.api.each * total)
         yield from proxy.use(costs.proxy.fixed / 2 + costs.proxy.each * total)
         self.rollouts_done += len(amounts)
         self.request_s.append(self.env.now - began)
@@ -157,15 +164,15 @@ class Service:
             self.env.process(self._train(run, batch + 1))
 
     def _wait_for(self, run: Run, version: int) -> Process:
-        """Simulate a long poll: the API replica reads the store periodically."""
+        """Simulate a long poll: the API replica looks periodically whether the store has changed."""
         if version <= run.version:
             return
         api = shorter_of_two(self.apis, self._rng)
         yield from self._rng.choice(self.proxies).use(self.costs.proxy_small_s)
         yield from api.use(self.costs.api_small_s)
-        while version > run.version:
-            yield self.env.timeout(VERSION_POLL_S)
-            yield from api.use(self.costs.api_poll_s)
+        yield run.published.setdefault(version, self.env.event())
+        yield self.env.timeout(self._rng.uniform(0, self.fleet.version_poll_s))
+        yield from api.use(self.costs.api_poll_s)
         self.noticed.append(self.env.now - run.published_at[version])
 
     def _post(self, run: Run) -> Process:
@@ -181,41 +188,51 @@ class Service:
         return self.load.rollouts_per_job * self.costs.prepare.of(self.load.tokens)
 
     def _train(self, run: Run, version: int) -> Process:
-        base, stages = run.base, defaultdict(float)
-        began = self.env.now
-        idle = base.turn.count == 0
-        ahead = None if idle else self.env.process(self._prepare(base))
-        with base.turn.request() as turn:  # one job at a time per base model
-            yield turn
-            if idle:
-                yield self.env.timeout(self._rng.uniform(0, CLAIM_POLL_S))
-            stages["queued"] = self.env.now - began
-            held = self.env.now
-            renewing = self.env.process(self._renew())
-            for stage, work in (
-                ("claim", self._write()),
-                ("prepare", self._prepared(base, ahead)),
-                ("load", self._load_learners(run)),
-                ("steps", self._steps(base)),
-                ("checkpoint", self._save()),
-                ("publish", self._write()),
-            ):
-                entered = self.env.now
-                yield from work
-                stages[stage] = self.env.now - entered
-            base.held_s += self.env.now - held
-            renewing.interrupt()
+        """Simulate a job: its model trains one at a time, its base model `jobs_at_once`, the learners one at a time."""
+        base, came = run.base, self.env.now
+        is_idle = base.places.count == 0
+        waits = run.line.count > 0 or base.places.count == base.places.capacity
+        ahead = self.env.process(self._prepare_ahead(base)) if waits else None
+        with run.line.request() as first:
+            yield first
+            with base.places.request() as place:
+                yield place
+                if is_idle:
+                    yield self.env.timeout(self._rng.uniform(0, self.fleet.claim_poll_s))
+                stages = {"queued": self.env.now - came}
+                renewing = self.env.process(self._renew())
+                yield from self._stages(run, ahead, stages)
+                renewing.interrupt()
         run.version, run.published_at[version] = version, self.env.now
-        self.stages.append(dict(stages))
+        run.published.setdefault(version, self.env.event()).succeed()
+        self.stages.append(stages)
 
-    def _prepare(self, base: Base) -> Process:
-        """Prepare the job that has the turn and, once it trains, the next in line."""
+    def _stages(self, run: Run, ahead: simpy.Event | None, seconds: dict[str, float]) -> Process:
+        """Simulate a claimed job to its version, and record the seconds of its stages."""
+
+        def timed(stage: str, work: Process) -> Process:
+            entered = self.env.now
+            yield from work
+            seconds[stage] = self.env.now - entered
+
+        yield from timed("claim", self._write())
+        yield from timed("prepare", self._prepare(ahead))
+        with run.base.turn.request() as turn:
+            yield from timed("turn", _until(turn))
+            held = self.env.now
+            yield from timed("load", self._load_learners(run))
+            yield from timed("steps", self._steps())
+            run.base.held_s += self.env.now - held
+        yield from timed("checkpoint", self._save())
+        yield from timed("publish", self._write())
+
+    def _prepare_ahead(self, base: Base) -> Process:
         with base.next_in_line.request() as place:
             yield place
             yield from self.preparation.use(self._prepare_s())
 
-    def _prepared(self, base: Base, ahead: simpy.Event | None) -> Process:
-        yield ahead or self.env.process(self._prepare(base))
+    def _prepare(self, ahead: simpy.Event | None) -> Process:
+        yield from _until(ahead) if ahead else self.preparation.use(self._prepare_s())
         yield self.env.timeout(self.costs.job_small_s)
         yield from self._write()
 
@@ -232,10 +249,9 @@ class Service:
         yield self.env.all_of(copies)
         yield self.env.timeout(self.costs.load.of(self.costs.checkpoint_bytes))
 
-    def _steps(self, base: Base) -> Process:
+    def _steps(self) -> Process:
         """Take gradient steps of one packed sequence per learner. A step takes as long as its longest sequence."""
         costs, learners, rows = self.costs, self.fleet.learners, self._rows()
-        base.trained_s += sum(rows) * costs.learner_token_s
         for start in range(0, len(rows), learners):
             longest = max(rows[start : start + learners])
             yield self.env.timeout(longest * costs.learner_token_s + costs.step_s + self.allreduce_s(learners))
@@ -277,3 +293,7 @@ class Service:
 
     def _write(self) -> Process:
         yield from self.store.use(self.costs.store_write_s)
+
+
+def _until(event: simpy.Event) -> Process:
+    yield event

@@ -60,7 +60,7 @@ def runs(outcome: Record) -> list[Record]:
     return rows
 
 
-SHORT = {"coordinators": "c", "engines": "e", "API": "a", "proxy": "x", "preparation": "p", "checks": "k",
+SHORT = {"engines": "e", "API": "a", "proxy": "x", "preparation": "p", "checks": "k",
          "store": "s", "engine processes": "v", "learners": "l"}  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def stages(outcome: Record) -> list[Record]:
     return rows
 
 
-STAGES = ("queued", "claim", "prepare", "load", "steps", "checkpoint", "publish")
+STAGES = ("queued", "claim", "prepare", "turn", "load", "steps", "checkpoint", "publish")
 
 
 def publication(records: list[Record]) -> list[Record]:

@@ -24,8 +24,8 @@ def test_costs_are_never_negative():
 
 
 def test_slower_processes_scale_times_but_not_amounts():
-    slow = replace(FREE, api=Linear(1, 2), step_s=3, gradient_bytes=5).slowed(2)
-    assert (slow.api, slow.step_s, slow.engine_tokens_per_s, slow.gradient_bytes) == (Linear(2, 4), 6, 50, 5)
+    slow = replace(FREE, proxy=Linear(1, 2), step_s=3, gradient_bytes=5).slowed(2)
+    assert (slow.proxy, slow.step_s, slow.engine_tokens_per_s, slow.gradient_bytes) == (Linear(2, 4), 6, 50, 5)
 
 
 def timing(seconds, **more):
@@ -38,7 +38,7 @@ def measurements():
     store = [timing(0.004, kind=kind) for kind in kinds]
     completions = [
         {"requests": 10, "at_once": at_once, "completions": completions, "tokens": 10,
-         "core_s": {"proxy": 10 * 0.003, "api": 10 * (0.01 + 1e-5 * completions * 10), "engine": 10 * 0.02,
+         "core_s": {"proxy": 10 * (0.01 + 1e-5 * completions * 10), "api": 0.0, "engine": 10 * 0.02,
                     "core": 100 * completions * (0.001 + 0.01 / (at_once * completions))}}
         for at_once, completions in ((1, 1), (8, 1), (8, 8))
     ]  # fmt: skip
@@ -67,8 +67,7 @@ def measurements():
 
 def test_constants_of_a_service_of_round_numbers():
     costs = costs_of(measurements())
-    assert costs.proxy.of(80) == pytest.approx(0.003)
-    assert costs.api.of(80) == pytest.approx(0.0108)
+    assert costs.proxy.of(80) == pytest.approx(0.0108)
     assert costs.engine_tokens_per_s == pytest.approx(
         1000
     )  # 1 ms per token, and 10 ms shared by those decoded together
@@ -84,7 +83,7 @@ def test_constants_of_a_service_of_round_numbers():
 
 def test_the_table_of_constants_has_their_units():
     values = {row["constant"]: row["value"] for row in table_of(measurements())}
-    assert values["completion in the API replica"] == "10.0 ms + 10 µs/token"
+    assert values["completion in Serve's proxy"] == "10.0 ms + 10 µs/token"
     assert values["engine, n sequences at once"] == "1,000 n / (n + 10) token/s"
     assert values["saving a checkpoint (hash, write, sync)"] == "10.0 ms + 2 ms/MB"
     assert values["claiming a job, SQLite"] == "4.0 ms (4.0 to 4.0)"
