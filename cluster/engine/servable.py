@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tandem.cluster.config import BaseModelConfig
 
 EXPERTS = "experts"
+WIDER_WINDOWS = ("cohere2", "cohere2_moe")
+"""Families whose windows reach one token farther in vLLM 0.32 (`sliding_window + 1`) than in transformers 5.19."""
 HARMONY = ("gpt_oss", "openai")
 """A family whose messages vLLM renders and parses itself, and the only tool_call_parser that it starts with then."""
 OTHER_NAMES = ("mixtral",)
@@ -39,6 +41,12 @@ def check_servable(base: BaseModelConfig, config: PreTrainedConfig) -> None:
                 f"vLLM can't load adapters on the experts of {family}, which it names otherwise than transformers. "
                 f"Remove experts from lora.target_modules."
             )
+    window = getattr(text_config(config), "sliding_window", None)
+    if family in WIDER_WINDOWS and window and (base.max_model_len is None or base.max_model_len > window):
+        raise PolicyError(
+            f"vLLM's windows of {family} reach one token farther than those that learners train with. "
+            f"Set max_model_len to at most {window}, so that no sequence leaves the window."
+        )
     if family == HARMONY[0] and base.engine.tool_call_parser != HARMONY[1]:
         raise PolicyError(
             f"vLLM parses the tool calls of {family} with a parser of its own. "

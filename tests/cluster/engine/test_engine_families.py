@@ -38,6 +38,8 @@ FAMILIES = {
         "olmo3": SLIDING,
         "mistral": {"sliding_window": WINDOW},
         "phi3": {"sliding_window": WINDOW},
+        "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.5},
+        "cohere2": {"sliding_window": MAX_LENGTH, "layer_types": SLIDING["layer_types"], "logit_scale": 0.25},
     }.items()
 }
 EVERY_RUN = ["gemma3_text"]

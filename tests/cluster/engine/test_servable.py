@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import GptOssConfig, MixtralConfig, PreTrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    Cohere2Config,
+    GptOssConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -25,6 +33,7 @@ def base(num_gpus: float | None, *targets: str, path: str = "x") -> BaseModelCon
         (Qwen3MoeConfig(), 0, ("q_proj", "experts"), "kernels for adapters on experts"),
         (MixtralConfig(), 1, ("experts",), "mixtral"),
         (Qwen3_5TextConfig(), 0, ("q_proj",), "qwen3_5_text"),
+        (Cohere2Config(sliding_window=4096), 1, ("q_proj",), "max_model_len to at most 4096"),
         (GptOssConfig(), 1, ("q_proj",), "tool_call_parser to openai"),
     ],
 )
@@ -60,3 +69,14 @@ def test_what_an_engine_can_serve_is_accepted(
 def test_the_parser_that_a_family_needs_is_accepted() -> None:
     chosen = {"engine": {"num_gpus": 1, "tool_call_parser": "openai"}}
     check_servable(BaseModelConfig.model_validate({"name": "x", "path": "x", **chosen}), GptOssConfig())
+
+
+@pytest.mark.parametrize("max_model_len", [4096, 4097])
+def test_a_window_that_differs_by_one_token_is_accepted_where_no_sequence_leaves_it(max_model_len: int) -> None:
+    settings = {"name": "x", "path": "x", "max_model_len": max_model_len, "engine": {"num_gpus": 1}}
+    named, config = BaseModelConfig.model_validate(settings), Cohere2Config(sliding_window=4096)
+    if max_model_len == 4096:
+        check_servable(named, config)
+    else:
+        with pytest.raises(PolicyError, match="one token farther"):
+            check_servable(named, config)
