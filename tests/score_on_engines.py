@@ -34,7 +34,7 @@ def score_on_engines(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _score(job: dict[str, Any]) -> list[list[float]]:
-    config = EngineConfig(max_num_seqs=4, kv_cache_memory_bytes=8 << 20)
+    config = EngineConfig(max_num_seqs=4, kv_cache_memory_bytes=8 << 20, tool_call_parser=job["tool_call_parser"])
     lora = LoraSettings(**job["lora"])
     engine = Engine(config, job["model"], "tiny", lambda digest: Path(job["adapters"]) / digest, MAX_LENGTH, lora)
     await engine.start()

@@ -1,4 +1,4 @@
-"""Families with windows or soft caps: the engine scores as the learner does, under an adapter.
+"""Families with windows, sinks or soft caps: the engine scores as the learner does, under an adapter.
 
 The models are tiny and random. Their windows are much shorter than the sequences.
 """
@@ -38,6 +38,7 @@ FAMILIES = {
         "olmo3": SLIDING,
         "mistral": {"sliding_window": WINDOW},
         "phi3": {"sliding_window": WINDOW},
+        "gpt_oss": SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2},
         "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.5},
         "cohere2": {"sliding_window": MAX_LENGTH, "layer_types": SLIDING["layer_types"], "logit_scale": 0.25},
     }.items()
@@ -71,7 +72,8 @@ def learned(path: Path, directory: Path, sequences: list[list[int]]) -> tuple[di
     digest = write_checkpoint(directory, LearnerState(state, {}), policy.adapter_config(), {}).digest
     logprobs = [policy.logprobs(one_segment(torch.tensor(tokens)))[0][:-1].detach() for tokens in sequences]
     job = {"model": str(path), "adapters": str(directory), "digest": digest, "lora": lora.model_dump()}
-    return job | {"sequences": sequences}, logprobs
+    parser = "openai" if config["model_type"] == "gpt_oss" else "hermes"
+    return job | {"sequences": sequences, "tool_call_parser": parser}, logprobs
 
 
 @pytest.mark.parametrize("names", [EVERY_RUN, pytest.param(FURTHER, marks=pytest.mark.slow)], ids=["few", "many"])
