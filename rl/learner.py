@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum, auto
 from typing import TypeVar
 
 import torch
@@ -23,52 +22,19 @@ from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig
 from tandem.rl.divergence import StepNumbers, check_state
 from tandem.rl.errors import OutOfMemoryError, StepError
-from tandem.rl.losses import (
-    LossInputs,
-    LossTerms,
-    fresh_differences,
-    kl_sum,
-    mean_over_tokens,
-    policy_loss,
-    probability_correlation,
-    probability_moments,
-    shift_right,
-)
+from tandem.rl.losses import LossInputs, fresh_differences, kl_sum, mean_over_tokens, policy_loss, shift_right
 from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.policy import Policy, check_tensors
 from tandem.rl.progress import UPDATE, Progress
 from tandem.rl.settings import OptimizerSettings
+from tandem.rl.step_metrics import StepSum, sequence_sums, step_metrics
 from tandem.rl.step_size import StepSize
 
 __all__ = ["Learner", "StepError"]
 
 T = TypeVar("T")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-class _Sum(IntEnum):
-    """Indices of the sums over a step's trained tokens, beside the gradient. The last six are probability moments."""
-
-    TOKENS = 0
-    SEQUENCES = auto()
-    LOSS = auto()
-    ENTROPY = auto()
-    RATIO = auto()
-    CLIPPED = auto()
-    KL = auto()
-    KL_TOKENS = auto()
-    SAMPLED_DIFF = auto()
-    SAMPLED_TOKENS = auto()
-    UNKNOWN = auto()
-    """Trained tokens whose logprob isn't finite."""
-    OUT_OF_MEMORY = auto()
-    """Learners whose memory didn't suffice."""
-    MOMENTS = auto()
-
-    @staticmethod
-    def zeros(device: torch.device) -> Tensor:
-        return torch.zeros(_Sum.MOMENTS + 6, dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ class Learner:
             weight_decay=self._settings.weight_decay,
         )
         self._gradient = _flat_gradient(parameters)
-        self._sums = _Sum.zeros(policy.device)
+        self._sums = StepSum.zeros(policy.device)
         self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
         self._router_margins = policy.router_margins
         self._last_step: StepNumbers | None = None  # since `begin`
@@ -242,7 +208,7 @@ class Learner:
             inputs = LossInputs.from_packed(packed, logprobs, entropy)
             terms = policy_loss(inputs, loss, kl_mean)
             terms.loss_sum.backward()
-            self._sums += _sequence_sums(inputs, terms)
+            self._sums += sequence_sums(inputs, terms)
             self._watch_sampling(fresh_differences(inputs))
         self._idle(num_idle)
 
@@ -279,11 +245,11 @@ class Learner:
         policy afterwards.
         """
         self.progress.enter(UPDATE)
-        self._sums[_Sum.OUT_OF_MEMORY] = float(self._shortage is not None)
+        self._sums[StepSum.OUT_OF_MEMORY] = float(self._shortage is not None)
         if dist.is_initialized():
             dist.all_reduce(self._sums)
         sums = self._sums.tolist()
-        if sums[_Sum.OUT_OF_MEMORY] > 0:
+        if sums[StepSum.OUT_OF_MEMORY] > 0:
             shortage = self._shortage or _shortage_of_another()
             self._discard()
             raise shortage
@@ -292,25 +258,26 @@ class Learner:
             dist.all_reduce(self._sampled_diff_max, op=dist.ReduceOp.MAX)
             if self._router_margins.num_routers:
                 dist.all_reduce(self._router_margins.counts)
-        self._gradient /= sums[_Sum.TOKENS] + 1e-6
+        self._gradient /= sums[StepSum.TOKENS] + 1e-6
         grad_norm = _norm(self._gradient)
-        loss = mean_over_tokens(sums[_Sum.LOSS], sums[_Sum.TOKENS])
+        tokens, unknown = sums[StepSum.TOKENS], sums[StepSum.UNKNOWN]
+        loss = mean_over_tokens(sums[StepSum.LOSS], tokens)
         step = self._last_step.step + 1 if self._last_step else 1
-        numbers = StepNumbers(learning_rate, grad_norm, loss, int(sums[_Sum.TOKENS]), int(sums[_Sum.UNKNOWN]), step)
+        numbers = StepNumbers(learning_rate, grad_norm, loss, int(tokens), int(unknown), step)
         try:
             numbers.check()
         except StepError:
             self._discard()
             raise
-        if sums[_Sum.TOKENS] > 0:
+        if tokens > 0:
             self._gradient *= min(1.0, self._settings.max_grad_norm / (grad_norm + 1e-6))
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
             self._last_step = numbers
-        metrics = _step_metrics(sums, grad_norm, learning_rate)
-        if sums[_Sum.SAMPLED_TOKENS] > 0:
-            metrics["logprobs/sampled_current_abs_diff_mean"] = sums[_Sum.SAMPLED_DIFF] / sums[_Sum.SAMPLED_TOKENS]
+        metrics = step_metrics(sums, grad_norm, learning_rate)
+        if (sampled := sums[StepSum.SAMPLED_TOKENS]) > 0:
+            metrics["logprobs/sampled_current_abs_diff_mean"] = sums[StepSum.SAMPLED_DIFF] / sampled
             metrics["logprobs/sampled_current_abs_diff_max"] = float(self._sampled_diff_max)
         near_ties, choices = self._router_margins.counts.tolist()
         if choices:
@@ -354,7 +321,7 @@ class Learner:
         return found
 
     def _check_kl(self, sequences: Sequence[PackedSequence]) -> None:
-        if self._sums[_Sum.SEQUENCES] > 0:
+        if self._sums[StepSum.SEQUENCES] > 0:
             raise ValueError("With a KL penalty, pass all packed sequences of a gradient step to one forward_backward.")
         for packed in sequences:
             if packed.ref_logprobs is None or packed.ref_logprobs[packed.is_trained].isnan().any():
@@ -400,8 +367,8 @@ class Learner:
     def _watch_sampling(self, differences: Tensor) -> None:
         """Record the differences [F] between sampling and current logprobs, which measure the engine's error."""
         if differences.numel():
-            self._sums[_Sum.SAMPLED_DIFF] += differences.sum()
-            self._sums[_Sum.SAMPLED_TOKENS] += differences.numel()
+            self._sums[StepSum.SAMPLED_DIFF] += differences.sum()
+            self._sums[StepSum.SAMPLED_TOKENS] += differences.numel()
             self._sampled_diff_max.copy_(torch.maximum(self._sampled_diff_max, differences.max()))
 
     def _discard(self) -> None:
@@ -451,46 +418,6 @@ def _norm(gradient: Tensor) -> float:
     """Return the L2 norm, also where the squares of a finite gradient overflow float32."""
     norm = float(torch.linalg.vector_norm(gradient))
     return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-
-
-def _sequence_sums(inputs: LossInputs, terms: LossTerms) -> Tensor:
-    """Return the sums of one packed sequence, in the order of _Sum."""
-    assert inputs.entropy is not None, "it is a metric of every step"
-    sums = _Sum.zeros(inputs.entropy.device)
-    sums[_Sum.TOKENS] = terms.num_tokens
-    sums[_Sum.SEQUENCES] = 1
-    sums[_Sum.LOSS] = terms.loss_sum.detach()
-    sums[_Sum.ENTROPY] = (inputs.entropy * inputs.weights)[inputs.loss_mask].sum()
-    sums[_Sum.RATIO] = terms.ratio_sum
-    sums[_Sum.CLIPPED] = terms.num_clipped
-    sums[_Sum.UNKNOWN] = (~inputs.policy_logprobs.detach()[inputs.loss_mask].isfinite()).sum()
-    if terms.kl_sum is not None:
-        sums[_Sum.KL] = terms.kl_sum
-        sums[_Sum.KL_TOKENS] = terms.num_tokens
-    sums[_Sum.MOMENTS :] = probability_moments(inputs)
-    return sums
-
-
-def _step_metrics(sums: Sequence[float], grad_norm: float, learning_rate: float) -> dict[str, float]:
-    """Return means over the step's trained tokens. loss/entropy is weighted like the loss."""
-    tokens = sums[_Sum.TOKENS]
-    metrics: dict[str, float] = {
-        "loss/train": mean_over_tokens(sums[_Sum.LOSS], tokens),
-        "loss/grad_norm": grad_norm,
-        "loss/learning_rate": learning_rate,
-        "data/step_trainer_tokens": tokens,
-        "data/step_num_sequences": sums[_Sum.SEQUENCES],
-    }
-    if tokens > 0:
-        metrics["loss/entropy"] = mean_over_tokens(sums[_Sum.ENTROPY], tokens)
-        metrics["loss/ratio_mean"] = sums[_Sum.RATIO] / tokens
-        metrics["loss/clip_fraction"] = sums[_Sum.CLIPPED] / tokens
-    if sums[_Sum.KL_TOKENS] > 0:
-        metrics["loss/kl_policy_ref"] = mean_over_tokens(sums[_Sum.KL], sums[_Sum.KL_TOKENS])
-    correlation = probability_correlation(torch.tensor(sums[_Sum.MOMENTS :], dtype=torch.float64))
-    if correlation is not None:
-        metrics["loss/probs_corr"] = correlation
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _to_pinned_memory(tensor: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ class LearnerWorker:
             self._set_aside()
             self._learner.load_state(LearnerState(self._adapter(digest)))
             # The digest of another state, with the optimizer's: this one can't be kept under it.
-            self._active = _Session(None, self._learner.policy.probe() if self._rank == 0 else [])
+            self._active = _Session(None, self._probe_of_loaded([]))
         elif active is not None and active.digest == digest and active not in self._sessions.values():
             self._learner.begin()  # the job before has made this version, and no other one has followed
         else:

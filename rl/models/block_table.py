@@ -4,8 +4,8 @@ Each segment attends causally to itself, and fully to the tokens of each segment
 all segments that continue it in turn. A window cuts blocks: keys that no query of a block reaches are left out, those
 that all reach stay as they are, and between them lies a band, which has a mask.
 
-A band is told by the positions of its corner. With `distance` as the position of the first query minus that of the
-first key, query i sees key j if and only if 0 <= distance + i - j < window.
+The mask of a band follows from one number, `distance`: the position of its first query minus that of its first key.
+Query i sees key j if and only if 0 <= distance + i - j < window.
 
 Shapes: T tokens, P blocks.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from contextlib import suppress
 
@@ -22,6 +23,8 @@ from tandem.cluster.placement import BasePlacement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.serve.app import engine_directory
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
+
+logger = logging.getLogger(__name__)
 
 DRAIN_S = 20.0  # for open completions to end
 STOP_S = DRAIN_S + 10.0
@@ -66,9 +69,13 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         await self._engine.check_health()
-        with suppress(Exception):  # Ray's GCS restarts
+        try:
             await self._announce()
             await self._announce_place()
+        except Exception:  # Ray's GCS restarts
+            logger.warning(
+                "The engine of %s isn't announced yet; the next check tries again", self._base_model, exc_info=True
+            )
 
     async def not_finite(self) -> list[str]:
         """Return `Engine.not_finite`. Raises EngineDeadError, as `check_health` does."""

@@ -5,23 +5,14 @@ import re
 import torch
 from paths import ROOT
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from public_models import QWEN3_4B
+from transformers import Qwen3ForCausalLM
 
 from tandem.cluster.config import CoordinatorConfig, LimitsConfig
 from tandem.cluster.memory.plan import ALONE
 from tandem.rl.settings import LoraSettings
 
 GUIDE = (ROOT / "docs/deploy.md").read_text()
-QWEN3_4B = Qwen3Config(
-    vocab_size=151_936,
-    hidden_size=2560,
-    intermediate_size=9728,
-    num_hidden_layers=36,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    tie_word_embeddings=True,
-)
 
 
 def test_files_in_its_commands_exist():

@@ -20,7 +20,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers
 
 
 class FaultyLearner(LearnerWorker):
-    """A learner whose rows fail or wait, once it is told to."""
+    """A learner that a test can order to fail, or to wait, in its next rows."""
 
     def limit_memory(self, room: int) -> None:
         """Let torch really fail to allocate memory for rows of more than `room` tokens."""

@@ -171,7 +171,7 @@ def test_learners_that_share_the_weights_make_the_same_versions(groups, artifact
         shutil.rmtree(artifacts.checkpoints_dir / found[-1][2])
         assert run(job, together, artifacts)[-1] == expected[-1]
         with together.training("b", 100) as training:
-            training.load(initial)
+            training.load(initial, fresh_optimizer=True)  # the probe, too, needs both
             [score] = training.scorers(initial, 64)
             bad = replace(row(40), token_ids=row(40).token_ids + 10**6)
             for fails in (lambda: score([bad, row(40)], 300.0), lambda: training.step([row(40)], LossConfig(), 0, 64)):

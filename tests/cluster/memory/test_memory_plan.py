@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from transformers import Qwen3Config
+from public_models import QWEN3_4B
 
 from tandem.cluster.config import BaseModelConfig, EngineConfig, LearnersConfig
 from tandem.cluster.memory.fit import find_fit
@@ -27,17 +27,7 @@ GPU = 80 * 10**9
 
 @pytest.fixture(scope="module")
 def geometry() -> Geometry:
-    config = Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
-    return geometry_of(config, LORA)
+    return geometry_of(QWEN3_4B, LORA)
 
 
 def base(learners: dict | None = None, engine: dict | None = None, **settings) -> BaseModelConfig:
