@@ -20,7 +20,7 @@ help:  ## Show this list
 
 install: $(STAMP)  ## Install Tandem and its tests into .venv
 
-$(STAMP): pyproject.toml $(CONSTRAINTS) scripts/install.sh
+$(STAMP): pyproject.toml $(CONSTRAINTS) requirements/clients.in requirements/constraints-clients.txt scripts/install.sh
 	EXTRA=$(EXTRA) PYTHON=$(PYTHON) CONSTRAINTS=$(CONSTRAINTS) bash scripts/install.sh
 	@rm -f .venv/installed-*; touch $@
 
@@ -54,4 +54,4 @@ lock: install  ## Pin the newest versions that pyproject.toml allows
 	UV="$$(bash scripts/install.sh --print-uv)" bash scripts/lock.sh
 
 clean:  ## Remove .venv and build results
-	rm -rf .venv .bootstrap demo-results *.egg-info
+	rm -rf .venv .venv-clients .bootstrap demo-results *.egg-info

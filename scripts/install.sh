@@ -41,8 +41,24 @@ install() {
   UV_FIND_LINKS="$links" "$UV" pip install --compile-bytecode --quiet --python .venv/bin/python -e ".[$EXTRA,${1}]" --constraint "$CONSTRAINTS" "${@:2}"
 }
 install_environments() {
-  if [ "$WITH_ENVIRONMENTS" = no ] || install "$EXTRAS,environments" "$@" 2>>"$log"; then return; fi
-  echo "Reasoning Gym isn't installed: it needs a C compiler and Python's headers (Debian: build-essential, python3-dev). Everything else works." >&2
+  if [ "$WITH_ENVIRONMENTS" = no ] || install "$EXTRAS,environments,verifiers" "$@" 2>>"$log"; then return; fi
+  echo "Reasoning Gym and verifiers aren't installed: they need a C compiler and Python's headers (Debian: build-essential, python3-dev). Everything else works." >&2
+}
+python_of_clients() {  # the newest openpipe-art needs 3.12; pyenv's commands exist also for versions that aren't selected
+  for candidate in python3.12 python3.13 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[23]*/bin/python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 12), (3, 13)])' 2>/dev/null; then echo "$candidate"; return; fi
+  done
+}
+install_clients() {  # the environment of clients that don't fit beside vLLM; only tests use it
+  if [[ ",$EXTRAS," != *,test,* ]]; then return; fi
+  local python
+  python=$(python_of_clients)
+  if [ -z "$python" ]; then
+    echo "No Python 3.12 or 3.13 was found: the tests of the newest openpipe-art and of agent frameworks will be skipped. Everything else works." >&2
+    return
+  fi
+  [ -x .venv-clients/bin/python ] || "$UV" venv --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" .venv-clients
+  "$UV" pip install --compile-bytecode --quiet --python .venv-clients/bin/python -r requirements/clients.in --constraint requirements/constraints-clients.txt
 }
 
 echo "Installing Tandem for $EXTRA into .venv"
@@ -51,12 +67,14 @@ trap 'rm -f "$log"' EXIT
 if [ "$EXTRA" = gpu ]; then
   install "$EXTRAS"
   install_environments
+  install_clients
   exit
 fi
 # Try pip's configured places first, then PyTorch's index of CPU builds.
 for options in "" "--torch-backend cpu"; do
   if install "$EXTRAS" $options 2>>"$log"; then
     install_environments $options
+    install_clients
     exit
   fi
 done
