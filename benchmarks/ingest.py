@@ -34,6 +34,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,8 @@ def post(port: int, headers: dict[str, str], body: Path) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=POST_S, blocksize=1 << 20)
     with open(body, "rb") as file:
         length = {"Content-Length": str(body.stat().st_size), "Content-Type": "application/json"}
-        connection.request("POST", "/v1/preview/training-jobs", file, {**headers, **length})
+        own = {"Idempotency-Key": uuid.uuid4().hex}  # the same body, posted again, is another job
+        connection.request("POST", "/v1/preview/training-jobs", file, {**headers, **length, **own})
         response = connection.getresponse()
         answer = response.read()
     if response.status != 200:

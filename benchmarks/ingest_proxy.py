@@ -132,8 +132,8 @@ def wait_until_idle(http: httpx.Client, job: str) -> None:
 async def jobs_at_once(target: Target, body: bytes, count: int) -> dict[str, Any]:
     """Post the same small job from `count` clients at once, and cancel the jobs."""
     async with client(target, count) as http:
-        kind = {"content-type": "application/json"}
-        posts = [http.post("/preview/training-jobs", content=body, headers=kind) for _ in range(count)]
+        headers = [{"content-type": "application/json", "idempotency-key": str(number)} for number in range(count)]
+        posts = [http.post("/preview/training-jobs", content=body, headers=own) for own in headers]
         result, answers = await at_once(posts)
         jobs = [answer.json()["id"] for answer in answers if answer.status_code == 200]
         for job in jobs:

@@ -284,6 +284,12 @@ class LimitsConfig(Settings):
     max_request_bytes: int = Field(32 << 20, ge=1, description="Decompressed size of any other request.")
     max_open_jobs: int = Field(1000, ge=1, description="Queued and running jobs of all projects together.")
     max_open_jobs_per_project: int = Field(100, ge=1, description="Queued and running jobs of one project.")
+    repeated_body_s: Seconds = Field(
+        60,
+        ge=0,
+        description="A body that the same key posts again within this time, without an Idempotency-Key, while its job "
+        "is queued or running, gets that job instead of a new one. 0: every post makes a job.",
+    )
     min_free_disk_bytes: int = Field(
         1 << 30, ge=0, description="Free space on the disk of the artifacts below which jobs are rejected."
     )

@@ -13,6 +13,7 @@ from tandem.rl.config import TrainingConfig
 from tandem.serve.jobs.blobs import delete_blobs, stored
 from tandem.serve.jobs.references import kl_reference
 from tandem.serve.jobs.storage import storage_errors
+from tandem.serve.store.repeats import Post
 from tandem.serve.store.store import Store
 from tandem.serve.store.tables import JobRow, ModelRow
 
@@ -30,6 +31,15 @@ class OfferedJob:
     write_payload: Callable[[str], object]
     """Writes the body (JSON, zstd) to the blob of a key."""
     idempotency_key: str | None = None
+    api_key_id: str | None = None
+    """The key that sent the request; None for a job of the service itself."""
+
+
+@dataclass(frozen=True)
+class AcceptedJob:
+    row: JobRow
+    is_repeat: bool
+    """An earlier request made the job."""
 
 
 class JobAcceptance:
@@ -42,8 +52,8 @@ class JobAcceptance:
         self._store, self._artifacts, self._check_payload = store, artifacts, check_payload
         self._limits, self._artifacts_root = config.limits, config.artifacts_root
 
-    def accept(self, offered: OfferedJob, confirm: Callable[[], object]) -> JobRow:
-        """Return the accepted job; for a repeated idempotency key, the job that was accepted first.
+    def accept(self, offered: OfferedJob, confirm: Callable[[], object]) -> AcceptedJob:
+        """Return the accepted job; for a repeat (see `find_repeated`), the job that was accepted first.
 
         `confirm` is called last, before the row is written; an error that it raises withdraws the offer.
 
@@ -51,9 +61,10 @@ class JobAcceptance:
         be honoured, NotFoundError if the model was deleted, StorageFullError, UnavailableError, and the errors of
         `check_payload`.
         """
-        model, config, key = offered.model, offered.config, offered.idempotency_key
-        if key and (repeated := self._store.jobs.find_repeat(model.id, key, offered.body_sha256)):
-            return repeated
+        model, config = offered.model, offered.config
+        post = Post(offered.body_sha256, offered.idempotency_key, offered.api_key_id, self._limits.repeated_body_s)
+        if repeated := self._store.jobs.find_repeated(model.id, post):
+            return AcceptedJob(repeated, is_repeat=True)
         reference = kl_reference(config, self._artifacts_root)
         self._store.jobs.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
         job_id = str(uuid.uuid4())
@@ -64,8 +75,17 @@ class JobAcceptance:
             confirm()
             options = config.model_dump(mode="json", exclude_none=True)
             job = self._store.jobs.add(
-                job_id, model.id, payload_key, options, offered.body_sha256, key, reference, self._limits
+                job_id,
+                model.id,
+                payload_key,
+                options,
+                offered.body_sha256,
+                offered.idempotency_key,
+                reference,
+                self._limits,
+                offered.api_key_id,
             )
-        if job.id != job_id:  # the same request arrived twice at once, and the other one was first
+        is_repeat = job.id != job_id  # the same request arrived twice at once, and the other one was first
+        if is_repeat:
             delete_blobs(self._artifacts, [payload_key])
-        return job
+        return AcceptedJob(job, is_repeat)

@@ -9,10 +9,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.config import LimitsConfig
-from tandem.serve.errors import ConflictError, NotFoundError, QueueFullError
+from tandem.serve.errors import NotFoundError, QueueFullError
 from tandem.serve.store.database import Database, Lock, position
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events
 from tandem.serve.store.references import KlReference, pin_reference
+from tandem.serve.store.repeats import Post, find_repeated, may_repeat
 from tandem.serve.store.tables import EventRow, JobRow, ModelRow, is_open
 
 
@@ -32,22 +33,24 @@ class Jobs:
         idempotency_key: str | None = None,
         reference: KlReference | None = None,
         limits: LimitsConfig = LimitsConfig(),
+        api_key_id: str | None = None,
     ) -> JobRow:
-        """Accept a job. A second call with the same idempotency key returns the first call's job.
+        """Accept a job. For a repeat of an earlier post (see `find_repeated`), return the job of that one.
 
-        Raises NotFoundError if the model was deleted, ConflictError if the key was used with another body,
+        Raises NotFoundError if the model was deleted, ConflictError if the idempotency key was used with another body,
         QueueFullError if too many jobs are open, ConfigError if the KL reference doesn't exist.
         """
+        post = Post(body_sha256, idempotency_key, api_key_id, limits.repeated_body_s)
         with self._database.write() as session:
-            # The lock orders this job and a deletion of the model. It also orders calls with the same idempotency key,
-            # so that all but the first find the first call's job.
+            # The lock orders this job and a deletion of the model. It also orders equal posts, so that all but
+            # the first find the first one's job.
             model = session.scalar(
                 select(ModelRow).where(ModelRow.id == model_id, ModelRow.deleted_at.is_(None)).with_for_update()
             )
             if model is None:
                 raise NotFoundError(f"There is no model {model_id}: it was deleted.", "model_not_found", "model_id")
-            if idempotency_key and (first := _find_repeat(session, model_id, idempotency_key, body_sha256)):
-                return first
+            if repeated := find_repeated(session, model_id, post, self._database.now()):
+                return repeated
             reference_digest = reference and pin_reference(session, model, reference)
             self._database.lock(session, Lock.ACCEPT_JOBS)  # until the end, no other transaction counts or adds jobs
             _check_room(session, limits, model)
@@ -59,6 +62,7 @@ class Jobs:
                 config=dict(config),
                 body_sha256=body_sha256,
                 idempotency_key=idempotency_key,
+                api_key_id=api_key_id,
                 reference_digest=reference_digest,
                 reference_lag=reference and reference.lag,
                 created_at=self._database.now(),
@@ -66,10 +70,15 @@ class Jobs:
             session.add(job)
         return job
 
-    def find_repeat(self, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
-        """Return the job that this idempotency key created, if any. Raises ConflictError if its body was different."""
+    def find_repeated(self, model_id: str, post: Post) -> JobRow | None:
+        """Return the job of the earlier post that this one repeats, if any. Raises ConflictError like `add`."""
         with self._database.read() as session:
-            return _find_repeat(session, model_id, idempotency_key, body_sha256)
+            return find_repeated(session, model_id, post, self._database.now())
+
+    def may_repeat(self, api_key_id: str, repeated_body_s: float) -> bool:
+        """Return True if a post of this sender without an idempotency key may repeat an earlier one."""
+        with self._database.read() as session:
+            return may_repeat(session, api_key_id, repeated_body_s, self._database.now())
 
     def check_room(self, limits: LimitsConfig, model: ModelRow | None = None) -> None:
         """Raise QueueFullError if no job, or none on this model, would be accepted now."""
@@ -156,18 +165,6 @@ def _check_room(session: Session, limits: LimitsConfig, model: ModelRow | None) 
                 f"{count} training jobs {whose}are queued or running; the limit is {limit}. "
                 "Retry when some have ended, or cancel some."
             )
-
-
-def _find_repeat(session: Session, model_id: str, idempotency_key: str, body_sha256: str) -> JobRow | None:
-    job = session.scalar(select(JobRow).where(JobRow.model_id == model_id, JobRow.idempotency_key == idempotency_key))
-    if job and job.body_sha256 != body_sha256:
-        raise ConflictError(
-            f"Idempotency-Key {idempotency_key!r} was used for job {job.id} with another body. "
-            "Send the same body to get that job again, or a new key for a new job.",
-            "idempotency_key_reused",
-            "Idempotency-Key",
-        )
-    return job
 
 
 def _find_job(session: Session, job_id: str, entity: str, lock: bool = False) -> JobRow:

@@ -140,6 +140,8 @@ class JobRow(Table):
     config: Mapped[dict[str, Any]]
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     body_sha256: Mapped[str] = mapped_column(_DIGEST)
+    api_key_id: Mapped[str | None] = mapped_column(_ID)
+    """The key that posted the job; None for a job of the service itself."""
     attempt: Mapped[int] = mapped_column(default=0)
     """The number of claims; fences the writes of earlier claims."""
     num_handed_back: Mapped[int] = mapped_column(default=0)

@@ -22,20 +22,27 @@ from tandem.serve.api.wire.paging import Limit, Order, Page, cursor_number
 from tandem.serve.api.wire.requests import CreateTrainingJob
 from tandem.serve.api.wire.responses import JobArtifact, JobState, TrainingJob, TrainingJobEvent, TrainingJobResponse
 from tandem.serve.api.wire.views import event_view, job_view
-from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem
-from tandem.serve.jobs.accept import JobAcceptance, OfferedJob
+from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, QueueFullError
+from tandem.serve.jobs.accept import AcceptedJob, JobAcceptance, OfferedJob
 from tandem.serve.names import quoted
 from tandem.serve.store.tables import JobRow
 
 router = APIRouter(prefix="/preview", tags=["training-jobs"])
 MAX_IDEMPOTENCY_KEY = 255
+REPEAT_HEADER = "x-repeated-job"
+"""In the answer to a post: an earlier post made the job."""
 
 
 def reject_when_queue_is_full(request: Request, caller: TrainCaller, services: ServicesDep) -> None:
     """A dependency: answer 429 before the client has sent the body. Repeats of a job are never rejected."""
-    key = _idempotency_key(request)
-    if key is None or not services.store.jobs.knows_idempotency_key(key, caller.entity):
-        services.store.jobs.check_room(services.config.limits)
+    jobs, limits, key = services.store.jobs, services.config.limits, _idempotency_key(request)
+    if key is not None and jobs.knows_idempotency_key(key, caller.entity):
+        return
+    try:
+        jobs.check_room(limits)
+    except QueueFullError:
+        if key is not None or not jobs.may_repeat(caller.key_id, limits.repeated_body_s):
+            raise
 
 
 # The name makes the operation id that existing clients were generated from.
@@ -48,6 +55,7 @@ def reject_when_queue_is_full(request: Request, caller: TrainCaller, services: S
 )
 async def create_training_job(
     request: Request,
+    response: Response,
     caller: TrainCaller,
     payload: Annotated[Payload[CreateTrainingJob], Depends(payload_body(CreateTrainingJob))],
     services: ServicesDep,
@@ -55,10 +63,18 @@ async def create_training_job(
     """Accept trajectory groups to train a model on. Once this returns, the job survives any crash.
 
     The optional header `Idempotency-Key` (1 to 255 printable ASCII characters) makes retries safe: a repeat of the same
-    request returns the same job.
+    request returns the same job. Without it, the same body from the same key returns that job for a minute
+    (`limits.repeated_body_s`) while it is queued or running. The header `x-repeated-job: true` marks both.
     """
     work = partial(_accept, payload, caller, services, _idempotency_key(request))
-    return TrainingJobResponse(id=UUID(await to_completion(request, work)))
+    return job_response(await to_completion(request, work), response)
+
+
+def job_response(accepted: AcceptedJob, response: Response) -> TrainingJobResponse:
+    """Return the body of the answer to a post of a job, and mark a repeat in the headers of `response`."""
+    if accepted.is_repeat:
+        response.headers[REPEAT_HEADER] = "true"
+    return TrainingJobResponse(id=UUID(accepted.row.id))
 
 
 def _accept(
@@ -67,17 +83,17 @@ def _accept(
     services: Services,
     idempotency_key: str | None,
     check_connected: Callable[[], None],
-) -> str:
-    """Return the id of the job."""
+) -> AcceptedJob:
     offered = OfferedJob(
         model=services.store.models.get(str(payload.envelope.model_id), caller.entity),
         config=payload.envelope.experimental_config or TrainingConfig(),
         body_sha256=payload.spool.sha256,
         write_payload=partial(services.artifacts.put_blob_file, payload.spool.path),
         idempotency_key=idempotency_key,
+        api_key_id=caller.key_id,
     )
     acceptance = JobAcceptance(services.store, services.artifacts, services.config, services.preparation.check)
-    return acceptance.accept(offered, confirm=check_connected).id
+    return acceptance.accept(offered, confirm=check_connected)
 
 
 @router.post("/sft-training-jobs", include_in_schema=False)

@@ -123,7 +123,7 @@ class AlgorithmJob:
         )
         while True:
             try:
-                return self._acceptance.accept(offered, confirm=lambda: self._supervision.wait(0))
+                return self._acceptance.accept(offered, confirm=lambda: self._supervision.wait(0)).row
             except QueueFullError as full:
                 self._supervision.status(UserJobStatus.RUNNING, str(full))
                 self._supervision.wait(1)

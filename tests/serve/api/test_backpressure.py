@@ -3,6 +3,7 @@
 import os
 import resource
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,7 +16,9 @@ JOBS, MODELS = "/v1/preview/training-jobs", "/v1/preview/models"
 @pytest.fixture
 def post(http, model):
     def post(model_id=model["id"], headers=None, **changes):
-        body = {"model_id": model_id, "trajectory_groups": groups(), **changes}
+        """Post a job. Without an idempotency key, each body is another one, so that none repeats an earlier post."""
+        [group], logs = groups(), [] if headers else [uuid.uuid4().hex]
+        body = {"model_id": model_id, "trajectory_groups": [{**group, "logs": logs}], **changes}
         return http.post(JOBS, json=body, headers=headers)
 
     return post

@@ -116,13 +116,13 @@ def test_events_are_paged_from_a_cursor(http, post, store, claim):
     assert [event["data"]["loss/train"] for event in rest["data"]] == [2.0, 3.0]
     assert rest["has_more"] is False
     assert http.get(url, params={"after": rest["last_id"]}).json()["data"] == []
-    other = post().json()["id"]
+    other = post(trajectory_groups=groups(2)).json()["id"]
     refused = http.get(url, params={"after": f"{other}:1"})
     assert refused.json()["detail"][0]["loc"] == ["query", "after"]
 
 
 def test_jobs_are_listed_newest_first(http, post, claim):
-    ids = [post().json()["id"] for _ in range(3)]
+    ids = [post(trajectory_groups=groups(num)).json()["id"] for num in (1, 2, 3)]
     listed = lambda **query: [job["id"] for job in http.get(JOBS, params=query).json()["data"]]  # noqa: E731
     assert listed() == ids[::-1]
     assert listed(limit=2) == [ids[2], ids[1]]
@@ -135,7 +135,7 @@ def test_jobs_are_listed_newest_first(http, post, claim):
 
 
 def test_cancelling(http, post, store, claim):
-    running, queued = post().json()["id"], post().json()["id"]
+    running, queued = post().json()["id"], post(trajectory_groups=groups(2)).json()["id"]
     claimed = claim()
     assert http.post(f"{JOBS}/{queued}/cancel").json()["state"] == "cancelled"
     answer = http.post(f"{JOBS}/{running}/cancel").json()

@@ -35,7 +35,7 @@ def accept(tmp_path, store, artifacts, add_model):
     ):
         config = TandemConfig(home=tmp_path, limits={"max_open_jobs": max_open_jobs})
         offered = OfferedJob(add_model(), TrainingConfig(**options), sha256, lambda blob: write(blob, b"body"), key)
-        return JobAcceptance(store, artifacts, config, check).accept(offered, confirm)
+        return JobAcceptance(store, artifacts, config, check).accept(offered, confirm).row
 
     return accept
 

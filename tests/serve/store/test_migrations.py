@@ -19,7 +19,10 @@ from tandem.serve.store.tables import Table
 pytestmark = pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)
 
 ADDED = ("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at")
-BACK_TO_FIRST = [f"ALTER TABLE versions DROP COLUMN {column}" for column in ADDED]
+BACK_TO_FIRST = [
+    *(f"ALTER TABLE versions DROP COLUMN {column}" for column in ADDED),
+    "ALTER TABLE jobs DROP COLUMN api_key_id",
+]
 
 
 @pytest.fixture

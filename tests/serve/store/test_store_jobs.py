@@ -15,10 +15,11 @@ pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indi
 
 @pytest.fixture
 def post(store):
-    def post(model, key=None, body="0" * 64, through=store, **limits):
+    def post(model, key=None, body="0" * 64, through=store, sender=None, **limits):
         job_id = str(uuid.uuid4())
         payload = f"payloads/{job_id}"
-        return through.jobs.add(job_id, model.id, payload, {}, body, key, limits=LimitsConfig(**limits))
+        limits = LimitsConfig(**limits)
+        return through.jobs.add(job_id, model.id, payload, {}, body, key, limits=limits, api_key_id=sender)
 
     return post
 
@@ -97,3 +98,12 @@ def test_a_repeat_is_answered_though_the_queue_is_full(add_model, post):
     model = add_model()
     job = post(model, "key", max_open_jobs=1)
     assert post(model, "key", max_open_jobs=1).id == job.id
+
+
+def test_concurrent_posts_of_one_body_make_one_job(store, add_model, post, at_once):
+    model = add_model()
+    for body in "ab":
+        jobs = at_once(lambda own, body=body: post(model, None, body * 64, own, "key of a sender"))
+        assert len({job.id for job in jobs}) == 1
+    jobs = at_once(lambda own: post(model, None, "a" * 64, own))
+    assert len({job.id for job in jobs}) == 8, "jobs of the service itself have no sender"
