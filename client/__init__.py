@@ -10,10 +10,13 @@
         print(event.type, event.data)
     version = client.wait(job).step                          # raises JobFailedError with the service's sentence
 
-`AsyncClient` has the same methods, to be awaited.
+`AsyncClient` has the same methods, to be awaited. `capture` records what an agent of any framework asks and gets, so
+that it trains without a change.
 """
 
 from tandem.client.async_client import AsyncClient
+from tandem.client.capturing.capture import capture, no_capture, recorded
+from tandem.client.capturing.rollout import NothingCapturedError, Rollout
 from tandem.client.errors import (
     AuthenticationError,
     ConflictError,
@@ -54,8 +57,10 @@ __all__ = [
     "Model",
     "NoAnswerError",
     "NotFoundError",
+    "NothingCapturedError",
     "QueueFullError",
     "Retries",
+    "Rollout",
     "ServiceError",
     "SettingsError",
     "StatusError",
@@ -63,4 +68,7 @@ __all__ = [
     "UnexpectedAnswerError",
     "Version",
     "WaitTimeoutError",
+    "capture",
+    "no_capture",
+    "recorded",
 ]

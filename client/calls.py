@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from tandem.client.capturing.rollout import Rollout
 from tandem.client.errors import JobCancelledError, JobFailedError
 from tandem.client.flows import Call, Deadline, Flow, Item, Pause, given, pages, pauses
 from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Health, Job, Model, Page, Version
@@ -96,7 +97,8 @@ def train(model: Model | str, groups: Sequence[Any], *, idempotency_key: str | N
     The request carries an idempotency key, so a retry after a lost answer never makes a second job.
 
     Args:
-        groups: trajectory groups as dictionaries or pydantic objects; turns may be the OpenAI client's Choice objects.
+        groups: trajectory groups as dictionaries or pydantic objects; trajectories may be rollouts of `capture`, and
+            turns the OpenAI client's Choice objects.
         idempotency_key: default: a new one. Pass your own to post the same job again after a crash of your program.
         config: options of the job, like learning_rate=1e-3 (`experimental_config`).
     """
@@ -231,7 +233,9 @@ def _nothing(_: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a pydantic object, like the OpenAI client's Choice, as JSON has it."""
+    """Return a captured rollout, or a pydantic object like the OpenAI client's Choice, as JSON has it."""
+    if isinstance(value, Rollout):
+        return value.trajectory()
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json", exclude_unset=True)
     raise TypeError(f"trajectory groups hold a {type(value).__name__}, which JSON can't express")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from tandem.client import calls
+from tandem.client.capturing.capture import capture
 from tandem.client.connection import Connection, documented
 from tandem.client.flows import Call, Flow, Item, Pause
 from tandem.client.retries import Retries, RetryingClient, is_safe
@@ -108,6 +109,8 @@ class Client:
     create_key = _call(calls.create_key)
     revoke_key = _call(calls.revoke_key)
     health = _call(calls.health)
+
+    capture = staticmethod(capture)
 
     def openai(self, **options: Any) -> OpenAI:
         """Return an OpenAI client of this service, which retries as this client does and is closed with it.
