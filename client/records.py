@@ -108,6 +108,8 @@ class Job(Record):
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    kind: str = "rl"
+    """rl (reinforcement learning) or sft (supervised fine-tuning)."""
     trained: dict[str, int] | None = None
     """What trains: numbers of groups, trajectories, packed sequences and tokens. None before the training starts."""
     not_trained: dict[str, int] = field(default_factory=dict)

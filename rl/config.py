@@ -9,11 +9,11 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from tandem.rl.settings import MAX_LEARNING_RATE
+from tandem.rl.settings import MAX_LEARNING_RATE, UpdateRule
 from tandem.rl.tokens.messages import MAX_STEP, publish_plain
 
 LossFn = Literal["cispo", "ppo"]
@@ -40,6 +40,21 @@ class LossConfig:
     truncated_importance_sampling: float | None = None
     kl_coef: float = 0.0
     kl_source: KlSource = "sample"
+
+    update: ClassVar[UpdateRule | None] = None
+    """None: the base model's optimizer settings."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Supervised fine-tuning: the negative log-probability of each trained token, whatever its advantage and weight."""
+
+    update: ClassVar[UpdateRule | None] = UpdateRule(weight_decay=0.0, max_grad_norm=1.0)
+    """As in openpipe-art's supervised training."""
+
+
+Objective = LossConfig | CrossEntropy
+"""What a gradient step minimises. `losses.loss_terms` has the function of each."""
 
 
 def _bounded(holds: Callable[[float], bool], rule: str) -> AfterValidator:

@@ -19,15 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tandem.rl.checkpoints import LearnerState
-from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig
+from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, Objective
 from tandem.rl.divergence import StepNumbers, check_state
 from tandem.rl.errors import OutOfMemoryError, StepError
-from tandem.rl.losses import LossInputs, fresh_differences, kl_sum, mean_over_tokens, policy_loss, shift_right
+from tandem.rl.losses import LossInputs, fresh_differences, kl_sum, loss_terms, mean_over_tokens, shift_right
 from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.policy import Policy, check_tensors
 from tandem.rl.progress import UPDATE, Progress
-from tandem.rl.settings import OptimizerSettings
+from tandem.rl.settings import OptimizerSettings, UpdateRule
 from tandem.rl.step_metrics import StepSum, sequence_sums, step_metrics
 from tandem.rl.step_size import StepSize
 
@@ -174,18 +174,18 @@ class Learner:
     def step(
         self,
         sequences: Sequence[PackedSequence],
-        loss: LossConfig,
+        loss: Objective,
         learning_rate: float,
         logprob_chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
     ) -> dict[str, float]:
         """Take one gradient step: `forward_backward` over this learner's share of it, then `optim_step`."""
         self.forward_backward(sequences, loss, logprob_chunk_size)
-        return self.optim_step(learning_rate)
+        return self.optim_step(learning_rate, loss.update)
 
     def forward_backward(
         self,
         sequences: Sequence[PackedSequence],
-        loss: LossConfig,
+        loss: Objective,
         logprob_chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
     ) -> None:
         """Add the gradients and sums of `sequences` (this learner's share, possibly none) to those of the step.
@@ -193,20 +193,21 @@ class Learner:
         A step may take several calls. With a KL penalty it must be one call on every learner, because the penalty uses
         the mean KL of the whole step.
         """
-        if loss.kl_coef > 0:
+        kl_mean = None
+        if isinstance(loss, LossConfig) and loss.kl_coef > 0:
             self._check_kl(sequences)
-        kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size) if loss.kl_coef > 0 else None
+            kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size)
         self._within_memory(lambda: self._accumulate(sequences, loss, logprob_chunk_size, kl_mean), logprob_chunk_size)
 
     def _accumulate(
-        self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int, kl_mean: Tensor | None
+        self, sequences: Sequence[PackedSequence], loss: Objective, chunk_size: int, kl_mean: Tensor | None
     ) -> None:
         num_idle = self.policy.idle_passes(len(sequences))
         for row in self.progress.over(sequences, "forward and backward"):
             packed = row.to(self.policy.device)
             logprobs, entropy = self.policy.logprobs(packed, chunk_size, with_entropy=True, trained_only=True)
             inputs = LossInputs.from_packed(packed, logprobs, entropy)
-            terms = policy_loss(inputs, loss, kl_mean)
+            terms = loss_terms(inputs, loss, kl_mean)
             terms.loss_sum.backward()
             self._sums += sequence_sums(inputs, terms)
             self._watch_sampling(fresh_differences(inputs))
@@ -237,9 +238,10 @@ class Learner:
             raise self._shortage
         return None
 
-    def optim_step(self, learning_rate: float) -> dict[str, float]:
+    def optim_step(self, learning_rate: float, update: UpdateRule | None = None) -> dict[str, float]:
         """Finish the gradient step, equally on every learner, and return its metrics, all finite.
 
+        `update` has settings that replace the learner's own in this step.
         A step without trained tokens changes neither policy nor optimizer. Raises StepError if loss or gradient isn't
         finite, and OutOfMemoryError; the policy is then unchanged and the gradient discarded. `check_finite` checks the
         policy afterwards.
@@ -270,9 +272,10 @@ class Learner:
             self._discard()
             raise
         if tokens > 0:
-            self._gradient *= min(1.0, self._settings.max_grad_norm / (grad_norm + 1e-6))
+            rule: UpdateRule | OptimizerSettings = update or self._settings
+            self._gradient *= min(1.0, rule.max_grad_norm / (grad_norm + 1e-6))
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"], group["weight_decay"] = learning_rate, rule.weight_decay
             self._optimizer.step()
             self._last_step = numbers
         metrics = step_metrics(sums, grad_norm, learning_rate)

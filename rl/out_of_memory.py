@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tandem.rl.config import LossConfig
+from tandem.rl.config import Objective
 from tandem.rl.errors import OutOfMemoryError
 from tandem.rl.packed_rows import PackedSequence
 from tandem.rl.row_splitting import join_tokens, longest_sequence, sequences_of, split_row
@@ -87,10 +87,10 @@ class RowLimit:
 
 
 def step_within_memory(
-    step: Callable[[Sequence[PackedSequence], LossConfig, float, int], Result],
+    step: Callable[[Sequence[PackedSequence], Objective, float, int], Result],
     limit: RowLimit,
     rows: Sequence[PackedSequence],
-    loss: LossConfig,
+    loss: Objective,
     learning_rate: float,
     chunk_size: int,
     on_shrink: Callable[[OutOfMemoryError], None] = lambda error: None,

@@ -5,6 +5,7 @@ Importing this needs no torch, so the command line stays quick.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -47,6 +48,14 @@ class LoraSettings(Settings):
         if outside := [name for name in names if name in ("lm_head", "embed_tokens")]:
             raise ValueError(f"{', '.join(outside)} can't be adapted: prompts would get wrong logprobs. Remove it.")
         return names
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """Settings of the optimizer that a kind of job fixes, in place of the base model's."""
+
+    weight_decay: float
+    max_grad_norm: float
 
 
 class OptimizerSettings(Settings):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, TrainingConfig
+from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, Objective, TrainingConfig
 from tandem.rl.errors import StepError
 from tandem.rl.learning_rate import step_learning_rate
 from tandem.rl.step_size import StepSize
@@ -36,7 +36,7 @@ class Learners(Protocol):
         """The packed sequences of one gradient step, over all learners."""
 
     def step(
-        self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
+        self, sequences: Sequence[PackedSequence], loss: Objective, learning_rate: float, logprob_chunk_size: int
     ) -> dict[str, float]:
         """Take one gradient step over packed sequences and return its metrics."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tandem.rl.config import TrainingConfig
+from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class QueuedJob:
     """The part of a job that determines its batch."""
 
     id: str
-    payload_key: str  # artifact key of the zstd-compressed JSON {"trajectory_groups": [...]}
-    config: TrainingConfig
+    payload_key: str  # artifact key of the zstd-compressed data that the job trains on
+    config: BaseModel  # the job's options, of the type that its kind has
+    kind: str = field(default="rl", kw_only=True)  # a name in `cluster.jobs.kinds.registry`
 
     @property
     def shuffle_seed(self) -> int:
@@ -44,7 +45,8 @@ class ClaimedJob(QueuedJob):
     reference_digest: str | None = None  # checkpoint of the KL reference; None when there is no KL penalty
     reward_std_devs: tuple[float, ...] = ()  # of the jobs that made the model's versions, oldest first
     num_handed_back: int = 0  # earlier attempts that ended because the service was stopped
-    fresh_optimizer: bool = False  # the version's optimizer state isn't kept, so training begins with a new optimizer
+    fresh_optimizer: bool = False  # training begins with a new optimizer
+    lost_optimizer: bool = False  # because the version's optimizer state isn't kept
 
     @property
     def num_tries(self) -> int:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tandem.cluster.jobs.job import QueuedJob
+    from tandem.cluster.jobs.kinds.kind import Batch
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
     from tandem.rl.packing import PackedSequence
@@ -87,12 +88,13 @@ class PreparationWorker:
         """Raise the RLError that says why a job of this payload can't be trained, or ArtifactError."""
         self._base_models[base_model].check_groups(self._groups(base_model, payload_key), config)
 
-    def batch(
-        self, base_model: str, payload_key: str, config: TrainingConfig, shuffle_seed: int | None
-    ) -> TrainingBatch:
-        """Return what a job trains on. Raise what `check` does."""
-        groups = self._groups(base_model, payload_key)
-        return self._base_models[base_model].build_batch(groups, config, shuffle_seed)
+    def batch(self, base_model: str, job: QueuedJob) -> Batch:
+        """Return what a job trains on. Raise what `JobKind.build` does."""
+        from tandem.cluster.jobs.kinds.registry import KINDS
+
+        self._load(base_model)
+        batch: Batch = KINDS[job.kind].build(self._base_models[base_model], self._artifacts, job)
+        return batch
 
     def _groups(self, base_model: str, payload_key: str) -> Iterator[TrajectoryGroup]:
         from tandem.cluster.payloads.reading import read_groups
@@ -159,10 +161,9 @@ class Preparation:
         """See `PreparationWorker.check`."""
         self._call("check", (base_model, payload_key, config), on_wait)
 
-    def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on) -> TrainingBatch:
-        """Return what the job trains on: packed sequences, whose order follows from the job's id alone."""
-        arguments = base_model, job.payload_key, job.config, job.shuffle_seed
-        batch: TrainingBatch = self._call("batch", arguments, on_wait)
+    def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on) -> Batch:
+        """Return what the job trains on, which follows from the job alone."""
+        batch: Batch = self._call("batch", (base_model, job), on_wait)
         return batch
 
     def log_metrics(self, payload_key: str, on_wait: OnWait = wait_on) -> dict[str, float]:

@@ -15,7 +15,7 @@ from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait
 
 if TYPE_CHECKING:
-    from tandem.rl.batch import TrainingBatch
+    from tandem.cluster.jobs.kinds.kind import Batch
 
 logger = logging.getLogger(__name__)
 LOOK_PERIOD_S = 0.5
@@ -26,7 +26,7 @@ class _Foreseen:
     """The job that will probably be claimed next, and its batch."""
 
     job_id: str
-    batch: Future[TrainingBatch] = field(default_factory=Future)
+    batch: Future[Batch] = field(default_factory=Future)
 
 
 class PreparingAhead:
@@ -55,7 +55,7 @@ class PreparingAhead:
         finally:
             stop.set()
 
-    def batch(self, job: QueuedJob, on_wait: OnWait) -> TrainingBatch:
+    def batch(self, job: QueuedJob, on_wait: OnWait) -> Batch:
         """Return the job's batch, as `Preparation.batch` makes it and with its errors."""
         foreseen = self._foreseen
         if foreseen is not None and foreseen.job_id == job.id:

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.jobs.engine_agreement import EngineAgreement
 from tandem.cluster.jobs.job import PolicyVersion
+from tandem.cluster.jobs.kinds.kind import Batch, JobKind, Outline
+from tandem.cluster.jobs.kinds.registry import KINDS
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.running_job import RunningJob
-from tandem.cluster.jobs.warnings import WARNING, batch_warnings, fresh_optimizer_warning
+from tandem.cluster.jobs.warnings import WARNING, fresh_optimizer_warning
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.errors import RLError, StepError
-from tandem.rl.policy_lag import policy_lag
 from tandem.rl.step_size import StepSize
-from tandem.rl.steps import fill_logprobs, gradient_steps, logprob_chunk_size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tandem.rl.batch import TrainingBatch
-    from tandem.rl.config import LossConfig
+    from tandem.rl.config import Objective
     from tandem.rl.packing import PackedSequence
 
 RESCORED = "logprobs_rescored"
@@ -48,24 +47,26 @@ class JobStages:
 
     def train(self, job: RunningJob) -> tuple[PolicyVersion, dict[str, float]]:
         """Return the version that the job makes, its checkpoint durable, and the metrics of the whole job."""
-        claim = job.claim
-        batch = self._prepare(job)
-        lag = policy_lag(batch.sampled_versions, claim.version.step)
-        metrics, digest = batch.metrics() | lag, claim.version.digest
+        claim, kind = job.claim, KINDS[job.claim.kind]
+        batch = self._prepare(job, kind)
+        outline = kind.outline(batch, claim, self.learners.step_size)
+        metrics, digest = dict(outline.metrics), claim.version.digest
         if not batch.sequences:  # the version advances with unchanged weights
-            self._begin(job, batch, lag)
+            self._begin(job, outline)
             return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
         num_tokens = sum(sequence.num_tokens for sequence in batch.sequences)
         with self.learners.training(
             f"{claim.id}/{claim.attempt}", num_tokens, lambda warning: job.record(WARNING, warning)
         ) as training:
             training.start(lambda: self._wait_for_learners(job))
-            self._begin(job, batch, lag)
+            self._begin(job, outline)
+            if claim.lost_optimizer:
+                job.record(WARNING, fresh_optimizer_warning(claim.version.step))
             if self.agreement:
                 self.agreement.before_training(job)
             with self.ahead.while_training():
                 training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
-                metrics |= self._gradient_steps(job, training, batch.sequences)
+                metrics |= self._gradient_steps(job, training, kind, batch, outline.num_steps)
                 metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
                 metadata["step"] = claim.next_step
                 offered = self.agreement.offer(training.seal(metadata, job.check)) if self.agreement else None
@@ -74,19 +75,17 @@ class JobStages:
             self.agreement.after_publishing(job, claim.next_step, digest, offered)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
 
-    def _begin(self, job: RunningJob, batch: TrainingBatch, lag: dict[str, float]) -> None:
+    def _begin(self, job: RunningJob, outline: Outline) -> None:
         job.check()
-        job.record("training_started", self._started(batch) | lag)
-        for warning in batch_warnings(batch):
+        job.record("training_started", outline.started)
+        for warning in outline.warnings:
             job.record(WARNING, warning)
-        if job.claim.fresh_optimizer and batch.sequences:
-            job.record(WARNING, fresh_optimizer_warning(job.claim.version.step))
 
-    def _prepare(self, job: RunningJob) -> TrainingBatch:
+    def _prepare(self, job: RunningJob, kind: JobKind[Any, Any]) -> Batch:
         try:
             return self.ahead.batch(job.claim, job.check)
         except RLError as error:
-            raise StageError("prepare", str(error), "Correct the trajectories and post them as a new job.") from error
+            raise StageError("prepare", str(error), kind.remedy) from error
         except OSError as error:
             raise StageError("prepare", str(error), "Check the artifact store.", retryable=True) from error
 
@@ -96,80 +95,62 @@ class JobStages:
         job.show_waiting(self.learners.waiting_for)
 
     def _gradient_steps(
-        self, job: RunningJob, training: Training, sequences: Sequence[PackedSequence]
+        self, job: RunningJob, training: Training, kind: JobKind[Any, Any], batch: Batch, num_steps: int
     ) -> dict[str, float]:
         """Train from the loaded version to the end. Return the metrics of the last step, and those of scoring."""
-        claim, config = job.claim, job.claim.config
-        rows, scored = self._fill_logprobs(job, training, sequences)
-        if config.plot_tensors:
-            self.preparation.plot(claim.id, rows, job.check)
-        rate = self.base.optimizer.learning_rate if config.learning_rate is None else config.learning_rate
-        job.check()
+        work = _WorkOfJob(self, training, job)
         metrics: dict[str, float] = {}
-        last = len(self.learners.step_size.split(rows)) - 1
-        steps = gradient_steps(
-            _LearnersOfJob(training, job), rows, config, rate, claim.version.step, claim.reward_std_devs
-        )
-        for index, metrics in enumerate(steps):
-            if index == last:  # before the event, so that the next job needn't wait for the store
-                began = time.monotonic()
-                training.finish(job.check_urgent)
-                metrics = metrics | {"time/check_version_s": time.monotonic() - began}
-            job.record_step(index, metrics | scored if index == 0 else metrics)
-            job.check()
-        return metrics | scored
-
-    def _fill_logprobs(
-        self, job: RunningJob, training: Training, sequences: Sequence[PackedSequence]
-    ) -> tuple[list[PackedSequence], dict[str, float]]:
-        """Return the rows with the logprobs that the job needs, and metrics of computing them, if any were needed.
-
-        Records an event where learners and engines disagreed.
-        """
-        config, reports = job.claim.config, list[ScoreReport]()
-
-        def score(digest: str, rows: Sequence[PackedSequence]) -> list[Tensor]:
-            logprobs, report = self.logprobs.score(training, digest, rows, logprob_chunk_size(config), job.check)
-            if report.num_discarded:
-                discarded = {"num_tokens": report.num_discarded, "tolerance": self.logprobs.pool.tolerance}
-                job.record(RESCORED, discarded | report.metrics())
-            reports.append(report)
-            return logprobs
-
         try:
-            filled = fill_logprobs(sequences, config, score, job.claim.version.digest, job.claim.reference_digest)
+            for index, metrics in enumerate(kind.steps(batch, job.claim, work)):
+                if index == num_steps - 1:  # before the event, so that the next job needn't wait for the store
+                    began = time.monotonic()
+                    training.finish(job.check_urgent)
+                    metrics = metrics | {"time/check_version_s": time.monotonic() - began}
+                job.record_step(index, kind.event(metrics | work.scoring if index == 0 else metrics))
+                job.check()
         except StepError as error:
             raise StageError("score", str(error), "The job made no version.") from error
-        return filled, sum(reports, ScoreReport()).metrics() if reports else {}
-
-    def _started(self, batch: TrainingBatch) -> dict[str, float]:
-        steps = self.learners.step_size.split(batch.sequences)
-        return {
-            "num_sequences": len(batch.sequences),
-            "num_gradient_steps": len(steps),
-            "sequences_per_step": max(map(len, steps), default=0),
-            "num_trajectories": batch.num_trajectories,
-            "num_trained_groups": batch.account.num_groups,
-            "num_trained_trajectories": batch.account.num_trajectories,
-            "num_trained_tokens": batch.account.num_tokens,
-            "num_dropped_too_long": batch.num_dropped_too_long,
-        }
+        return metrics | work.scoring
 
 
 @dataclass(frozen=True)
-class _LearnersOfJob:
-    """The learners as `rl.steps` sees them. A step is abandoned when its job urgently has to end."""
+class _WorkOfJob:
+    """The learners as a kind of job sees them. A step is abandoned when its job urgently has to end."""
 
+    stages: JobStages
     training: Training
     job: RunningJob
+    reports: list[ScoreReport] = field(default_factory=list)
 
     @property
     def step_size(self) -> StepSize:
         return self.training.step_size
 
+    @property
+    def learning_rate(self) -> float:
+        return self.stages.base.optimizer.learning_rate
+
+    @property
+    def scoring(self) -> dict[str, float]:
+        """Metrics of computing logprobs before the steps, if any were needed."""
+        return sum(self.reports, ScoreReport()).metrics() if self.reports else {}
+
     def step(
-        self, sequences: Sequence[PackedSequence], loss: LossConfig, learning_rate: float, logprob_chunk_size: int
+        self, sequences: Sequence[PackedSequence], loss: Objective, learning_rate: float, logprob_chunk_size: int
     ) -> dict[str, float]:
         return self.training.step(
             sequences, loss, learning_rate, logprob_chunk_size, self.job.check_urgent, self.job.check
         )
+
+    def score(self, digest: str, rows: Sequence[PackedSequence], chunk_size: int) -> list[Tensor]:
+        """Record an event where learners and engines disagreed."""
+        of_job = self.stages.logprobs
+        logprobs, report = of_job.score(self.training, digest, rows, chunk_size, self.job.check)
+        if report.num_discarded:
+            discarded = {"num_tokens": report.num_discarded, "tolerance": of_job.pool.tolerance}
+            self.job.record(RESCORED, discarded | report.metrics())
+        self.reports.append(report)
+        return logprobs
+
+    def plot(self, rows: Sequence[PackedSequence]) -> None:
+        self.stages.preparation.plot(self.job.claim.id, rows, self.job.check)

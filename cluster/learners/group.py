@@ -31,7 +31,7 @@ from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
-    from tandem.rl.config import LossConfig
+    from tandem.rl.config import Objective
     from tandem.rl.errors import OutOfMemoryError, StepError
     from tandem.rl.packing import PackedSequence
     from tandem.rl.version_probe import VersionProbe
@@ -170,7 +170,7 @@ class LearnerGroup:
         self,
         workers: list[Any],
         sequences: Sequence[PackedSequence],
-        loss: LossConfig,
+        loss: Objective,
         learning_rate: float,
         logprob_chunk_size: int,
         job: str,
@@ -182,7 +182,7 @@ class LearnerGroup:
         Raises StageError, and keeps the learners running, if the step diverges or a single sequence doesn't fit.
         """
 
-        def take(rows: Sequence[PackedSequence], loss: LossConfig, rate: float, chunk_size: int) -> dict[str, float]:
+        def take(rows: Sequence[PackedSequence], loss: Objective, rate: float, chunk_size: int) -> dict[str, float]:
             shards = shard_by_tokens(rows, len(workers))
             try:
                 results: list[dict[str, float] | StepError | OutOfMemoryError] = self._call(

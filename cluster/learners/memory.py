@@ -9,7 +9,7 @@ from tandem.cluster.errors import StageError
 from tandem.cluster.processes.ray_failures import MORE_MEMORY
 
 if TYPE_CHECKING:
-    from tandem.rl.config import LossConfig
+    from tandem.rl.config import Objective
     from tandem.rl.errors import OutOfMemoryError
     from tandem.rl.out_of_memory import RowLimit
     from tandem.rl.packing import PackedSequence
@@ -33,9 +33,9 @@ class StepMemory:
 
     def step(
         self,
-        step: Callable[[Sequence[PackedSequence], LossConfig, float, int], dict[str, float]],
+        step: Callable[[Sequence[PackedSequence], Objective, float, int], dict[str, float]],
         rows: Sequence[PackedSequence],
-        loss: LossConfig,
+        loss: Objective,
         learning_rate: float,
         chunk_size: int,
         warn: Warn,

@@ -17,7 +17,7 @@ from tandem.rl.step_size import StepSize
 if TYPE_CHECKING:
     from tandem.cluster.learners.group import LearnerGroup
     from tandem.cluster.logprobs.pool import Score
-    from tandem.rl.config import LossConfig
+    from tandem.rl.config import Objective
     from tandem.rl.errors import StepError
     from tandem.rl.packing import PackedSequence
     from tandem.rl.version_probe import VersionProbe
@@ -98,7 +98,7 @@ class Training:
     def step(
         self,
         sequences: Sequence[PackedSequence],
-        loss: LossConfig,
+        loss: Objective,
         learning_rate: float,
         logprob_chunk_size: int,
         on_wait: OnWait = wait_on,

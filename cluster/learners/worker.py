@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch doesn't declare it as exported
 
     from tandem.rl.checkpoints import LearnerState, SealedCheckpoint
-    from tandem.rl.config import LossConfig
+    from tandem.rl.config import Objective
     from tandem.rl.errors import OutOfMemoryError, StepError
     from tandem.rl.learner import SuspendedTraining
     from tandem.rl.out_of_memory import RowLimit
@@ -294,7 +294,7 @@ class LearnerWorker:
     def step(
         self,
         sequences: Sequence[PackedSequence],
-        loss: LossConfig,
+        loss: Objective,
         learning_rate: float,
         logprob_chunk_size: int,
         job: str = "",

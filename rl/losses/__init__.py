@@ -6,13 +6,15 @@ sequences or learners changes nothing.
 
 from tandem.rl.losses.agreement import fresh_differences, probability_correlation, probability_moments
 from tandem.rl.losses.inputs import LossInputs, shift_left, shift_right
-from tandem.rl.losses.objective import LossTerms, kl_sum, mean_over_tokens, policy_loss
+from tandem.rl.losses.objective import kl_sum, loss_terms, mean_over_tokens, policy_loss
+from tandem.rl.losses.terms import LossTerms
 
 __all__ = [
     "LossInputs",
     "LossTerms",
     "fresh_differences",
     "kl_sum",
+    "loss_terms",
     "mean_over_tokens",
     "policy_loss",
     "probability_correlation",

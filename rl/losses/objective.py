@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from tandem.rl.config import LossConfig
+from tandem.rl.config import CrossEntropy, LossConfig, Objective
 from tandem.rl.losses.cispo import cispo_token_losses
+from tandem.rl.losses.cross_entropy import cross_entropy
 from tandem.rl.losses.importance import (
     cap_and_mask,
     importance_ratio,
@@ -20,24 +20,19 @@ from tandem.rl.losses.importance import (
 from tandem.rl.losses.inputs import LossInputs
 from tandem.rl.losses.kl import kl_adjusted_advantages, token_kl
 from tandem.rl.losses.ppo import ppo_token_losses
+from tandem.rl.losses.terms import LossTerms
 
 # Added to every token count that divides; the reference numbers (openpipe-art 0.5.18) contain it.
 TOKEN_COUNT_EPSILON = 1e-6
 
 
-@dataclass(frozen=True)
-class LossTerms:
-    """Sums over the N trained positions of one packed sequence: scalars, so that they add up over sequences."""
-
-    loss_sum: Tensor
-    """sum of L_t w_t; differentiable."""
-    num_tokens: int
-    ratio_sum: Tensor
-    """sum of the importance ratio at the configured level, before cap and mask; detached."""
-    num_clipped: Tensor
-    """tokens whose ratio is outside the clip range."""
-    kl_sum: Tensor | None
-    """sum of log pi_src - log pi_ref; None without a penalty."""
+def loss_terms(inputs: LossInputs, objective: Objective, kl_mean: Tensor | None = None) -> LossTerms:
+    """Return the summed loss of one packed sequence under any objective. `kl_mean`: see `policy_loss`."""
+    match objective:
+        case LossConfig():
+            return policy_loss(inputs, objective, kl_mean)
+        case CrossEntropy():
+            return cross_entropy(inputs)
 
 
 def policy_loss(inputs: LossInputs, config: LossConfig, kl_mean: Tensor | None = None) -> LossTerms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select
 from sqlalchemy.exc import IntegrityError
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
-from tandem.rl.config import TrainingConfig
+from tandem.cluster.jobs.kinds.registry import read_options
 from tandem.serve.store.database import Database
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events, record
 from tandem.serve.store.references import lagged_digest
@@ -73,7 +73,8 @@ class Claims(JobStore):
             return ClaimedJob(
                 id=job.id,
                 payload_key=job.payload_key,
-                config=TrainingConfig.model_validate(job.config),
+                config=read_options(job.kind, job.config),
+                kind=job.kind,
                 model_id=job.model_id,
                 attempt=job.attempt,
                 version=version,
@@ -82,7 +83,7 @@ class Claims(JobStore):
                 reference_digest=job.reference_digest,
                 reward_std_devs=_reward_std_devs(session, job.model_id),
                 num_handed_back=job.num_handed_back,
-                fresh_optimizer=_has_no_optimizer(session, version),
+                **_optimizer(session, version, job.kind),
             )
 
     def change_mark(self) -> object | None:
@@ -96,7 +97,7 @@ class Claims(JobStore):
             if row is None:
                 return None
             job, _ = row
-            return QueuedJob(job.id, job.payload_key, TrainingConfig.model_validate(job.config))
+            return QueuedJob(job.id, job.payload_key, read_options(job.kind, job.config), kind=job.kind)
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Extend the lease. For a job to be cancelled, extend it and then raise JobCancelledError."""
@@ -138,11 +139,14 @@ class Claims(JobStore):
         with self._database.write() as session:
             model = session.scalars(select(ModelRow).where(ModelRow.id == job.model_id).with_for_update()).one()
             row = _held(session, job)
+            start = session.get(VersionRow, (job.model_id, job.version.step))
+            is_unchanged = version.digest == job.version.digest  # the job had nothing to learn
             session.add(
                 VersionRow(
                     model_id=job.model_id,
                     step=version.step,
                     digest=version.digest,
+                    optimizer_kind=(start and start.optimizer_kind) if is_unchanged else job.kind,
                     metrics=dict(metrics),
                     created_at=now,
                 )
@@ -184,9 +188,21 @@ class Claims(JobStore):
 Line = Callable[[type[JobRow]], ColumnElement[bool]]
 
 
-def _has_no_optimizer(session: Session, version: PolicyVersion) -> bool:
-    row = session.get(VersionRow, (version.model_id, version.step))  # None: version 0, which never had one
-    return row is not None and row.optimizer_expired_at is not None
+class _Optimizer(TypedDict):
+    fresh_optimizer: bool
+    lost_optimizer: bool
+
+
+def _optimizer(session: Session, start: PolicyVersion, kind: str) -> _Optimizer:
+    """Return whether a job of this kind begins with a new optimizer, and whether that is because its state is lost.
+
+    Jobs of another kind have other gradients, so their moments are no use.
+    """
+    row = session.get(VersionRow, (start.model_id, start.step))
+    if row is None or row.optimizer_kind is None:  # version 0 and imported adapters never had one
+        return {"fresh_optimizer": False, "lost_optimizer": False}
+    is_of_kind, is_lost = row.optimizer_kind == kind, row.optimizer_expired_at is not None
+    return {"fresh_optimizer": is_lost or not is_of_kind, "lost_optimizer": is_lost and is_of_kind}
 
 
 def _first_in_line(is_in_line: Line) -> Select[JobRow, ModelRow]:

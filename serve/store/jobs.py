@@ -34,6 +34,7 @@ class Jobs:
         reference: KlReference | None = None,
         limits: LimitsConfig = LimitsConfig(),
         api_key_id: str | None = None,
+        kind: str = "rl",
     ) -> JobRow:
         """Accept a job. For a repeat of an earlier post (see `find_repeated`), return the job of that one.
 
@@ -57,6 +58,7 @@ class Jobs:
             job = JobRow(
                 id=job_id,
                 model_id=model_id,
+                kind=kind,
                 state="queued",
                 payload_key=payload_key,
                 config=dict(config),

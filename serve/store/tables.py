@@ -106,6 +106,9 @@ class VersionRow(Table):
     """When retention deleted the version; `deleted_at` is set, too."""
     files_removed_at: Mapped[datetime | None]
     """When the files of a retired version were gone."""
+    optimizer_kind: Mapped[str | None] = mapped_column(String(16), server_default="rl")
+    """The kind of the jobs that the optimizer state comes from; None if the checkpoint has none. A job of another kind
+    starts without it."""
     optimizer_expired_at: Mapped[datetime | None]
     """From then on, a job that starts from this version starts without its optimizer state."""
     optimizer_removed_at: Mapped[datetime | None]
@@ -134,6 +137,8 @@ class JobRow(Table):
     """Order of acceptance."""
     id: Mapped[str] = mapped_column(_ID, unique=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    kind: Mapped[str] = mapped_column(String(16), server_default="rl")
+    """A name in `cluster.jobs.kinds.registry`. Processes of the previous release add jobs without it."""
     state: Mapped[str] = mapped_column(String(16))
     """queued, running, succeeded, failed or cancelled."""
     payload_key: Mapped[str] = mapped_column(_NAME)

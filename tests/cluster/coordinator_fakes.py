@@ -137,7 +137,7 @@ class LocalPreparation:
         self.worker = PreparationWorker({base.name: base}, artifacts)
 
     def batch(self, base_model, job, on_wait=None):
-        return self.worker.batch(base_model, job.payload_key, job.config, job.shuffle_seed)
+        return self.worker.batch(base_model, job)
 
     def plot(self, job_id, sequences, on_wait):
         self.worker.plot(job_id, sequences)

@@ -229,7 +229,7 @@ def coordinator_of(store: Store, artifacts: Artifacts, learners: LocalLearners) 
         plot = staticmethod(lambda job_id, rows, on_wait: worker.plot(job_id, rows))
 
         def batch(self, base_model: str, job: Any, on_wait: Any = None) -> Any:
-            return worker.batch(base_model, job.payload_key, job.config, job.shuffle_seed)
+            return worker.batch(base_model, job)
 
     settings = BaseModelConfig(name=BASE, path="unused", optimizer={"learning_rate": 5e-3})
     preparation: Any = LocalPreparation()

@@ -62,6 +62,8 @@ class TrainingJobResponse(BaseModel):
 
 class TrainingJob(Listed):
     model_id: str
+    kind: str
+    """rl (reinforcement learning) or sft (supervised fine-tuning); later releases may add others."""
     state: JobState
     attempt: int
     """The number of times that the job was started."""

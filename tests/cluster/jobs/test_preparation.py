@@ -84,7 +84,7 @@ def test_a_batch_from_the_actor_equals_one_made_here_and_its_tensors_can_be_chan
     job = make_job(artifacts)
     batch = preparation.batch("base", job)
     worker = PreparationWorker({"base": base}, artifacts)
-    local = worker.batch("base", job.payload_key, job.config, job.shuffle_seed)
+    local = worker.batch("base", job)
     assert batch.metrics() == local.metrics() and batch.sampled_versions == local.sampled_versions
     for row, expected in zip(batch.sequences, local.sequences, strict=True):
         assert row.token_ids.tolist() == expected.token_ids.tolist()

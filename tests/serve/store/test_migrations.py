@@ -18,11 +18,11 @@ from tandem.serve.store.tables import Table
 
 pytestmark = pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)
 
-ADDED = ("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at")
-BACK_TO_FIRST = [
-    *(f"ALTER TABLE versions DROP COLUMN {column}" for column in ADDED),
-    "ALTER TABLE jobs DROP COLUMN api_key_id",
-]
+ADDED = {
+    "versions": ("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at", "optimizer_kind"),
+    "jobs": ("api_key_id", "kind"),
+}
+BACK_TO_FIRST = [f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in ADDED.items() for column in columns]
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ def test_a_database_of_the_first_release_keeps_its_versions(database, run_sql, n
     store = Store(new_url)
     [version] = store.versions.page("m", "team", 10)
     assert (version.digest, version.retired_at, version.optimizer_expired_at) == ("d", None, None)
+    assert version.optimizer_kind == "rl"
     assert store.versions.resolve("team", "p", "agent", 1).digest == "d"
     store.close()
     assert differences(database) == []

@@ -1,0 +1,1 @@
+"""The kinds of training jobs: how payload and options become gradient steps."""
