@@ -34,6 +34,7 @@ from tandem.client.errors import (
     UnexpectedAnswerError,
     WaitTimeoutError,
 )
+from tandem.client.judging import JudgeError, Score, judge_group
 from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Fault, Health, Job, Model, Version
 from tandem.client.retries import Retries
 from tandem.client.sync_client import Client
@@ -54,6 +55,7 @@ __all__ = [
     "Job",
     "JobCancelledError",
     "JobFailedError",
+    "JudgeError",
     "Model",
     "NoAnswerError",
     "NotFoundError",
@@ -61,6 +63,7 @@ __all__ = [
     "QueueFullError",
     "Retries",
     "Rollout",
+    "Score",
     "ServiceError",
     "SettingsError",
     "StatusError",
@@ -69,6 +72,7 @@ __all__ = [
     "Version",
     "WaitTimeoutError",
     "capture",
+    "judge_group",
     "no_capture",
     "recorded",
 ]

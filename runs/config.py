@@ -137,6 +137,29 @@ class EvaluationConfig(Section):
     )
 
 
+class JudgeConfig(Section):
+    """A model that scores the rollouts of a group relative to each other; its scores are the rewards."""
+
+    model: str = Field(
+        description="The judge: a model of the service (a base model, or a version like `entity/project/name:step3`), "
+        "or of `judge.url`."
+    )
+    rubric: str | None = Field(
+        None, description="The grading standards. Default: reaching the goal, then efficiency, then progress."
+    )
+    weight: float = Field(1.0, gt=0, description="The reward is the score, from 0 to 1, times this.")
+    add_to_reward: bool = Field(False, description="Add that to the environment's reward, instead of replacing it.")
+    attempts: int = Field(
+        3, ge=1, le=10, description="Answers asked for at most; one that can't be read is returned with its fault."
+    )
+    max_tokens: int | None = Field(2048, ge=1, description="Token limit of an answer.")
+    temperature: float | None = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="Sampling temperature of the judge.")
+    url: str | None = Field(
+        None, pattern="^https?://", description="An OpenAI-compatible endpoint to ask instead of the service."
+    )
+    api_key_variable: str = Field("OPENAI_API_KEY", description="The environment variable with the key of `judge.url`.")
+
+
 class OutputConfig(Section):
     """The run's files."""
 
@@ -158,6 +181,7 @@ class TaskConfig(Section):
     service: ServiceConfig = ServiceConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     training: TrainConfig
+    judge: JudgeConfig | None = Field(None, description="Default: the environment's rewards alone.")
     evaluation: EvaluationConfig | None = Field(None, description="Default: no evaluation.")
     output: OutputConfig = OutputConfig()
 

@@ -14,12 +14,14 @@ from typing import Any
 import httpx
 import openai
 
+from tandem.client import JudgeError
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.rollouts import RolledOutGroup, RolloutFailure, TaskStream, roll_out_group
 from tandem.runs.chat import OpenAIChat
 from tandem.runs.config import TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RolloutsFailedError
+from tandem.runs.judging import GroupJudge
 from tandem.runs.patience import Patience
 from tandem.runs.reporting.metrics import causes, oldest_versions, rollout_metrics
 from tandem.runs.reporting.notices import Notices
@@ -32,10 +34,12 @@ ATTEMPT_PAUSE_S = 1.0
 
 
 class GroupRoller:
-    """Rolls out one group, and repeats it if too few of its rollouts succeed."""
+    """Rolls out one group and lets the judge score it, and repeats both if too few of its rollouts succeed."""
 
-    def __init__(self, environment: Environment[Any], patience: Patience, report: Report):
-        self._environment, self._patience, self._report = environment, patience, report
+    def __init__(
+        self, environment: Environment[Any], patience: Patience, report: Report, judge: GroupJudge | None = None
+    ):
+        self._environment, self._patience, self._report, self._judge = environment, patience, report, judge
 
     async def __call__(
         self, chat: OpenAIChat, task: object, size: int, timeout_s: float, name: str, label: str
@@ -48,6 +52,8 @@ class GroupRoller:
             troubles_before = self._patience.num_troubles
             chat_of = partial(chat.of_rollout, f"{name}/{attempt}")
             group = await roll_out_group(chat_of, self._environment, task, size, timeout_s)
+            if self._judge is not None:
+                group = await self._judge(group, label)
             if self._patience.given_up:
                 raise self._patience.given_up
             if len(group.group.trajectories) >= needed:
@@ -170,4 +176,5 @@ def check_failures(groups: Sequence[RolledOutGroup], group_size: int, max_fracti
 
 
 def _is_of_service(failure: RolloutFailure) -> bool:
-    return isinstance(failure.error, TimeoutError | openai.APIConnectionError | httpx.TransportError)
+    error = failure.error.__cause__ if isinstance(failure.error, JudgeError) else failure.error
+    return isinstance(error, TimeoutError | openai.APIConnectionError | httpx.TransportError)

@@ -18,6 +18,7 @@ from tandem.runs.config import TaskConfig, load_task
 from tandem.runs.directory import RunDirectory, RunModel
 from tandem.runs.errors import ForeignVersionError, RequestRefusedError, RunDirectoryError, RunError, TaskFileError
 from tandem.runs.evaluating import Evaluator, versions_to_evaluate
+from tandem.runs.judging import GroupJudge
 from tandem.runs.patience import Patience
 from tandem.runs.reporting.report import Report
 from tandem.runs.reporting.stopwatch import Stopwatch
@@ -138,7 +139,8 @@ async def _work(
     report.progress.num_jobs, report.progress.num_trained = task.training.jobs, directory.ledger.num_trained
     openai = client.openai(timeout=task.rollouts.timeout_s)
     versions = VersionWatch(client, model, report.progress, stopwatch)
-    roller = GroupRoller(plan.environment, patience, report)
+    judge = GroupJudge(task.judge, openai) if task.judge else None
+    roller = GroupRoller(plan.environment, patience, report, judge)
     chat = OpenAIChat(openai, model.name, task.rollouts.max_shared(task.rollouts.group_size), **_sampling(task))
     stream = TaskStream(plan.train_tasks, task.seed)
     batches = BatchRoller(task, directory, versions, roller, chat, stream, stopwatch, report)
