@@ -256,7 +256,7 @@ def _listed(items: Sequence[Any]) -> list[tuple[Any, Any]]:
 def _score(id: str, item: Any) -> Score:
     given, explanation = (item.get("score"), item.get("explanation")) if isinstance(item, dict) else (item, None)
     try:
-        score = math.nan if isinstance(given, bool) else float(given)
+        score = math.nan if given is None or isinstance(given, bool) else float(given)
     except (TypeError, ValueError):
         score = math.nan
     if not 0 <= score <= 1:

@@ -36,8 +36,7 @@ class GroupJudge:
         if not trajectories:
             return rolled_out
         began = time.monotonic()
-        options: dict[str, Any] = {"rubric": settings.rubric or DEFAULT_RUBRIC, "tools": trajectories[0].tools}
-        sampling = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+        sampling: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
         try:
             scores = await judge_group(
                 self._openai,
@@ -45,7 +44,8 @@ class GroupJudge:
                 trajectories,
                 group=label,
                 attempts=settings.attempts,
-                **options,
+                rubric=settings.rubric or DEFAULT_RUBRIC,
+                tools=trajectories[0].tools,
                 **{name: value for name, value in sampling.items() if value is not None},
             )
         except JudgeError as error:
