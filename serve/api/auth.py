@@ -15,12 +15,14 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 
+from tandem.cluster.engine.requests.protocols import speaks_anthropic
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.errors import AuthenticationError, ForbiddenError
 from tandem.serve.keys import ROLES, Role, hash_key
 from tandem.serve.store.store import Store
 
 TOKEN_HEADER = "x-auth-token"  # sent instead of a bearer key by clients of the training-job-configs API
+ANTHROPIC_KEY_HEADER = "x-api-key"  # likewise, by clients of Anthropic's Messages, on its routes alone
 # auto_error would answer in another shape than ours; depending on the scheme keeps it in the OpenAPI document.
 _bearer = HTTPBearer(auto_error=False)
 
@@ -45,10 +47,12 @@ def authenticate(
 
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:
     """Return the sender of a request, given its bearer key if it has one. Raises AuthenticationError."""
-    key = bearer or request.headers.get(TOKEN_HEADER)
+    is_anthropic = speaks_anthropic(request.scope["path"])
+    key = bearer or request.headers.get(TOKEN_HEADER) or (is_anthropic and request.headers.get(ANTHROPIC_KEY_HEADER))
     if not key:
+        shown = f"{ANTHROPIC_KEY_HEADER}: tdm_..." if is_anthropic else "Authorization: Bearer tdm_..."
         raise AuthenticationError(
-            "The request has no API key. Send one as 'Authorization: Bearer tdm_...'; `tandem keys create` creates it."
+            f"The request has no API key. Send one as '{shown}'; `tandem keys create` creates it."
         )
     row = store.keys.find(hash_key(key))
     if row is None:

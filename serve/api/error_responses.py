@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, StageError
 from tandem.cluster.payloads.reading import PayloadError
 from tandem.rl.errors import ConfigError, TrajectoryError
+from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.bodies.problems import problems_of
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.redaction import without_keys
@@ -117,6 +118,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, answer_http_exception)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_middleware(RequestIds)
+    app.add_middleware(AnthropicErrors)  # the outermost
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.engine.requests.protocols import PATHS
 from tandem.serve.api.auth import bearer_key, sender
 from tandem.serve.api.bodies.json_body import receive_object
 from tandem.serve.api.engine.completion import complete
@@ -30,7 +31,6 @@ from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 REFRESH_S = 2.0
 
 

@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.redaction import without_keys
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id, unexpected_error
@@ -46,7 +47,7 @@ _LOST = (
 
 def middleware() -> list[Middleware]:
     """Return the middleware of a proxy, in the form that Serve's callback requires."""
-    return [Middleware(LazyGateway), Middleware(ProxyAnswers)]  # the last one is the outermost
+    return [Middleware(LazyGateway), Middleware(ProxyAnswers), Middleware(AnthropicErrors)]  # the last is the outermost
 
 
 class ProxyAnswers:

@@ -18,6 +18,8 @@ def assert_one_shape(response, status):
     """Check that a response has the shape of an error, in plain words. Return the error."""
     assert response.status_code == status, response.text[:1000]
     body = response.json()
+    if response.request.url.path.startswith("/v1/messages"):
+        body = in_the_one_shape(body, status)
     error = body["error"]
     assert set(body) <= {"error", "detail"}
     assert set(error) == {"message", "type", "code", "param"}
@@ -30,6 +32,15 @@ def assert_one_shape(response, status):
         assert 8 < len(sentence) < 600, sentence
     assert error["message"].isprintable(), error["message"]
     return error
+
+
+def in_the_one_shape(body, status):
+    """Check that an error has Anthropic's shape, and return it in the one of the other routes."""
+    assert set(body) == {"type", "error", "request_id"} and body["type"] == "error"
+    assert set(body["error"]) == {"type", "message"}
+    place = re.match(r"([\w.-]+): ", body["error"]["message"])
+    code = {401: "invalid_api_key", 404: "route", 405: "route"}.get(status, "unsaid")
+    return {"error": {**body["error"], "code": code, "param": place and place[1]}}
 
 
 def everything_held(store_url, artifacts_root):

@@ -6,17 +6,17 @@ Importing this module imports no vLLM.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
+from tandem.cluster.engine.requests.generations import NOT_FINITE_LOGPROB, Generation
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# Replaces NaN and infinite logprobs, which JSON can't hold; vLLM uses it for minus infinity too.
-NOT_FINITE_LOGPROB = -9999.0
 _EVENT_END = b"\n\n"
 
 
@@ -45,6 +45,8 @@ class Annotator:
     step: int
     sampled_with: Mapping[str, Any]
     """The options of the request that changed the distribution (see `sampling`)."""
+    generations: list[Generation] = field(default_factory=list)
+    """Those of this request so far, in protocols whose answers don't have them."""
 
     def response(self, response: BaseModel) -> bytes:
         """Return vLLM's whole response as annotated JSON."""
@@ -52,6 +54,10 @@ class Annotator:
         self._annotate(answer)
         content = to_json(answer, inf_nan_mode="constants")
         return to_json(read_object(content)) if _has_constants(content) else content
+
+    def stream(self, parts: AsyncGenerator[str, None]) -> AsyncIterator[str | bytes]:
+        """Yield vLLM's server-sent events; `events` annotates them when they are sent."""
+        return parts
 
     def body(self, content: bytes) -> bytes:
         """Annotate JSON of a response, of a part, or of an error. Anything but an object is returned unchanged."""

@@ -14,14 +14,32 @@ from urllib.parse import unquote
 
 from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.messages_answers import MessagesAnnotator
+from tandem.cluster.engine.requests.messages_fields import checked_count, checked_message
 from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app, forwarded_scope
+from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from tandem.cluster.engine.requests.refusals import with_places
 from tandem.cluster.engine.requests.request_checks import BadRequestError, policy_request
-from tandem.cluster.engine.requests.sampling import sampled_with
+from tandem.cluster.engine.requests.responses_answers import ResponsesAnnotator
+from tandem.cluster.engine.requests.responses_fields import checked_response
+from tandem.cluster.engine.requests.sampling import as_chat, sampled_with
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST, ROUTES
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 
 Serve = Callable[[str, Scope, Receive, Send], Coroutine[Any, Any, None]]
+
+PREPARED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    CHAT: partial(fill_in_defaults, is_chat=True),
+    COMPLETIONS: partial(fill_in_defaults, is_chat=False),
+    RESPONSES: checked_response,
+    MESSAGES: checked_message,
+    COUNT_TOKENS: checked_count,
+}
+ANNOTATORS: dict[str, type[Annotator]] = {
+    RESPONSES: ResponsesAnnotator,
+    MESSAGES: MessagesAnnotator,
+    COUNT_TOKENS: MessagesAnnotator,
+}
 
 
 @dataclass(frozen=True)
@@ -66,14 +84,14 @@ class Completions:
         pinned, body = Pinned.of(dict(scope["headers"])), await _body(receive)
         if body is None:
             return None
-        name, is_chat = adapter_name(pinned.digest), path.endswith("/chat/completions")
+        name, kind = adapter_name(pinned.digest), ANNOTATORS.get(path, Annotator)
         try:
-            request = fill_in_defaults(policy_request(body, name), is_chat)
+            request = PREPARED[path](policy_request(body, name))
         except BadRequestError as error:
-            annotator = Annotator(pinned.requested_name, name, pinned.step, {})
+            annotator = kind(pinned.requested_name, name, pinned.step, {})
             app = error_app(400, "BadRequestError", str(error), error.param)
         else:
-            annotator = Annotator(pinned.requested_name, name, pinned.step, sampled_with(request))
+            annotator = kind(pinned.requested_name, name, pinned.step, sampled_with(as_chat(request, path)))
             app = with_places(partial(self._serve, pinned.digest), path, request)
             scope = {**forwarded_scope(scope), REQUEST: request, ANNOTATOR: annotator}
         return await app(scope, receive, AnnotatedSend(annotator, send))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.engine.requests.openai_app import ASGIApp, Message, Receive, Scope, Send
+from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -23,7 +24,15 @@ MAX_MESSAGE = 500
 MIN_QUOTED, MAX_QUOTED = 2, 100
 """Characters of a value that a message quotes. A single digit is in too many messages."""
 _FAILED = "can't be used: the engine failed to compile it. Check its syntax, or simplify it."
-_PROMPTS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+_PROMPTS = {CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input", MESSAGES: "messages", COUNT_TOKENS: "messages"}
+_NAMES_IN_CHAT = {
+    "max_completion_tokens": ("max_tokens",),
+    "max_tokens": ("max_output_tokens",),
+    "stop": ("stop_sequences",),
+    "thinking_token_budget": ("thinking", "budget_tokens"),
+    "reasoning_effort": ("output_config", "effort"),
+}
+"""Fields that vLLM names as in chat, where the request has them under another name."""
 _SAYS_GRAMMAR = re.compile(r"grammar|regex|choice|schema|structur|json|internal", re.IGNORECASE)
 _SAYS_TEMPLATE = re.compile(r"template|argument|object", re.IGNORECASE)
 _SAYS_PART = re.compile(r"multimodal|content part|ContentPart")
@@ -128,6 +137,8 @@ def _own_place(param: str, message: str, path: str, request: Mapping[str, Any]) 
         return param
     if first == "max_tokens" and "max_completion_tokens" in request:
         return "max_completion_tokens"
+    if (other := _NAMES_IN_CHAT.get(first)) and other[0] in request:
+        return ".".join(other)
     return _named_place(message, path, request)
 
 
@@ -147,6 +158,9 @@ def _named_place(message: str, path: str, request: Mapping[str, Any]) -> str:
         for name in sorted(request, key=len, reverse=True):
             if name not in ("model", prompt) and _is_named(name, message):
                 return ".".join([name, *_deeper(request[name], message)])
+        for name, place in _NAMES_IN_CHAT.items():
+            if place[0] in request and _is_named(name, message):
+                return ".".join(place)
         if request.get("chat_template_kwargs") and _SAYS_TEMPLATE.search(message):
             return "chat_template_kwargs"
     return ".".join([prompt, *_deeper(request.get(prompt), message)])
@@ -208,6 +222,10 @@ def _grammar(request: Mapping[str, Any]) -> str | None:
     if format is not None:
         has_schema = isinstance(format, Mapping) and isinstance(format.get("json_schema"), Mapping)
         return "response_format.json_schema.schema" if has_schema else "response_format"
+    for outer in ("text", "output_config"):  # of Responses and Messages
+        config = request.get(outer)
+        if isinstance(config, Mapping) and config.get("format") is not None:
+            return f"{outer}.format"
     return "tools" if request.get("tools") else None
 
 

@@ -78,6 +78,9 @@ def _grammars(request: dict[str, Any]) -> Iterator[tuple[Place, Any, int]]:
             yield ("structured_outputs", kind), value, limit
     if request.get("response_format") is not None:
         yield ("response_format",), request["response_format"], MAX_SCHEMA
+    for outer in ("text", "output_config"):  # of Responses and Messages
+        if isinstance(config := request.get(outer), dict) and config.get("format") is not None:
+            yield (outer, "format"), config["format"], MAX_SCHEMA
     if request.get("tools") is not None and request.get("tool_choice") not in (None, "none", "auto"):
         yield ("tools",), request["tools"], MAX_TOOLS
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tandem.cluster.engine.requests.protocols import MESSAGES, RESPONSES
+
 Changes = Callable[[Any], object]
 """True (or a value that counts as true) if an option with this value changes which tokens are sampled."""
 
@@ -67,3 +69,31 @@ def sampled_with(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get(name) is not None and changes(request[name])
     }
     return {name: value if isinstance(value, (int, float)) else True for name, value in changed.items()}
+
+
+def as_chat(request: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Return the options of a request to one of the protocols by their names in chat."""
+    if path == RESPONSES:
+        tools = _mappings(request.get("tools"))
+        tools += [inner for tool in tools for inner in _mappings(tool.get("tools"))]  # of a namespace
+        functions = [{"function": tool} for tool in tools]
+        return {**request, "tools": functions, "response_format": _field(request, "text", "format")}
+    if path == MESSAGES:
+        choice = _field(request, "tool_choice", "type")
+        return {
+            **request,
+            "tools": [{"function": tool} for tool in _mappings(request.get("tools"))],
+            "tool_choice": choice if choice in ("auto", "none") else request.get("tool_choice"),
+            "response_format": _field(request, "output_config", "format"),
+            "thinking_token_budget": _field(request, "thinking", "budget_tokens"),
+        }
+    return request
+
+
+def _field(request: Mapping[str, Any], outer: str, inner: str) -> Any:
+    value = request.get(outer)
+    return value.get(inner) if isinstance(value, Mapping) else None
+
+
+def _mappings(values: Any) -> list[Mapping[str, Any]]:
+    return [value for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []

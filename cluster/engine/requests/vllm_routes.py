@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from tandem.cluster.engine.requests.answers import Annotator
+from tandem.cluster.engine.requests.chat_for_messages import ChatForMessages
+from tandem.cluster.engine.requests.generations import RECORDED, RecordingClient
 from tandem.cluster.engine.requests.openai_app import ASGIApp
+from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, PATHS, RESPONSES
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
     from starlette.responses import Response
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-ROUTES = frozenset({("POST", CHAT), ("POST", COMPLETIONS)})  # vLLM's others change the shared engine
+ROUTES = frozenset(("POST", path) for path in PATHS)  # vLLM's others change the shared engine
 REQUEST, ANNOTATOR = "tandem.request", "tandem.annotator"
 """Keys of the scope: the parsed body, and the `Annotator` of its answer."""
 CLIENT_CLOSED = 499
@@ -31,13 +34,22 @@ def completion_app(vllm: FastAPI) -> ASGIApp:
     """Return an application with vLLM's handlers and answers to errors, for scopes with REQUEST and ANNOTATOR."""
     from starlette.applications import Starlette
     from starlette.routing import Route
+    from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
     chat, completion = vllm.state.openai_serving_chat, vllm.state.openai_serving_completion
+    responses, messages = vllm.state.openai_serving_responses, vllm.state.anthropic_serving_messages
+    for layer in (responses, messages):
+        layer.engine_client = RecordingClient(layer.engine_client)
+    messages.create_chat_completion = ChatForMessages(messages.create_chat_completion)
     endpoints = {
         CHAT: _endpoint(ChatCompletionRequest, chat.create_chat_completion),
         COMPLETIONS: _endpoint(CompletionRequest, completion.create_completion),
+        RESPONSES: _endpoint(ResponsesRequest, responses.create_responses),
+        MESSAGES: _endpoint(AnthropicMessagesRequest, messages.create_messages),
+        COUNT_TOKENS: _endpoint(AnthropicCountTokensRequest, messages.count_tokens),
     }
     routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
     app = Starlette(routes=routes, exception_handlers=vllm.exception_handlers)
@@ -52,19 +64,21 @@ def _endpoint(kind: type[BaseModel], handle: Handler) -> Callable[[Request], Awa
     from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
     async def answer(asked: BaseModel, request: Request) -> Response:
+        annotator: Annotator = request.scope[ANNOTATOR]
         result = await handle(asked, request)
         if isinstance(result, ErrorResponse):
             return JSONResponse(result.model_dump(), result.error.code)
         if isinstance(result, BaseModel):
-            return Response(request.scope[ANNOTATOR].response(result), media_type="application/json")
-        return StreamingResponse(result, media_type="text/event-stream")
+            return Response(annotator.response(result), media_type="application/json")
+        return StreamingResponse(annotator.stream(result), media_type="text/event-stream")
 
     cancellable = with_cancellation(answer)
 
     async def endpoint(request: Request) -> Response:
         body = request.scope[REQUEST]
+        RECORDED.set(request.scope[ANNOTATOR].generations)
         try:
-            asked = kind.model_validate(body)
+            asked = kind.model_validate({**body})  # vLLM's validators write into what they get
         except ValidationError as error:
             details = error.errors(include_url=False)
             raise RequestValidationError(

@@ -15,14 +15,16 @@ from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.protocols import speaks_anthropic
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import JsonText
 from tandem.serve.api.connection import while_connected
 from tandem.serve.api.engine.call import EngineCall
+from tandem.serve.api.engine.stream_errors import error_events
 from tandem.serve.api.error_responses import as_serve_error, error_content
 from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.request_ids import request_id, unexpected_error
@@ -33,6 +35,7 @@ from tandem.serve.store.versions import PinnedPolicy
 
 logger = logging.getLogger(__name__)
 
+ANTHROPIC_VERSION_HEADER, ANTHROPIC_VERSION = "anthropic-version", "2023-06-01"
 _NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(0|[1-9][0-9]{0,8}))?")
 
 
@@ -43,6 +46,8 @@ async def complete(
 
     Raises the errors of pinning, DeadlineError, UnavailableError, EngineDeadError and ClientDisconnect.
     """
+    if speaks_anthropic(path):
+        _check_anthropic_version(request)
     name = body.value.get("model")
     if not isinstance(name, str):
         raise InvalidRequestError([Problem(("body", "model"), "must be the name of a model, like entity/project/name")])
@@ -63,7 +68,7 @@ async def complete(
         kept = dict(engine_headers)
         headers |= {key: kept[key] for key in ("content-type", "retry-after", REPLICA_HEADER) if key in kept}
         if content is None:
-            return _EventStream(call, id, status, headers)
+            return _EventStream(call, path, id, status, headers)
     except BaseException:
         await call.close()
         raise
@@ -74,6 +79,12 @@ async def complete(
             "engine_failed",
         )
     return Response(content, status, headers)
+
+
+def _check_anthropic_version(request: Request) -> None:
+    """Raise InvalidRequestError for another version of Anthropic's protocol. Without the header it is the newest."""
+    if request.headers.get(ANTHROPIC_VERSION_HEADER, ANTHROPIC_VERSION) != ANTHROPIC_VERSION:
+        raise InvalidRequestError([Problem(("header", ANTHROPIC_VERSION_HEADER), f"must be {ANTHROPIC_VERSION}")])
 
 
 def _pin(name: str, caller: Caller, services: CompletionServices) -> PinnedPolicy:
@@ -107,16 +118,11 @@ def _says_why(content: bytes) -> bool:
     return isinstance(error, dict) and "error" in error
 
 
-def _error_events(error: dict[str, Any]) -> bytes:
-    """Return the last events of a stream that fails after its start; OpenAI clients raise on them."""
-    return b"data: " + to_json(error) + b"\n\ndata: [DONE]\n\n"
-
-
 class _EventStream(Response):
     """Passes on the engine's events, and closes the call when it ends, however it ends."""
 
-    def __init__(self, call: EngineCall, id: str, status: int, headers: dict[str, str]):
-        self._call, self._id = call, id
+    def __init__(self, call: EngineCall, path: str, id: str, status: int, headers: dict[str, str]):
+        self._call, self._path, self._id = call, path, id
         self.status_code, self.background = status, None
         self.init_headers({**headers, "cache-control": "no-cache"})
 
@@ -136,8 +142,10 @@ class _EventStream(Response):
 
     async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        num_sent = 0
         try:
             async for events in self._call.chunks():
+                num_sent += events.count(b"\n\n")
                 await send({"type": "http.response.body", "body": events, "more_body": True})
         except Exception as error:
             # The status can't change any more, so the error becomes the last event.
@@ -145,7 +153,8 @@ class _EventStream(Response):
             if known is None:
                 logger.exception("A stream of completions failed, request %s", self._id)
             content = error_content(known) if known else unexpected_error(self._id)
-            await send({"type": "http.response.body", "body": _error_events(content), "more_body": True})
+            last = error_events(self._path, content, num_sent)
+            await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -9,6 +9,7 @@ import pytest
 from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_asgi_messages
 from ray.serve._private.utils import call_function_from_import_path
 
+from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.app.lazy_gateway import LazyGateway
 from tandem.serve.app.proxy_middleware import PROXY_ENVIRONMENT, ProxyAnswers
 
@@ -50,7 +51,7 @@ def assert_is_an_error(response, status):
 
 def test_serve_finds_the_middleware():
     found = call_function_from_import_path(PROXY_ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])
-    assert [one.cls for one in found] == [LazyGateway, ProxyAnswers]
+    assert [one.cls for one in found] == [LazyGateway, ProxyAnswers, AnthropicErrors]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/ready", "/", "/it's"])
