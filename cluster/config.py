@@ -165,6 +165,11 @@ class EngineConfig(Settings):
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Fraction of a GPU's memory for the engine. Unset: from the memory plan."
     )
+    sleep: bool = Field(
+        False,
+        description="Let the engine sleep while learners train beside it: its GPU's memory is theirs then, completions "
+        "wait, and running ones end before. For runs that sample only between jobs. On a CPU it frees no memory.",
+    )
     tool_call_parser: str = Field("hermes", description="vLLM's parser for the tool calls of this model family.")
     num_cpus: Amount = Field(1, ge=0, description="Ray CPUs of each replica.")
     num_gpus: Amount | None = Field(
@@ -229,11 +234,16 @@ class BaseModelConfig(Settings):
     logprobs: LogprobsConfig = LogprobsConfig()
 
     @model_validator(mode="after")
-    def _learners_score_their_own_weights(self) -> BaseModelConfig:
+    def _engine_can_score(self) -> BaseModelConfig:
         if self.engine.path is not None and self.logprobs.mode in ("shared", "engine"):
             raise ValueError(
                 f"logprobs.mode {self.logprobs.mode} has the engine compute logprobs for training, but engine.path "
                 "gives it other weights; set the mode to auto or learner."
+            )
+        if self.engine.sleep and self.logprobs.mode in ("shared", "engine"):
+            raise ValueError(
+                f"logprobs.mode {self.logprobs.mode} has the engine compute logprobs for training, but with "
+                "engine.sleep it sleeps then; set the mode to auto or learner."
             )
         return self
 
@@ -249,8 +259,8 @@ class BaseModelConfig(Settings):
 
     @property
     def num_scoring_engines(self) -> int:
-        """Engines that may compute logprobs for training: none whose weights aren't the learners'."""
-        return self.engine.replicas if self.engine.path is None else 0
+        """Engines that may compute logprobs for training: none that sleep, or whose weights aren't the learners'."""
+        return self.engine.replicas if self.engine.path is None and not self.engine.sleep else 0
 
     @property
     def least_precise_dtype(self) -> Literal["float32", "bfloat16", "quantized"]:

@@ -35,6 +35,10 @@ class RayStartError(ClusterError, RuntimeError):
     """Ray doesn't start on this machine."""
 
 
+class EngineAsleepError(ClusterError, RuntimeError):
+    """The engine sleeps while learners use its memory, longer than a request may wait."""
+
+
 class AdapterUnavailableError(ClusterError, LookupError):
     """A policy version's adapter can't be loaded into the engine."""
 

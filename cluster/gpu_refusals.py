@@ -32,6 +32,21 @@ def check_amounts(base: BaseModelConfig) -> None:
         )
 
 
+def check_sleep(base: BaseModelConfig, shares: bool, shares_with_others: bool) -> None:
+    """Raise PlacementError if the sleep of a base model's engine on GPUs gives its own learners no memory."""
+    if not base.engine.sleep:
+        return
+    if shares_with_others:
+        raise PlacementError(
+            f"engine.sleep of {base.name}: its engine or its learners share a GPU with another base model's, for which "
+            "engines don't sleep. Leave engine.sleep out, or set num_gpus so that only its own learners share with it."
+        )
+    if not shares:
+        raise PlacementError(
+            f"engine.sleep of {base.name} has no effect: learners and engine have GPUs of their own. Leave it out."
+        )
+
+
 def refuse(bases: Bases, num_needed: int, nodes: Sequence[int], fits: Fits) -> PlacementError:
     """Return the error for base models of which `fits` is False on nodes with these numbers of GPUs."""
     present = sum(nodes)

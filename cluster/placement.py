@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tandem.cluster.config import BaseModelConfig, TandemConfig
-from tandem.cluster.gpu_refusals import PlacementError, check_amounts, limit_not_kept, no_gpu_for, refuse
+from tandem.cluster.gpu_refusals import PlacementError, check_amounts, check_sleep, limit_not_kept, no_gpu_for, refuse
 from tandem.cluster.gpu_room import Demand
 
 __all__ = ["BasePlacement", "Placement", "PlacementError", "place"]
@@ -104,6 +104,10 @@ def place(config: TandemConfig, gpus_of_nodes: int | Sequence[int], is_fixed: bo
             )
         pairs = found
     of = {part.name: _base_placement(part, wanted, pairs) for part in wanted}
+    for part in wanted:
+        placed = of[part.name]
+        if placed.engine_gpus:
+            check_sleep(part.config, bool(placed.guests), placed.shares_with_others(part.name))
     bases = tuple(_with_gpus(part.config, of[part.name]) for part in wanted)
     return Placement(config.model_copy(update={"base_models": bases}), of, _engines_first(wanted))
 

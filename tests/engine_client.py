@@ -30,6 +30,12 @@ class ServedEngine(Engine):
         self._server = EngineServer(self.completions, "replica-1")
         return await self._server.start("127.0.0.1")
 
+    async def lease_sleep(self, holder: str, lease_s: float) -> None:
+        await self.sleep.lease(holder, lease_s)
+
+    async def release_sleep(self, holder: str) -> None:
+        await self.sleep.release(holder)
+
 
 def start_engine(model, concurrency: int, *arguments: Any) -> tuple[Any, EngineAddress]:
     """Start an engine as an actor. Return it and its address."""

@@ -107,6 +107,17 @@ class EngineCore:
         finally:
             task.cancel()
 
+    async def or_kill(self, purpose: str, answer: Coroutine[Any, Any, Any]) -> None:
+        """Wait for the core to do what can't be half done. If it fails, kill the core. Raises EngineDeadError."""
+        try:
+            await self.unless_dead(answer)
+        except EngineDeadError:
+            raise
+        except Exception as error:
+            logger.exception("The vLLM core of %s didn't %s and is killed", self.served_name, purpose)
+            self._kill()
+            raise EngineDeadError(f"The vLLM engine core of {self.served_name} didn't {purpose}: {error}") from error
+
     async def _watch(self) -> None:
         """Poll the core, and kill it if it doesn't answer in time: calls then fail at once, and so do health checks."""
         from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError

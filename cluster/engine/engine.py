@@ -34,6 +34,7 @@ from tandem.cluster.engine.requests.token_texts import TokenTexts
 from tandem.cluster.engine.requests.vllm_routes import completion_app
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
+from tandem.cluster.engine.sleep import EngineSleep
 from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool
 from tandem.cluster.engine.versions.finiteness import FiniteOutputs, NotFiniteVersions
@@ -42,6 +43,7 @@ from tandem.cluster.engine.versions.version_loader import Files, VersionLoader
 from tandem.cluster.errors import (
     AdapterUnavailableError,
     ArtifactError,
+    EngineAsleepError,
     EngineDeadError,
     VersionNotFiniteError,
     WrongVersionError,
@@ -84,16 +86,21 @@ class Engine:
         max_model_len: int | None,
         lora: LoraSettings,
         answer_s: float = DeadlinesConfig().engine_answer_s,
+        hold_s: float = DeadlinesConfig().inference_s / 2,
     ):
         """Prepare an engine; `start` starts it.
 
         Args:
             fetch: returns a local directory with a version's adapter, or raises ArtifactError; may block.
             answer_s: a core that doesn't answer for this long is killed.
+            hold_s: a request waits for a sleeping engine this long before it gets a 503.
         """
         self._config, self._model_path, self._served_name = config, model_path, served_name
         self._fetch, self._max_model_len, self._lora = fetch, max_model_len, lora
         self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
+        self.sleep = EngineSleep(self._fall_asleep, self._wake_up, hold_s, served_name)
+        """While learners use its GPU, with `config.sleep`."""
+        self._device: EngineDevice
         self._not_finite = NotFiniteVersions()
         self._checks = VersionChecks()
         self._directory: tempfile.TemporaryDirectory[str]
@@ -112,6 +119,7 @@ class Engine:
         from vllm.platforms import current_platform
 
         device: EngineDevice = "cpu" if current_platform.is_cpu() else "cuda"
+        self._device = device
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-engine-")
         try:
             args = parse_arguments(
@@ -156,9 +164,19 @@ class Engine:
 
     async def stop(self) -> None:
         """End the engine core and remove this engine's files."""
+        await self.sleep.close()
         await self._core.stop()
         if hasattr(self, "_directory"):
             self._directory.cleanup()
+
+    async def _fall_asleep(self) -> None:
+        """Move the weights to main memory and forget the KV cache. On a CPU, there is nothing to free but cores."""
+        if self._device == "cuda":
+            await self._core.or_kill("fall asleep", self._core.llm.sleep(level=1, mode="wait"))
+
+    async def _wake_up(self) -> None:
+        if self._device == "cuda":
+            await self._core.or_kill("wake up", self._core.llm.wake_up())
 
     async def check_health(self) -> None:
         """Raise EngineDeadError if the engine core died or was killed. This engine must then be replaced."""
@@ -182,8 +200,11 @@ class Engine:
         try:
             self._core.check_health()
             self._not_finite.check(digest)
-            async with self._adapters.use(digest):
+            async with self.sleep.awake(), self._adapters.use(digest):
                 await self._app(scope, receive, send_unless_dead)
+        except EngineAsleepError as error:
+            app = error_app(503, "ServiceUnavailableError", str(error))
+            await app(scope, receive, send)
         except EngineDeadError as error:
             app = error_app(503, "ServiceUnavailableError", f"{error} It is being replaced; retry later.")
             await app(scope, receive, send)
@@ -216,11 +237,11 @@ class Engine:
 
         Raises:
             ValueError: a sequence is too long or has unknown tokens; nothing was scored.
-            AdapterUnavailableError, also VersionNotFiniteError; EngineDeadError.
+            AdapterUnavailableError, also VersionNotFiniteError; EngineAsleepError; EngineDeadError.
         """
         self._check_sequences(sequences)
         self._not_finite.check(digest)
-        async with self._adapters.use(digest):
+        async with self.sleep.awake(), self._adapters.use(digest):
             lora = self._models.lora_requests[adapter_name(digest)]
             tasks = [asyncio.create_task(score_one(self._core, tokens, lora, priority)) for tokens in sequences]
             try:
@@ -235,13 +256,13 @@ class Engine:
         Args:
             files: its files, for a version that can't be fetched yet.
 
-        Raises AdapterUnavailableError if it can't be loaded at all, and EngineDeadError.
+        Raises AdapterUnavailableError if it can't be loaded at all, EngineAsleepError and EngineDeadError.
         """
         if digest in self._adapters.digests:
             files = None
         async with self._loader.offered(digest, files) if files else nullcontext():
             try:
-                async with self._adapters.use(digest):
+                async with self.sleep.awake(), self._adapters.use(digest):
                     return self._checks.report(digest)
             except WrongVersionError:
                 return self._checks.report(digest)

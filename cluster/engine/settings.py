@@ -111,6 +111,8 @@ def engine_arguments(
         flags += ["enforce-eager"]
     elif dtype == "bfloat16":
         options["hf-overrides"] = FLOAT_HEAD
+    if device == "cuda" and config.sleep:
+        flags += ["enable-sleep-mode"]
     if EXPERTS in lora.target_modules:
         flags += ["enable-mixed-moe-lora-format"]  # every family then takes the layout of `rl.models.lora_experts`
     named = [f"--{name}={value}" for name, value in options.items() if value is not None]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.jobs.engine_agreement import EngineAgreement
+from tandem.cluster.jobs.engine_sleep import EnginesAsleep
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.kinds.kind import Batch, JobKind, Outline
 from tandem.cluster.jobs.kinds.registry import KINDS
@@ -44,6 +46,8 @@ class JobStages:
     logprobs: JobLogprobs
     agreement: EngineAgreement | None = None
     """Without it, no engine is compared with the learners."""
+    asleep: EnginesAsleep | None = None
+    """With it, the engines sleep while the learners work."""
 
     def train(self, job: RunningJob) -> tuple[PolicyVersion, dict[str, float]]:
         """Return the version that the job makes, its checkpoint durable, and the metrics of the whole job."""
@@ -58,15 +62,17 @@ class JobStages:
         with self.learners.training(
             f"{claim.id}/{claim.attempt}", num_tokens, lambda warning: job.record(WARNING, warning)
         ) as training:
-            training.start(lambda: self._wait_for_learners(job))
+            with nullcontext() if self.learners.is_ready else self._engines_asleep(job, training):
+                training.start(lambda: self._wait_for_learners(job))
             self._begin(job, outline)
             if claim.lost_optimizer:
                 job.record(WARNING, fresh_optimizer_warning(claim.version.step))
             if self.agreement:
                 self.agreement.before_training(job)
             with self.ahead.while_training():
-                training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
-                metrics |= self._gradient_steps(job, training, kind, batch, outline.num_steps)
+                with self._engines_asleep(job, training):
+                    training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
+                    metrics |= self._gradient_steps(job, training, kind, batch, outline.num_steps)
                 metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
                 metadata["step"] = claim.next_step
                 offered = self.agreement.offer(training.seal(metadata, job.check)) if self.agreement else None
@@ -74,6 +80,9 @@ class JobStages:
         if self.agreement:
             self.agreement.after_publishing(job, claim.next_step, digest, offered)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
+
+    def _engines_asleep(self, job: RunningJob, training: Training) -> AbstractContextManager[None]:
+        return self.asleep.during(job.check_urgent, training.free_memory) if self.asleep else nullcontext()
 
     def _begin(self, job: RunningJob, outline: Outline) -> None:
         job.check()

@@ -273,6 +273,17 @@ class LearnerGroup:
             self.stop()
             raise stage_error("checkpoint", "a learner", error) from error
 
+    def free_memory(self) -> None:
+        """Give cached memory of the GPUs back. Ends the learners if they don't in time. Call it between steps."""
+        if not self._workers:
+            return
+        try:
+            self._call(
+                self._workers, "load", self._deadlines.load_s, wait_on, lambda worker, _: worker.free_memory.remote()
+            )
+        except (StageError, LearnersLostError) as error:  # ended, they hold none; the next job starts others
+            logger.warning("The learners of %s didn't free their memory: %s", self._base.name, error)
+
     def stop(self) -> None:
         """End the actors and release their resources."""
         with self._lock:

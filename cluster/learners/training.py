@@ -145,6 +145,10 @@ class Training:
         self._workers = None  # there is nothing left to drop
         return digest
 
+    def free_memory(self) -> None:
+        """Give memory that the learners keep for a next step back to their GPUs, for an engine that wakes up."""
+        self._group.free_memory()
+
     def _check_fault(self) -> None:
         if self._fault is not None:
             raise StageError("checkpoint", str(self._fault), NO_VERSION) from self._fault

@@ -320,6 +320,12 @@ class LearnerWorker:
                 return error
         return metrics | {"time/step_trainer_s": time.perf_counter() - began}
 
+    def free_memory(self) -> None:
+        """Give memory that torch keeps for a next step back to the GPU."""
+        from tandem.rl.out_of_memory import free_memory
+
+        free_memory()
+
     def finish(self, job: str = "") -> StepError | None:
         """Hold the job's version ready for `write`, on rank 0. Return why it can't be used, or None if it can."""
         from tandem.rl.errors import StepError

@@ -50,6 +50,11 @@ class LearnerMemory:
     def total(self) -> int:
         return self.weights + self.lora + self.activations + self.other_models + self.overhead
 
+    @property
+    def idle(self) -> int:
+        """What stays between jobs."""
+        return self.total - self.activations
+
 
 @dataclass(frozen=True)
 class EngineMemory:
@@ -63,6 +68,11 @@ class EngineMemory:
     @property
     def total(self) -> int:
         return self.weights + self.lora + self.buffers + self.overhead
+
+    @property
+    def asleep(self) -> int:
+        """What stays while the engine sleeps: weights and LoRA slots go to main memory, buffers and graphs stay."""
+        return self.buffers + self.overhead
 
 
 def tensor_parallel_size(base: BaseModelConfig) -> int:

@@ -48,10 +48,20 @@ class MemoryPlan:
     max_loras: int
     is_shared: bool
     """Whether others use a part of the GPU, so that each keeps to its own."""
+    takes_turns: bool = False
+    """Whether the engine sleeps while the learner computes."""
 
     @property
     def learner_bytes(self) -> int:
         return self.learner.total if self.learner else 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are in use at once, at most."""
+        if self.learner and self.engine and self.takes_turns:
+            awake = self.learner.idle + self.engine.total + self.kv_cache_bytes
+            return max(awake, self.learner.total + self.engine.asleep)
+        return self.learner_bytes + (self.engine.total + self.kv_cache_bytes if self.engine else 0)
 
     @property
     def learner_fraction(self) -> float:
@@ -79,6 +89,11 @@ class MemoryPlan:
                 f"  engine {gb(own.total + self.kv_cache_bytes)}: weights {gb(own.weights)}, {self.max_loras} LoRA "
                 f"slots {gb(own.lora)}, buffers {gb(own.buffers)}, CUDA {gb(own.overhead)}, "
                 f"KV cache {gb(self.kv_cache_bytes)} = {self.kv_tokens:,} tokens"
+            )
+        if self.takes_turns and self.learner and self.engine:
+            lines.append(
+                f"  by turns: {gb(self.engine.asleep)} of the engine stay while it sleeps, and {gb(self.learner.idle)} "
+                "of the learner between jobs"
             )
         return "\n".join(lines)
 
@@ -143,6 +158,7 @@ def plan_memory(
             geometry, engine.max_model_len, DTYPE_BYTES[base.engine.dtype], tensor_parallel_size(base)
         )
         kv_bytes = _kv_cache_bytes(base, gpu_bytes, budget, of_learner, of_engine)
+    takes_turns = learner is not None and engine is not None and engine.base.engine.sleep
     plan = MemoryPlan(
         names=tuple(dict.fromkeys(tenant.base.name for tenant in (learner, engine) if tenant)),
         gpu_bytes=gpu_bytes,
@@ -152,9 +168,9 @@ def plan_memory(
         kv_tokens=max(kv_bytes, 0) * engine.max_model_len // needed if engine and needed else 0,
         max_loras=slots,
         is_shared=share < 1 or (learner is not None and engine is not None),
+        takes_turns=takes_turns,
     )
-    taken = plan.learner_bytes + (of_engine.total + max(kv_bytes, needed) if of_engine else 0)
-    if taken > budget or kv_bytes < needed:
+    if plan.taken > budget or kv_bytes < needed:
         raise NoRoomError(refusal(plan, learner, engine, budget, needed))
     return plan
 
@@ -170,4 +186,4 @@ def _kv_cache_bytes(
         return int(gpu_bytes * settings.gpu_memory_utilization) - engine.total
     if learner is None:
         return min(budget, int(gpu_bytes * ALONE)) - engine.total
-    return budget - learner.total - engine.total
+    return budget - (learner.idle if settings.sleep else learner.total) - engine.total

@@ -22,7 +22,8 @@ def refusal(plan: MemoryPlan, learner: Tenant | None, engine: Tenant | None, bud
 
     `needed`: bytes of one sequence of the greatest length in the KV cache.
     """
-    sizes, remedies, taken = [], [], plan.learner_bytes
+    sizes, remedies = [], []
+    taken = plan.taken + max(0, needed - plan.kv_cache_bytes)
     if plan.learner and learner:
         part, length = plan.learner, learner.max_model_len
         sizes.append(
@@ -37,7 +38,6 @@ def refusal(plan: MemoryPlan, learner: Tenant | None, engine: Tenant | None, bud
     if plan.engine and engine:
         own, settings, length = plan.engine, engine.base.engine, engine.max_model_len
         cache = max(needed, plan.kv_cache_bytes)
-        taken += own.total + cache
         sizes.append(
             f"an engine {gb(own.total + cache)} (weights {gb(own.weights)}, {plan.max_loras} LoRA slots "
             f"{gb(own.lora)}, buffers {gb(own.buffers)}, KV cache {gb(cache)}, of which {gb(needed)} is one sequence)"
@@ -51,6 +51,8 @@ def refusal(plan: MemoryPlan, learner: Tenant | None, engine: Tenant | None, bud
             if getattr(settings, name) is not None:
                 way = "raise" if plan.kv_cache_bytes < needed else "lower"
                 remedies.append((plan.gpu_bytes, f"{way} engine.{name}, or leave it out"))
+    if plan.learner and plan.engine and not plan.takes_turns:
+        remedies.append((plan.learner.activations, "set engine.sleep: true, if you sample only between jobs"))
     ordered = dict.fromkeys(text for _, text in sorted(remedies, reverse=True))
     several = " Or give learner and engine a GPU each." if plan.learner and plan.engine else ""
     return (

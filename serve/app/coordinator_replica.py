@@ -32,9 +32,10 @@ from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.cluster.placement import Placement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
+from tandem.cluster.processes.waiting import OnWait
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
-from tandem.serve.app.engine_handles import engine_check, engine_score
+from tandem.serve.app.engine_handles import engine_check, engine_score, engines_asleep
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
@@ -85,7 +86,8 @@ class CoordinatorReplica:
                 engine_score(engines[name]),
                 engine_check(engines[name]),
             )
-            stages = JobStages(settings, self._preparation, ahead, learners, logprobs, self._agreements[name])
+            asleep = engines_asleep(engines[name], config) if settings.engine.sleep else None
+            stages = JobStages(settings, self._preparation, ahead, learners, logprobs, self._agreements[name], asleep)
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
@@ -100,22 +102,27 @@ class CoordinatorReplica:
             if coordinator.is_stopping:
                 raise ServiceStopsError("The service was stopped while the learners started.")
 
-        on_cpu = not self._config.base_model(name).engine.num_gpus
         try:
             self._preparation.warm_up(name)
-            if on_cpu and not has_room_for_all(self._config, ray.cluster_resources().get("CPU", 0)):
-                self._wait_for_engine(name, coordinator)
-            learners.start(on_wait)  # the first job then finds them running
-            if on_cpu:
-                self._wait_for_engine(name, coordinator)
-            if self._store.next_queued(name) is None:  # otherwise the job compares them
-                self._agreements[name].compare_base(on_wait)
+            if not self._config.base_model(name).engine.sleep:  # otherwise they start while the engine sleeps
+                self._start_early(name, coordinator, learners, on_wait)
         except Exception as error:  # the first job tries again and reports the cause
             if isinstance(error, StageError) and not error.retryable:
                 self._refusals[name] = error.cause
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
         learners.stop()
+
+    def _start_early(self, name: str, coordinator: Coordinator, learners: LearnerGroup, on_wait: OnWait) -> None:
+        """Start the learners, so that the first job finds them running, and compare them with the engine."""
+        on_cpu = not self._config.base_model(name).engine.num_gpus
+        if on_cpu and not has_room_for_all(self._config, ray.cluster_resources().get("CPU", 0)):
+            self._wait_for_engine(name, coordinator)
+        learners.start(on_wait)
+        if on_cpu:
+            self._wait_for_engine(name, coordinator)
+        if self._store.next_queued(name) is None:  # otherwise the job compares them
+            self._agreements[name].compare_base(on_wait)
 
     def _wait_for_engine(self, name: str, coordinator: Coordinator) -> None:
         wait_for_engine(

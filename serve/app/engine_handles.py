@@ -6,8 +6,10 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from tandem.cluster.config import TandemConfig
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.jobs.engine_agreement import CheckVersion
+from tandem.cluster.jobs.engine_sleep import Answers, EnginesAsleep
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 
 
@@ -37,3 +39,18 @@ def engine_check(handle: DeploymentHandle[Any]) -> CheckVersion:
         return answers.results(timeout_s=timeout_s, return_exceptions=True)
 
     return check
+
+
+def engines_asleep(handle: DeploymentHandle[Any], config: TandemConfig) -> EnginesAsleep:
+    """Return the coordinator's way to have every replica sleep while the learners work."""
+
+    def sleep(holder: str, lease_s: float, timeout_s: float) -> Answers:
+        return handle.broadcast("sleep", holder, lease_s).results(timeout_s=timeout_s, return_exceptions=True)
+
+    def wake_up(holder: str, timeout_s: float) -> Answers:
+        return handle.broadcast("wake_up", holder).results(timeout_s=timeout_s, return_exceptions=True)
+
+    deadlines = config.deadlines
+    return EnginesAsleep(
+        sleep, wake_up, config.coordinator.lease_s, deadlines.inference_s + deadlines.engine_answer_s, deadlines.load_s
+    )

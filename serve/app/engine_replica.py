@@ -48,6 +48,7 @@ class EngineReplica:
             max_model_len=base.max_model_len,
             lora=base.config.lora,
             answer_s=config.deadlines.engine_answer_s,
+            hold_s=config.deadlines.inference_s / 2,
         )
         await self._engine.start(config.deadlines.start_engine_s)
         # Its id as in Serve's logs and dashboard, on the address at which other nodes reach this node's Ray.
@@ -66,6 +67,14 @@ class EngineReplica:
 
     async def check_version(self, digest: str, files: Files | None) -> VersionReport | None:
         return await self._engine.check_version(digest, files)
+
+    async def sleep(self, holder: str, lease_s: float) -> None:
+        """See `EngineSleep.lease`."""
+        await self._engine.sleep.lease(holder, lease_s)
+
+    async def wake_up(self, holder: str) -> None:
+        """See `EngineSleep.release`."""
+        await self._engine.sleep.release(holder)
 
     async def check_health(self) -> None:
         await self._engine.check_health()

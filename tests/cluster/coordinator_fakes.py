@@ -93,6 +93,7 @@ class RecordingLearners:
 
     step_size = StepSize(rows=1)
     waiting_for = None
+    is_ready = False
 
     def __init__(self, failures=(), step_s=0.0, in_step=lambda on_wait: None):
         """`in_step` is called in every step."""
@@ -121,6 +122,9 @@ class RecordingLearners:
     def finish(self, on_wait):
         self.log.append(("finish",))
 
+    def free_memory(self):
+        self.log.append(("free_memory",))
+
     def seal(self, metadata, on_wait):
         self.log.append(("seal", metadata["step"]))
         return SealedVersion("digest-after", "files")
@@ -144,12 +148,23 @@ class LocalPreparation:
 
 
 def make_coordinator(
-    base, store, artifacts, learners, engines=(), preparation=None, score_s=60.0, agreement=None, **settings
+    base,
+    store,
+    artifacts,
+    learners,
+    engines=(),
+    preparation=None,
+    score_s=60.0,
+    agreement=None,
+    asleep=None,
+    **settings,
 ):
     pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_s)
     preparation = preparation or LocalPreparation(base, artifacts)
     ahead = PreparingAhead(base.name, store, preparation)
-    stages = JobStages(base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool), agreement)
+    stages = JobStages(
+        base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool), agreement, asleep
+    )
     return Coordinator(CoordinatorConfig(**settings), store, stages)
 
 

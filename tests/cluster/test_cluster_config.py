@@ -103,12 +103,13 @@ def test_the_tolerance_of_logprobs_is_that_of_the_less_precise_side():
     assert tolerance(engine={"path": "x-fp8"}) == 0.1
 
 
-def test_an_engine_with_weights_of_its_own_scores_nothing_for_the_learners():
+@pytest.mark.parametrize("engine", [{"path": "x-fp8", "replicas": 2}, {"sleep": True}])
+def test_an_engine_with_other_weights_or_asleep_scores_nothing_for_the_learners(engine):
     def base(**logprobs):
-        return BaseModelConfig(name="m", path="x", engine={"path": "x-fp8", "replicas": 2}, logprobs=logprobs)
+        return BaseModelConfig(name="m", path="x", engine=engine, logprobs=logprobs)
 
     assert base().num_scoring_engines == base(mode="learner").num_scoring_engines == 0
     assert BaseModelConfig(name="m", path="x", engine={"replicas": 2}).num_scoring_engines == 2
     for mode in ("shared", "engine"):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ValidationError, match="auto or learner"):
             base(mode=mode)

@@ -250,3 +250,13 @@ def test_learners_beside_engines_keep_strict_strategies():
         place(spread, [2, 1])  # one learner would be alone, and nothing would keep it from the node of the other
     packed = config(base(2, 2, learners={"placement": "STRICT_PACK"}))
     assert place(packed, [2]).of["m"].beside == {"m": 2}
+
+
+def test_the_sleep_of_an_engine_must_give_its_own_learners_memory():
+    asleep = {"sleep": True}
+    assert place(config(base(engine=asleep)), 1).of["m"].guests == {"m": 1}
+    place(config(base(engine=asleep)), 0)  # on a CPU, it leaves the cores to learners
+    with pytest.raises(PlacementError, match="no effect"):
+        place(config(base(engine=asleep)), 2)
+    with pytest.raises(PlacementError, match="another base model"):
+        place(config(base(2, 1, "a", engine=asleep), base(1, 2, "b")), 3)

@@ -512,6 +512,19 @@ def test_chat_goes_before_scoring(client):
     client.wait_until_idle()
 
 
+def test_a_sleeping_engine_holds_all_work_until_it_wakes_up(client):
+    ray.get(client.actor.lease_sleep.remote("learners", 600))
+    completion = client.start(VERSIONS[1], {"messages": MESSAGES, "max_tokens": 4})
+    scores = client.actor.score.remote([[1, 2, 3]], VERSIONS[1])
+    check = client.actor.check_version.remote(VERSIONS[2])
+    assert not ray.wait([scores, check], timeout=1)[0]
+    assert client.load()["num_unfinished"] == 0
+    ray.get(client.actor.release_sleep.remote("learners"))
+    assert client.finish(completion).status == 200
+    assert len(ray.get(scores)[0]) == 3
+    ray.get(check)
+
+
 def test_the_death_of_the_core_is_told_to_all(client):
     """This must be the last test of the file: the engine isn't restarted."""
     ray.get(client.actor.check_health.remote())

@@ -41,6 +41,12 @@ def test_adapters_on_experts_come_in_the_layout_of_fused_experts():
     assert "--enable-mixed-moe-lora-format" not in arguments("cuda")
 
 
+def test_only_an_engine_on_a_gpu_frees_memory_in_its_sleep():
+    assert "--enable-sleep-mode" in arguments("cuda", sleep=True)
+    assert "--enable-sleep-mode" not in arguments("cuda")
+    assert "--enable-sleep-mode" not in arguments("cpu", sleep=True)
+
+
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16")])
 def test_the_dtype_follows_the_device_unless_it_is_configured(device, dtype):
     assert f"--dtype={dtype}" in arguments(device)

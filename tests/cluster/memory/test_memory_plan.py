@@ -202,3 +202,27 @@ def test_what_fits_needs_no_more_gpus_than_there_are(geometry):
         for gpu in (10, 14, 20, 30):
             fit = find_fit(tenant, gpu * 10**9, num_gpus)
             assert fit is None or (fit.num_gpus <= num_gpus and fit.kv_tokens >= fit.max_model_len)
+
+
+def test_an_engine_that_sleeps_leaves_its_learner_the_memory_of_weights_and_cache(geometry):
+    usual, by_turns = (
+        plan(base(engine=dict(num_gpus=0.5, sleep=sleep), learners=dict(num_gpus=0.5)), geometry)
+        for sleep in (False, True)
+    )
+    assert usual.learner == by_turns.learner
+    assert usual.engine == by_turns.engine
+    # The cache grows by the activations, which are there only while the engine sleeps.
+    assert by_turns.kv_cache_bytes - usual.kv_cache_bytes == usual.learner.activations
+    assert by_turns.taken <= GPU * 0.97
+    assert "by turns" in str(by_turns)
+    assert "by turns" not in str(usual)
+
+
+def test_both_turns_must_fit(geometry):
+    """Rows so long that the learner leaves no room even for what a sleeping engine keeps."""
+    config = base(engine=dict(num_gpus=0.5, sleep=True), learners=dict(num_gpus=0.5, gradient_checkpointing=False))
+    fits = plan(config, geometry, 4096, gpu=60 * 10**9)
+    needed = fits.learner.total + fits.engine.asleep
+    assert fits.taken >= needed
+    with pytest.raises(NoRoomError, match=r"lower max_model_len"):
+        plan(config, geometry, 32_768, gpu=60 * 10**9)
