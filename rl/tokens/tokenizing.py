@@ -6,10 +6,9 @@ in order of preference,
 1. the choice's own `prompt_token_ids`: the engine's actual input;
 2. the chat template's rendering of the messages before the turn.
 
-If the context begins with the sequence so far (as tokens in case 1, as text in case 2), the turn extends that sequence,
-which keeps earlier turns as they were sampled. Otherwise the template renders an earlier turn differently (it drops
-thinking, or reformats a tool call), and the turn begins a new sequence. So a history becomes one or more sequences, and
-each of them is exact.
+If the context begins with the tokens of the sequence so far, the turn extends that sequence. Otherwise the template
+renders an earlier turn differently (it drops thinking, or reformats a tool call), or its text has other tokens than the
+sampled ones, and the turn begins a new sequence. So a history becomes one or more sequences, and each of them is exact.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from tandem.rl.errors import TrajectoryError
 from tandem.rl.sampling_marks import marks_of
-from tandem.rl.tokens.chat_template import ChatTemplate, text_parts
+from tandem.rl.tokens.chat_template import ChatTemplate, loses_reasoning, text_parts
 from tandem.rl.tokens.choices import NotExactError, Vocabulary, sampling_logprobs
 from tandem.rl.tokens.messages import Choice
 from tandem.rl.tokens.recent import Recent
@@ -119,29 +118,16 @@ class _Turn:
 
 @dataclass
 class _Draft:
-    """A sequence under construction. `text` is the text of its first `num_in_text` tokens."""
+    """A sequence under construction."""
 
     token_ids: list[int] = field(default_factory=list)
     loss_masks: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     choice_offsets: list[int] = field(default_factory=list)
     marks: Counter[str] = field(default_factory=Counter)
-    text: str = ""
-    num_in_text: int = 0
-
-    def decoded(self, chat: ChatTokenizer) -> str:
-        if self.num_in_text < len(self.token_ids):
-            self.text += chat.decode(self.token_ids[self.num_in_text :])
-            self.num_in_text = len(self.token_ids)
-        return self.text
 
     def add_context(self, ids: list[int]) -> None:
         self._add(ids, _unknown(len(ids)), trained=False)
-
-    def add_rendered(self, rendered: str, chat: ChatTokenizer) -> None:
-        """Add the context up to the end of `rendered`, which begins with the decoded text."""
-        self.add_context(chat.encode(rendered[len(self.text) :]))
-        self.text, self.num_in_text = rendered, len(self.token_ids)
 
     def add_turn(self, turn: _Turn) -> None:
         if turn.is_choice:
@@ -231,15 +217,12 @@ def _written_ids(message: Mapping[str, Any], chat: ChatTokenizer) -> list[int]:
 def _add_turn(drafts: list[_Draft], turn: _Turn, context: _Context, chat: ChatTokenizer) -> None:
     """Extend the last draft by the turn and its context, or begin a new draft if the context differs."""
     current = drafts[-1] if drafts else _Draft()
-    if turn.prompt_token_ids is not None:
-        if turn.prompt_token_ids[: len(current.token_ids)] != current.token_ids:
-            current = _Draft()
-        current.add_context(turn.prompt_token_ids[len(current.token_ids) :])
-    else:
-        rendered = context.before(turn.index)
-        if not rendered.startswith(current.decoded(chat)):
-            current = _Draft()
-        current.add_rendered(rendered, chat)
+    before = turn.prompt_token_ids
+    if before is None:
+        before = chat.encode(context.before(turn.index))
+    if before[: len(current.token_ids)] != current.token_ids:
+        current = _Draft()
+    current.add_context(before[len(current.token_ids) :])
     if not current.token_ids:
         raise NotExactError("no token precedes its first one, which therefore has no probability; send its prompt")
     current.add_turn(turn)
@@ -264,8 +247,12 @@ class _Context:
         return self._template.render(self._prepared[:turn], self._history.tools, self._history.chat_template_kwargs)
 
     def _prepare(self, item: MessageOrChoice, turn: int) -> dict[str, Any]:
-        # It isn't recorded whether the client sent the reasoning back with its next request.
-        if isinstance(item, Choice) and (item.message.get("reasoning") or item.message.get("reasoning_content")):
+        # It isn't recorded whether the client sent the reasoning of a choice back with its next request.
+        if isinstance(item, Choice):
+            unknown = bool(item.message.get("reasoning") or item.message.get("reasoning_content"))
+        else:
+            unknown = loses_reasoning(item)
+        if unknown:
             raise NotExactError(
                 f"its reasoning is separate from its content, and it isn't known how it was sent back for turn {turn}; "
                 "sample with return_token_ids=true and keep prompt_token_ids on each choice"

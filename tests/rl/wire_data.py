@@ -25,6 +25,19 @@ def vector(name: str) -> dict[str, Any]:
     return next(case for case in packing_vectors() if case["name"] == name)
 
 
+ENGINE_RENDERS_OTHERWISE = {"tool_call_final", "developer_role_and_name"}
+"""Vectors with a prompt that openpipe-art renders in another way than vLLM: tools in the order of their keys as sent, a
+developer message for a template that knows no such role."""
+
+
+def as_offered(text: str) -> str:
+    """Return a rendered text of the vectors with their tool as vLLM passes it to the template."""
+    sent = [line for line in text.splitlines() if line.startswith('{"function"')]
+    for line in sent:
+        text = text.replace(line, json.dumps({"type": "function", "function": json.loads(line)["function"]}))
+    return text
+
+
 @functools.cache
 def published_schemas() -> dict[str, Any]:
     """Return the components of the published OpenAPI document."""

@@ -1,7 +1,20 @@
 import math
 
 import pytest
-from wire_data import EOS, chat_tokenizer, choice, encode, group, history, load_tokenizer, packing_vectors, user, vector
+from wire_data import (
+    ENGINE_RENDERS_OTHERWISE,
+    EOS,
+    as_offered,
+    chat_tokenizer,
+    choice,
+    encode,
+    group,
+    history,
+    load_tokenizer,
+    packing_vectors,
+    user,
+    vector,
+)
 
 from tandem.rl.batch import build_sequences
 from tandem.rl.config import TrainingConfig
@@ -45,7 +58,11 @@ def refusal(*items: dict, template: str | None = None, allow: bool = False, **ex
     return caught.value
 
 
-TOKENIZED = [case for case in packing_vectors() if not case["quirk"] and "tokenized" in case["expected"]]
+TOKENIZED = [
+    case
+    for case in packing_vectors()
+    if not case["quirk"] and "tokenized" in case["expected"] and case["name"] not in ENGINE_RENDERS_OTHERWISE
+]
 
 
 @pytest.mark.parametrize("case", TOKENIZED, ids=lambda case: case["name"])
@@ -68,6 +85,17 @@ def test_recorded_tokens_masks_logprobs_and_advantages(case):
         assert sequence.sampling_logprobs.tolist() == pytest.approx(logprobs, abs=0, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", sorted(ENGINE_RENDERS_OTHERWISE))
+def test_prompts_are_those_of_the_engine_where_openpipe_art_renders_others(name):
+    case = vector(name)
+    groups = [TrajectoryGroup.model_validate(body) for body in case["trajectory_groups"]]
+    [sequences] = build_sequences(groups, chat_tokenizer(), TrainingConfig())
+    for sequence, recorded in zip(sequences, case["expected"]["tokenized"], strict=True):
+        text = as_offered(chat_tokenizer().decode(recorded["token_ids"])).replace("start|>developer", "start|>system")
+        assert chat_tokenizer().decode(sequence.token_ids.tolist()) == text
+        assert len(trained(sequence)) == sum(recorded["assistant_mask"])
+
+
 def test_a_tool_call_that_was_answered_stands_once_as_sampled():
     # openpipe-art 0.5.18 writes it twice: as sampled, and again by the template.
     case = vector("tool_call_then_answer")
@@ -78,7 +106,7 @@ def test_a_tool_call_that_was_answered_stands_once_as_sampled():
         # The template's copy follows the sampled tokens and has the same length.
         end = sequence.choice_offsets[0] + len(sampled)
         once = doubled["token_ids"][:end] + doubled["token_ids"][end + len(sampled) :]
-        assert sequence.token_ids.tolist() == once
+        assert sequence.token_ids.tolist() == encode(as_offered(chat_tokenizer().decode(once)))
         assert len(trained(sequence)) == sum(doubled["assistant_mask"])
 
 
@@ -309,9 +337,34 @@ def test_template_arguments_may_not_replace_the_template():
 
 def test_conversations_that_differ_in_the_order_of_keys_are_rendered_apart():
     """Templates print tools in the order of their keys, so 1 and 2 aren't the same prompt."""
-    template = "{{ tools | tojson }}{{ messages[0].content }}"
-    render = ChatTokenizer(load_tokenizer(template)).template.render
-    one, two = ({"b": 1, "a": 2}, {"a": 2, "b": 1})
-    texts = [render([user("x")], [tool], None) for tool in (one, two, one)]
+    chat = ChatTokenizer(load_tokenizer("{{ tools | tojson }}{{ messages[0].content }}"))
+    one, two = (
+        {"type": "function", "function": {"name": "look", "parameters": parameters}}
+        for parameters in ({"b": 1, "a": 2}, {"a": 2, "b": 1})
+    )
+    x, y = ([chat.template.prepare(user(text))] for text in "xy")
+    texts = [chat.template.render(x, [tool], None) for tool in (one, two, one)]
     assert texts[0] == texts[2] != texts[1]
-    assert render([user("y")], [one], None) != texts[0]
+    assert chat.template.render(y, [one], None) != texts[0]
+
+
+def test_a_turn_whose_text_has_other_tokens_is_not_the_context_of_the_next_one():
+    """The engine tokenised the text of the turn again, so that its next prompt doesn't begin with the sampled ids."""
+    letters = [encode(letter)[0] for letter in "yes"]
+    one, other = tokenize(user("a"), choice("yes", [*letters, EOS]), user("b"), choice("no"))
+    assert one.token_ids.tolist() == [*prompt("a"), *letters, EOS]
+    assert trained(one) == [*letters, EOS]
+    rendered = encode("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n") + prompt("b")
+    assert other.token_ids.tolist() == [*rendered, *encode("no"), EOS]
+    assert trained(other) == [*encode("no"), EOS]
+
+
+def test_a_turn_that_ends_inside_a_character_is_not_the_context_of_the_next_one():
+    """The engine's text has U+FFFD in place of the bytes, if anything, so its next prompt has other tokens."""
+    first = encode("🙂")[:1]
+    for written in ("", "\ufffd"):
+        cut = {**choice("", first), "message": {"role": "assistant", "content": written}, "finish_reason": "length"}
+        one, other = tokenize(user("a"), cut, user("b"), choice("no"))
+        assert trained(one) == first
+        assert trained(other) == [*encode("no"), EOS]
+        assert chat_tokenizer().decode(other.token_ids.tolist()).count(written) > 0
