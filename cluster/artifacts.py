@@ -124,6 +124,16 @@ class Artifacts:
     def _no_checkpoint(self, digest: str) -> ArtifactError:
         return ArtifactError(f"Checkpoint {digest} isn't in the artifact store {self._shown_root}.")
 
+    def describe_checkpoint(self, digest: str, manifest: bytes) -> None:
+        """Replace the manifest of a checkpoint by one with other metadata, before any other process knows the version.
+
+        The local copy of a remote root is replaced, too.
+        """
+        self.write_blob(f"{CHECKPOINTS}/{digest}/{MANIFEST}", manifest)
+        copy = self._local_root / CHECKPOINTS / digest / MANIFEST
+        if not self._is_local and copy.is_file():
+            write_whole(copy, manifest)
+
     def delete_checkpoint(self, digest: str) -> None:
         """Remove a checkpoint that no version refers to. A missing one is no error."""
         for copies in (CHECKPOINTS, ADAPTERS):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
     from tandem.rl.models.geometry import Geometry
+    from tandem.rl.settings import LoraSettings
     from tandem.rl.trajectories import TrajectoryGroup
 
 
@@ -88,7 +91,7 @@ class ResolvedBaseModel:
         """The sizes of the model and its adapter. Raises PolicyError."""
         from tandem.rl.models.geometry import geometry_of
 
-        return geometry_of(self._model_config, self.config.lora)
+        return geometry_of(self._model_config, self.config.largest_lora)
 
     def check(self) -> Geometry:
         """Return the geometry of a model that can be trained, as far as its configuration shows. Loads no weights.
@@ -120,7 +123,7 @@ class ResolvedBaseModel:
         from tandem.rl.models.base_config import read_config
         from tandem.rl.models.geometry import geometry_of
 
-        return geometry_of(read_config(self.engine_path), self.config.lora)
+        return geometry_of(read_config(self.engine_path), self.config.largest_lora)
 
     @contextmanager
     def named_refusal(self) -> Iterator[None]:
@@ -153,21 +156,46 @@ class ResolvedBaseModel:
         vocab_size = text_config(self._model_config).vocab_size
         check_groups(groups, self.tokenizer, config, self.max_model_len, vocab_size)
 
-    def write_initial_version(self, artifacts: Artifacts) -> str:
-        """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent."""
+    def write_initial_version(self, artifacts: Artifacts, lora: LoraSettings | None = None) -> str:
+        """Store version 0, a real adapter that changes nothing, durably and return its digest. Idempotent.
+
+        `lora`: the settings of a model that has its own. Raises PolicyError, for these settings LoraLimitError.
+        """
         from tandem.cluster.engine.servable import check_servable
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
         from tandem.rl.models.base_config import check_same_shape, read_config
-        from tandem.rl.models.lora import adapter_config, initial_adapter
+        from tandem.rl.models.lora import adapter_config, adapter_shapes, initial_adapter
 
-        lora = self.config.lora
+        if lora is not None:
+            self.config.check_lora(lora)
+        lora = lora or self.config.lora
         with self.named_refusal():
             check_servable(self.config, self._model_config)
+            if self.config.lora_limits.target_modules:
+                adapter_shapes(self.path, self.config.largest_lora)  # refuses modules that aren't there
             if self.engine_path != self.path:
                 check_same_shape(self._model_config, read_config(self.engine_path), self.engine_path)
             state = LearnerState(adapter=initial_adapter(self.path, lora, self.max_model_len), optimizer={})
         checkpoint = write_checkpoint(
             artifacts.checkpoints_dir, state, adapter_config(lora), {"base_model": self.name, "step": 0}
         )
+        artifacts.push_checkpoint(checkpoint.digest)
+        return checkpoint.digest
+
+    def write_import(
+        self, artifacts: Artifacts, config_file: Path, weights_file: Path, lora: LoraSettings, about: Mapping[str, Any]
+    ) -> str:
+        """Store an adapter in PEFT's files as a durable checkpoint without optimizer state, and return its digest.
+
+        `about` becomes the manifest's metadata. No other checkpoint has the digest, so that this one can be deleted
+        whatever becomes of others with the same weights. Raises AdapterError.
+        """
+        from tandem.rl.checkpoints import LearnerState, seal_checkpoint, write_sealed
+        from tandem.rl.models.adapter_import import read_import
+        from tandem.rl.models.lora import adapter_config, adapter_shapes
+
+        adapter = read_import(config_file, weights_file, adapter_shapes(self.path, lora), lora)
+        sealed = seal_checkpoint(LearnerState(adapter), adapter_config(lora), about, mark=uuid.uuid4().hex)
+        checkpoint = write_sealed(artifacts.checkpoints_dir, sealed)
         artifacts.push_checkpoint(checkpoint.digest)
         return checkpoint.digest

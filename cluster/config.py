@@ -20,6 +20,7 @@ from pydantic_settings import (
 
 from tandem.cluster.engine.parallelism import check_gpus
 from tandem.cluster.sqlite_urls import sqlite_url
+from tandem.rl.errors import LoraLimitError
 from tandem.rl.settings import LoraSettings, OptimizerSettings, Settings
 from tandem.rl.step_size import StepSize
 from tandem.rl.yaml_files import load_mapping
@@ -212,6 +213,15 @@ class LogprobsConfig(Settings):
     )
 
 
+class LoraLimits(Settings):
+    """What a model may ask for as its own LoRA settings, at its registration. The engine's slots have this size."""
+
+    max_r: int | None = Field(None, ge=1, le=512, description="Highest rank. Unset: lora.r.")
+    target_modules: tuple[str, ...] = Field(
+        (), description="Modules that models may adapt beside those of lora.target_modules, by the same names."
+    )
+
+
 class BaseModelConfig(Settings):
     """A base model with the learners and the engine for every model registered on it."""
 
@@ -228,6 +238,7 @@ class BaseModelConfig(Settings):
         None, ge=1 << 30, description="Memory of each GPU, for the memory plan. Unset: asked of the GPU."
     )
     lora: LoraSettings = LoraSettings()
+    lora_limits: LoraLimits = LoraLimits()
     optimizer: OptimizerSettings = OptimizerSettings()
     learners: LearnersConfig = LearnersConfig()
     engine: EngineConfig = EngineConfig()
@@ -246,6 +257,39 @@ class BaseModelConfig(Settings):
                 "engine.sleep it sleeps then; set the mode to auto or learner."
             )
         return self
+
+    @model_validator(mode="after")
+    def _own_settings_within_the_limits(self) -> BaseModelConfig:
+        if self.lora_limits.max_r is not None and self.lora_limits.max_r < self.lora.r:
+            raise ValueError(
+                f"lora_limits.max_r {self.lora_limits.max_r} is below lora.r {self.lora.r}, the rank of models that "
+                "ask for none; raise it or lower lora.r"
+            )
+        LoraSettings(target_modules=self.largest_lora.target_modules)  # which rejects some names
+        return self
+
+    @property
+    def largest_lora(self) -> LoraSettings:
+        """The highest rank and all modules that a model may have, for engines and for the memory plan."""
+        limits, own = self.lora_limits, self.lora
+        targets = tuple(dict.fromkeys((*own.target_modules, *limits.target_modules)))
+        return own.model_copy(update={"r": max(own.r, limits.max_r or own.r), "target_modules": targets})
+
+    def check_lora(self, lora: LoraSettings) -> None:
+        """Raise LoraLimitError if a model may not have these settings."""
+        largest = self.largest_lora
+        if lora.r > largest.r:
+            raise LoraLimitError(
+                "r",
+                f"rank {lora.r} is above {largest.r}, the limit of base model {self.name} (lora_limits.max_r in the "
+                "service's configuration)",
+            )
+        if others := [name for name in lora.target_modules if name not in largest.target_modules]:
+            raise LoraLimitError(
+                "target_modules",
+                f"{', '.join(others)} can't be adapted on base model {self.name}; it allows "
+                f"{', '.join(largest.target_modules)} (lora_limits.target_modules in the service's configuration)",
+            )
 
     @property
     def is_on_gpu(self) -> bool:
@@ -292,6 +336,7 @@ class LimitsConfig(Settings):
 
     max_payload_bytes: int = Field(1 << 30, ge=1, description="Decompressed size of a request with trajectory groups.")
     max_request_bytes: int = Field(32 << 20, ge=1, description="Decompressed size of any other request.")
+    max_adapter_bytes: int = Field(4 << 30, ge=1, description="Decompressed size of an adapter that is imported.")
     max_open_jobs: int = Field(1000, ge=1, description="Queued and running jobs of all projects together.")
     max_open_jobs_per_project: int = Field(100, ge=1, description="Queued and running jobs of one project.")
     repeated_body_s: Seconds = Field(

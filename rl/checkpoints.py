@@ -27,9 +27,11 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from tandem.rl.adapter_config import lora_of, read_adapter_config
 from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST, NO_OPTIMIZER, OPTIMIZER
 from tandem.rl.durability import sync, write_whole
-from tandem.rl.errors import CheckpointError
+from tandem.rl.errors import AdapterError, CheckpointError
+from tandem.rl.settings import LoraSettings
 
 FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
 
@@ -42,6 +44,8 @@ class LearnerState:
     """float32, under PEFT names."""
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """"<parameter>.step", ".exp_avg" and ".exp_avg_sq" of every adapter tensor; empty before the first step."""
+    lora: LoraSettings | None = None
+    """The settings that the adapter was made with; None: those of the policy that loads it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,13 @@ def write_checkpoint(
 
 
 def seal_checkpoint(
-    state: LearnerState, adapter_config: Mapping[str, Any], metadata: Mapping[str, Any]
+    state: LearnerState, adapter_config: Mapping[str, Any], metadata: Mapping[str, Any], mark: str | None = None
 ) -> SealedCheckpoint:
-    """Return the checkpoint of a state. Its files are hashed in memory, several at once, and never read back."""
+    """Return the checkpoint of a state. Its files are hashed in memory, several at once, and never read back.
+
+    `mark` becomes part of the content, so that no other checkpoint has the same digest.
+    """
+    marked = {"mark": mark} if mark else None
     adapter_json = json.dumps(adapter_config, indent=2, sort_keys=True).encode()
     contents: dict[str, bytes] = {}
     files: dict[str, dict[str, int | str]] = {}
@@ -80,7 +88,7 @@ def seal_checkpoint(
 
     with ThreadPoolExecutor(2) as pool:  # hashing leaves Python to other threads
         of_adapter = pool.submit(add, ADAPTER, lambda: safetensors_torch.save(_sorted(state.adapter)))
-        of_optimizer = pool.submit(add, OPTIMIZER, lambda: safetensors_torch.save(_sorted(state.optimizer)))
+        of_optimizer = pool.submit(add, OPTIMIZER, lambda: safetensors_torch.save(_sorted(state.optimizer), marked))
         add(ADAPTER_CONFIG, lambda: adapter_json)
         of_adapter.result(), of_optimizer.result()
     ordered = {name: files[name] for name in FILES}
@@ -130,6 +138,16 @@ def read_adapter(path: str | Path) -> dict[str, Tensor]:
     """Read and verify the adapter alone; the directory needs no optimizer state. Raises CheckpointError."""
     path = Path(path)
     return _read_tensors(path / ADAPTER, _read_manifest(path)["files"])
+
+
+def read_lora(path: str | Path) -> LoraSettings:
+    """Read and verify the LoRA settings of a checkpoint's adapter. Raises CheckpointError."""
+    path = Path(path)
+    content = _read_verified(path / ADAPTER_CONFIG, _read_manifest(path)["files"])
+    try:
+        return lora_of(read_adapter_config(content))
+    except AdapterError as error:
+        raise CheckpointError(f"{path} has an adapter that can't be trained: {error}.") from error
 
 
 def verify_adapter(path: str | Path, digest: str) -> None:

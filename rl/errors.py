@@ -26,6 +26,25 @@ class ConfigError(RLError, ValueError):
         return f"{self.field}: {self.reason}"
 
 
+class AdapterError(RLError, ValueError):
+    """An adapter in PEFT's format that can't be a policy version.
+
+    Attributes:
+        file: the faulty file.
+        field: the faulty part of it: a field of the configuration, or a tensor; None for the file as a whole.
+        reason: what is wrong and what to do.
+    """
+
+    def __init__(self, file: str, field: str | None, reason: str) -> None:
+        super().__init__(file, field, reason)
+        self.file = file
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file}{f': {self.field}' if self.field else ''}: {self.reason}"
+
+
 class TrajectoryError(RLError, ValueError):
     """A trajectory that can't be trained on exactly as it was sampled.
 
@@ -103,3 +122,20 @@ class OutOfMemoryError(RLError, MemoryError):
 
 class CheckpointError(RLError, OSError):
     """A checkpoint that can't be written, read or trusted."""
+
+
+class LoraLimitError(PolicyError):
+    """LoRA settings that a base model doesn't allow.
+
+    Attributes:
+        field: the setting.
+        reason: what is wrong with its value, and the limit.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"

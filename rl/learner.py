@@ -10,7 +10,8 @@ Base weights may be bfloat16; adapter weights, their gradients and AdamW's momen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,13 +22,13 @@ from torch import Tensor
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, Objective
 from tandem.rl.divergence import StepNumbers, check_state
-from tandem.rl.errors import OutOfMemoryError, StepError
+from tandem.rl.errors import OutOfMemoryError, PolicyError, StepError
 from tandem.rl.losses import LossInputs, fresh_differences, kl_sum, loss_terms, mean_over_tokens, shift_right
 from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.policy import Policy, check_tensors
 from tandem.rl.progress import UPDATE, Progress
-from tandem.rl.settings import OptimizerSettings, UpdateRule
+from tandem.rl.settings import LoraSettings, OptimizerSettings, UpdateRule
 from tandem.rl.step_metrics import StepSum, sequence_sums, step_metrics
 from tandem.rl.step_size import StepSize
 
@@ -67,7 +68,17 @@ class Learner:
     def __init__(self, policy: Policy, optimizer: OptimizerSettings | None = None) -> None:
         self.policy = policy
         self._settings = optimizer or OptimizerSettings()
-        parameters = list(policy.parameters.values())
+        self._take_parameters()
+        self._sums = StepSum.zeros(policy.device)
+        self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
+        self._router_margins = policy.router_margins
+        self._last_step: StepNumbers | None = None  # since `begin`
+        self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
+        self.progress = Progress()
+
+    def _take_parameters(self) -> None:
+        """Train the parameters that the policy has now, with a new optimizer."""
+        parameters = list(self.policy.parameters.values())
         self._optimizer = torch.optim.AdamW(
             parameters,
             lr=0.0,
@@ -76,21 +87,26 @@ class Learner:
             weight_decay=self._settings.weight_decay,
         )
         self._gradient = _flat_gradient(parameters)
-        self._sums = StepSum.zeros(policy.device)
-        self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
-        self._router_margins = policy.router_margins
-        self._last_step: StepNumbers | None = None  # since `begin`
-        self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
-        self.progress = Progress()
 
     def load_state(self, state: LearnerState) -> None:
         """Load a policy version: its adapter and optimizer state. Accumulated gradients are discarded.
 
-        Raises PolicyError, and changes nothing, if the state doesn't fit the base model and LoRA settings.
+        Changes over to the state's LoRA settings if they are others. Raises PolicyError, and changes nothing, if the
+        state doesn't fit the base model and LoRA settings.
         """
-        check_tensors("adapter", self._shapes(), state.adapter)
-        if state.optimizer:
-            check_tensors("optimizer state", self._optimizer_shapes(), state.optimizer)
+        parameters = self.policy.parameters
+        restore = self.policy.use_lora(state.lora or self.policy.lora)
+        try:
+            check_tensors("adapter", self._shapes(), state.adapter)
+            if state.optimizer:
+                check_tensors("optimizer state", self._optimizer_shapes(), state.optimizer)
+        except PolicyError:
+            restore()
+            raise
+        if self.policy.parameters is not parameters:
+            self._take_parameters()
+            if self.policy.compiles:
+                self.progress.restart()  # kernels for other ranks
         self.policy.load_adapter_state(state.adapter)
         self._optimizer.state.clear()
         for name, parameter in self.policy.parameters.items() if state.optimizer else ():
@@ -160,6 +176,7 @@ class Learner:
                 if parameter in self._optimizer.state
                 for key in _MOMENTS
             },
+            lora=self.policy.lora,
         )
 
     def suspend(self) -> SuspendedTraining:
@@ -294,13 +311,14 @@ class Learner:
         sequences: Sequence[PackedSequence],
         chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
         adapter: Mapping[str, Tensor] | None = None,
+        lora: LoraSettings | None = None,
     ) -> list[Tensor]:
         """Return token-aligned float32 logprobs [T] of each packed sequence under the loaded version, on the CPU.
 
         NaN at the first token of each segment, which has no prediction (and is never trained). `adapter` is that of
-        another version to score under; the one in training is put back afterwards. Raises OutOfMemoryError.
+        another version to score under, with its settings if they are others; the one in training is put back
+        afterwards. Raises OutOfMemoryError.
         """
-        own = None if adapter is None else self.policy.adapter_state()
 
         def scored() -> list[Tensor]:
             num_idle = self.policy.idle_passes(len(sequences))
@@ -310,18 +328,32 @@ class Learner:
             return found
 
         try:
-            if adapter is not None:
-                self.policy.load_adapter_state(adapter)
-            found = self._within_memory(scored, chunk_size)
+            with self._under(adapter, lora or self.policy.lora):
+                found = self._within_memory(scored, chunk_size)
         finally:
             self.progress.enter("")
-            if own is not None:
-                self.policy.load_adapter_state(own)
         shortage, self._shortage = self._shortage, None
         if found is None:
             assert shortage is not None, "scoring happens between two steps"
             raise shortage
         return found
+
+    @contextmanager
+    def _under(self, adapter: Mapping[str, Tensor] | None, lora: LoraSettings) -> Iterator[None]:
+        """Have the policy another version's adapter in the block."""
+        if adapter is None:
+            yield
+            return
+        # An adapter with other settings takes the place of the own one, whose weights stay as they are.
+        own = self.policy.adapter_state() if lora.fits(self.policy.lora) else None
+        restore = self.policy.use_lora(lora)
+        try:
+            self.policy.load_adapter_state(adapter)
+            yield
+        finally:
+            restore()
+            if own is not None:
+                self.policy.load_adapter_state(own)
 
     def _check_kl(self, sequences: Sequence[PackedSequence]) -> None:
         if self._sums[StepSum.SEQUENCES] > 0:

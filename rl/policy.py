@@ -7,7 +7,7 @@ Shapes: T tokens of a packed sequence. "Prediction-aligned": entry t is about th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from tandem.rl.models.last_layer import LEAST_PRUNED, hidden_at
 from tandem.rl.models.lora import (
     adapter_config,
     add_adapter,
+    detach_adapter,
     initial_adapter,
     initial_state,
 )
@@ -106,6 +107,7 @@ class Policy:
         compiles: bool = False,
     ) -> None:
         torch.set_float32_matmul_precision("highest")  # float32 stays float32 on a GPU: no TF32, in no kernel
+        self._causal_lm = causal_lm
         self._decoder: nn.Module = causal_lm.get_decoder()
         self._head: Tensor = causal_lm.get_output_embeddings().weight
         self._rule = rule
@@ -122,7 +124,7 @@ class Policy:
         """Whether the first rows take far longer, because torch compiles kernels for all others."""
         self.router_margins = RouterMargins(self._decoder)
         self.parameters = parameters
-        """The trainable float32 parameters under their PEFT names."""
+        """The trainable float32 parameters under their PEFT names; others after `use_lora`."""
         self.device = self._head.device
         self.dtype = self._head.dtype
         """Of the frozen base weights."""
@@ -222,6 +224,35 @@ class Policy:
         logprobs, _ = self.logprobs(one_segment(torch.tensor(self.probe_token_ids[:2])))
         if logprobs.requires_grad:
             logprobs.backward(torch.zeros_like(logprobs))
+
+    @property
+    def lora(self) -> LoraSettings:
+        """The settings of the adapter."""
+        return self._lora
+
+    def use_lora(self, lora: LoraSettings) -> Callable[[], None]:
+        """Take an adapter with other settings, whose weights are zero, and then `parameters` of it.
+
+        Return a function that puts the adapter of before back, with its weights. Nothing changes if the settings are
+        the same. Raises PolicyError, and changes nothing, for modules that the base model doesn't have.
+        """
+        if lora.fits(self._lora):
+            return lambda: None
+        before = self._lora, self.parameters
+        put_back = detach_adapter(self._causal_lm)
+        try:
+            parameters = add_adapter(self._causal_lm, lora)
+        except PolicyError:
+            put_back()
+            raise
+        self._lora, self.parameters = lora, parameters
+
+        def restore() -> None:
+            detach_adapter(self._causal_lm)
+            put_back()
+            self._lora, self.parameters = before
+
+        return restore
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Return a copy of the adapter on the CPU, under PEFT names."""

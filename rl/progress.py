@@ -28,7 +28,7 @@ class Position:
     num_rows: int = 0
     row_tokens: int = 0
     num_done: int = 0
-    """Rows that this learner has ever completed."""
+    """Rows that this learner has completed, with the kernels that it has."""
     token_s: float = 0.0
     """Seconds that a token of a completed row usually takes, 0 before the first one."""
 
@@ -55,6 +55,10 @@ class Progress:
         """Begin work that has no rows; "": rest until the next step."""
         self._began = None  # a row that was abandoned
         self._move(work=work, row=0, num_rows=0, row_tokens=0)
+
+    def restart(self) -> None:
+        """Take the next rows for first ones, which include work that is done once."""
+        self._move(num_done=0)
 
     def _complete_row(self) -> None:
         began, self._began, now = self._began, None, self.position

@@ -49,6 +49,13 @@ class LoraSettings(Settings):
             raise ValueError(f"{', '.join(outside)} can't be adapted: prompts would get wrong logprobs. Remove it.")
         return names
 
+    def fits(self, other: LoraSettings) -> bool:
+        """Return whether adapters of both have the same tensors and the same scale. Seed and order don't matter."""
+        return (self.r, self.alpha, set(self.target_modules)) == (other.r, other.alpha, set(other.target_modules))
+
+    def __str__(self) -> str:
+        return f"r {self.r}, alpha {self.alpha:g}, target_modules {', '.join(self.target_modules)}"
+
 
 @dataclass(frozen=True)
 class UpdateRule:

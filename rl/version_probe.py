@@ -80,6 +80,10 @@ class VersionProbe:
         along = sum((f - a) * d for f, a, d in zip(found, self.logprobs, line, strict=True))
         return along / length_squared > 0.5
 
+    @property
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, self.logprobs))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -88,3 +92,9 @@ class VersionProbe:
         """Return the probe in a checkpoint's manifest; None for a version that learners didn't make."""
         probe = json.loads((directory / MANIFEST).read_bytes()).get("metadata", {}).get("probe")
         return None if probe is None else cls(**probe)
+
+    def described(self, manifest: bytes) -> bytes:
+        """Return a checkpoint's manifest with this probe, as `of_checkpoint` reads it."""
+        fields = json.loads(manifest)
+        fields["metadata"] = {**fields.get("metadata", {}), "probe": self.to_json()}
+        return json.dumps(fields, indent=2, sort_keys=True).encode()

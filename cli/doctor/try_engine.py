@@ -33,7 +33,7 @@ async def _score(trial: Trial) -> Mapping[str, object]:
         served_name=base.name,
         fetch=artifacts.pull_verified_adapter,
         max_model_len=base.max_model_len,
-        lora=base.config.lora,
+        lora=base.config.largest_lora,
     )
     await engine.start(DEVICE_TIMEOUT_S)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tandem.rl.adapter_config import EXPERTS
 from tandem.rl.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from tandem.cluster.config import BaseModelConfig
 
-EXPERTS = "experts"
 WIDER_WINDOWS = ("cohere2", "cohere2_moe")
 """Families whose windows reach one token farther in vLLM 0.32 (`sliding_window + 1`) than in transformers 5.19."""
 HARMONY = ("gpt_oss", "openai")
@@ -30,7 +30,7 @@ def check_servable(base: BaseModelConfig, config: PreTrainedConfig) -> None:
 
     family = text_config(config).model_type
     is_on_cpu = base.engine.num_gpus == 0  # set once the cluster's GPUs are known
-    if EXPERTS in base.lora.target_modules:
+    if EXPERTS in base.largest_lora.target_modules:
         if is_on_cpu:
             raise PolicyError(
                 "vLLM has no kernels for adapters on experts on a CPU. Give the engine a GPU, or remove experts from "

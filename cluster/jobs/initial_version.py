@@ -36,6 +36,8 @@ def _note(base: ResolvedBaseModel) -> str | None:
         return None
     lora, own = base.config.lora.model_dump(mode="json"), json.loads(file.read_bytes())
     settings = [CHECKS, base.name, lora, base.config.max_model_len, own]
+    if base.config.lora_limits.target_modules:
+        settings.append(base.config.lora_limits.model_dump(mode="json"))
     if base.engine_path != base.path:
         served = Path(base.engine_path) / "config.json"
         settings += [base.engine_path, json.loads(served.read_bytes()) if served.is_file() else None]

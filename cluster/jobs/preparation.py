@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
     from tandem.rl.packing import PackedSequence
+    from tandem.rl.settings import LoraSettings
     from tandem.rl.trajectories import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 4  # so that small payloads don't wait for a large one
 WHO = "the process that prepares jobs"
-_WORK = {"initial_version": "making the base model's version 0"}
+_WORK = {"initial_version": "making a version 0", "import_adapter": "reading the adapter"}
 
 
 class TextModel(Protocol):
@@ -54,8 +56,13 @@ class TextModel(Protocol):
     def check_groups(self, groups: Iterable[TrajectoryGroup], config: TrainingConfig) -> None:
         """Raise what `build_batch` raises."""
 
-    def write_initial_version(self, artifacts: Artifacts) -> str:
+    def write_initial_version(self, artifacts: Artifacts, lora: LoraSettings | None = None) -> str:
         """Make version 0 durable and return its digest. Raise PolicyError if its adapter can't be made."""
+
+    def write_import(
+        self, artifacts: Artifacts, config_file: Path, weights_file: Path, lora: LoraSettings, about: Mapping[str, Any]
+    ) -> str:
+        """Make an adapter in PEFT's files a durable checkpoint. Raise AdapterError if it can't be a version."""
 
 
 class PreparationWorker:
@@ -65,9 +72,15 @@ class PreparationWorker:
         self._base_models, self._artifacts = base_models, artifacts
         self._warm: set[str] = set()
 
-    def initial_version(self, base_model: str) -> str:
+    def initial_version(self, base_model: str, lora: LoraSettings | None = None) -> str:
         """See `TextModel.write_initial_version`."""
-        return self._base_models[base_model].write_initial_version(self._artifacts)
+        return self._base_models[base_model].write_initial_version(self._artifacts, lora)
+
+    def import_adapter(
+        self, base_model: str, config_file: Path, weights_file: Path, lora: LoraSettings, about: Mapping[str, Any]
+    ) -> str:
+        """See `TextModel.write_import`."""
+        return self._base_models[base_model].write_import(self._artifacts, config_file, weights_file, lora, about)
 
     def warm_up(self, base_model: str) -> None:
         """Load some libraries and the model's tokenizer, so that the first payload doesn't wait for them.
@@ -152,9 +165,17 @@ class Preparation:
         if actor := self._actor:
             self._end(actor)
 
-    def initial_version(self, base_model: str) -> str:
+    def initial_version(self, base_model: str, lora: LoraSettings | None = None) -> str:
         """See `PreparationWorker.initial_version`."""
-        digest: str = self._call("initial_version", (base_model,), wait_on)
+        digest: str = self._call("initial_version", (base_model, lora), wait_on)
+        return digest
+
+    def import_adapter(
+        self, base_model: str, config_file: Path, weights_file: Path, lora: LoraSettings, about: Mapping[str, Any]
+    ) -> str:
+        """See `PreparationWorker.import_adapter`. The files are on this node, as the process is."""
+        arguments = base_model, config_file, weights_file, lora, about
+        digest: str = self._call("import_adapter", arguments, wait_on)
         return digest
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig, on_wait: OnWait = wait_on) -> None:

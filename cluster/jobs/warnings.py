@@ -47,9 +47,9 @@ def batch_warnings(batch: TrainingBatch) -> Iterator[dict[str, Any]]:
 def fresh_optimizer_warning(step: int) -> dict[str, Any]:
     """Return the data of the warning that the job starts from version `step` without its optimizer state."""
     message = (
-        f"Version {step}, from which the job starts, no longer has its optimizer state (retention.keep_optimizer), so "
-        "training begins with a new optimizer. The first updates are larger than usual: lower learning_rate if they "
-        "are too large."
+        f"Version {step}, from which the job starts, has no optimizer state: retention.keep_optimizer has deleted it, "
+        "or the model was forked without it. So training begins with a new optimizer. The first updates are larger "
+        "than usual: lower learning_rate if they are too large."
     )
     return _warning("fresh_optimizer", message, {"step": step})
 

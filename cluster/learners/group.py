@@ -211,6 +211,19 @@ class LearnerGroup:
         probe: VersionProbe = self._call(first, "load", deadline_s, on_wait, lambda w, _: w.base_probe.remote())[0]
         return probe
 
+    def probe_version(self, digest: str, on_wait: OnWait = wait_on) -> VersionProbe:
+        """Return the logprobs of the probe under any version. The learners must be running.
+
+        Raises the RLError or OSError of a version that can't be scored; the learners keep running.
+        """
+        first, deadline_s = self._workers[: self._base.learners.shard], self._deadlines.load_s
+        found: list[VersionProbe | Exception] = self._call(
+            first, "load", deadline_s, on_wait, lambda w, _: w.probe_version.remote(digest)
+        )
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
     def scorers(self, workers: list[Any], digest: str, logprob_chunk_size: int) -> list[Score]:
         """Return the scorers of the learners, for a `LogprobPool`, under any version: one per copy of the weights."""
         return scorers(workers, self._base.learners.shard, digest, logprob_chunk_size, self._calling)

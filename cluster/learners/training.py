@@ -80,6 +80,15 @@ class Training:
         self._group.start(on_wait)
         return self._group.base_probe(on_wait)
 
+    def probe_version(self, digest: str, on_wait: OnWait = wait_on) -> VersionProbe:
+        """Return the logprobs of the probe under any version, as `LearnerGroup.probe_version` does.
+
+        `on_wait` is called while other jobs use the learners, and while they start.
+        """
+        self._turn.hold(on_wait)
+        self._group.start(on_wait)
+        return self._group.probe_version(digest)
+
     def load(
         self,
         digest: str,

@@ -6,10 +6,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -25,6 +26,7 @@ from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.rl.checkpoint_files import MANIFEST
+from tandem.rl.errors import RLError
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from tandem.rl.out_of_memory import RowLimit
     from tandem.rl.packing import PackedSequence
     from tandem.rl.progress import Position
+    from tandem.rl.settings import LoraSettings
 
+PROBE_CHUNK_TOKENS = 1024
 WRITING = "writing"
 """The group of Ray calls that may run beside a gradient step."""
 WATCHING = "watching"
@@ -68,6 +72,7 @@ class _Finished:
     """Waits for the copy of the state."""
     probe: list[float]
     previous_probe: list[float]
+    adapter_config: dict[str, Any]
     sealed: SealedCheckpoint | None = None
 
 
@@ -101,7 +106,7 @@ class LearnerWorker:
         self._kept = KeptStates(base.learners.kept_state_bytes, base.learners.kept_device_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
         self._store: TCPStore | None = None  # kept for ranks that read from it later than rank 0
-        self._scored_adapter: tuple[str, dict[str, Tensor]] | None = None  # of the version last scored under
+        self._scored: tuple[str, LearnerState] | None = None  # the adapter of the version last scored under
         self._base_probe: list[float] = []  # of the base model
         self._fault: Exception | None = None  # that broke this rank's step with those that share its weights
         self._scoring_limit: RowLimit | None = None
@@ -185,13 +190,11 @@ class LearnerWorker:
 
         With `fresh_optimizer`, every rank begins without optimizer state, whether it still has one or not.
         """
-        from tandem.rl.checkpoints import LearnerState, read_checkpoint
-
         self.drop(job)
         active = self._active
         if fresh_optimizer:
             self._set_aside()
-            self._learner.load_state(LearnerState(self._adapter(digest)))
+            self._learner.load_state(self._adapter(digest))
             # The digest of another state, with the optimizer's: this one can't be kept under it.
             self._active = _Session(None, self._probe_of_loaded([]))
         elif active is not None and active.digest == digest and active not in self._sessions.values():
@@ -199,11 +202,25 @@ class LearnerWorker:
         else:
             self._set_aside()
             kept = self._kept.take(digest)
-            state = kept.state if kept else read_checkpoint(self._artifacts.pull_checkpoint(digest))
+            state = kept.state if kept else self._checkpoint(digest)
             self._learner.load_state(state)
             self._active = _Session(digest, self._probe_of_loaded(kept.probe if kept else []))
         assert self._active is not None
         self._sessions[job] = self._active
+
+    def _checkpoint(self, digest: str) -> LearnerState:
+        from tandem.rl.checkpoints import read_checkpoint
+
+        directory = self._artifacts.pull_checkpoint(digest)
+        return replace(read_checkpoint(directory), lora=self._lora_of(directory))
+
+    def _lora_of(self, checkpoint: Path) -> LoraSettings:
+        """Return the settings of a version's adapter. Raises PolicyError beyond the limits of the base model."""
+        from tandem.rl.checkpoints import read_lora
+
+        lora = read_lora(checkpoint)
+        self._base.check_lora(lora)
+        return lora
 
     def _probe_of_loaded(self, known: list[float]) -> list[float]:
         """Return the loaded version's logprobs of the probe, on the ranks that need them."""
@@ -275,21 +292,41 @@ class LearnerWorker:
 
         with self._in_step():
             is_loaded = self._active is not None and self._active.digest == digest
-            adapter = None if is_loaded else self._adapter(digest)
+            other = None if is_loaded else self._adapter(digest)
+            adapter, lora = (other.adapter, other.lora) if other else (None, None)
             if self._base.learners.shard > 1:  # no rank may split its rows alone
-                return self._learner.score(rows, chunk_size, adapter)
+                return self._learner.score(rows, chunk_size, adapter, lora)
             # Apart from the limit of gradient steps, which need far more memory.
             limit = self._scoring_limit = self._scoring_limit or RowLimit()
             return score_within_memory(
-                lambda fitting, chunk: self._learner.score(fitting, chunk, adapter), limit, rows, chunk_size
+                lambda fitting, chunk: self._learner.score(fitting, chunk, adapter, lora), limit, rows, chunk_size
             )
 
-    def _adapter(self, digest: str) -> dict[str, Tensor]:
-        from tandem.rl.checkpoints import read_adapter
+    def _adapter(self, digest: str) -> LearnerState:
+        """Return a version's state without that of its optimizer."""
+        from tandem.rl.checkpoints import LearnerState, read_adapter
 
-        if self._scored_adapter is None or self._scored_adapter[0] != digest:
-            self._scored_adapter = digest, read_adapter(self._artifacts.pull_adapter(digest))
-        return self._scored_adapter[1]
+        if self._scored is None or self._scored[0] != digest:
+            directory = self._artifacts.pull_adapter(digest)
+            self._scored = digest, LearnerState(read_adapter(directory), lora=self._lora_of(directory))
+        return self._scored[1]
+
+    def probe_version(self, digest: str) -> VersionProbe | RLError | OSError:
+        """Return the logprobs of the probe under any version, whose numbers may not be finite.
+
+        The state in training stays as it is. Ranks that share weights with this one make the same call. The error of a
+        version that can't be scored is returned, because this rank can do other work.
+        """
+        import torch
+
+        from tandem.rl.packing import one_segment
+
+        row = one_segment(torch.tensor(self._learner.policy.probe_token_ids))
+        try:
+            [logprobs] = self.score(digest, [row], PROBE_CHUNK_TOKENS)
+        except (RLError, OSError) as error:
+            return error
+        return self._probe(logprobs[1:].tolist(), {BASE: self._base_probe})
 
     def step(
         self,
@@ -337,7 +374,9 @@ class LearnerWorker:
             except StepError as error:
                 return error
         if self._rank == 0:
-            self._finished[job] = _Finished(self._learner.state_in_background(), probe, session.probe)
+            self._finished[job] = _Finished(
+                self._learner.state_in_background(), probe, session.probe, self._learner.policy.adapter_config()
+            )
         session.probe = probe
         return None
 
@@ -360,7 +399,7 @@ class LearnerWorker:
             others = {BASE: self._base_probe, PREVIOUS: finished.previous_probe}
             finished.sealed = seal_checkpoint(
                 finished.state(),
-                self._learner.policy.adapter_config(),
+                finished.adapter_config,  # by now, the learner may train a model with other settings
                 {**metadata, "probe": self._probe(finished.probe, others).to_json()},
             )
         return finished.sealed

@@ -91,8 +91,9 @@ def learner_memory(base: BaseModelConfig, geometry: Geometry, row_tokens: int) -
     state = 2 * FLOAT_BYTES * geometry.lora_parameters  # AdamW's two moments
     return LearnerMemory(
         weights=weights,
-        # value, gradient and moments in float32, and one more copy while the optimizer steps
-        lora=5 * FLOAT_BYTES * geometry.lora_parameters,
+        # value, gradient and moments in float32, one more copy while the optimizer steps, and where models have other
+        # settings, the adapter of another one to score under
+        lora=(5 if base.largest_lora.fits(base.lora) else 6) * FLOAT_BYTES * geometry.lora_parameters,
         activations=activation_bytes(geometry, row_tokens, width, learners),
         other_models=(learners.jobs_at_once - 1) * (state + FLOAT_BYTES * geometry.lora_parameters)
         + learners.kept_device_bytes,
@@ -127,7 +128,7 @@ def engine_memory(base: BaseModelConfig, geometry: Geometry, gpu_bytes: int, max
     logits = 3 * FLOAT_BYTES * max(sampled, CHUNK_TOKENS) * geometry.vocab_size  # logits, logprobs, a copy
     return EngineMemory(
         weights=_engine_weights(geometry, width, parallel),
-        lora=max_loras * slot_bytes(geometry, base.lora.r, width, parallel),
+        lora=max_loras * slot_bytes(geometry, base.largest_lora.r, width, parallel),
         buffers=hidden + logits + GRAPH_BYTES,
         overhead=CONTEXT_BYTES + (NCCL_BYTES if parallel > 1 else 0),
     )

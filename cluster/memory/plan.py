@@ -125,7 +125,7 @@ def choose_slots(base: BaseModelConfig, geometry: Geometry, gpu_bytes: int) -> i
     """Return max_loras: as configured, else many if these take little of the GPU."""
     if base.engine.max_loras is not None:
         return base.engine.max_loras
-    slot = slot_bytes(geometry, base.lora.r, DTYPE_BYTES[base.engine.dtype], tensor_parallel_size(base))
+    slot = slot_bytes(geometry, base.largest_lora.r, DTYPE_BYTES[base.engine.dtype], tensor_parallel_size(base))
     slots = MANY_SLOTS if MANY_SLOTS * slot <= SLOTS_SHARE * gpu_bytes else FEW_SLOTS
     return min(slots, base.engine.max_cpu_loras)
 

@@ -78,6 +78,15 @@ def load_model(
     return model
 
 
+def load_whole(path: str | Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load the model on the CPU in the dtype of its files, to be changed and saved. Raises PolicyError."""
+    try:
+        model: PreTrainedModel = _auto_class(config).from_pretrained(path, config=config, dtype="auto")
+    except (ValueError, ImportError) as error:
+        raise _unsupported(config, error) from error
+    return model
+
+
 def takes_attention_functions(model: PreTrainedModel) -> bool:
     """Return whether the family calls attention functions that are registered by name.
 

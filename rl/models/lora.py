@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,33 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings) -> dict[str, nn.Para
         )
     _report_experts(model, layers, lora)
     return _replace(model, set(map(id, layers.values())), lora)
+
+
+def detach_adapter(model: PreTrainedModel) -> Callable[[], None]:
+    """Take the adapter out of the model, which then takes another. Return a function that puts this one back.
+
+    Its parameters keep their values. The other one must be taken out before.
+    """
+    places = [
+        (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLinear | LoraExperts)
+    ]
+    for parent, own_name, module in places:
+        setattr(parent, own_name, module.base)
+
+    def put_back() -> None:
+        for parent, own_name, module in places:
+            setattr(parent, own_name, module)
+
+    return put_back
+
+
+def adapter_shapes(path: str | Path, lora: LoraSettings) -> dict[str, torch.Size]:
+    """Return the tensors of an adapter on the base model at `path`, without loading weights. Raises PolicyError."""
+    with torch.device("meta"):
+        parameters = add_adapter(empty_model(read_config(path)), lora)
+    return {name: parameter.shape for name, parameter in parameters.items()}
 
 
 def _can_adapt(module: nn.Module) -> bool:
@@ -149,8 +176,5 @@ def initial_adapter(path: str | Path, lora: LoraSettings, max_length: int | None
 
     Raises PolicyError if the model's configuration alone shows that `Policy.load` would reject it.
     """
-    config = read_config(path)
-    check_config(config, max_length)
-    with torch.device("meta"):
-        parameters = add_adapter(empty_model(config), lora)
-    return initial_state({name: parameter.shape for name, parameter in parameters.items()}, lora)
+    check_config(read_config(path), max_length)
+    return initial_state(adapter_shapes(path, lora), lora)

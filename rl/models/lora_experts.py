@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TARGET = "experts"
-"""In `target_modules`: the routed experts."""
-PARAMETERS = ("experts.gate_up_proj", "experts.down_proj")
+from tandem.rl.adapter_config import EXPERT_PARAMETERS, EXPERTS
+
+TARGET = EXPERTS
+PARAMETERS = EXPERT_PARAMETERS
 _RANK_STEP = 8  # a grouped product on CUDA takes rows of multiples of 16 bytes
 
 

@@ -46,7 +46,7 @@ class EngineReplica:
             served_name=base.name,
             fetch=artifacts.pull_verified_adapter,
             max_model_len=base.max_model_len,
-            lora=base.config.lora,
+            lora=base.config.largest_lora,
             answer_s=config.deadlines.engine_answer_s,
             hold_s=config.deadlines.inference_s / 2,
         )

@@ -22,12 +22,12 @@ from typing_extensions import Buffer
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.engine.core import EngineCore
 from tandem.cluster.engine.scoring import score_one
-from tandem.cluster.engine.servable import EXPERTS
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.versions.version_checks import VersionChecks
 from tandem.cluster.errors import AdapterUnavailableError, VersionNotFiniteError
-from tandem.rl.checkpoint_files import MANIFEST
+from tandem.rl.adapter_config import EXPERTS
+from tandem.rl.checkpoint_files import ADAPTER_CONFIG, MANIFEST
 from tandem.rl.probe import QUANTIZED_WEIGHTS, probe_token_ids
 from tandem.rl.settings import LoraSettings
 from tandem.rl.version_probe import Verdict, VersionProbe
@@ -95,7 +95,7 @@ class VersionLoader:
         request = LoadLoRAAdapterRequest(
             lora_name=adapter_name(digest),
             lora_path=str(directory),
-            is_3d_lora_weight=EXPERTS in self._lora.target_modules,
+            is_3d_lora_weight=await asyncio.to_thread(_adapts_experts, directory),
         )
         response = await self._core.unless_dead(self._models.load_lora_adapter(request))
         if isinstance(response, ErrorResponse):
@@ -186,7 +186,11 @@ def _write_verified(directory: Path, digest: str, files: Files) -> None:
 
 def _check_targets(directory: Path, lora: LoraSettings) -> None:
     """Raise ValueError for an adapter on modules that vLLM wasn't configured to adapt: it would ignore them."""
-    config = json.loads((directory / "adapter_config.json").read_text())
-    adapted = {*config["target_modules"], *([EXPERTS] if config.get("target_parameters") else [])}
+    config = json.loads((directory / ADAPTER_CONFIG).read_text())
+    adapted = {*config["target_modules"], *([EXPERTS] if _adapts_experts(directory) else [])}
     if unexpected := sorted(adapted - set(lora.target_modules)):
         raise ValueError(f"it adapts {', '.join(unexpected)}, which lora.target_modules doesn't name")
+
+
+def _adapts_experts(directory: Path) -> bool:
+    return bool(json.loads((directory / ADAPTER_CONFIG).read_text()).get("target_parameters"))

@@ -14,13 +14,14 @@ from policy_reference import PolicyReference
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
-from tandem.cluster.config import BaseModelConfig, LearnersConfig, LogprobsConfig
+from tandem.cluster.config import BaseModelConfig, LearnersConfig, LogprobsConfig, LoraLimits
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
-from tandem.rl.errors import StepError
+from tandem.rl.errors import LoraLimitError, StepError
 from tandem.rl.packing import pack, unpack
+from tandem.rl.settings import LoraSettings
 from tandem.rl.step_size import StepSize
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
@@ -176,6 +177,68 @@ def test_jobs_that_take_turns_make_the_versions_that_they_make_alone(worker, ver
     assert {job: probe(digest) for job, digest in found.items()} == probes
 
 
+OWN = {
+    "narrow": LoraSettings(r=2, alpha=6, target_modules=("v_proj", "q_proj"), seed=3),
+    "wide": LoraSettings(r=16, alpha=8, target_modules=("down_proj", "gate_proj", "o_proj")),
+    "base": CONFIG.lora,
+}
+
+
+def test_models_of_different_settings_that_take_turns_make_the_versions_that_they_make_alone(artifacts, tmp_path):
+    """Bitwise, where each alone has a learner that was started with its settings. They also score under each other."""
+    root = str(artifacts.checkpoints_dir.parent)
+    shared = CONFIG.model_copy(update={"lora_limits": LoraLimits(max_r=16)})
+    zeros = {name: ResolvedBaseModel(shared).write_initial_version(artifacts, lora) for name, lora in OWN.items()}
+
+    def train(worker, name, index):
+        worker.step(rows(seed=50 + index), LossConfig(), 0.01, 64, name)
+
+    expected, scores = {}, {}
+    for name, lora in OWN.items():
+        alone = LearnerWorker(0, 1, CONFIG.model_copy(update={"lora": lora}), root)
+        alone.start(None, 60)
+        assert ResolvedBaseModel(alone._base).write_initial_version(artifacts) == zeros[name]
+        alone.load(zeros[name], name)
+        for index in range(3):
+            train(alone, name, index)
+        expected[name] = save(alone, {"step": 1}, name)
+        scores[name] = alone.score(expected[name], rows(seed=1), 64)
+
+    together = LearnerWorker(0, 1, shared, root)
+    together.start(None, 60)
+    for name in OWN:
+        together.load(zeros[name], name)
+    for index in range(3):
+        for name in OWN:
+            train(together, name, index)
+            for other, found in scores.items():  # under a version of other settings, in the middle of a training
+                for ours, theirs in zip(together.score(expected[other], rows(seed=1), 64), found, strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    for name in OWN:
+        assert together.finish(name) is None
+    made = {name: together.write({"step": 1}, name) for name in OWN}  # while the learner has the settings of the last
+    assert made == expected
+    for name, digest in made.items():
+        together.keep(digest, name)
+        probe = together.probe_version(digest)
+        stored = VersionProbe.of_checkpoint(artifacts.checkpoints_dir / digest)
+        assert probe.logprobs == pytest.approx(stored.logprobs, abs=1e-6) and probe.is_finite
+        together.load(digest, name)  # from memory, with its settings
+        train(together, name, 3)
+
+
+def test_settings_beyond_the_limits_of_the_base_model_are_refused_and_harm_nothing(worker, versions, artifacts):
+    wider = CONFIG.model_copy(update={"lora_limits": LoraLimits(max_r=64)})
+    digest = ResolvedBaseModel(wider).write_initial_version(artifacts, CONFIG.lora.model_copy(update={"r": 64}))
+    worker.load(versions[1], "job")
+    assert isinstance(worker.probe_version(digest), LoraLimitError)
+    with pytest.raises(LoraLimitError, match="rank 64 is above 8"):
+        worker.load(digest, "other")
+    worker.load(versions[1], "job")
+    worker.step(rows(seed=3), LossConfig(), 0.01, 64, "job")
+    worker.drop("job")
+
+
 def test_a_dropped_job_leaves_the_others_as_they_are(worker, versions):
     worker.load(versions[1], "a")
     worker.step(rows(seed=3), LossConfig(), 0.01, 64, "a")
@@ -291,9 +354,7 @@ def test_scoring_does_not_change_the_next_step(worker, versions):
 
 def test_the_loaded_state_is_scored_without_reading_it_again_until_a_step_changes_it(worker, versions, monkeypatch):
     read = []
-    monkeypatch.setattr(
-        worker, "_adapter", lambda digest: read.append(digest) or worker._learner.policy.adapter_state()
-    )
+    monkeypatch.setattr(worker, "_adapter", lambda digest: read.append(digest) or worker._learner.state())
     worker.load(versions[1])
     worker.score(versions[1], rows(seed=4), 64)
     assert read == []
