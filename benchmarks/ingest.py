@@ -67,7 +67,12 @@ def serve(directory: Path) -> None:
     config = TandemConfig(home=directory, limits={"min_free_disk_bytes": 0})
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
     bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
-    others = {"preparation": Checker(bases, artifacts), "coordinator_status": None, "engine_faults": None}
+    others = {
+        "preparation": Checker(bases, artifacts),
+        "trials": None,
+        "coordinator_status": None,
+        "engine_faults": None,
+    }
     model = store.models.add("team", "bench", "agent", config.base_models[0].name, return_existing=True)
     app = create_app(Services(config, store, artifacts, None, bases, **others))
     with socket.create_server(("127.0.0.1", 0)) as listener:

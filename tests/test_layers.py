@@ -26,12 +26,13 @@ FORBIDDEN = {
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
-SERVE = {f"tandem.serve.{part}" for part in ("api", "app", "ingest", "jobs", "modelarts", "store")}
+SERVE = {f"tandem.serve.{part}" for part in ("adapters", "api", "app", "ingest", "jobs", "modelarts", "store")}
 HTTP = {"fastapi", "starlette"}
 RULES = {  # package or module: what no import in its source may name, not even inside a function
     **{f"tandem.{layer}": {"tandem.cli"} for layer in LAYERS if layer != "cli"},
     "tandem.serve.store": SERVE - {"tandem.serve.store"} | HTTP,
     "tandem.serve.jobs": SERVE - {"tandem.serve.store", "tandem.serve.jobs"} | HTTP,
+    "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
     "tandem.serve.api": {"tandem.serve.app", "tandem.serve.modelarts"},
     "tandem.serve.api.wire.requests": {"tandem.serve.store"},

@@ -232,7 +232,7 @@ def measure_routes(directory: Path) -> list[Record]:
     for completions, tokens in ((1, 16), (8, 64), (8, 512)):
         answer = {"model": "policy-" + "0" * 64, "choices": [choice(tokens)] * completions, "prompt_token_ids": [1, 2]}
         services = Services(config, store, Artifacts(config.artifacts_root), CannedEngine(json.dumps(answer).encode()),
-                            {TINY.name: None}, None, None, None)  # fmt: skip
+                            {TINY.name: None}, None, None, None, None)  # fmt: skip
         app = create_app(services)
         body = json.dumps({"model": "team/p/agent", "messages": [{"role": "user", "content": QUESTION}]}).encode()
         records.append({"kind": "completion", "tokens": completions * tokens, "megabytes": len(json.dumps(answer)) / MB,

@@ -17,6 +17,8 @@ T = TypeVar("T")
 MAX_ACCEPTED_AT_ONCE = 8
 # Checking a large payload takes long. In the thread pool that all routes share, it would block other requests.
 _ACCEPTING = ThreadPoolExecutor(MAX_ACCEPTED_AT_ONCE, "accepting")
+# An import waits for learners and engines, and must not keep jobs waiting.
+IMPORTING = ThreadPoolExecutor(2, "importing")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -34,7 +36,9 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, disconnecting, return_exceptions=True)
 
 
-async def to_completion(request: Request, work: Callable[[Callable[[], None]], T]) -> T:
+async def to_completion(
+    request: Request, work: Callable[[Callable[[], None]], T], pool: ThreadPoolExecutor = _ACCEPTING
+) -> T:
     """Return the result of `work`, which runs in a thread to its end even if the request is cancelled.
 
     `work` gets a function that raises ClientDisconnect if the client has disconnected, to be called before the work
@@ -47,7 +51,7 @@ async def to_completion(request: Request, work: Callable[[Callable[[], None]], T
             raise ClientDisconnect
 
     try:
-        return await loop.run_in_executor(_ACCEPTING, partial(work, check_connected))
+        return await loop.run_in_executor(pool, partial(work, check_connected))
     except asyncio.CancelledError:
         cancelled.set()
         raise

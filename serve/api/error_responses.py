@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, StageError
 from tandem.cluster.payloads.reading import PayloadError
-from tandem.rl.errors import ConfigError, TrajectoryError
+from tandem.rl.errors import AdapterError, ConfigError, LoraLimitError, TrajectoryError
 from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.bodies.problems import problems_of
 from tandem.serve.api.error_body import error_body
@@ -64,9 +64,11 @@ _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
     StorageFullError: (507, "insufficient_storage_error", {"x-should-retry": "false"}),
 }
 _FROM_BELOW = (
+    AdapterError,
     AdapterUnavailableError,
     ConfigError,
     EngineDeadError,
+    LoraLimitError,
     PayloadError,
     StageError,
     TrajectoryError,
@@ -99,6 +101,11 @@ def as_serve_error(error: Exception) -> ServeError | None:
         case ConfigError():
             problem = Problem(("body", "experimental_config", error.field), error.reason)
             return InvalidRequestError([problem], "invalid_training_config")
+        case AdapterError():
+            place = ("body", error.file, error.field) if error.field else ("body", error.file)
+            return InvalidRequestError([Problem(place, error.reason)], "invalid_adapter")
+        case LoraLimitError():
+            return InvalidRequestError([Problem(("body", "lora", error.field), error.reason)], "lora_not_allowed")
         case TrajectoryError():
             return InvalidRequestError([Problem(("body", *error.location), error.reason)], "invalid_trajectory")
         case PayloadError():

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypedDict
 
 from fastapi import Depends, Request
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.serve.adapters.importing import Trials
 from tandem.serve.api.version_watch import VersionWatch
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
     from tandem.rl.config import TrainingConfig
+    from tandem.rl.settings import LoraSettings
 
 Headers = list[tuple[str, str]]
 
@@ -40,6 +43,17 @@ class Preparation(Protocol):
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the metrics of logged trajectories. Raises PayloadError."""
+
+    def initial_version(self, base_model: str, lora: LoraSettings | None = None) -> str:
+        """Make version 0 with these LoRA settings durable and return its digest.
+
+        Raises PolicyError, which is a LoraLimitError for settings beyond the limits of the base model.
+        """
+
+    def import_adapter(
+        self, base_model: str, config_file: Path, weights_file: Path, lora: LoraSettings, about: Mapping[str, Any]
+    ) -> str:
+        """Make an adapter in PEFT's files a durable checkpoint and return its digest. Raises AdapterError."""
 
 
 class CoordinatorStatus(TypedDict):
@@ -87,6 +101,7 @@ class Services:
     base_models: Collection[str]
     """Their names."""
     preparation: Preparation
+    trials: Trials
     coordinator_status: Callable[[], Awaitable[Mapping[str, CoordinatorStatus]]]
     """The status of each base model's coordinator."""
     engine_faults: Callable[[], Awaitable[Mapping[str, EngineFault]]]

@@ -20,6 +20,7 @@ from tandem.serve.api.services import Services
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_health import EngineHealth
+from tandem.serve.app.version_trials import VersionTrials
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
@@ -63,6 +64,7 @@ class ApiReplica:
             engine=EngineConnections(),
             base_models=bases,
             preparation=preparation,
+            trials=VersionTrials(coordinator, engines, config.deadlines),
             coordinator_status=lambda: coordinator.status.remote(),
             engine_faults=EngineHealth(
                 serve.get_replica_context().app_name,

@@ -33,6 +33,7 @@ from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.cluster.placement import Placement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.waiting import OnWait
+from tandem.rl.version_probe import VersionProbe
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_handles import engine_check, engine_score, engines_asleep
@@ -142,6 +143,25 @@ class CoordinatorReplica:
             }
             for name, (coordinator, learners, _) in self._parts.items()
         }
+
+    async def probe_version(self, base_model: str, digest: str) -> VersionProbe:
+        """Return the learners' logprobs of the probe under a version that no job has made.
+
+        Raises StageError, also if the learners aren't free in time, and the errors of `LearnerGroup.probe_version`.
+        """
+        learners, deadline_s = self._parts[base_model][1], self._config.deadlines.load_s
+        end = time.monotonic() + deadline_s
+
+        def on_wait() -> None:
+            if time.monotonic() > end:
+                busy = learners.waiting_for or "jobs use the learners"
+                raise StageError("load", f"after {deadline_s:g} s, {busy}.", "Try again later.", retryable=True)
+
+        def probe() -> VersionProbe:
+            with learners.training(f"probe/{digest}", 0) as training:
+                return training.probe_version(digest, on_wait)
+
+        return await asyncio.to_thread(probe)
 
     def check_health(self) -> None:
         dead = [name for name, (_, _, thread) in self._parts.items() if not thread.is_alive()]

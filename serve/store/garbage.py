@@ -9,7 +9,8 @@ from sqlalchemy import delete, or_, select, true
 from sqlalchemy.orm import aliased
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import InitialVersionRow, JobRow, LogRow, VersionRow, is_open
+from tandem.serve.store.tables import JobRow, LogRow, VersionRow, is_open
+from tandem.serve.store.versions import is_initial
 
 KEYS_PER_QUERY = 500  # databases limit the parameters of a query
 
@@ -50,11 +51,12 @@ class Garbage:
         )
         # A job that started where the deleted version's job started may make the same checkpoint. It would find the
         # files, keep them as they are, and then lose them.
-        maker, repeating = aliased(JobRow), aliased(JobRow)
+        maker, repeating, made = aliased(JobRow), aliased(JobRow), aliased(VersionRow)
         needed_by_repetition = (
             select(repeating.number)
             .join(maker, maker.start_digest == repeating.start_digest)
-            .where(is_open(repeating), maker.model_id == dead.model_id, maker.step == dead.step)
+            .join(made, (made.model_id == maker.model_id) & (made.step == maker.step))
+            .where(is_open(repeating), made.digest == dead.digest)
             .exists()
         )
         # A request that began before may need the files of a retired version.
@@ -62,7 +64,6 @@ class Garbage:
         is_recent = true() if retired_before is None else retired.retired_at >= retired_before
         is_retired = retired.retired_at.is_not(None) & retired.files_removed_at.is_(None)
         needed_by_request = select(retired.step).where(retired.digest == dead.digest, is_retired, is_recent).exists()
-        is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == dead.digest).exists()
         with self._database.read() as session:
             dead_digests = select(dead.digest).where(dead.deleted_at.is_not(None), dead.files_removed_at.is_(None))
             needed = (
@@ -71,7 +72,7 @@ class Garbage:
                 | needed_by_lag
                 | needed_by_repetition
                 | needed_by_request
-                | is_initial
+                | is_initial(dead.digest)
             )
             return session.scalars(dead_digests.where(~needed).distinct()).all()
 

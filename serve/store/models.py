@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -25,25 +27,37 @@ class DeletedModel:
     job_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OwnLora:
+    """LoRA settings of a model that aren't those of its base model, and the version 0 that was made with them."""
+
+    settings: Mapping[str, Any]
+    initial_digest: str
+
+
 class Models:
     """For a caller, models of other entities don't exist."""
 
     def __init__(self, database: Database):
         self._database = database
 
-    def add(self, entity: str, project: str, name: str, base_model: str, return_existing: bool) -> ModelRow:
-        """Register a model, or return the existing one of that name.
+    def add(
+        self,
+        entity: str,
+        project: str,
+        name: str,
+        base_model: str,
+        return_existing: bool,
+        own_lora: OwnLora | None = None,
+    ) -> ModelRow:
+        """Register a model, or return the existing one of that name. `own_lora` None: the settings of the base model.
 
-        Raises ConflictError if it exists without `return_existing`, or is on another base model.
+        Raises ConflictError if it exists without `return_existing`, is on another base model, or has other LoRA
+        settings than `own_lora`.
         """
-        model = ModelRow(
-            id=str(uuid.uuid4()),
-            entity=entity,
-            project=project,
-            name=name,
-            base_model=base_model,
-            created_at=self._database.now(),
-        )
+        model = new_model(entity, project, name, base_model, self._database.now())
+        if own_lora is not None:
+            model.lora, model.initial_digest = dict(own_lora.settings), own_lora.initial_digest
         try:
             with self._database.write() as session:
                 session.add(model)
@@ -52,22 +66,23 @@ class Models:
             with self._database.read() as session:
                 existing = find_by_name(session, entity, project, name)
         if existing is None:  # it was deleted just now
-            return self.add(entity, project, name, base_model, return_existing)
-        if existing.base_model != base_model:
-            raise ConflictError(
-                f"Model {existing.path} already exists, on base model {existing.base_model}. "
-                "Choose another name, or delete that model first.",
-                "model_exists",
-                "base_model",
-            )
+            return self.add(entity, project, name, base_model, return_existing, own_lora)
+        check_base_model(existing, base_model)
         if not return_existing:
+            raise already_exists(existing)
+        if own_lora is not None and existing.lora != own_lora.settings:
             raise ConflictError(
-                f"Model {existing.path} already exists, with id {existing.id}. "
-                "Send return_existing: true to get it, or choose another name.",
+                f"Model {existing.path} already exists, with {existing.lora or 'the LoRA settings of its base model'}. "
+                "Choose another name, leave lora out to get it, or delete that model first.",
                 "model_exists",
-                "name",
+                "lora",
             )
         return existing
+
+    def find(self, entity: str, project: str, name: str) -> ModelRow | None:
+        """Return the live model of this name."""
+        with self._database.read() as session:
+            return find_by_name(session, entity, project, name)
 
     def get(self, model_id: str, entity: str) -> ModelRow:
         """Return a model. Raises NotFoundError."""
@@ -122,6 +137,32 @@ class Models:
             for log in logs:
                 session.delete(log)
         return DeletedModel(len(versions), tuple(blob_keys), tuple(job.id for job in all_jobs))
+
+
+def new_model(entity: str, project: str, name: str, base_model: str, now: datetime) -> ModelRow:
+    return ModelRow(
+        id=str(uuid.uuid4()), entity=entity, project=project, name=name, base_model=base_model, created_at=now
+    )
+
+
+def check_base_model(existing: ModelRow, base_model: str) -> None:
+    """Raise ConflictError if the model is on another base model."""
+    if existing.base_model != base_model:
+        raise ConflictError(
+            f"Model {existing.path} already exists, on base model {existing.base_model}. "
+            "Choose another name, or delete that model first.",
+            "model_exists",
+            "base_model",
+        )
+
+
+def already_exists(existing: ModelRow) -> ConflictError:
+    return ConflictError(
+        f"Model {existing.path} already exists, with id {existing.id}. "
+        "Send return_existing: true to get it, or choose another name.",
+        "model_exists",
+        "name",
+    )
 
 
 def find_model(session: Session, model_id: str, entity: str, lock: bool = False) -> ModelRow:

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from tandem.rl.errors import ConfigError
 from tandem.serve.store.models import find_by_name
-from tandem.serve.store.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
-from tandem.serve.store.versions import fate, find_retired, find_version, not_ready
+from tandem.serve.store.tables import JobRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.versions import fate, find_retired, find_version, initial_digest, not_ready
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def pin_reference(session: Session, model: ModelRow, reference: KlReference) -> 
 
     Raises ConfigError if there is no such version, UnavailableError while version 0 isn't recorded yet.
     """
-    if session.get(InitialVersionRow, model.base_model) is None:
+    if initial_digest(session, model) is None:
         raise not_ready(model.base_model)
     match reference.target:
         case Lag(lag):
@@ -81,7 +81,7 @@ def lagged_digest(session: Session, job: JobRow, model: ModelRow, lag: int, curr
     """
     step = max(0, current_step - lag)
     if step == 0:
-        return session.get_one(InitialVersionRow, model.base_model).digest
+        return initial_digest(session, model)
     return session.scalar(
         select(VersionRow.digest).where(
             VersionRow.model_id == job.model_id,
@@ -117,7 +117,7 @@ def _own_model(session: Session, model: ModelRow, option: str, path: tuple[str, 
 
 
 def _own_checkpoint(session: Session, model: ModelRow, option: str, digest: str) -> str:
-    if session.get_one(InitialVersionRow, model.base_model).digest == digest:
+    if initial_digest(session, model) == digest:
         return digest
     query = (
         select(VersionRow.digest)

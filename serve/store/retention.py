@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, Select, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.tables import JobRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.versions import is_initial
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class Retention:
         needs = other.deleted_at.is_(None) & other.optimizer_expired_at.is_(None)
         is_recent = other.optimizer_expired_at >= expired_before
         is_needed = select(other.step).where(other.digest == VersionRow.digest, or_(needs, is_recent)).exists()
-        is_initial = select(InitialVersionRow.digest).where(InitialVersionRow.digest == VersionRow.digest).exists()
         query = select(VersionRow.digest).where(
             VersionRow.deleted_at.is_(None),
             VersionRow.optimizer_expired_at.is_not(None),
             VersionRow.optimizer_removed_at.is_(None),
         )
         with self._database.read() as session:
-            return session.scalars(query.where(~is_needed, ~is_initial, ~_starts_open_job()).distinct()).all()
+            initial = is_initial(VersionRow.digest)
+            return session.scalars(query.where(~is_needed, ~initial, ~_starts_open_job()).distinct()).all()
 
     def optimizer_removed(self, digest: str) -> None:
         """Record that the file is gone."""

@@ -10,6 +10,7 @@ from tandem.serve.store.database import Database, utc_now
 from tandem.serve.store.garbage import Garbage
 from tandem.serve.store.jobs import Jobs
 from tandem.serve.store.keys import Keys
+from tandem.serve.store.lineage import Lineage
 from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
 from tandem.serve.store.retention import Retention
@@ -27,6 +28,7 @@ class Store:
         self.keys = Keys(self.database)
         self.models = Models(self.database)
         self.versions = Versions(self.database)
+        self.lineage = Lineage(self.database)
         self.logs = Logs(self.database)
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)

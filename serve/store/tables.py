@@ -26,6 +26,7 @@ NEVER = datetime.fromtimestamp(0, UTC)
 _ID = String(36)
 _NAME = String(128)
 _DIGEST = String(64)
+_JSON_OR_NULL = JSON(none_as_null=True)
 _LIVE = text("deleted_at IS NULL")
 _OPEN = text("state IN ('queued', 'running')")  # as `is_open` writes it
 
@@ -68,6 +69,7 @@ class ModelRow(Table):
     __tablename__ = "models"
     __table_args__ = (
         Index("models_live_name", "entity", "project", "name", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+        Index("models_initial_digest", "initial_digest"),
     )
 
     number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
@@ -82,6 +84,12 @@ class ModelRow(Table):
     """1 + the highest step that this model ever had: steps are never reused, even after deletion."""
     last_claimed_at: Mapped[datetime] = mapped_column(default=NEVER)
     """The time when a job of this model was last claimed; models take turns by it."""
+    lora: Mapped[dict[str, Any] | None] = mapped_column(_JSON_OR_NULL)
+    """The LoRA settings of a model that was registered with its own; None: those of the base model."""
+    initial_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    """Version 0 of a model with its own LoRA settings. Its files are never deleted: later models may have the same."""
+    origin: Mapped[dict[str, Any] | None] = mapped_column(_JSON_OR_NULL)
+    """The version that the model was forked from: model, model_id, step, optimizer."""
 
     @property
     def path(self) -> str:
@@ -90,11 +98,17 @@ class ModelRow(Table):
 
 
 class VersionRow(Table):
-    """A policy version that a job made. The row of a deleted version stays until its files are gone; that of a retired
-    one stays, so that requests learn what became of it."""
+    """A policy version that a job made, or that was imported or forked.
+
+    The row of a deleted version stays until its files are gone; that of a retired one stays, so that requests learn
+    what became of it.
+    """
 
     __tablename__ = "versions"
-    __table_args__ = (Index("versions_digest", "digest"),)
+    __table_args__ = (
+        Index("versions_digest", "digest"),
+        Index("versions_import_key", "model_id", "import_key", unique=True),
+    )
 
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -113,6 +127,10 @@ class VersionRow(Table):
     """From then on, a job that starts from this version starts without its optimizer state."""
     optimizer_removed_at: Mapped[datetime | None]
     """When the optimizer state was gone from the checkpoint."""
+    origin: Mapped[dict[str, Any] | None] = mapped_column(_JSON_OR_NULL)
+    """Of a version that no job made: its kind, import or fork, and where it came from."""
+    import_key: Mapped[str | None] = mapped_column(String(255))
+    """The Idempotency-Key of the request that imported the version."""
 
 
 class InitialVersionRow(Table):

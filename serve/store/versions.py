@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, func, literal, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, bindparam, func, literal, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.errors import GoneError, NotFoundError, UnavailableError
@@ -39,10 +39,11 @@ _NEWEST = (
     .limit(1)
 )
 _STEP = _NEWEST.where(VersionRow.step == bindparam("step"))
+_INITIAL_DIGEST = func.coalesce(ModelRow.initial_digest, InitialVersionRow.digest)
 _INITIAL = (
-    select(ModelRow.base_model, literal(0), InitialVersionRow.digest)
-    .join_from(ModelRow, InitialVersionRow, InitialVersionRow.base_model == ModelRow.base_model)
-    .where(*_NAMED)
+    select(ModelRow.base_model, literal(0), _INITIAL_DIGEST)
+    .join_from(ModelRow, InitialVersionRow, InitialVersionRow.base_model == ModelRow.base_model, isouter=True)
+    .where(*_NAMED, _INITIAL_DIGEST.is_not(None))
 )
 
 
@@ -72,17 +73,18 @@ class Versions:
                     "model_not_found",
                     "model",
                 )
-            version = find_version(session, model, step)
-            retired = None if version else find_retired(session, model, step or 0)
-        if version:
-            return PinnedPolicy(model.base_model, version.step, version.digest)
-        if not step:
-            raise not_ready(model.base_model)
-        if retired:
-            sentence = f"There is no version {model.path}:step{step} any more: {fate(model, step, retired)}."
-            raise GoneError(sentence, "version_retired", "model")
-        sentence = f"There is no version {model.path}:step{step}: {fate(model, step)}."
-        raise NotFoundError(sentence, "version_not_found", "model")
+            version = need_version(session, model, step, "model")
+        return PinnedPolicy(model.base_model, version.step, version.digest)
+
+    def get(self, model_id: str, entity: str, step: int) -> PolicyVersion:
+        """Return version `step` of a model. Raises NotFoundError, GoneError or UnavailableError."""
+        with self._database.read() as session:
+            return need_version(session, find_model(session, model_id, entity), step, "step")
+
+    def has_digest(self, digest: str) -> bool:
+        """Return True if a version, live or not, has the checkpoint."""
+        with self._database.read() as session:
+            return session.scalar(select(VersionRow.step).where(VersionRow.digest == digest).limit(1)) is not None
 
     def resolve_base(self, base_model: str) -> PinnedPolicy:
         """Return version 0 of a base model. Raises UnavailableError while it isn't recorded yet."""
@@ -131,6 +133,16 @@ class Versions:
         with self._database.read() as session:
             return {model_id: step for model_id, step in session.execute(query)}
 
+    def imported_steps(self, model_ids: Collection[str]) -> dict[str, int]:
+        """Return the newest step of each of these models that no job made."""
+        query = (
+            select(VersionRow.model_id, func.max(VersionRow.step))
+            .where(VersionRow.model_id.in_(model_ids), VersionRow.deleted_at.is_(None), VersionRow.origin.is_not(None))
+            .group_by(VersionRow.model_id)
+        )
+        with self._database.read() as session:
+            return {model_id: step for model_id, step in session.execute(query)}
+
     def delete(self, model_id: str, entity: str, steps: Collection[int]) -> tuple[int, ...]:
         """Delete versions, and return the steps of those that existed. Raises NotFoundError."""
         with self._database.write() as session:
@@ -155,8 +167,39 @@ def find_version(
         query = query.with_for_update()
     if version := session.scalar(query.order_by(VersionRow.step.desc()).limit(1)):
         return PolicyVersion(model.id, version.step, version.digest)
-    initial = session.get(InitialVersionRow, model.base_model) if step in (None, 0) else None
-    return PolicyVersion(model.id, 0, initial.digest) if initial else None
+    initial = initial_digest(session, model) if step in (None, 0) else None
+    return PolicyVersion(model.id, 0, initial) if initial else None
+
+
+def initial_digest(session: Session, model: ModelRow) -> str | None:
+    """Return the model's version 0: that of its own LoRA settings or of its base model, None if not recorded yet."""
+    if model.initial_digest is not None:
+        return model.initial_digest
+    initial = session.get(InitialVersionRow, model.base_model)
+    return initial.digest if initial else None
+
+
+def is_initial(digest: InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """True for the digest of a version 0, of a base model or of LoRA settings. Its files stay."""
+    of_base = select(InitialVersionRow.digest).where(InitialVersionRow.digest == digest).exists()
+    return of_base | select(ModelRow.number).where(ModelRow.initial_digest == digest).exists()
+
+
+def need_version(session: Session, model: ModelRow, step: int | None, param: str, lock: bool = False) -> PolicyVersion:
+    """Return the version as `find_version` does. Raises NotFoundError or UnavailableError; GoneError if retired.
+
+    `param`: the part of the request that names the step.
+    """
+    if version := find_version(session, model, step, lock):
+        return version
+    if not step:
+        raise not_ready(model.base_model)
+    if retired := find_retired(session, model, step):
+        sentence = f"There is no version {model.path}:step{step} any more: {fate(model, step, retired)}."
+        raise GoneError(sentence, "version_retired", param)
+    raise NotFoundError(
+        f"There is no version {model.path}:step{step}: {fate(model, step)}.", "version_not_found", param
+    )
 
 
 def find_retired(session: Session, model: ModelRow, step: int) -> datetime | None:

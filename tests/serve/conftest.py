@@ -12,7 +12,7 @@ from http.client import HTTPResponse
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from serve_fakes import Engine, TextModel
+from serve_fakes import Engine, TextModel, Trials
 from sqlalchemy import create_engine, make_url
 from waiting import wait_until
 
@@ -198,6 +198,7 @@ def services(tmp_path, store, engine, text_model, coordinator, engine_faults):
 
     artifacts = Artifacts(str(tmp_path / "artifacts"))
     return Services(
+        trials=Trials(),
         config=TandemConfig(home=tmp_path),
         store=store,
         artifacts=artifacts,

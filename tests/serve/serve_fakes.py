@@ -1,7 +1,10 @@
 """Stand-ins for the parts of the service that need Ray and vLLM, and small requests."""
 
 import asyncio
+import hashlib
+import io
 import json
+import tarfile
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +16,7 @@ from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST
 from tandem.rl.batch import build_batch, check_groups
+from tandem.rl.version_probe import VersionProbe
 
 TOKENIZER = DATA / "tokenizer"
 
@@ -104,3 +108,39 @@ def trajectory(reward, **changes):
 
 def groups(num=1):
     return [{"trajectories": [trajectory(0.0), trajectory(1.0)]} for _ in range(num)]
+
+
+@dataclass
+class Trials:
+    """Learners and engines that have tried a version, with answers that a test sets."""
+
+    logprobs: list = field(default_factory=lambda: [-1.0, -2.0])
+    answers: list = field(default_factory=list)
+    tried: list = field(default_factory=list)
+    """The digests."""
+
+    def probe(self, base_model, digest):
+        self.tried.append(digest)
+        return VersionProbe([1, 2, 3], self.logprobs, "torch.float32")
+
+    def load(self, base_model, digest):
+        return self.answers
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An archive of an adapter, and the hash of its content."""
+
+    archive: bytes
+    sha256: str
+
+
+def imported():
+    files, buffer = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    digests = b"".join(hashlib.sha256(content).digest() for content in files.values())
+    return Imported(buffer.getvalue(), hashlib.sha256(digests).hexdigest())

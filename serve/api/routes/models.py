@@ -7,18 +7,25 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends
+from pydantic import ValidationError
 
+from tandem.cluster.config import BaseModelConfig
+from tandem.rl.settings import LoraSettings
+from tandem.serve.adapters.importing import lora_of_model
 from tandem.serve.api.auth import InferCaller, TrainCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
+from tandem.serve.api.bodies.problems import problems_of
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.paging import Limit, Order, Page
-from tandem.serve.api.wire.requests import CreateModel, Name
+from tandem.serve.api.wire.requests import CreateModel, ForkFrom, ModelLora, Name
 from tandem.serve.api.wire.responses import Model, ModelDeleted
 from tandem.serve.api.wire.views import model_view
 from tandem.serve.errors import ForbiddenError, InvalidRequestError, Problem
 from tandem.serve.jobs.blobs import delete_blobs, delete_job_artifacts
 from tandem.serve.jobs.sweeping import remove_unused_checkpoints
 from tandem.serve.names import quoted
+from tandem.serve.store.lineage import ForkSource
+from tandem.serve.store.models import OwnLora
 from tandem.serve.store.tables import ModelRow
 
 router = APIRouter(prefix="/preview/models", tags=["models"])
@@ -42,9 +49,45 @@ def create_model(
         available = ", ".join(sorted(services.base_models))
         message = f"there is no base model {quoted(wanted.base_model)} here; this service has: {available}"
         raise InvalidRequestError([Problem(("body", "base_model"), message)], "base_model_not_found")
-    row = services.store.models.add(entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing)
+    row = _fork(services, entity, wanted, wanted.from_) if wanted.from_ else _add(services, entity, wanted)
     services.preparation.warm_up(wanted.base_model)  # its first job follows as soon as there are samples
     return _with_steps(services, [row])[0]
+
+
+def _add(services: Services, entity: str, wanted: CreateModel) -> ModelRow:
+    own_lora = None
+    if wanted.lora is not None:
+        base = services.config.base_model(wanted.base_model)
+        settings = _settings(base, wanted.lora)
+        base.check_lora(settings)
+        digest = services.preparation.initial_version(base.name, settings)
+        own_lora = OwnLora(settings.model_dump(mode="json"), digest)
+    return services.store.models.add(
+        entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing, own_lora
+    )
+
+
+def _settings(base: BaseModelConfig, asked: ModelLora) -> LoraSettings:
+    """Return the settings of a model: those that it asks for, the others as the base model has them."""
+    try:
+        return LoraSettings.model_validate(base.lora.model_dump() | asked.model_dump(exclude_none=True))
+    except ValidationError as error:
+        raise InvalidRequestError(problems_of(error.errors(include_url=False), ("body", "lora"))) from None
+
+
+def _fork(services: Services, entity: str, wanted: CreateModel, source: ForkFrom) -> ModelRow:
+    if wanted.lora is not None:
+        message = "can't be given with from: a fork has the LoRA settings of the model that it comes from"
+        raise InvalidRequestError([Problem(("body", "lora"), message)])
+    named = services.store.lineage.find_source(entity, source.model)
+    return services.store.lineage.fork(
+        entity,
+        wanted.project,
+        wanted.name,
+        wanted.base_model,
+        ForkSource(named.id, source.step, source.optimizer),
+        wanted.return_existing,
+    )
 
 
 @router.get("")
@@ -86,5 +129,10 @@ def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> 
 
 
 def _with_steps(services: Services, rows: Sequence[ModelRow]) -> list[Model]:
-    steps = services.store.versions.newest_steps([row.id for row in rows])
-    return [model_view(row, steps.get(row.id, 0)) for row in rows]
+    ids = [row.id for row in rows]
+    steps, imported = services.store.versions.newest_steps(ids), services.store.versions.imported_steps(ids)
+    return [model_view(row, steps.get(row.id, 0), _lora_of(services, row), imported.get(row.id)) for row in rows]
+
+
+def _lora_of(services: Services, row: ModelRow) -> LoraSettings | None:
+    return lora_of_model(row, services.config) if row.lora or row.base_model in services.base_models else None

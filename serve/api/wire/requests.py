@@ -38,6 +38,35 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra=_open_in_schema)
 
 
+ModuleName = Annotated[str, Field(max_length=128)]
+
+
+class ModelLora(RequestBody):
+    """LoRA settings of a model. Those that are left out are the base model's (`lora` of its configuration)."""
+
+    r: Annotated[int, Field(ge=1)] | None = None
+    """Rank."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The update is scaled by alpha / r."""
+    target_modules: (
+        Annotated[list[Annotated[str, Field(max_length=128)]], Field(min_length=1, max_length=256)] | None
+    ) = None
+    """Last parts of the names of the adapted modules."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """Seed of version 0."""
+
+
+class ForkFrom(RequestBody):
+    """The version of another model from which a new model begins."""
+
+    model: Annotated[str, Field(max_length=512)]
+    """The model's id, or its name: entity/project/name or project/name."""
+    step: Annotated[int, Field(ge=0, le=MAX_STEP)] | None = None
+    """The newest version if unset."""
+    optimizer: bool | None = None
+    """Continue with the version's optimizer state. Unset: if it has one."""
+
+
 class CreateModel(RequestBody):
     """A model to register: a LoRA policy on a base model, under a name."""
 
@@ -48,6 +77,10 @@ class CreateModel(RequestBody):
     base_model: str
     return_existing: bool = False
     """Return the model of this name if it exists, instead of an error."""
+    lora: ModelLora | None = None
+    """LoRA settings of its own, within the limits of the base model (`lora_limits`)."""
+    from_: Annotated[ForkFrom | None, Field(alias="from")] = None
+    """Make it a fork of another model's version, with that model's LoRA settings."""
 
 
 class DeleteCheckpoints(RequestBody):

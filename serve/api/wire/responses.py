@@ -14,6 +14,15 @@ from tandem.serve.keys import Role
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
+class Lora(BaseModel):
+    """The LoRA settings of a model."""
+
+    r: int
+    alpha: float
+    target_modules: list[str]
+    seed: int
+
+
 class Model(Listed):
     entity: str
     project: str
@@ -24,6 +33,11 @@ class Model(Listed):
     step: int
     """The newest version; 0 before the first training."""
     created_at: datetime
+    lora: Lora | None = None
+    """Its LoRA settings: its own or those of its base model. Null if that isn't configured any more."""
+    origin: dict[str, Any] | None = None
+    """Where it comes from if not from training alone: kind is "fork" (with model, step, optimizer) or "import" (with
+    the step of the newest imported version)."""
 
 
 class ModelDeleted(BaseModel):
@@ -40,6 +54,8 @@ class Version(Listed):
 
 
 class Checkpoint(Listed):
+    origin: dict[str, Any] | None = None
+    """Of a version that no job made: its kind, "import" or "fork", and where it comes from."""
     step: int
     metrics: dict[str, float]
     digest: str

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tandem.rl.settings import LoraSettings
 from tandem.serve.api.wire.paging import numbered_cursor
 from tandem.serve.api.wire.responses import (
     ApiKey,
     Checkpoint,
     InferenceModel,
     LogEntry,
+    Lora,
     Model,
     TrainingJob,
     TrainingJobEvent,
@@ -29,7 +31,11 @@ TRAINED = {
 """The counts of a job, and their names in its training_started event."""
 
 
-def model_view(row: ModelRow, step: int) -> Model:
+def model_view(row: ModelRow, step: int, lora: LoraSettings | None = None, imported_step: int | None = None) -> Model:
+    """`lora`: its settings. `imported_step`: of its newest version that was imported."""
+    origin = {"kind": "fork", **row.origin} if row.origin else None
+    if origin is None and imported_step is not None:
+        origin = {"kind": "import", "step": imported_step}
     return Model(
         id=row.id,
         entity=row.entity,
@@ -39,6 +45,8 @@ def model_view(row: ModelRow, step: int) -> Model:
         run_id=None,
         step=step,
         created_at=row.created_at,
+        lora=None if lora is None else Lora.model_validate(lora.model_dump()),
+        origin=origin,
     )
 
 
@@ -54,8 +62,9 @@ def version_view(row: VersionRow) -> Version:
 def checkpoint_view(row: VersionRow) -> Checkpoint:
     return Checkpoint(
         **version_view(row).model_dump(),
+        origin=row.origin,
         metrics=row.metrics,
-        has_optimizer=row.optimizer_expired_at is None and row.retired_at is None,
+        has_optimizer=row.optimizer_kind is not None and row.optimizer_expired_at is None and row.retired_at is None,
         retired_at=row.retired_at,
     )
 

@@ -19,10 +19,17 @@ from tandem.serve.store.tables import Table
 pytestmark = pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)
 
 ADDED = {
-    "versions": ("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at", "optimizer_kind"),
+    "versions": (
+        *("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at", "optimizer_kind"),
+        *("origin", "import_key"),
+    ),
     "jobs": ("api_key_id", "kind"),
+    "models": ("lora", "initial_digest", "origin"),
 }
-BACK_TO_FIRST = [f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in ADDED.items() for column in columns]
+INDEXES = ("versions_import_key", "models_initial_digest")
+BACK_TO_FIRST = [f"DROP INDEX {index}" for index in INDEXES] + [
+    f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in ADDED.items() for column in columns
+]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Adapters in PEFT's files: downloaded from versions, and imported as versions. Knows no HTTP."""
