@@ -214,7 +214,13 @@ def train(
     exit_process(status)
 
 
-for command in (doctor, service_commands.models, service_commands.jobs, service_commands.watch):
+for command in (
+    doctor,
+    service_commands.models,
+    service_commands.jobs,
+    service_commands.watch,
+    service_commands.export,
+):
     app.command()(command)
 
 

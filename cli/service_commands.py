@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,9 +23,16 @@ err = PlainConsole(stderr=True)
 Limit = Annotated[int, typer.Option(min=1, max=100)]
 SHOWN_METRICS = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
 WATCH_RETRIES_S = 30.0
+EXPORT_RETRIES_S = 60.0
 
 
-MODEL_COLUMNS = {"model": "name", "base model": "base_model", "newest version": "step", "id": "id"}
+MODEL_COLUMNS = {
+    "model": "name",
+    "base model": "base_model",
+    "newest version": "step",
+    "origin": "origin_text",
+    "id": "id",
+}
 JOB_COLUMNS = {
     "job": "id",
     "state": "state",
@@ -55,6 +63,33 @@ def jobs(
     if json:
         return print_json(out, [asdict(job) for job in found])
     print_table(out, JOB_COLUMNS, found)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(help="MODEL or MODEL:stepN; MODEL is a name as completions use it, or an id.")
+    ],
+    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the whole model with the adapter merged into it.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="With --merge: the base model's directory or Hugging Face id. Default: the service's."),
+    ] = None,
+) -> None:
+    """Download a version: its adapter in PEFT's files, or a checkpoint that needs no LoRA."""
+    from tandem.cli.export_command import ExportError
+    from tandem.cli.export_command import export as run
+
+    with _client(EXPORT_RETRIES_S) as client:
+        try:
+            adapter = run(client, model, directory, merge, base)
+        except ExportError as error:
+            err.error(str(error))
+            raise typer.Exit(1) from None
+    written = f"{adapter.model.base_model} with the adapter merged" if merge else "the adapter"
+    out.print(f"{directory}: {written}, {adapter.model.version_name(adapter.step)} ({adapter.digest})")
 
 
 def watch(job: str, json: Json = False) -> None:

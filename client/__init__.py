@@ -31,15 +31,17 @@ from tandem.client.errors import (
     SettingsError,
     StatusError,
     TandemError,
+    TransferError,
     UnexpectedAnswerError,
     WaitTimeoutError,
 )
 from tandem.client.judging import JudgeError, Score, judge_group
-from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Fault, Health, Job, Model, Version
+from tandem.client.records import Adapter, ApiKey, Artifact, Checkpoint, Event, Fault, Health, Job, Model, Version
 from tandem.client.retries import Retries
 from tandem.client.sync_client import Client
 
 __all__ = [
+    "Adapter",
     "ApiKey",
     "Artifact",
     "AsyncClient",
@@ -68,6 +70,7 @@ __all__ = [
     "SettingsError",
     "StatusError",
     "TandemError",
+    "TransferError",
     "UnexpectedAnswerError",
     "Version",
     "WaitTimeoutError",

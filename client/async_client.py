@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, closing
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from tandem.client import calls
+from tandem.client import adapters, calls
 from tandem.client.capturing.capture import capture
 from tandem.client.connection import Connection, documented
 from tandem.client.flows import Call, Flow, Item, Pause
@@ -85,6 +85,9 @@ class AsyncClient:
     wait_for_version = _result(calls.wait_for_version)
     checkpoints = _iterator(calls.checkpoints)
     delete_checkpoints = _call(calls.delete_checkpoints)
+    fork_model = _result(adapters.fork_model)
+    download_adapter = _result(adapters.download_adapter)
+    import_adapter = _result(adapters.import_adapter)
 
     train = _call(calls.train)
     post_job = _call(calls.post_job)
@@ -136,17 +139,18 @@ class AsyncClient:
         return self._connection.result(call, response)
 
     async def _items(self, flow: Flow[T]) -> AsyncGenerator[T]:
-        answer: Any = None
-        while True:
-            try:
-                step = flow.send(answer)
-            except StopIteration:
-                return
-            answer = None
-            match step:
-                case Call():
-                    answer = await self._send(step)
-                case Pause():
-                    await asyncio.sleep(step.seconds)
-                case Item():
-                    yield step.value
+        with closing(flow):  # which removes its files if a request fails
+            answer: Any = None
+            while True:
+                try:
+                    step = flow.send(answer)
+                except StopIteration:
+                    return
+                answer = None
+                match step:
+                    case Call():
+                        answer = await self._send(step)
+                    case Pause():
+                        await asyncio.sleep(step.seconds)
+                    case Item():
+                        yield step.value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,22 +20,38 @@ LONGEST_WAIT_S = 30.0
 
 
 def register_model(
-    name: str, *, project: str, base_model: str, entity: str | None = None, return_existing: bool = True
+    name: str,
+    *,
+    project: str,
+    base_model: str,
+    entity: str | None = None,
+    return_existing: bool = True,
+    lora: Mapping[str, Any] | None = None,
 ) -> Call[Model]:
     """Register a model, or return the existing one of this name.
 
     Args:
         entity: default: the entity of the key.
         return_existing: if False, raise ConflictError when the name is taken. Such a request is never retried.
+        lora: LoRA settings of its own: any of r, alpha, target_modules, seed. Default: those of the base model.
     """
-    body = {
+    body = register_body(name, project, base_model, entity, return_existing)
+    if lora is not None:
+        body["lora"] = dict(lora)
+    return Call("POST", "/v1/preview/models", Model.parse, json=body, is_safe=return_existing)
+
+
+def register_body(
+    name: str, project: str, base_model: str, entity: str | None, return_existing: bool
+) -> dict[str, Any]:
+    """Return the body of a request that registers a model."""
+    return {
         "entity": entity,
         "project": project,
         "name": name,
         "base_model": base_model,
         "return_existing": return_existing,
     }
-    return Call("POST", "/v1/preview/models", Model.parse, json=body, is_safe=return_existing)
 
 
 def get_model(model: Model | str) -> Call[Model]:

@@ -65,6 +65,8 @@ class Connection:
         if not response.is_success and response.status_code not in call.accepts:
             raise status_error(response, asked(self.url))
         try:
+            if call.takes_response:
+                return call.parse(response)
             return call.parse(response.json() if call.is_json else response.content)
         except (ValueError, KeyError, TypeError) as error:
             raise UnexpectedAnswerError(

@@ -37,6 +37,10 @@ class WaitTimeoutError(TandemError, TimeoutError):
     """The job or version didn't arrive within `timeout_s`."""
 
 
+class TransferError(TandemError, OSError):
+    """A file arrived damaged."""
+
+
 class StatusError(TandemError):
     """The service answered with an error.
 

@@ -31,6 +31,8 @@ class Call(Generic[T]):
     is_safe: bool = False
     """It can be repeated without a second effect. Every GET can."""
     is_json: bool = True
+    takes_response: bool = False
+    """`parse` gets httpx's response, with its headers."""
     accepts: tuple[int, ...] = ()
     """Statuses besides 2xx whose answer is a result."""
 

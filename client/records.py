@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
@@ -51,10 +52,24 @@ class Model(Record):
     step: int
     """The newest version when the service answered; 0 before any training."""
     created_at: datetime
+    lora: dict[str, Any] | None = None
+    """Its LoRA settings: r, alpha, target_modules, seed."""
+    origin: dict[str, Any] | None = None
+    """Where it comes from, if not from training alone: its kind, "fork" or "import", and the version."""
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
         return super().parse({**data, "short_name": data["name"]})
+
+    @property
+    def origin_text(self) -> str | None:
+        """A few words about its origin."""
+        match self.origin:
+            case {"kind": "fork", "model": model, "step": step}:
+                return f"fork of {model}:step{step}"
+            case {"kind": "import", "step": step}:
+                return f"step {step} imported"
+        return None
 
     @property
     def name(self) -> str:
@@ -84,6 +99,23 @@ class Checkpoint(Record):
     metrics: dict[str, float]
     digest: str
     created_at: datetime
+    has_optimizer: bool = True
+    """False if a job that starts from this version begins with a new optimizer."""
+    origin: dict[str, Any] | None = None
+    """Of a version that no job made: its kind, "fork" or "import", and where it comes from."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A version's adapter on this machine, in PEFT's files."""
+
+    directory: Path
+    model: Model
+    step: int
+    digest: str
+    """SHA-256 of the checkpoint's manifest; completions carry it in x-policy-digest."""
+    base_model_path: str | None
+    """Where the service has the weights of the base model: a Hugging Face id, a directory there, or builtin:tiny."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from tandem.client import calls
+from tandem.client import adapters, calls
 from tandem.client.capturing.capture import capture
 from tandem.client.connection import Connection, documented
 from tandem.client.flows import Call, Flow, Item, Pause
@@ -93,6 +93,9 @@ class Client:
     wait_for_version = _result(calls.wait_for_version)
     checkpoints = _iterator(calls.checkpoints)
     delete_checkpoints = _call(calls.delete_checkpoints)
+    fork_model = _result(adapters.fork_model)
+    download_adapter = _result(adapters.download_adapter)
+    import_adapter = _result(adapters.import_adapter)
 
     train = _call(calls.train)
     post_job = _call(calls.post_job)
@@ -144,17 +147,18 @@ class Client:
         return self._connection.result(call, response)
 
     def _items(self, flow: Flow[T]) -> Generator[T]:
-        answer: Any = None
-        while True:
-            try:
-                step = flow.send(answer)
-            except StopIteration:
-                return
-            answer = None
-            match step:
-                case Call():
-                    answer = self._send(step)
-                case Pause():
-                    time.sleep(step.seconds)
-                case Item():
-                    yield step.value
+        with closing(flow):  # which removes its files if a request fails
+            answer: Any = None
+            while True:
+                try:
+                    step = flow.send(answer)
+                except StopIteration:
+                    return
+                answer = None
+                match step:
+                    case Call():
+                        answer = self._send(step)
+                    case Pause():
+                        time.sleep(step.seconds)
+                    case Item():
+                        yield step.value
