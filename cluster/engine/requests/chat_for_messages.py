@@ -1,7 +1,8 @@
 """vLLM's chat, as its layer for Anthropic's Messages can convert it.
 
 That layer fails on tool calls whose arguments aren't a JSON object, which a model may write and a limit of tokens may
-cut, and turns an error in a stream into one about its own parsing. Importing this module imports no vLLM.
+cut, turns an error in a stream into one about its own parsing, ends a last message of the assistant, and takes text
+for a call where no tools are offered. Importing this module imports no vLLM.
 """
 
 from __future__ import annotations
@@ -13,8 +14,26 @@ from typing import Any
 
 from pydantic_core import from_json
 
+Convert = Callable[..., Any]
 Chat = Callable[..., Awaitable[Any]]
 _ERROR = 'data: {"error":'
+
+
+def as_the_protocol_says(convert: Convert) -> Convert:
+    """Return a conversion of requests to chat that continues a last message of the assistant.
+
+    Without tools, text that looks like a call stays text, as in chat.
+    """
+
+    def converted(request: Any, **options: Any) -> Any:
+        chat = convert(request, **options)
+        if not chat.tools:
+            chat.tool_choice = "none"
+        if request.messages and request.messages[-1].role == "assistant":
+            chat.add_generation_prompt, chat.continue_final_message = False, True
+        return chat
+
+    return converted
 
 
 class ChatForMessages:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tandem.cluster.engine.requests.field_rules import Rule, check_fields, only, read, refused, without, without_effect
+from tandem.cluster.engine.requests.request_checks import BadRequestError
 
 _SHARED = "It would act on an engine that others share. Leave it out."
 _RETURNED = "Token ids and logprobs are always returned."
@@ -94,7 +95,7 @@ RULES: dict[str, Rule] = {
     "mcp_servers": refused(_OWN),
     "context_management": refused("Shorten the conversation before you send it."),
     "inference_geo": refused("Requests are answered where the service runs. Leave it out."),
-    "speed": refused("All requests have the same priority. Leave it out."),
+    "speed": only("standard", why="All requests have the same priority."),
     **dict.fromkeys(("kv_transfer_params", "ec_transfer_params"), refused(_SHARED)),
 }
 _OURS = ("return_token_ids", "return_tokens_as_token_ids", "service_tier", "cache_control")
@@ -104,6 +105,7 @@ _OURS = ("return_token_ids", "return_tokens_as_token_ids", "service_tier", "cach
 def checked_message(request: dict[str, Any]) -> dict[str, Any]:
     """Return the request as vLLM's layer for Messages reads all of it. Raises BadRequestError."""
     check_fields(request, RULES)
+    _check_choice(request.get("tool_choice"), request.get("tools"))
     return without(request, _OURS)
 
 
@@ -111,3 +113,13 @@ def checked_count(request: dict[str, Any]) -> dict[str, Any]:
     """Return a request to count tokens, likewise."""
     check_fields(request, _COUNTED)
     return without(request, _OURS)
+
+
+def _check_choice(choice: Any, tools: Any) -> None:
+    """Raise BadRequestError for a choice of a tool that the request doesn't offer; vLLM doesn't check that."""
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if kind == "any" and not tools:
+        raise BadRequestError("tool_choice.type is 'any' without tools. Offer some.", "tool_choice.type")
+    offered = [tool.get("name") for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
+    if kind == "tool" and isinstance(choice, Mapping) and choice.get("name") not in offered:
+        raise BadRequestError("tool_choice.name isn't that of one of the tools.", "tool_choice.name")

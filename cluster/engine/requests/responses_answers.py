@@ -84,12 +84,18 @@ class ResponsesAnnotator(Annotator):
 
     def _reason(self, error: Exception) -> str:
         """Return the sentence for an error, as vLLM's answer without a stream would have it."""
-        # vLLM can't write an error of the generation as an event: it fails on that, and the first error is the cause.
-        is_written = not isinstance(error, ValidationError) or not isinstance(error.__context__, Exception)
-        cause = error if is_written else error.__context__
         responses: Any = importlib.import_module("vllm.entrypoints.serve.exception_handling.error_response")
-        message: str = responses.create_error_response(cause).error.message
+        message: str = _unwritten(error) or responses.create_error_response(error).error.message
         return message.replace(self.engine_name, self.requested_name)
+
+
+def _unwritten(error: Exception) -> str | None:
+    """Return the message of an error that vLLM tried to write as an event, which fails; None for another error."""
+    for fault in error.errors(include_url=False) if isinstance(error, ValidationError) else ():
+        unwritten = fault["input"].get("error") if isinstance(fault["input"], dict) else None
+        if isinstance(unwritten, dict):
+            return str(unwritten.get("message"))
+    return None
 
 
 def error_event(number: int, message: str, code: str = "server_error") -> bytes:

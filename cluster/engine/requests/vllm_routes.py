@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from tandem.cluster.engine.requests.answers import Annotator
-from tandem.cluster.engine.requests.chat_for_messages import ChatForMessages
+from tandem.cluster.engine.requests.chat_for_messages import ChatForMessages, as_the_protocol_says
 from tandem.cluster.engine.requests.generations import RECORDED, RecordingClient
 from tandem.cluster.engine.requests.openai_app import ASGIApp
 from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, PATHS, RESPONSES
@@ -44,6 +44,7 @@ def completion_app(vllm: FastAPI) -> ASGIApp:
     for layer in (responses, messages):
         layer.engine_client = RecordingClient(layer.engine_client)
     messages.create_chat_completion = ChatForMessages(messages.create_chat_completion)
+    messages.to_chat_completion_request = as_the_protocol_says(messages.to_chat_completion_request)
     endpoints = {
         CHAT: _endpoint(ChatCompletionRequest, chat.create_chat_completion),
         COMPLETIONS: _endpoint(CompletionRequest, completion.create_completion),

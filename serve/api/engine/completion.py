@@ -19,7 +19,6 @@ from pydantic_core import from_json
 from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
-from tandem.cluster.engine.requests.protocols import speaks_anthropic
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import JsonText
 from tandem.serve.api.connection import while_connected
@@ -35,7 +34,6 @@ from tandem.serve.store.versions import PinnedPolicy
 
 logger = logging.getLogger(__name__)
 
-ANTHROPIC_VERSION_HEADER, ANTHROPIC_VERSION = "anthropic-version", "2023-06-01"
 _NAME = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+)(?::step(0|[1-9][0-9]{0,8}))?")
 
 
@@ -46,8 +44,6 @@ async def complete(
 
     Raises the errors of pinning, DeadlineError, UnavailableError, EngineDeadError and ClientDisconnect.
     """
-    if speaks_anthropic(path):
-        _check_anthropic_version(request)
     name = body.value.get("model")
     if not isinstance(name, str):
         raise InvalidRequestError([Problem(("body", "model"), "must be the name of a model, like entity/project/name")])
@@ -79,12 +75,6 @@ async def complete(
             "engine_failed",
         )
     return Response(content, status, headers)
-
-
-def _check_anthropic_version(request: Request) -> None:
-    """Raise InvalidRequestError for another version of Anthropic's protocol. Without the header it is the newest."""
-    if request.headers.get(ANTHROPIC_VERSION_HEADER, ANTHROPIC_VERSION) != ANTHROPIC_VERSION:
-        raise InvalidRequestError([Problem(("header", ANTHROPIC_VERSION_HEADER), f"must be {ANTHROPIC_VERSION}")])
 
 
 def _pin(name: str, caller: Caller, services: CompletionServices) -> PinnedPolicy:

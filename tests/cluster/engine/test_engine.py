@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,41 @@ import ray
 import torch
 from engine_client import REQUESTED, Answer, Asked, ask, core_of, start_engine
 from policy_reference import PolicyReference, sampled_tokens, write_adapter
+from protocol_answers import request_to, said_in
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
+from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, RESPONSES
+from tandem.cluster.engine.requests.protocols import MESSAGES as MESSAGES_PATH
 from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError, WrongVersionError
 from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST
 from tandem.rl.checkpoints import LearnerState, seal_checkpoint
 from tandem.rl.errors import CheckpointError
 from tandem.rl.settings import LoraSettings
+from tandem.rl.tiny.corpus import ADD_TOOL
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 MAX_MODEL_LEN = 256
 CONFIG = EngineConfig(max_num_seqs=32, max_loras=3, max_cpu_loras=4, kv_cache_memory_bytes=1 << 20)
 VERSIONS = [f"{k:064x}" for k in range(7)]  # the first is the zero adapter
 TOLERANCE = 1e-4
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # Longer than two blocks of the prefix cache, and the same under every version.
 MESSAGES = [{"role": "user", "content": "Which of these numbers is the largest: 3, 17, 8, 41, 5, 22 or 39? " * 2}]
 MANY = 384
+PLUS = {"messages": [{"role": "user", "content": "What is 3 plus 4?"}], "temperature": 0, "max_tokens": 48}
+HELLO = PLUS | {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}]}
+IN_EACH_PROTOCOL = {
+    "an answer": HELLO,
+    "a limit": HELLO | {"max_tokens": 3},
+    "a stop sequence": HELLO | {"stop": ["help"]},
+    "text like a call": PLUS,  # no tools are offered
+    "a call": PLUS | {"tools": [ADD_TOOL]},
+    "a forced call": PLUS | {"tools": [ADD_TOOL], "tool_choice": "required"},
+    "no call": PLUS | {"tools": [ADD_TOOL], "tool_choice": "none"},
+}
 LONG = {"messages": MESSAGES, "n": MANY, "ignore_eos": True}  # a minute of work
 
 
@@ -480,6 +496,31 @@ def test_only_completions_can_be_asked_for(client):
 def test_sequences_that_cannot_be_scored_are_refused(client, tokens):
     with pytest.raises(ValueError, match="Sequence 1"):
         client.score([[5, 6], tokens], VERSIONS[1])
+
+
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES_PATH])
+@pytest.mark.parametrize("chat", IN_EACH_PROTOCOL.values(), ids=IN_EACH_PROTOCOL)
+def test_other_protocols_sample_the_tokens_of_chat(client, path, chat):
+    def ask(path, is_stream=False):
+        answer = client.ask(VERSIONS[0], request_to(path, chat, is_stream), path)
+        assert answer.status == 200, answer.body
+        return said_in(path, answer.body, is_stream)
+
+    of_chat = ask(CHAT)
+    for said in (ask(path), ask(path, is_stream=True)):
+        assert replace(said, logprobs=[]) == replace(of_chat, logprobs=[])
+        assert said.logprobs == pytest.approx(of_chat.logprobs, abs=1e-5)
+        assert said.marks[1:] == (said.marks[1], REQUESTED)
+
+
+def test_a_last_message_of_the_assistant_is_continued(client, tiny_model):
+    ask = {"max_tokens": 8, "temperature": 0}
+    turns = [*PLUS["messages"], {"role": "assistant", "content": "3 plus 4 is"}]
+    message = client.ask(VERSIONS[0], {"messages": turns, **ask}, MESSAGES_PATH).json()
+    text = AutoTokenizer.from_pretrained(tiny_model).decode(message["prompt_token_ids"])
+    assert text.endswith("<|im_start|>assistant\n3 plus 4 is")
+    count = client.ask(VERSIONS[0], {"messages": turns}, COUNT_TOKENS).json()
+    assert count["input_tokens"] == len(message["prompt_token_ids"]) == message["usage"]["input_tokens"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
