@@ -150,3 +150,12 @@ def test_a_request_cannot_steer_the_proxy(header):
     assert response.status_code == 200
     assert header.lower().encode() not in dict(seen[0])
     assert dict(seen[0])[b"accept"] == b"*/*"
+
+
+def test_clients_of_anthropics_protocol_get_its_errors_from_a_proxy_too():
+    text = "Path '/v1/messages' not found. Ping http://.../-/routes for available routes."
+    app = AnthropicErrors(proxy(*convert_object_to_asgi_messages(text, status_code=404))[0])
+    response = ask(app, "/v1/messages")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["error"]["type"] == "overloaded_error"
+    assert response.json()["request_id"] == response.headers["x-request-id"]
