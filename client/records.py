@@ -146,6 +146,10 @@ class Job(Record):
     """What trains: numbers of groups, trajectories, packed sequences and tokens. None before the training starts."""
     not_trained: dict[str, int] = field(default_factory=dict)
     """The trajectories that don't train, by reason."""
+    retokenised_tokens: int | None = None
+    """Trained tokens that aren't known to be those that were sampled. None before the training starts."""
+    untrainable_tokens: dict[str, int] = field(default_factory=dict)
+    """Sampled tokens that can't train, whatever their reward, by reason."""
     warnings: list[str] = field(default_factory=list)
     """Sentences about data that doesn't train as it might seem."""
 

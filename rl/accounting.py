@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tandem.rl.advantages import have_spread
-from tandem.rl.tokens.messages import Choice
+from tandem.rl.trajectories import choices_of
 from tandem.rl.unread_fields import reported_names
 
 if TYPE_CHECKING:
     from tandem.rl.config import TrainingConfig
+    from tandem.rl.sampled_trajectories import SampledTrajectory
     from tandem.rl.tokens.tokenizing import TokenizedSequence
     from tandem.rl.trajectories import Trajectory, TrajectoryGroup
 
 REASONS = {
-    "empty": "no messages and no choices",
+    "empty": "no messages, no choices and no exchanges",
     "no_choices": "no sampled choices, only messages",
     "no_logprobs": "no logprobs on any choice",
     "no_tokens": "no sampled tokens",
@@ -33,8 +34,15 @@ PARTS = {
     "choices_without_logprobs": "choices without logprobs, left out",
     "sequences_too_long": "sequences longer than packed_sequence_length or the model's limit, left out",
     "tokens_without_logprobs": "tokens with a placeholder for their logprob, trained with an importance ratio of 1",
+    "tokens_repeated": "sampled tokens that came again in another exchange or choice, trained once",
+    "exchanges_of_other_models": "exchanges of other models, left out",
 }
 """Parts of trajectories that do train, which don't train as others do."""
+UNTRAINABLE = {
+    "no_logprobs": "no logprobs",
+    "too_long": "a sequence longer than packed_sequence_length or the model's limit",
+}
+"""Why a sampled token can't train, whatever its reward. A token with an advantage of 0 isn't among them."""
 MAX_NAMES, MAX_NAME = 20, 64
 
 Place = tuple[int, int]
@@ -60,6 +68,11 @@ class Account:
     """Trained tokens by `sampling_marks`; a token may have several."""
     ignored_fields: Mapping[str, int] = field(default_factory=dict)
     """How often unknown fields came, by name."""
+    num_retokenised: int = 0
+    """Trained tokens whose ids aren't those that were sampled, but those of the choice's text. Only
+    `allow_training_without_logprobs` makes such tokens possible."""
+    untrainable: Mapping[str, int] = field(default_factory=dict)
+    """Sampled tokens that can't train, by the keys of UNTRAINABLE."""
 
     def metrics(self) -> dict[str, float]:
         """Return the counts under their wire names."""
@@ -70,6 +83,9 @@ class Account:
             **{f"data/step_num_trajectories_not_trained/{reason}": n for reason, n in self.not_trained.items()},
             **{f"data/step_num_{part}": n for part, n in self.parts.items()},
             **{f"data/step_num_tokens_sampled_with/{mark}": n for mark, n in self.sampled_with.items()},
+            "tokens/retokenised": self.num_retokenised,
+            "tokens/untrainable": sum(self.untrainable.values()),
+            **{f"tokens/untrainable/{reason}": n for reason, n in self.untrainable.items()},
         }
         return {name: float(count) for name, count in counts.items()}
 
@@ -83,15 +99,20 @@ class Accounting:
         self._trains_any_advantage = bool(config.kl_penalty_coef or config.kimi_k2_tau)
         self._reasons: dict[Place, str | None] = {}
         self._without_logprobs: dict[Place, int] = {}
+        self._others: dict[Place, int] = {}
+        self._repeated: dict[Place, int] = {}
+        self._num_tokens_without_logprobs = 0
         self._fields: Counter[str] = Counter()
 
-    def group(self, index: int, group: TrajectoryGroup, advantages: Sequence[float]) -> None:
-        """Record a group with the advantages of its trajectories."""
+    def group(
+        self, index: int, group: TrajectoryGroup, sampled: Sequence[SampledTrajectory], advantages: Sequence[float]
+    ) -> None:
+        """Record a group with the sampled turns and the advantages of its trajectories."""
         spread = have_spread([trajectory.reward for trajectory in group.trajectories])
         self._fields.update(reported_names("group", group.model_extra))
-        for number, (trajectory, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
-            self._record_fields(trajectory)
-            without_data = self._without_data(trajectory)
+        for number, (one, advantage) in enumerate(zip(sampled, advantages, strict=True)):
+            self._record_fields(one.trajectory)
+            without_data = self._without_data(one)
             of_reward = None
             if advantage == 0:
                 of_reward = "mean_reward" if spread else "equal_rewards"
@@ -99,18 +120,22 @@ class Accounting:
                     of_reward = "alone_in_group"
             self._reasons[index, number] = without_data or of_reward
             if not self._allow_without_logprobs:
-                missing = sum(not choice.num_logprobs for choice in _choices(trajectory))
-                self._without_logprobs[index, number] = missing
+                missing = [turn.num_tokens for turn in one.turns if not turn.num_logprobs]
+                self._without_logprobs[index, number] = len(missing)
+                self._num_tokens_without_logprobs += sum(missing)
+            if one.exchanges is not None:
+                self._others[index, number] = one.exchanges.num_of_others
 
-    def tokenized(self, place: Place, sequences: Sequence[TokenizedSequence]) -> None:
-        """Record the token sequences of a trajectory with an advantage."""
+    def tokenized(self, place: Place, sequences: Sequence[TokenizedSequence], num_repeated: int = 0) -> None:
+        """Record the token sequences of a trajectory with an advantage, and its tokens that came again."""
+        self._repeated[place] = num_repeated
         if not sequences and self._reasons[place] is None:
             self._reasons[place] = "no_tokens"
 
     def close(
         self,
-        tokenized: Iterable[TokenizedSequence],
-        kept: Iterable[TokenizedSequence],
+        tokenized: Sequence[TokenizedSequence],
+        kept: Sequence[TokenizedSequence],
         final: Sequence[TokenizedSequence],
     ) -> Account:
         """Return the counts.
@@ -135,43 +160,51 @@ class Accounting:
             "choices_without_logprobs": sum(self._without_logprobs.get(place, 0) for place in of_trained),
             "sequences_too_long": sum(of_all[place] - of_kept[place] for place in of_trained),
             "tokens_without_logprobs": 0 if self._allow_without_logprobs else num_unknown,
+            "tokens_repeated": sum(self._repeated.get(place, 0) for place in of_trained),
+            "exchanges_of_other_models": sum(self._others.get(place, 0) for place in of_trained),
+        }
+        untrainable = {
+            "no_logprobs": self._num_tokens_without_logprobs,
+            "too_long": _num_trained(tokenized) - _num_trained(kept),
         }
         return Account(
             num_groups=len({group for group, _ in of_trained}),
             num_trajectories=len(of_trained),
             num_sequences=len(trained),
-            num_tokens=sum(sequence.num_trained_tokens for sequence in trained),
+            num_tokens=_num_trained(trained),
             not_trained={reason: reasons[reason] for reason in REASONS if reasons[reason]},
             parts={part: number for part, number in parts.items() if number},
             sampled_with=dict(sorted(marks.items())),
             ignored_fields=_bounded(self._fields),
+            num_retokenised=sum(sequence.num_retokenised for sequence in trained),
+            untrainable={reason: number for reason, number in untrainable.items() if number},
         )
 
-    def _without_data(self, trajectory: Trajectory) -> str | None:
+    def _without_data(self, sampled: SampledTrajectory) -> str | None:
         """Return the reason why a trajectory has no tokens to train, whatever its reward."""
-        turns = [turn for history in trajectory.histories for turn in history.messages_and_choices]
-        if not turns:
+        messages = [turn for history in sampled.trajectory.histories for turn in history.messages_and_choices]
+        if not messages and sampled.exchanges is None:
             return "empty"
-        choices = [turn for turn in turns if isinstance(turn, Choice)]
+        turns = list(sampled.turns)
         if self._allow_without_logprobs:
-            is_assistant = any(not isinstance(turn, Choice) and turn["role"] == "assistant" for turn in turns)
-            return None if choices or is_assistant else "no_choices"
-        if not choices:
+            is_assistant = any(isinstance(turn, dict) and turn["role"] == "assistant" for turn in messages)
+            return None if turns or is_assistant else "no_choices"
+        if not turns:
             return "no_choices"
-        return None if any(choice.num_logprobs for choice in choices) else "no_logprobs"
+        return None if any(turn.num_logprobs for turn in turns) else "no_logprobs"
 
     def _record_fields(self, trajectory: Trajectory) -> None:
         self._fields.update(reported_names("trajectory", trajectory.model_extra))
         for history in trajectory.additional_histories:
             self._fields.update(reported_names("history", history.model_extra))
-        for choice in _choices(trajectory):
+        for choice in choices_of(trajectory):
             self._fields.update(reported_names("choice", choice.model_extra))
+        for _, _, exchange in trajectory.exchanges.in_order() if trajectory.exchanges else ():
+            self._fields.update(reported_names("exchange", exchange.model_extra))
 
 
-def _choices(trajectory: Trajectory) -> list[Choice]:
-    return [
-        turn for history in trajectory.histories for turn in history.messages_and_choices if isinstance(turn, Choice)
-    ]
+def _num_trained(sequences: Iterable[TokenizedSequence]) -> int:
+    return sum(sequence.num_trained_tokens for sequence in sequences)
 
 
 def _places(sequences: Iterable[TokenizedSequence]) -> Counter[Place]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -22,10 +22,10 @@ from tandem.rl.advantages import (
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.rl.packing import PackedSequence, pack
-from tandem.rl.policy_lag import sampled_version
 from tandem.rl.prefix_order import common_length
-from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
-from tandem.rl.trajectories import Trajectory, TrajectoryGroup
+from tandem.rl.sampled_trajectories import SampledTrajectory, sampled_trajectories
+from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
+from tandem.rl.trajectories import TrajectoryGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,8 @@ def build_batch(
     """Tokenise, compute advantages and weights, pack. The same arguments give the same batch.
 
     Args:
-        groups: the job's trajectory groups, consumed one by one to save memory.
+        groups: the job's trajectory groups, consumed one by one to save memory. Exchanges know their policy
+            (`Exchanges.of_policy`).
         tokenizer: the base model's.
         config: the job's options.
         max_model_len: longest sequence of the model, in tokens.
@@ -109,7 +110,7 @@ def build_batch(
     shuffle = None if shuffle_seed is None else random.Random(shuffle_seed).shuffle
     tokenized: list[TokenizedSequence] = []
     notes, accounting = _Notes([], []), Accounting(config)
-    for of_group in build_sequences(notes.of(groups), ChatTokenizer(tokenizer, vocab_size), config, accounting):
+    for of_group in build_sequences(groups, ChatTokenizer(tokenizer, vocab_size), config, accounting, notes.add):
         if shuffle:
             shuffle(of_group)
         tokenized += of_group
@@ -149,64 +150,60 @@ def _check_length(config: TrainingConfig, max_model_len: int) -> None:
 
 @dataclass(frozen=True)
 class _Notes:
-    """Facts about the trajectory groups that pass through `of`."""
+    """Facts about the trajectory groups."""
 
     rewards: list[list[float]]
     """Of each group."""
     sampled_versions: list[int | None]
 
-    def of(self, groups: Iterable[TrajectoryGroup]) -> Iterator[TrajectoryGroup]:
-        for group in groups:
-            self.rewards.append([trajectory.reward for trajectory in group.trajectories])
-            self.sampled_versions.extend(map(sampled_version, group.trajectories))
-            yield group
+    def add(self, group: Sequence[SampledTrajectory]) -> None:
+        self.rewards.append([one.trajectory.reward for one in group])
+        self.sampled_versions.extend(one.policy_version for one in group)
 
 
 def build_sequences(
-    groups: Iterable[TrajectoryGroup], chat: ChatTokenizer, config: TrainingConfig, accounting: Accounting | None = None
+    groups: Iterable[TrajectoryGroup],
+    chat: ChatTokenizer,
+    config: TrainingConfig,
+    accounting: Accounting | None = None,
+    note: Callable[[Sequence[SampledTrajectory]], object] = lambda group: None,
 ) -> Iterator[list[TokenizedSequence]]:
     """Yield the sequences of each group, with advantage, weight and shared prompt. Raises TrajectoryError.
 
-    Trajectories with an advantage of 0 aren't tokenised, but their rewards count in the group's mean.
+    Trajectories with an advantage of 0 aren't tokenised, but their rewards count in the group's mean. `note` gets the
+    trajectories of each group.
     """
     scale_rewards = config.scale_rewards is not False and config.normalize_advantages is not False
     accounting = accounting or Accounting(config)
     for index, group in enumerate(groups):
+        sampled = sampled_trajectories(index, group, chat)
+        note(sampled)
         advantages = group_advantages([trajectory.reward for trajectory in group.trajectories], scale_rewards)
-        accounting.group(index, group, advantages)
-        yield _group_sequences(index, group, advantages, chat, bool(config.allow_training_without_logprobs), accounting)
+        accounting.group(index, group, sampled, advantages)
+        allow_without_logprobs = bool(config.allow_training_without_logprobs)
+        yield _group_sequences(index, sampled, advantages, chat, allow_without_logprobs, accounting)
 
 
 def _group_sequences(
     index: int,
-    group: TrajectoryGroup,
+    group: Sequence[SampledTrajectory],
     advantages: Sequence[float],
     chat: ChatTokenizer,
     allow_without_logprobs: bool,
     accounting: Accounting,
 ) -> list[TokenizedSequence]:
     sequences: list[TokenizedSequence] = []
-    for number, (trajectory, advantage) in enumerate(zip(group.trajectories, advantages, strict=True)):
+    for number, (trajectory, advantage) in enumerate(zip(group, advantages, strict=True)):
         if advantage != 0:
-            own = _trajectory_sequences((index, number), trajectory, chat, allow_without_logprobs)
-            accounting.tokenized((index, number), own)
+            own, num_repeated = trajectory.tokenize(chat, allow_without_logprobs, (index, number))
+            accounting.tokenized((index, number), own, num_repeated)
             weight = trajectory_weight(sum(sequence.num_trained_tokens for sequence in own))
-            version = sampled_version(trajectory)
+            version = trajectory.policy_version
             sequences += [
                 replace(sequence, advantage=advantage, weight=weight, policy_version=version) for sequence in own
             ]
     prompt_length = _shared_prompt_length(sequences)
     return [replace(sequence, prompt_length=prompt_length) for sequence in sequences]
-
-
-def _trajectory_sequences(
-    place: tuple[int, int], trajectory: Trajectory, chat: ChatTokenizer, allow_without_logprobs: bool
-) -> list[TokenizedSequence]:
-    return [
-        sequence
-        for number, history in enumerate(trajectory.histories)
-        for sequence in tokenize_history(history, chat, allow_without_logprobs, (*place, number))
-    ]
 
 
 def _shared_prompt_length(sequences: Sequence[TokenizedSequence]) -> int:

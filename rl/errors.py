@@ -52,9 +52,10 @@ class TrajectoryError(RLError, ValueError):
         group: index of the trajectory group in the job.
         trajectory: index of the trajectory in its group.
         history: 0 for the trajectory's own messages, k for additional_histories[k - 1].
-        turn: index in messages_and_choices, or None for the history as a whole.
+        turn: index in messages_and_choices or of the exchange, or None for the history as a whole.
         reason: what is wrong and what to do.
         field: the faulty part of the turn or history, like ("token_ids", 3); () for all of it.
+        protocol: the list of exchanges that has the turn, or None for messages_and_choices.
     """
 
     def __init__(
@@ -65,14 +66,16 @@ class TrajectoryError(RLError, ValueError):
         turn: int | None,
         reason: str,
         field: tuple[str | int, ...] = (),
+        protocol: str | None = None,
     ) -> None:
-        super().__init__(group, trajectory, history, turn, reason, field)
+        super().__init__(group, trajectory, history, turn, reason, field, protocol)
         self.group = group
         self.trajectory = trajectory
         self.history = history
         self.turn = turn
         self.reason = reason
         self.field = field
+        self.protocol = protocol
 
     @property
     def location(self) -> tuple[str | int, ...]:
@@ -81,7 +84,7 @@ class TrajectoryError(RLError, ValueError):
         if self.history > 0:
             path += ("additional_histories", self.history - 1)
         if self.turn is not None:
-            path += ("messages_and_choices", self.turn)
+            path += (*(("messages_and_choices",) if self.protocol is None else ("exchanges", self.protocol)), self.turn)
         return path + self.field
 
     def __str__(self) -> str:
@@ -89,7 +92,7 @@ class TrajectoryError(RLError, ValueError):
         if self.history > 0:
             where += f", additional history {self.history - 1}"
         if self.turn is not None:
-            where += f", turn {self.turn}"
+            where += f", turn {self.turn}" if self.protocol is None else f", {self.protocol} exchange {self.turn}"
         if self.field:
             where += f", {'.'.join(map(str, self.field))}"
         return f"{where}: {self.reason}"

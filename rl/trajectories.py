@@ -17,17 +17,23 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
+from tandem.rl.exchanges.wire import Exchanges
 from tandem.rl.plain_data import number
 from tandem.rl.tokens.messages import Choice, Hidden, MessageOrChoice, OrNull, PolicyStep, Tool, publish_plain
-from tandem.rl.unread_fields import Part, is_for_log, reject_unread
+from tandem.rl.unread_fields import Part, is_for_log, reject_part, reject_unread
 
-__all__ = ["Choice", "History", "MessageOrChoice", "Tool", "Trajectory", "TrajectoryGroup"]
+__all__ = ["Choice", "History", "MessageOrChoice", "Tool", "Trajectory", "TrajectoryGroup", "choices_of"]
 
 MAX_REWARD = 1e30
 """Larger magnitudes overflow float32 on the way to an advantage."""
+
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""Pydantic's texts for numbers that JSON doesn't have. Clients may send them."""
 
 
 def _bounded_reward(reward: float) -> float:
@@ -43,6 +49,8 @@ def _number_of_code(value: Any, info: ValidationInfo) -> Any:
 
 def _reward_of_code(value: Any, info: ValidationInfo) -> Any:
     """Accept also a boolean in code: true is 1. An integer that no float can hold becomes infinite, to be rejected."""
+    if isinstance(value, str) and value in NOT_FINITE:
+        raise ValueError(f"is {value}: a reward must be a finite number; leave the trajectory out, or reward it")
     found = _number_of_code(value, info)
     if isinstance(found, bool):
         return float(found) if info.mode == "python" else found
@@ -81,7 +89,8 @@ class _WireModel(BaseModel):
     @model_validator(mode="after")
     def _no_unread_data(self, info: ValidationInfo) -> Self:
         if self.model_extra and not is_for_log(info):
-            may_train = any(_may_train(item) for name in self.fields_of_turns for item in getattr(self, name))
+            turns = (item for name in self.fields_of_turns for item in getattr(self, name) or ())
+            may_train = any(map(_may_train, turns))
             reject_unread(self.part, self.model_extra, trains_nothing=not may_train)
         return self
 
@@ -98,15 +107,24 @@ class History(_WireModel):
     """More arguments of the chat template; an addition to the published schema."""
 
 
-class Trajectory(_WireModel):
-    """One rollout with its reward. `additional_histories` are further conversations that share the reward."""
+def _unread_in_logs(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Exchanges | None:
+    """Validate exchanges, but not those that are only logged."""
+    return None if is_for_log(info) else validate(value)
 
-    part, fields_of_turns = "trajectory", ("messages_and_choices", "additional_histories")
+
+class Trajectory(_WireModel):
+    """One rollout with its reward. `additional_histories` are further conversations that share the reward.
+
+    Its turns are either in `messages_and_choices` and `additional_histories`, or in `exchanges`.
+    """
+
+    part, fields_of_turns = "trajectory", ("messages_and_choices", "additional_histories", "exchanges")
 
     messages_and_choices: list[MessageOrChoice] = []
     tools: list[Tool] | None = None
     chat_template_kwargs: Hidden[dict[str, Any]] = None
     additional_histories: list[History] = []
+    exchanges: Annotated[Hidden[Exchanges], WrapValidator(_unread_in_logs)] = None
     reward: Reward = 0
     initial_policy_version: PolicyStep | None = None
     final_policy_version: PolicyStep | None = None
@@ -115,9 +133,18 @@ class Trajectory(_WireModel):
     logs: list[str] = []
     start_time: OrNull[datetime] = None
 
+    @model_validator(mode="after")
+    def _one_form(self, info: ValidationInfo) -> Self:
+        if self.exchanges and not is_for_log(info):
+            for name in ("messages_and_choices", "tools", "additional_histories", "chat_template_kwargs"):
+                if getattr(self, name):
+                    reason = f"is sent beside {name}; send the turns in one of the two forms, as the client does"
+                    reject_part("trajectory", "exchanges", reason)
+        return self
+
     @property
     def histories(self) -> list[History]:
-        """All histories to train; the first is the trajectory's own."""
+        """All histories of messages; the first is the trajectory's own."""
         own = History.model_construct(
             messages_and_choices=self.messages_and_choices,
             tools=self.tools,
@@ -126,9 +153,26 @@ class Trajectory(_WireModel):
         return [own, *self.additional_histories]
 
 
+def _publish_trajectories(schema: dict[str, Any]) -> None:
+    """Keep to the published schema, which requires the key."""
+    publish_plain(schema)
+    del schema["properties"]["trajectories"]["default"]
+    schema["required"] = ["trajectories"]
+
+
 class TrajectoryGroup(_WireModel):
     """Rollouts of one task: their rewards are compared with each other."""
 
+    model_config = ConfigDict(json_schema_extra=_publish_trajectories)
+
     part, fields_of_turns = "group", ("trajectories",)
 
-    trajectories: list[Trajectory]
+    trajectories: list[Trajectory] = []
+    """A client that leaves out empty lists sends none for a group whose rollouts all failed."""
+
+
+def choices_of(trajectory: Trajectory) -> list[Choice]:
+    """Return the choices in all histories of messages, in order."""
+    return [
+        turn for history in trajectory.histories for turn in history.messages_and_choices if isinstance(turn, Choice)
+    ]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-Part = Literal["group", "trajectory", "history", "choice", "message"]
+Part = Literal["group", "trajectory", "history", "choice", "message", "exchange", "exchanges"]
 
 ERROR_TYPE = "unread_data"
 FOR_LOG = {"for_log": True}
@@ -26,8 +26,13 @@ NOTES: dict[Part, frozenset[str]] = {
     "group": frozenset({"exceptions", "metadata", "metrics", "logs"}),
     "trajectory": frozenset({"auto_metrics"}),
     "history": frozenset(),
-    "choice": frozenset({"stop_reason", "matched_stop", "routed_experts", "token_offsets", "prompt_logprobs"}),
+    "choice": frozenset(
+        {"stop_reason", "matched_stop", "routed_experts", "token_offsets", "prompt_logprobs"}
+        | {"prompt_policy_token_spans"}
+    ),
     "message": frozenset(),
+    "exchange": frozenset(),
+    "exchanges": frozenset(),
 }
 """Unknown fields that clients and engines usually attach and that have no meaning for training."""
 CHANGES_TRAINING = frozenset(
@@ -39,10 +44,14 @@ NEUTRAL = {"weight": 1, "loss_weight": 1, "train": True, "trainable": True}
 """Values of such fields that ask for what happens anyway."""
 READ: dict[Part, tuple[str, ...]] = {
     "group": ("trajectories",),
-    "trajectory": ("messages_and_choices", "tools", "additional_histories", "reward", "initial_policy_version"),
+    "trajectory": (
+        *("messages_and_choices", "tools", "additional_histories", "exchanges", "reward", "initial_policy_version"),
+    ),
     "history": ("messages_and_choices", "tools", "chat_template_kwargs"),
     "choice": ("logprobs", "message", "token_ids", "prompt_token_ids", "policy_version"),
     "message": (),
+    "exchange": ("start_time", "end_time", "request", "response"),
+    "exchanges": (),
 }
 """Fields that matter for training: a name much like one of them is a mistake."""
 SIMILAR = 0.87
@@ -68,6 +77,11 @@ def reject_unread(part: Part, extra: Mapping[str, Any] | None, trains_nothing: b
     ]
     if faults:
         raise _faults(part, faults)
+
+
+def reject_part(part: Part, name: str, reason: str) -> None:
+    """Raise a ValidationError at a field of an object."""
+    raise _faults(part, [((name,), reason)])
 
 
 def reject_other_logprobs(logprobs: Mapping[str, Any]) -> None:
@@ -104,9 +118,11 @@ def _faults(part: Part, faults: Iterable[tuple[tuple[str, ...], str]]) -> Valida
 def _reason(part: Part, name: str, value: Any, trains_nothing: bool) -> str | None:
     """Return what is wrong with a field and what to do, or None for a harmless one."""
     if name == "exchanges":
+        return "isn't read here, only on a trajectory; send it there"
+    if part == "exchanges":
         return (
-            "isn't supported by this release: its turns wouldn't be trained. openpipe-art 0.5.18 sends "
-            "messages_and_choices instead; install that version, or put each turn's choice into messages_and_choices"
+            "isn't a protocol that can be trained; send exchanges under chat_completions, completions, responses or "
+            "messages"
         )
     if part == "message":
         return "isn't read on a message, only on a choice; send the choice as the engine returned it"
@@ -123,7 +139,7 @@ def _reason(part: Part, name: str, value: Any, trains_nothing: bool) -> str | No
         is_data = isinstance(value, (list, dict)) and ("logprob" in plain or plain in ("tokens", "output_tokens"))
         return "isn't read, and the choice has no logprobs; send them as logprobs.content" if is_data else None
     if _holds_turns(plain, value) and isinstance(value, (list, dict)):
-        return "isn't read, and nothing else here can be trained; send the turns as messages_and_choices"
+        return "isn't read, and nothing else here can be trained; send the turns as messages_and_choices or exchanges"
     return None
 
 

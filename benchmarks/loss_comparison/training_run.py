@@ -19,7 +19,7 @@ from tandem.rl.config import TrainingConfig
 from tandem.rl.environments.base import Environment
 from tandem.rl.environments.loading import load_environment
 from tandem.rl.environments.rollouts import TaskStream
-from tandem.rl.policy_lag import sampled_version
+from tandem.rl.sampled_trajectories import SampledTrajectory
 from tandem.rl.settings import LoraSettings
 from tandem.rl.tiny.model import resolve_model
 from tandem.rl.trajectories import TrajectoryGroup
@@ -95,7 +95,9 @@ def train(request: RunRequest, progress: Progress = lambda what: None) -> dict[s
             with watch:
                 groups = bench.groups(settings, seed, version - 1, request.lag)
                 record |= bench.trainer.train(groups, config, f"{seed}/{version}")
-            record["sampled_versions"] = sorted({sampled_version(t) for g in groups for t in g.trajectories})
+            record["sampled_versions"] = sorted(
+                {SampledTrajectory(t).policy_version for g in groups for t in g.trajectories}
+            )
         if settings.evaluated(version):
             record["eval"] = bench.ruler.measure(version, bench.trainer.versions[version]).record()
         curve.append(record)

@@ -27,6 +27,7 @@ class QueuedJob:
     payload_key: str  # artifact key of the zstd-compressed data that the job trains on
     config: BaseModel  # the job's options, of the type that its kind has
     kind: str = field(default="rl", kw_only=True)  # a name in `cluster.jobs.kinds.registry`
+    policy: str = field(default="", kw_only=True)  # the model as rollouts ask for it: entity/project/name
 
     @property
     def shuffle_seed(self) -> int:

@@ -97,9 +97,12 @@ class PreparationWorker:
             freeze_heap()
             self._warm.add(base_model)
 
-    def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
-        """Raise the RLError that says why a job of this payload can't be trained, or ArtifactError."""
-        self._base_models[base_model].check_groups(self._groups(base_model, payload_key), config)
+    def check(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> None:
+        """Raise the RLError that says why a job of this payload can't be trained, or ArtifactError.
+
+        `policy` is the trained model's name, which tells its exchanges from those of other models.
+        """
+        self._base_models[base_model].check_groups(self._groups(base_model, payload_key, policy), config)
 
     def batch(self, base_model: str, job: QueuedJob) -> Batch:
         """Return what a job trains on. Raise what `JobKind.build` does."""
@@ -109,11 +112,11 @@ class PreparationWorker:
         batch: Batch = KINDS[job.kind].build(self._base_models[base_model], self._artifacts, job)
         return batch
 
-    def _groups(self, base_model: str, payload_key: str) -> Iterator[TrajectoryGroup]:
+    def _groups(self, base_model: str, payload_key: str, policy: str) -> Iterator[TrajectoryGroup]:
         from tandem.cluster.payloads.reading import read_groups
 
         self._load(base_model)
-        return read_groups(self._artifacts, payload_key)
+        return read_groups(self._artifacts, payload_key, policy=policy)
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the size of a log of trajectories and their mean reward. Raise PayloadError or ArtifactError."""
@@ -145,7 +148,7 @@ class Preparation:
     """Calls a PreparationWorker in an actor of its own, which is started and replaced as needed.
 
         preparation = Preparation(base_models, artifacts, deadlines.prepare_s)
-        preparation.check(base_model, payload_key, config)
+        preparation.check(base_model, payload_key, config, model.path)
 
     Thread-safe. Calls raise the worker's RLError and OSError as they are. A missed deadline, a dead worker and any
     other error of the worker become a StageError("prepare").
@@ -178,9 +181,11 @@ class Preparation:
         digest: str = self._call("import_adapter", arguments, wait_on)
         return digest
 
-    def check(self, base_model: str, payload_key: str, config: TrainingConfig, on_wait: OnWait = wait_on) -> None:
+    def check(
+        self, base_model: str, payload_key: str, config: TrainingConfig, policy: str, on_wait: OnWait = wait_on
+    ) -> None:
         """See `PreparationWorker.check`."""
-        self._call("check", (base_model, payload_key, config), on_wait)
+        self._call("check", (base_model, payload_key, config, policy), on_wait)
 
     def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on) -> Batch:
         """Return what the job trains on, which follows from the job alone."""

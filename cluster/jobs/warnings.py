@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tandem.rl.accounting import PARTS, REASONS
+from tandem.rl.accounting import PARTS, REASONS, UNTRAINABLE
 from tandem.rl.sampling_marks import UNKNOWN
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ def batch_warnings(batch: TrainingBatch) -> Iterator[dict[str, Any]]:
         parts = "; ".join(f"{number} {PARTS[part]}" for part, number in account.parts.items())
         message = f"Parts of the trajectories don't train as the rest: {parts}."
         yield _warning("parts_not_trained", message, account.parts)
+    if account.untrainable:
+        reasons = "; ".join(f"{number} for {UNTRAINABLE[reason]}" for reason, number in account.untrainable.items())
+        message = f"Sampled tokens that can't train, whatever their reward: {reasons}."
+        yield _warning("untrainable_tokens", message, account.untrainable)
+    if account.num_retokenised:
+        message = (
+            f"{account.num_retokenised} trained tokens aren't known to be those that were sampled: their choices have "
+            "no token ids, so their text was tokenised again, as allow_training_without_logprobs asks. Sample with "
+            "return_token_ids=true."
+        )
+        yield _warning("retokenised_tokens", message, {"tokens": account.num_retokenised})
     marks = {mark: number for mark, number in account.sampled_with.items() if mark != UNKNOWN}
     if marks:
         message = (

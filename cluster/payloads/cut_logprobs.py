@@ -43,13 +43,26 @@ class _History(msgspec.Struct, gc=False):
     messages_and_choices: list[_Turn]
 
 
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Turn] = []
+
+
+class _Exchange(msgspec.Struct, gc=False):
+    response: _Answer = msgspec.field(default_factory=_Answer)
+
+
+class _Exchanges(msgspec.Struct, gc=False):
+    chat_completions: list[_Exchange] = []
+
+
 class _Trajectory(msgspec.Struct, gc=False):
     messages_and_choices: list[_Turn] = []
     additional_histories: list[_History] = []
+    exchanges: _Exchanges | None = None
 
 
 class _Group(msgspec.Struct, gc=False):
-    trajectories: list[_Trajectory]
+    trajectories: list[_Trajectory] = []
 
 
 _GROUP = msgspec.json.Decoder(_Group)
@@ -85,6 +98,8 @@ def _turns(group: _Group) -> list[_Turn]:
         found += trajectory.messages_and_choices
         for history in trajectory.additional_histories:
             found += history.messages_and_choices
+        for exchange in trajectory.exchanges.chat_completions if trajectory.exchanges else ():
+            found += exchange.response.choices
     return found
 
 

@@ -44,10 +44,13 @@ class PayloadError(RLError, ValueError):
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
 
 
-def read_groups(artifacts: Artifacts, key: str, for_log: bool = False) -> Iterator[TrajectoryGroup]:
+def read_groups(
+    artifacts: Artifacts, key: str, for_log: bool = False, policy: str | None = None
+) -> Iterator[TrajectoryGroup]:
     """Yield the trajectory groups of a stored body (JSON, zstd), with one in memory at a time.
 
-    Groups that are only logged may carry data in fields that training doesn't read.
+    Groups that are only logged may carry data in fields that training doesn't read. `policy` is the name of the trained
+    model, which tells its exchanges from those of other models.
 
     Raises PayloadError at the first invalid group, with the faults of all groups (the first thousand or so), and
     ArtifactError if the body is missing or damaged.
@@ -56,6 +59,9 @@ def read_groups(artifacts: Artifacts, key: str, for_log: bool = False) -> Iterat
     for index, element in enumerate(_elements(artifacts, key)):
         group = _parse(element, index, faults, FOR_LOG if for_log else None)
         if group is not None and not faults:
+            for exchanges in (trajectory.exchanges for trajectory in group.trajectories):
+                if exchanges is not None and policy is not None:
+                    exchanges.of_policy(policy)
             yield group
         elif len(faults) > MANY_FAULTS:
             break

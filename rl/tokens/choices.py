@@ -142,12 +142,16 @@ def _spelling(columns: TokenColumns, index: int) -> str | None:
 def sampling_logprobs(choice: Choice) -> np.ndarray:
     """Return the sampler's logprob of each token, NaN where unknown. Raises NotExactError for invalid values."""
     columns = choice.token_columns
-    logprobs = np.array(columns.logprobs, np.float64)
+    return checked_logprobs(columns.logprobs, partial(_in_logprobs, columns, "logprob"))
+
+
+def checked_logprobs(values: Sequence[float | None], field: Callable[[int], tuple[str | int, ...]]) -> np.ndarray:
+    """Return logprobs, NaN where unknown. Raises NotExactError at `field(index)` for a value that can't be one."""
+    logprobs = np.array(values, np.float64)  # None becomes NaN
     if (too_high := np.flatnonzero(logprobs > HIGHEST_LOGPROB)).size:
         index = int(too_high[0])
         raise NotExactError(
-            f"logprob {columns.logprobs[index]} is above 0; send natural logarithms of probabilities",
-            *_in_logprobs(columns, "logprob", index),
+            f"logprob {values[index]} is above 0; send natural logarithms of probabilities", *field(index)
         )
     logprobs[~(logprobs >= LOWEST_LOGPROB)] = math.nan
     return logprobs

@@ -371,6 +371,8 @@ class Choice(BaseModel):
     """The ids that the turn was conditioned on."""
     policy_version: Hidden[PolicyStep] = None
     """The step of the version that sampled the turn, as the service writes it into every choice."""
+    policy_token_spans: Hidden[Any] = None
+    """The same for each span of the sampled ids, which openpipe-art keeps of a stream."""
     sampled_with: Hidden[Any] = None
     """The options that made it sample from another distribution than the policy's, as the service writes them."""
 
@@ -391,6 +393,11 @@ class Choice(BaseModel):
         index = (self.model_extra or {}).pop(cut.key, None)
         if index is not None and self.logprobs is None:
             self._columns = cut.columns[index]
+
+    @property
+    def version(self) -> int | None:
+        """The step of the oldest version that sampled a token of the turn; None if unknown."""
+        return self.policy_version if self.policy_version is not None else span_version(self.policy_token_spans)
 
     @property
     def num_logprobs(self) -> int:
@@ -425,6 +432,14 @@ class Choice(BaseModel):
     def _entries(self) -> list[TokenLogprob]:
         logprobs = self.logprobs or {}
         return logprobs.get("content") or logprobs.get("refusal") or []
+
+
+def span_version(spans: Any) -> int | None:
+    """Return the lowest policy version in `policy_token_spans`; None for anything else."""
+    versions = (
+        [span.get("policy_version") for span in spans if isinstance(span, dict)] if isinstance(spans, list) else []
+    )
+    return min((one for one in versions if type(one) is int and 0 <= one <= MAX_STEP), default=None)
 
 
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")

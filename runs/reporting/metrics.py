@@ -13,15 +13,8 @@ from tandem.rl.advantages import reward_std_dev
 from tandem.rl.environments.rollouts import RolledOutGroup
 from tandem.rl.plain_data import finite_number
 from tandem.rl.tokens.messages import Choice
-from tandem.rl.trajectories import Trajectory
+from tandem.rl.trajectories import choices_of
 from tandem.runs.errors import PolicyLagError
-
-
-def choices_of(trajectory: Trajectory) -> list[Choice]:
-    """Return the sampled turns of all its histories."""
-    return [
-        turn for history in trajectory.histories for turn in history.messages_and_choices if isinstance(turn, Choice)
-    ]
 
 
 def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
@@ -75,14 +68,19 @@ def loss_metrics(gradient_steps: Sequence[Mapping[str, float]]) -> dict[str, flo
 
 
 def training_counts(events: Iterable[Event]) -> dict[str, float]:
-    """Return from the events of a job how much of its batch trains, and how many trajectories don't, by reason."""
+    """Return from the events of a job how much of its batch trains, and how many trajectories and tokens don't, by
+    reason."""
     counts: dict[str, float] = {}
     for event in events:
         if event.type == "training_started":
             of_event = {name: f"num_trained_{name}" for name in ("groups", "trajectories", "tokens")}
             counts |= {f"trained/{name}": event.data[key] for name, key in of_event.items() if key in event.data}
+            of_tokens = {name: f"num_{name}_tokens" for name in ("retokenised", "untrainable")}
+            counts |= {f"tokens/{name}": event.data[key] for name, key in of_tokens.items() if key in event.data}
         elif event.type == "warning" and event.data.get("kind") in ("nothing_trained", "partly_trained"):
             counts |= {f"not_trained/{reason}": number for reason, number in event.data["counts"].items()}
+        elif event.type == "warning" and event.data.get("kind") == "untrainable_tokens":
+            counts |= {f"tokens/untrainable/{reason}": number for reason, number in event.data["counts"].items()}
     return counts
 
 
@@ -96,7 +94,7 @@ def oldest_versions(groups: Sequence[RolledOutGroup]) -> list[int]:
             turns = choices_of(trajectory)
             known = [turn.policy_version for turn in turns if turn.policy_version is not None]
             if len(known) < len(turns):
-                unknown = next(place for place, turn in enumerate(turns) if turn.policy_version is None)
+                unknown = next(place for place, turn in enumerate(turns) if turn.version is None)
                 raise PolicyLagError(
                     f"Group {number}, trajectory {index}, turn {unknown}: the choice has no "
                     "policy_version, so its policy lag isn't known. The environment must put choices into the "

@@ -72,7 +72,7 @@ def line(row: Row, num_jobs: int) -> str:
         f"lag {row['policy_lag/mean']:.1f} (max {row['policy_lag/max']:g})",
         *(f"{label} {row[name]:.4g}" for label, name in LOSSES.items() if name in row),
         f"{row['rollouts/num']} rollouts{_failed(row)}{_not_trained(row)}",
-        f"{row['tokens/completion']} tokens",
+        f"{row['tokens/completion']} tokens{_inexact(row)}",
         f"rollouts {row['seconds/rollouts']:.1f} s, training {row['seconds/training']:.1f} s, "
         f"learner waited {row['seconds/waiting_for_rollouts']:.1f} s",
     ]
@@ -102,6 +102,12 @@ def _failed(row: Row, prefix: str = "") -> str:
     stem = f"{prefix}rollouts/failed/"
     by_cause = ", ".join(f"{name.removeprefix(stem)} {row[name]}" for name in row if name.startswith(stem))
     return f", {row[f'{prefix}rollouts/failed']} failed: {by_cause}"
+
+
+def _inexact(row: Row) -> str:
+    """Return which of the tokens can't train, or aren't known exactly; nothing if there are none."""
+    counts = {name: row.get(f"tokens/{name}", 0) for name in ("untrainable", "retokenised")}
+    return "".join(f", {number} {name}" for name, number in counts.items() if number)
 
 
 def _not_trained(row: Row) -> str:

@@ -38,8 +38,8 @@ class Preparation(Protocol):
     def warm_up(self, base_model: str) -> None:
         """Load what the first check for this base model needs. Returns at once."""
 
-    def check(self, base_model: str, payload_key: str, config: TrainingConfig) -> None:
-        """Raise PayloadError, TrajectoryError or ConfigError for a payload that can't be trained on."""
+    def check(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> None:
+        """Raise PayloadError, TrajectoryError or ConfigError for a payload that `policy` can't be trained on."""
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the metrics of logged trajectories. Raises PayloadError."""

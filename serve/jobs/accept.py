@@ -19,7 +19,7 @@ from tandem.serve.store.tables import JobRow, ModelRow
 
 
 class PayloadCheck(Protocol):
-    def __call__(self, base_model: str, payload_key: str, config: TrainingConfig) -> object:
+    def __call__(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> object:
         """Raise PayloadError, TrajectoryError, ConfigError or StageError for a payload that can't be trained on."""
 
 
@@ -71,7 +71,7 @@ class JobAcceptance:
         with stored(self._artifacts, f"{PAYLOADS}/{job_id}.json.zst", offered.write_payload) as payload_key:
             if self._check_payload:
                 with storage_errors():
-                    self._check_payload(model.base_model, payload_key, config)
+                    self._check_payload(model.base_model, payload_key, config, model.path)
             confirm()
             options = config.model_dump(mode="json", exclude_none=True)
             job = self._store.jobs.add(

@@ -75,6 +75,7 @@ class Claims(JobStore):
                 payload_key=job.payload_key,
                 config=read_options(job.kind, job.config),
                 kind=job.kind,
+                policy=model.path,
                 model_id=job.model_id,
                 attempt=job.attempt,
                 version=version,
@@ -96,8 +97,9 @@ class Claims(JobStore):
             row = session.execute(_QUEUED, {"base_model": base_model}).first()
             if row is None:
                 return None
-            job, _ = row
-            return QueuedJob(job.id, job.payload_key, read_options(job.kind, job.config), kind=job.kind)
+            job, model = row
+            options = read_options(job.kind, job.config)
+            return QueuedJob(job.id, job.payload_key, options, kind=job.kind, policy=model.path)
 
     def renew(self, job: ClaimedJob, lease_s: float) -> None:
         """Extend the lease. For a job to be cancelled, extend it and then raise JobCancelledError."""

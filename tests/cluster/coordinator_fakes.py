@@ -187,5 +187,5 @@ def make_job(artifacts, groups=None, **changes):
     key = f"payloads/{job_id}.json.zst"
     artifacts.write_blob(key, zstandard.compress(json.dumps({"trajectory_groups": groups}).encode()))
     version = PolicyVersion("model", 3, "digest-before")
-    job = ClaimedJob(job_id, key, TrainingConfig(), "model", 1, version, 4, 0)
+    job = ClaimedJob(job_id, key, TrainingConfig(), "model", 1, version, 4, 0, policy="team/project/agent")
     return replace(job, **changes)

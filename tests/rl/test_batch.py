@@ -141,6 +141,8 @@ def test_the_batch_describes_itself():
         "data/step_num_sequences_dropped_too_long": 0.0,
         "data/step_num_tokens_in_sequences": 30.0,
         "data/step_num_tokens_computed": 19.0,  # the two sequences share 11
+        "tokens/retokenised": 0.0,
+        "tokens/untrainable": 0.0,
     }
 
 

@@ -1,4 +1,5 @@
-from tandem.rl.policy_lag import policy_lag, sampled_version
+from tandem.rl.policy_lag import policy_lag
+from tandem.rl.sampled_trajectories import SampledTrajectory
 from tandem.rl.trajectories import Trajectory
 
 
@@ -12,10 +13,10 @@ def trajectory(*choice_versions, **fields) -> Trajectory:
 
 
 def test_the_trajectory_says_its_version_else_its_choices_do():
-    assert sampled_version(trajectory(5, 6, initial_policy_version=4)) == 4
-    assert sampled_version(trajectory(None, 6, 5)) == 5
-    assert sampled_version(trajectory(None)) is None
-    assert sampled_version(trajectory(0)) == 0
+    assert SampledTrajectory(trajectory(5, 6, initial_policy_version=4)).policy_version == 4
+    assert SampledTrajectory(trajectory(None, 6, 5)).policy_version == 5
+    assert SampledTrajectory(trajectory(None)).policy_version is None
+    assert SampledTrajectory(trajectory(0)).policy_version == 0
 
 
 def test_lag_is_over_the_trajectories_that_know():

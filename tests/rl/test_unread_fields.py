@@ -26,11 +26,6 @@ def of_choice(sampled: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 IN_CHOICE = ("trajectories", 0, "messages_and_choices", 1, "choice")
 UNREAD = {
-    "turns of the newest openpipe-art": (
-        of_trajectory(exchanges={"chat_completions": [EXCHANGE], "completions": []}, reward=1.0),
-        ("trajectories", 0, "exchanges"),
-    ),
-    "exchanges beside turns": (of_trajectory(**TRAINED, exchanges=[EXCHANGE]), ("trajectories", 0, "exchanges")),
     "exchanges of a history": (
         of_trajectory(additional_histories=[{"messages_and_choices": [], "exchanges": [EXCHANGE]}]),
         ("trajectories", 0, "additional_histories", 0, "exchanges"),

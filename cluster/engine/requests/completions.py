@@ -22,9 +22,10 @@ from tandem.cluster.engine.requests.refusals import with_places
 from tandem.cluster.engine.requests.request_checks import BadRequestError, policy_request
 from tandem.cluster.engine.requests.responses_answers import ResponsesAnnotator
 from tandem.cluster.engine.requests.responses_fields import checked_response
-from tandem.cluster.engine.requests.sampling import as_chat, sampled_with
+from tandem.cluster.engine.requests.sampling import as_chat
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST, ROUTES
 from tandem.cluster.engine.versions.adapter_names import adapter_name
+from tandem.rl.sampling_marks import sampled_with
 
 Serve = Callable[[str, Scope, Receive, Send], Coroutine[Any, Any, None]]
 

@@ -33,7 +33,8 @@ class Reinforcement(JobKind[TrainingConfig, "TrainingBatch"]):
     def build(self, base: TextModel, artifacts: Artifacts, job: QueuedJob) -> TrainingBatch:
         from tandem.cluster.payloads.reading import read_groups
 
-        return base.build_batch(read_groups(artifacts, job.payload_key), self.options_of(job), job.shuffle_seed)
+        groups = read_groups(artifacts, job.payload_key, policy=job.policy)
+        return base.build_batch(groups, self.options_of(job), job.shuffle_seed)
 
     def outline(self, batch: TrainingBatch, job: ClaimedJob, step_size: StepSize) -> Outline:
         steps, lag = step_size.split(batch.sequences), policy_lag(batch.sampled_versions, job.version.step)
@@ -45,6 +46,8 @@ class Reinforcement(JobKind[TrainingConfig, "TrainingBatch"]):
             "num_trained_groups": batch.account.num_groups,
             "num_trained_trajectories": batch.account.num_trajectories,
             "num_trained_tokens": batch.account.num_tokens,
+            "num_retokenised_tokens": batch.account.num_retokenised,
+            "num_untrainable_tokens": sum(batch.account.untrainable.values()),
             "num_dropped_too_long": batch.num_dropped_too_long,
         }
         return Outline(len(steps), started | lag, batch.metrics() | lag, list(batch_warnings(batch)))

@@ -93,6 +93,10 @@ class TrainingJob(Listed):
     """What trains: numbers of groups, trajectories, packed sequences and tokens. Null before the training starts."""
     not_trained: dict[str, int]
     """The trajectories that don't train, by reason."""
+    retokenised_tokens: int | None
+    """Trained tokens that aren't known to be those that were sampled. Null before the training starts."""
+    untrainable_tokens: dict[str, int]
+    """Sampled tokens that can't train, whatever their reward, by reason."""
     warnings: list[str]
     """Sentences about data that doesn't train as it might seem; the job's events have them with counts."""
     cancel_requested: bool

@@ -22,6 +22,8 @@ from tandem.serve.store.tables import ApiKeyRow, EventRow, JobRow, LogRow, Model
 
 NOT_TRAINED = ("nothing_trained", "partly_trained")
 """The warnings whose counts are trajectories that don't train."""
+UNTRAINABLE = ("untrainable_tokens",)
+"""The warnings whose counts are sampled tokens that can't train."""
 TRAINED = {
     "groups": "num_trained_groups",
     "trajectories": "num_trained_trajectories",
@@ -71,15 +73,22 @@ def checkpoint_view(row: VersionRow) -> Checkpoint:
 
 def job_view(row: JobRow, noted: Sequence[EventRow]) -> TrainingJob:
     """`noted`: the job's training_started and warnings."""
+    started = next((event.data for event in noted if event.type == "training_started"), None)
     warnings = [event.data for event in noted if event.type == "warning"]
-    not_trained = [warning["counts"] for warning in warnings if warning.get("kind") in NOT_TRAINED]
     columns = {name: getattr(row, name) for name in TrainingJob.model_fields if hasattr(row, name)}
     return TrainingJob(
         **columns,
-        trained=next((_trained(event.data) for event in noted if event.type == "training_started"), None),
-        not_trained=not_trained[0] if not_trained else {},
+        trained=None if started is None else _trained(started),
+        not_trained=_counts(warnings, NOT_TRAINED),
+        retokenised_tokens=None if started is None else started.get("num_retokenised_tokens"),
+        untrainable_tokens=_counts(warnings, UNTRAINABLE),
         warnings=[str(warning["message"]) for warning in warnings],
     )
+
+
+def _counts(warnings: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> dict[str, int]:
+    """Return the counts of the first warning of these kinds, {} without one."""
+    return next((dict(warning["counts"]) for warning in warnings if warning.get("kind") in kinds), {})
 
 
 def _trained(started: Mapping[str, Any]) -> dict[str, int] | None:

@@ -8,7 +8,7 @@ import pytest
 
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.settings import engine_arguments, engine_environment
-from tandem.rl.sampling_marks import MARKS
+from tandem.rl.sampling_marks import CHANGES
 from tandem.rl.settings import LoraSettings
 
 
@@ -127,5 +127,5 @@ def test_every_option_of_a_completion_is_known_to_change_the_distribution_or_not
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
     options = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
-    assert options == NEUTRAL_OPTIONS | set(MARKS)
-    assert not NEUTRAL_OPTIONS & set(MARKS)
+    assert options == NEUTRAL_OPTIONS | set(CHANGES)
+    assert not NEUTRAL_OPTIONS & set(CHANGES)

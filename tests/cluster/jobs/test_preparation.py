@@ -35,6 +35,7 @@ class Faulty(Base):
         super().check_groups(groups, config)
 
 
+POLICY = "team/project/agent"
 BROKEN, ENDLESS = TrainingConfig(learning_rate=0.5), TrainingConfig(learning_rate=0.25)
 
 
@@ -94,19 +95,19 @@ def test_a_batch_from_the_actor_equals_one_made_here_and_its_tensors_can_be_chan
 def test_errors_of_a_payload_keep_their_type_and_place(preparation, artifacts):
     groups = [{"trajectories": [trajectory(1.0, 10), trajectory(0.0, 999_999)]}]
     with pytest.raises(TrajectoryError) as error:
-        preparation.check("base", make_job(artifacts, groups).payload_key, TrainingConfig())
+        preparation.check("base", make_job(artifacts, groups).payload_key, TrainingConfig(), POLICY)
     place = ("trajectory_groups", 0, "trajectories", 1, "messages_and_choices", 1)
     assert error.value.location[: len(place)] == place
     with pytest.raises(ConfigError) as error:
-        preparation.check("base", make_job(artifacts).payload_key, TrainingConfig(packed_sequence_length=4096))
+        preparation.check("base", make_job(artifacts).payload_key, TrainingConfig(packed_sequence_length=4096), POLICY)
     assert error.value.field == "packed_sequence_length"
     with pytest.raises(ArtifactError, match="payloads/none"):
-        preparation.check("base", "payloads/none", TrainingConfig())
+        preparation.check("base", "payloads/none", TrainingConfig(), POLICY)
 
 
 def test_a_bug_is_reported_with_its_place(preparation, artifacts):
     with pytest.raises(StageError, match=r"ZeroDivisionError: no such tokens \(test_preparation\.py:\d+") as error:
-        preparation.check("base", make_job(artifacts).payload_key, BROKEN)
+        preparation.check("base", make_job(artifacts).payload_key, BROKEN, POLICY)
     assert error.value.stage == "prepare" and not error.value.retryable
 
 
@@ -114,13 +115,13 @@ def test_a_killed_worker_is_reported_and_replaced(preparation, artifacts):
     key = make_job(artifacts).payload_key
     pid = pid_of(preparation)
     begun = threading.Event()
-    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, on_wait=begun.set))
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, on_wait=begun.set))
     assert begun.wait(60)
     os.kill(pid, signal.SIGKILL)
     thread.join(timeout=120)
     [error] = errors
     assert isinstance(error, StageError) and error.retryable and "signal 9" in str(error)
-    preparation.check("base", key, TrainingConfig())
+    preparation.check("base", key, TrainingConfig(), POLICY)
     assert pid_of(preparation) != pid
 
 
@@ -130,13 +131,13 @@ def test_a_hanging_worker_is_ended_at_the_deadline_and_replaced(preparation, art
     os.kill(pid, signal.SIGSTOP)
     with monkeypatch.context() as context, pytest.raises(StageError, match=r"deadlines\.prepare_s") as error:
         context.setattr(preparation, "_deadline_s", 1.0)
-        preparation.check("base", key, TrainingConfig())
+        preparation.check("base", key, TrainingConfig(), POLICY)
     assert error.value.retryable
     deadline = time.monotonic() + 120
     while os.path.exists(f"/proc/{pid}"):
         assert time.monotonic() < deadline, "the stopped process still exists"
         time.sleep(0.1)
-    preparation.check("base", key, TrainingConfig())
+    preparation.check("base", key, TrainingConfig(), POLICY)
 
 
 def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
@@ -155,8 +156,8 @@ def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
         if preparation._actor not in (None, first):
             raise TimeoutError("enough: it runs again")
 
-    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, on_wait))
-    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, other_on_wait))
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, on_wait))
+    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, other_on_wait))
     thread.join(timeout=120)
     other.join(timeout=120)
     assert [type(error) for error in errors + other_errors] == [KeyError, TimeoutError]
@@ -182,5 +183,5 @@ def test_a_model_is_warmed_up_once(artifacts, base, monkeypatch):
     worker = PreparationWorker({"base": base}, artifacts)
     for _ in range(2):
         worker.warm_up("base")
-        worker.check("base", make_job(artifacts).payload_key, TrainingConfig())
+        worker.check("base", make_job(artifacts).payload_key, TrainingConfig(), POLICY)
     assert [len(groups) for groups in seen] == [0, 1, 1]

@@ -69,7 +69,7 @@ def test_text_that_is_not_json_is_a_fault_of_its_group(read, groups, place, type
 
 
 def test_no_group_is_made_after_a_fault(artifacts):
-    body = {"trajectory_groups": [GROUP, {}, GROUP]}
+    body = {"trajectory_groups": [GROUP, {"trajectories": None}, GROUP]}
     artifacts.write_blob("payloads/a", zstandard.compress(json.dumps(body).encode()))
     groups = read_groups(artifacts, "payloads/a")
     next(groups)

@@ -77,7 +77,11 @@ TRAJECTORIES = f"{GROUP}.trajectories"
         "groups in a string": ({"trajectory_groups": "[]"}, "trajectory_groups", "must be an array"),
         "null for a group": ({"trajectory_groups": [None]}, GROUP, "must be an object"),
         "an array for a group": ({"trajectory_groups": [[trajectory(1.0)]]}, GROUP, "must be an object"),
-        "a trajectory for a group": ({"trajectory_groups": [trajectory(1.0)]}, TRAJECTORIES, MISSING),
+        "a trajectory for a group": (
+            {"trajectory_groups": [trajectory(1.0)]},
+            "trajectory_groups.0.messages_and_choices",
+            "nothing else here can be trained",
+        ),
         "null for trajectories": ({"trajectory_groups": [{"trajectories": None}]}, TRAJECTORIES, "must be an array"),
         "null for a trajectory": (
             {"trajectory_groups": [{"trajectories": [trajectory(1.0), None]}]},
@@ -177,6 +181,19 @@ def refused_trajectory(refused_job):
 
 
 LAST = "body.trajectory_groups.2.trajectories.1"
+TOOL = {"type": "function", "function": {"name": "look"}}
+EXCHANGES_ONLY = {"messages_and_choices": LEFT_OUT}
+
+
+def exchange(**of_choice):
+    sampled = {"finish_reason": "stop", "index": 0, "message": {"role": "assistant", "content": "7"}, **of_choice}
+    times = {"start_time": "2026-01-31T12:00:00Z", "end_time": "2026-01-31T12:00:01Z"}
+    answer = {"model": "team/project/agent", "choices": [changed(sampled, {})]}
+    return {**times, "request": {"model": "agent:step0"}, "response": answer}
+
+
+EXCHANGE, EXCHANGE_OF_HALF = exchange(), exchange(token_ids=[300], finish_reason="half", prompt_token_ids=[1])
+EXCHANGE_OF_TEXT = exchange(logprobs={"content": [{"token": "seven", "logprob": -0.5, "top_logprobs": []}]})
 USER = {"role": "user", "content": "1 + 6 = ?"}
 VERSION = "must be the step of a policy version, from 0 to 2147483647"
 TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
@@ -192,6 +209,8 @@ TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
         "a reward of 400 digits": ({"reward": 10**400}, "reward", NOT_FINITE),
         "NaN": ({"reward": "@NaN@"}, "reward", NOT_FINITE),
         "minus infinity": ({"reward": "@-Infinity@"}, "reward", NOT_FINITE),
+        "NaN in quotes": ({"reward": "NaN"}, "reward", "is NaN: a reward must be a finite number"),
+        "infinity in quotes": ({"reward": "-Infinity"}, "reward", "is -Infinity: a reward must be a finite number"),
         "1e999": ({"reward": "@1e999@"}, "reward", NOT_FINITE),
         "1e999 under an unknown key": ({"note": {"a": [0, "@1e999@"]}}, "note.a.1", NOT_FINITE),
         "an array of metrics": ({"metrics": []}, "metrics", "must be an object"),
@@ -212,10 +231,52 @@ TIME = "must be a time as ISO 8601 writes it, like 2026-01-31T12:00:00Z"
             "tools.0.function.name",
             MISSING,
         ),
-        "turns as exchanges": (
-            {"messages_and_choices": LEFT_OUT, "exchanges": {"chat_completions": [{"response": {"choices": []}}]}},
+        "exchanges beside turns": ({"exchanges": {"messages": [EXCHANGE]}}, "exchanges", "in one of the two forms"),
+        "exchanges beside tools": (
+            {"messages_and_choices": LEFT_OUT, "tools": [TOOL], "exchanges": {"messages": [EXCHANGE]}},
             "exchanges",
-            "openpipe-art 0.5.18",
+            "is sent beside tools",
+        ),
+        "a list of exchanges": ({**EXCHANGES_ONLY, "exchanges": [EXCHANGE]}, "exchanges", "must be an object"),
+        "another protocol": (
+            {**EXCHANGES_ONLY, "exchanges": {"embeddings": [EXCHANGE]}},
+            "exchanges.embeddings",
+            "isn't a protocol that can be trained",
+        ),
+        "an exchange without an answer": (
+            {**EXCHANGES_ONLY, "exchanges": {"responses": [changed(EXCHANGE, {"response": LEFT_OUT})]}},
+            "exchanges.responses.0.response",
+            MISSING,
+        ),
+        "an exchange at no time": (
+            {**EXCHANGES_ONLY, "exchanges": {"responses": [{**EXCHANGE, "end_time": "later"}]}},
+            "exchanges.responses.0.end_time",
+            TIME,
+        ),
+        "an exchange that is weighed": (
+            {**EXCHANGES_ONLY, "exchanges": {"responses": [{**EXCHANGE, "weight": 2}]}},
+            "exchanges.responses.0.weight",
+            "isn't read here",
+        ),
+        "exchanges of another model": (
+            {**EXCHANGES_ONLY, "exchanges": {"messages": [{**EXCHANGE, "request": {"model": "judge"}}]}},
+            "exchanges",
+            "No exchange is of the trained model team/project/agent: its 1 exchanges are of 'judge'",
+        ),
+        "an exchange without tokens": (
+            {**EXCHANGES_ONLY, "exchanges": {"chat_completions": [EXCHANGE]}},
+            "exchanges.chat_completions.0.response.choices.0.token_ids",
+            "aren't known exactly; sample with return_token_ids=true",
+        ),
+        "an exchange with the tokens of text": (
+            {**EXCHANGES_ONLY, "exchanges": {"chat_completions": [EXCHANGE_OF_TEXT]}},
+            "exchanges.chat_completions.0.response.choices.0.token_ids",
+            "aren't known exactly; sample with return_token_ids=true",
+        ),
+        "a spoilt choice of an exchange": (
+            {**EXCHANGES_ONLY, "exchanges": {"chat_completions": [EXCHANGE_OF_HALF]}},
+            "exchanges.chat_completions.0.response.choices.0.finish_reason",
+            "send the exchange as it was captured",
         ),
         "turns under another name": ({"messages_and_choices": [], "messages": [USER]}, "messages", "isn't read"),
         "several rewards": ({"rewards": [1.0]}, "rewards", "it looks like reward"),

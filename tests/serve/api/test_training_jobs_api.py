@@ -259,7 +259,7 @@ USER = {"role": "user", "content": "1 + 6 = ?"}
         ({"trajectory_groups": {}}, ["body", "trajectory_groups"]),
         ({"experimental_confg": {}}, ["body", "experimental_confg"]),
         ({"trajectory_groups": [[]]}, ["body", "trajectory_groups", 0]),
-        ({"trajectory_groups": [{}]}, ["body", "trajectory_groups", 0, "trajectories"]),
+        ({"trajectory_groups": [{"trajectories": None}]}, ["body", "trajectory_groups", 0, "trajectories"]),
         ({"trajectory_groups": [{"trajectories": ["x"]}]}, FIRST),
         # not a trajectory
         (first_trajectory(reward="high"), [*FIRST, "reward"]),

@@ -1,0 +1,1 @@
+"""Captured requests and answers of an agent, by protocol, to exact token sequences."""
