@@ -1,0 +1,1 @@
+"""Graders: rewards of single answers, as OpenAI's graders define them. `tandem.rl.graders.grading` runs them."""
