@@ -28,6 +28,7 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)  # the files of a checkpoint that an e
 PAYLOADS = "payloads"
 LOGS = "logs"
 JOBS = "jobs"
+FILES = "files"
 SPOOL = "spool"
 
 

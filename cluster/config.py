@@ -334,7 +334,9 @@ class HttpConfig(Settings):
 class LimitsConfig(Settings):
     """Limits beyond which requests are rejected: 413 for a body, 429 for a full queue, 507 for a nearly full disk."""
 
-    max_payload_bytes: int = Field(1 << 30, ge=1, description="Decompressed size of a request with trajectory groups.")
+    max_payload_bytes: int = Field(
+        1 << 30, ge=1, description="Decompressed size of a request with trajectory groups, or of an uploaded file."
+    )
     max_request_bytes: int = Field(32 << 20, ge=1, description="Decompressed size of any other request.")
     max_adapter_bytes: int = Field(4 << 30, ge=1, description="Decompressed size of an adapter that is imported.")
     max_open_jobs: int = Field(1000, ge=1, description="Queued and running jobs of all projects together.")

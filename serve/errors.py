@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class ServeError(Exception):
@@ -123,3 +123,11 @@ class InvalidRequestError(ServeError, ValueError):
 
     def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...], str]]:
         return type(self), (self.problems, self.code)
+
+
+class BadRequestError(InvalidRequestError):
+    """An InvalidRequestError that is answered as OpenAI's own API does: 400, and `param` is a field of the body."""
+
+    def __init__(self, problems: Sequence[Problem], code: str = "invalid_request"):
+        places = (problem.loc[1:] if problem.loc[0] == "body" else problem.loc for problem in problems)
+        super().__init__([replace(p, loc=place or p.loc) for p, place in zip(problems, places, strict=True)], code)

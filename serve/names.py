@@ -7,8 +7,8 @@ import reprlib
 
 NAME = re.compile(r"\w[\w.-]{0,127}")
 NAME_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter, a digit or '_'"
-RESERVED_ENTITIES = ("preview",)
-"""Taken by the API's own paths: /v1/preview/..."""
+RESERVED_ENTITIES = ("preview", "files", "fine_tuning")
+"""Taken by the API's own paths: /v1/preview/..., /v1/files/..."""
 
 _QUOTES = reprlib.Repr()
 _QUOTES.maxstring = 140

@@ -87,7 +87,7 @@ def _check(node: ast.expr, names: set[str]) -> None:
 def _value(node: Any, values: Mapping[str, float]) -> float:
     match node:
         case ast.Constant():
-            return float(node.value)
+            return float(str(node.value))
         case ast.Name():
             return values[node.id]
         case ast.BinOp():

@@ -15,6 +15,7 @@ from tandem.serve.api.routes import adapters, health, inference, keys, logs, mod
 from tandem.serve.api.services import Services
 from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
+from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
 
 _VALIDATION: Literal["validation"] = "validation"
@@ -35,7 +36,11 @@ class Application(FastAPI):
         """
         if self.openapi_schema is None:
             document = super().openapi()
-            requests: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, *modelarts.REQUEST_BODIES)
+            requests: tuple[type[BaseModel], ...] = (
+                *REQUEST_BODIES,
+                *finetuning.REQUEST_BODIES,
+                *modelarts.REQUEST_BODIES,
+            )
             bodies: tuple[type[BaseModel], ...] = (*requests, HTTPValidationError, ErrorBody)
             own = [(body, _VALIDATION) for body in bodies]
             _, schemas = models_json_schema(own, ref_template="#/components/schemas/{model}")
@@ -64,5 +69,6 @@ def create_app(services: Services) -> Application:
     app.include_router(health.router)
     app.include_router(readiness.router)
     error_responses.install(app)
+    finetuning.add_routes(app)
     modelarts.add_routes(app)
     return app

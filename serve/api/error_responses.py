@@ -25,6 +25,7 @@ from tandem.serve.api.request_ids import RequestIds, request_id
 from tandem.serve.api.wire.paging import unknown_cursor
 from tandem.serve.errors import (
     AuthenticationError,
+    BadRequestError,
     ConflictError,
     DeadlineError,
     ForbiddenError,
@@ -47,6 +48,7 @@ from tandem.serve.store.database import UnknownCursorError
 logger = logging.getLogger(__name__)
 
 _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
+    BadRequestError: (400, "invalid_request_error", {}),
     AuthenticationError: (401, "authentication_error", {"WWW-Authenticate": "Bearer"}),
     ForbiddenError: (403, "permission_error", {}),
     NotFoundError: (404, "not_found_error", {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import ray
 from ray import serve
@@ -12,7 +13,9 @@ from tandem.cluster.placement import place
 from tandem.cluster.shared_storage import check_shared
 from tandem.serve.app.api_replica import api_application
 from tandem.serve.app.coordinator_replica import coordinator_application
+from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_replica import engine_application
+from tandem.serve.finetuning.deployment import fine_tuning_runner
 from tandem.serve.modelarts.deployment import job_runner_application
 
 
@@ -31,7 +34,7 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     config = placement.config
     engines = {base.name: engine_application(config, base, placement.of[base.name]) for base in config.base_models}
     coordinator = coordinator_application(placement, engines)
-    runner = job_runner_application(config)
+    runner = job_runner_application(config, [partial(fine_tuning_runner, EngineConnections)])
     return api_application(config, engines, coordinator, runner, started_by)
 
 

@@ -130,6 +130,12 @@ class Jobs:
             query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
             return session.scalars(query.order_by(EventRow.seq).limit(limit)).all()
 
+    def num_gradient_steps(self, job_id: str, before: int) -> int:
+        """Return how many gradient steps are among the job's events with seq < `before`."""
+        is_step = (EventRow.job_id == job_id, EventRow.seq < before, EventRow.type == "gradient_step")
+        with self._database.read() as session:
+            return session.scalar(select(func.count()).select_from(EventRow).where(*is_step)) or 0
+
     def noted_events(self, jobs: Sequence[JobRow]) -> Mapping[str, Sequence[EventRow]]:
         """Return for the id of each job its training_started and its warnings, in order."""
         noted: dict[str, list[EventRow]] = {job.id: [] for job in jobs}

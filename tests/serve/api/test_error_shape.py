@@ -51,7 +51,11 @@ def v1(app):
 
 def with_body(v1):
     return [
-        (method, path) for method, path in v1 if method == "POST" and not path.endswith(("cancel", "sft-training-jobs"))
+        (method, path)
+        for method, path in v1
+        if method == "POST"
+        and not path.endswith(("cancel", "pause", "resume", "sft-training-jobs"))  # need no body
+        and not path.endswith(("files", "uploads", "permissions"))  # have other bodies
     ]
 
 
@@ -89,10 +93,11 @@ def test_of_bodies(http, v1, configure, store):
     http.headers["Authorization"] = f"Bearer {create_key(store, 'all', 'team', 'admin')}"
     assert len(with_body(v1)) >= 6
     for method, path in with_body(v1):
-        check_shape(http.request(method, path, content=b"{"), 422)
-        check_shape(http.request(method, path, content=b"{}"), 422)
+        invalid = 400 if path.startswith("/v1/fine_tuning/") else 422  # as OpenAI's own API
+        check_shape(http.request(method, path, content=b"{"), invalid)
+        check_shape(http.request(method, path, content=b"{}"), invalid)
         check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "br"}), 415)
-        check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "gzip"}), 422)
+        check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "gzip"}), invalid)
     configure("limits", max_payload_bytes=1, max_request_bytes=1)
     for method, path in with_body(v1):
         check_shape(http.request(method, path, content=b"{}"), 413)

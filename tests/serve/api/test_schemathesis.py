@@ -37,6 +37,7 @@ def document():
 
 API = schemathesis.openapi.from_dict(document())
 OPERATIONS = {operation.ok().label: operation.ok() for operation in API.get_all_operations()}
+del OPERATIONS["POST /v1/files"]  # forms aren't generated here; test_files_api.py spoils them
 CHECKS = [
     not_a_server_error,
     checks.content_type_conformance,

@@ -10,6 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
+from tandem.serve.finetuning.store import tables as finetuning_tables  # noqa: F401 - registers them
 from tandem.serve.modelarts.store import tables as modelarts_tables  # noqa: F401 - registers them
 from tandem.serve.store import migrations
 from tandem.serve.store.migrations import SchemaError
@@ -27,8 +28,11 @@ ADDED = {
     "models": ("lora", "initial_digest", "origin"),
 }
 INDEXES = ("versions_import_key", "models_initial_digest")
-BACK_TO_FIRST = [f"DROP INDEX {index}" for index in INDEXES] + [
-    f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in ADDED.items() for column in columns
+NEW_TABLES = ("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files")
+BACK_TO_FIRST = [
+    *(f"DROP TABLE {table}" for table in NEW_TABLES),
+    *(f"DROP INDEX {index}" for index in INDEXES),
+    *(f"ALTER TABLE {table} DROP COLUMN {column}" for table, columns in ADDED.items() for column in columns),
 ]
 
 

@@ -1,0 +1,1 @@
+"""Routes and wire types, in the shapes of OpenAI's SDK."""

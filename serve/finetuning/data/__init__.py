@@ -1,0 +1,1 @@
+"""The rows of training files: their formats, and the checks of each method."""

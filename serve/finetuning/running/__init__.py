@@ -1,0 +1,1 @@
+"""Runs jobs: claims them, checks their files, submits training jobs, and follows these."""

@@ -1,0 +1,1 @@
+"""The durable state: uploaded files, jobs, and their events."""
