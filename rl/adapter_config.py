@@ -59,7 +59,9 @@ def lora_of(config: Mapping[str, Any]) -> LoraSettings:
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise _wrong("target_modules", "must be a list of the last parts of module names; write the list out")
-    return _settings(config, [*targets, *_experts(config.get("target_parameters"))])
+    # PEFT may write whole names, one for each layer: which tensors there are decides whether all layers are adapted.
+    last_parts = dict.fromkeys(target.rpartition(".")[2] for target in targets)
+    return _settings(config, [*last_parts, *_experts(config.get("target_parameters"))])
 
 
 def read_adapter_config(content: bytes) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def _stored_files() -> Iterator[None]:
 
 @router.post(
     "",
-    openapi_extra={"requestBody": {"content": {TAR: _ANY_BYTES}, "required": True}},
+    openapi_extra={
+        "requestBody": {"content": dict.fromkeys((TAR, "application/octet-stream"), _ANY_BYTES), "required": True}
+    },
     responses={422: {"model": HTTPValidationError}},
 )
 async def import_adapter(

@@ -41,6 +41,10 @@ from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 MAX_MODEL_LEN = 256
 CONFIG = EngineConfig(max_num_seqs=32, max_loras=3, max_cpu_loras=4, kv_cache_memory_bytes=1 << 20)
 VERSIONS = [f"{k:064x}" for k in range(7)]  # the first is the zero adapter
+OTHER_SETTINGS = {  # than the engine's, which are the largest that a model may have
+    2: LoraSettings(r=2, alpha=30, target_modules=("q_proj", "v_proj", "up_proj")),
+    3: LoraSettings(r=5, alpha=20, target_modules=("down_proj", "o_proj")),
+}
 TOLERANCE = 1e-4
 # Longer than two blocks of the prefix cache, and the same under every version.
 MESSAGES = [{"role": "user", "content": "Which of these numbers is the largest: 3, 17, 8, 41, 5, 22 or 39? " * 2}]
@@ -107,7 +111,8 @@ class Client:
 def artifacts(tiny_model, tmp_path_factory) -> Artifacts:
     artifacts = Artifacts(str(tmp_path_factory.mktemp("artifacts")))
     for seed, digest in enumerate(VERSIONS):
-        write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed, scale=0.05 if seed else 0.0)
+        scale, lora = 0.05 if seed else 0.0, OTHER_SETTINGS.get(seed)
+        write_adapter(tiny_model, artifacts.checkpoints_dir / digest, seed, scale, lora)
     return artifacts
 
 

@@ -218,6 +218,16 @@ def test_a_configuration_with_what_peft_writes_besides_is_accepted(send, tensors
     assert send(archive(tensors, config)).status_code == 200
 
 
+def test_whole_names_of_modules_are_those_of_all_layers(send, tensors):
+    """As PEFT writes them for "all-linear"."""
+    names = [
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name
+    ]
+    assert send(archive(tensors, changed(target_modules=names))).status_code == 200
+    first = {name: tensor for name, tensor in tensors.items() if ".layers.0." in name}
+    assert "is missing" in refused(send(archive(first, changed(target_modules=names[:2]))))["message"]
+
+
 def spoilt(tensors, name, change):
     return {**tensors, name: change(tensors[name])}
 

@@ -23,7 +23,8 @@ def routes(app):
             continue
         for method in sorted(getattr(route, "methods", None) or ()):
             if method != "HEAD":
-                yield method, re.sub(r"\{\w+\}", "6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", route.path)
+                path = route.path.replace("{step}", "1")
+                yield method, re.sub(r"\{\w+\}", "6f0a4b06-26ca-4d3c-8b8a-7d8c2a5c1b3e", path)
 
 
 def check_shape(response, status):
@@ -56,6 +57,7 @@ def with_body(v1):
         if method == "POST"
         and not path.endswith(("cancel", "pause", "resume", "sft-training-jobs"))  # need no body
         and not path.endswith(("files", "uploads", "permissions"))  # have other bodies
+        and not path.endswith("/versions")  # an import looks for the model first: its body may be large
     ]
 
 

@@ -329,7 +329,7 @@ def test_a_key_that_is_none(refused, header):
 def test_every_route_refuses_in_the_same_way(refused, ids, app):
     """Strange ids, parameters, bodies and methods, and no key, on every route."""
     names = {"model_id": ids["MODEL"], "training_job_id": ids["JOB"], "key_id": UNKNOWN, "name": "a.png"}
-    names["response_id"] = UNKNOWN
+    names |= {"response_id": UNKNOWN, "step": "1", "file": "adapter_config.json"}
     for path, operations in app.openapi()["paths"].items():
         if path.startswith("/v1/{project_id}/"):
             continue  # of the training-job-configs API, which has another shape
@@ -341,7 +341,9 @@ def test_every_route_refuses_in_the_same_way(refused, ids, app):
                 name, types = parameter["name"], json.dumps(parameter["schema"])
                 if parameter["in"] == "path":
                     refused(
-                        method, path.format(**names | {name: "%00"}), 404 if name in ("name", "response_id") else 422
+                        method,
+                        path.format(**names | {name: "%00"}),
+                        404 if name in ("name", "file", "response_id") else 422,
                     )
                 elif any(word in types for word in ("uuid", "integer", "number", "enum", "pattern")):
                     assert refused(method, known, params={name: "?"})["param"] == f"query.{name}"
