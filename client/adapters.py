@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -48,9 +48,8 @@ def download_adapter(model: Model | str, directory: str | Path, step: int | None
         digest, base_path = "", None
         for name in FILES:
             path = f"/v1/preview/models/{quote(found.id, safe='')}/versions/{step}/adapter/{name}"
-            head = yield Call("HEAD", path, lambda response: response.headers, takes_response=True, is_safe=True)
-            digest, base_path = head["x-policy-digest"], head.get("x-base-model-path")
-            yield from _download(path, head, aside / name)
+            headers = yield from _download(path, aside / name)
+            digest, base_path = headers["x-policy-digest"], headers.get("x-base-model-path")
         put_in_place(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -131,17 +130,31 @@ def put_in_place(aside: Path, final: Path) -> None:
     aside.replace(final)  # an empty directory may be replaced
 
 
-def _download(path: str, head: Any, file: Path) -> Flow[Any]:
-    size, whole = int(head["content-length"]), hashlib.sha256()
+def _download(path: str, file: Path) -> Generator[Call[Any], Any, Mapping[str, str]]:
+    """Download a file piece by piece. Return the headers of the first answer. Raise TransferError."""
+    whole = hashlib.sha256()
     with open(file, "wb") as target:
-        for start in range(0, size, PIECE_BYTES):
-            wanted = {"Range": f"bytes={start}-{min(start + PIECE_BYTES, size) - 1}", "If-Range": head["etag"]}
-            piece: bytes = yield Call("GET", path, bytes, headers=wanted, is_json=False)
+
+        def write(piece: bytes) -> None:
             whole.update(piece)
             target.write(piece)
-    expected = head["repr-digest"].removeprefix("sha-256=:").removesuffix(":")
+
+        first = yield _piece(path, 0)
+        write(first.content)
+        headers: Mapping[str, str] = first.headers
+        size = int(headers.get("content-range", f"/{len(first.content)}").rpartition("/")[2])
+        for start in range(PIECE_BYTES, size, PIECE_BYTES):
+            following = yield _piece(path, start, headers["etag"])
+            write(following.content)
+    expected = headers["repr-digest"].removeprefix("sha-256=:").removesuffix(":")
     if base64.b64encode(whole.digest()).decode() != expected:
         raise TransferError(f"{file.name} arrived damaged: its SHA-256 isn't that of the service. Download it again.")
+    return headers
+
+
+def _piece(path: str, start: int, etag: str | None = None) -> Call[Any]:
+    wanted = {"Range": f"bytes={start}-{start + PIECE_BYTES - 1}", **({"If-Range": etag} if etag else {})}
+    return Call("GET", path, lambda response: response, headers=wanted, takes_response=True)
 
 
 def _archive(directory: Path) -> bytes:

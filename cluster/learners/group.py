@@ -32,7 +32,7 @@ from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
     from tandem.rl.config import Objective
-    from tandem.rl.errors import OutOfMemoryError, StepError
+    from tandem.rl.errors import LoraLimitError, OutOfMemoryError, StepError
     from tandem.rl.packing import PackedSequence
     from tandem.rl.version_probe import VersionProbe
 
@@ -159,11 +159,17 @@ class LearnerGroup:
         logger.info("%d learners of %s on %s in %.1f s", count, self._base.name, devices, time.monotonic() - began)
 
     def load(self, digest: str, job: str, on_wait: OnWait = wait_on, fresh_optimizer: bool = False) -> list[Any]:
-        """Begin a job's training on every learner, from its memory or the checkpoint. Return the actors."""
+        """Begin a job's training on every learner, from its memory or the checkpoint. Return the actors.
+
+        Raises StageError, and keeps the learners running, for LoRA settings beyond the limits.
+        """
         workers, deadline_s = self._workers, self._deadlines.load_s
-        self._call(
+        refused: list[LoraLimitError | None] = self._call(
             workers, "load", deadline_s, on_wait, lambda worker, _: worker.load.remote(digest, job, fresh_optimizer)
         )
+        if refused[0] is not None:
+            remedy = "Allow it in the configuration of the base model, or register a model with other settings."
+            raise StageError("load", f"{refused[0]}.", remedy)
         return workers
 
     def step(

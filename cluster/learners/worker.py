@@ -26,7 +26,7 @@ from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.rl.checkpoint_files import MANIFEST
-from tandem.rl.errors import RLError
+from tandem.rl.errors import LoraLimitError, RLError
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 
 if TYPE_CHECKING:
@@ -185,11 +185,20 @@ class LearnerWorker:
         """Return how far this rank is within a step. Called beside the step."""
         return self._learner.progress.position
 
-    def load(self, digest: str, job: str = "", fresh_optimizer: bool = False) -> None:
+    def load(self, digest: str, job: str = "", fresh_optimizer: bool = False) -> LoraLimitError | None:
         """Begin a job's training from a version: from memory, or from a checkpoint after verifying its digests.
 
         With `fresh_optimizer`, every rank begins without optimizer state, whether it still has one or not.
+        The error of a version whose LoRA settings are beyond the limits is returned, on every rank, because the ranks
+        can do other work.
         """
+        try:
+            self._load(digest, job, fresh_optimizer)
+        except LoraLimitError as error:
+            return error
+        return None
+
+    def _load(self, digest: str, job: str, fresh_optimizer: bool) -> None:
         self.drop(job)
         active = self._active
         if fresh_optimizer:

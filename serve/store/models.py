@@ -52,8 +52,8 @@ class Models:
     ) -> ModelRow:
         """Register a model, or return the existing one of that name. `own_lora` None: the settings of the base model.
 
-        Raises ConflictError if it exists without `return_existing`, is on another base model, or has other LoRA
-        settings than `own_lora`.
+        Raises ConflictError if it exists without `return_existing`, or is on another base model. Whether an existing
+        one has the same LoRA settings is left to the caller, who knows those of the base model.
         """
         model = new_model(entity, project, name, base_model, self._database.now())
         if own_lora is not None:
@@ -70,13 +70,6 @@ class Models:
         check_base_model(existing, base_model)
         if not return_existing:
             raise already_exists(existing)
-        if own_lora is not None and existing.lora != own_lora.settings:
-            raise ConflictError(
-                f"Model {existing.path} already exists, with {existing.lora or 'the LoRA settings of its base model'}. "
-                "Choose another name, leave lora out to get it, or delete that model first.",
-                "model_exists",
-                "lora",
-            )
         return existing
 
     def find(self, entity: str, project: str, name: str) -> ModelRow | None:

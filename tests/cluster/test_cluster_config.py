@@ -5,6 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from tandem.cluster.config import BaseModelConfig, TandemConfig
+from tandem.rl.errors import LoraLimitError
+from tandem.rl.settings import LoraSettings
 
 
 def write(tmp_path, text):
@@ -113,3 +115,26 @@ def test_an_engine_with_other_weights_or_asleep_scores_nothing_for_the_learners(
     for mode in ("shared", "engine"):
         with pytest.raises(ValidationError, match="auto or learner"):
             base(mode=mode)
+
+
+def test_the_limits_of_lora_settings_are_the_base_models_own_unless_they_are_wider():
+    base = TandemConfig().base_models[0]
+    assert base.largest_lora == base.lora
+    settings = {"name": "m", "path": "x", "lora": {"r": 4, "target_modules": ["q_proj"]}}
+    wider = BaseModelConfig.model_validate(settings | {"lora_limits": {"max_r": 16, "target_modules": ["v_proj"]}})
+    assert (wider.largest_lora.r, wider.largest_lora.target_modules) == (16, ("q_proj", "v_proj"))
+    for lora in (
+        LoraSettings(r=16, target_modules=("v_proj",)),
+        LoraSettings(r=1, target_modules=("q_proj", "v_proj")),
+    ):
+        wider.check_lora(lora)
+    for lora, field, limit in (
+        (LoraSettings(r=17, target_modules=("q_proj",)), "r", "above 16"),
+        (LoraSettings(r=4, target_modules=("o_proj",)), "target_modules", "o_proj can't be adapted"),
+    ):
+        with pytest.raises(LoraLimitError, match=limit) as raised:
+            wider.check_lora(lora)
+        assert raised.value.field == field
+    for limits, said in (({"max_r": 3}, "below lora.r 4"), ({"target_modules": ["lm_head"]}, "lm_head")):
+        with pytest.raises(ValueError, match=said):
+            BaseModelConfig.model_validate(settings | {"lora_limits": limits})

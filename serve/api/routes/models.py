@@ -20,7 +20,7 @@ from tandem.serve.api.wire.paging import Limit, Order, Page
 from tandem.serve.api.wire.requests import CreateModel, ForkFrom, ModelLora, Name
 from tandem.serve.api.wire.responses import Model, ModelDeleted
 from tandem.serve.api.wire.views import model_view
-from tandem.serve.errors import ForbiddenError, InvalidRequestError, Problem
+from tandem.serve.errors import ConflictError, ForbiddenError, InvalidRequestError, Problem
 from tandem.serve.jobs.blobs import delete_blobs, delete_job_artifacts
 from tandem.serve.jobs.sweeping import remove_unused_checkpoints
 from tandem.serve.names import quoted
@@ -55,16 +55,25 @@ def create_model(
 
 
 def _add(services: Services, entity: str, wanted: CreateModel) -> ModelRow:
-    own_lora = None
+    base, settings, own_lora = services.config.base_model(wanted.base_model), None, None
     if wanted.lora is not None:
-        base = services.config.base_model(wanted.base_model)
         settings = _settings(base, wanted.lora)
         base.check_lora(settings)
+    if settings is not None and settings != base.lora:
         digest = services.preparation.initial_version(base.name, settings)
         own_lora = OwnLora(settings.model_dump(mode="json"), digest)
-    return services.store.models.add(
+    row = services.store.models.add(
         entity, wanted.project, wanted.name, wanted.base_model, wanted.return_existing, own_lora
     )
+    found = lora_of_model(row, services.config)
+    if settings is not None and not (found.fits(settings) and found.seed == settings.seed):
+        raise ConflictError(
+            f"Model {row.path} already exists, with {found}, seed {found.seed}. Choose another name, leave lora out to "
+            "get it, or delete that model first.",
+            "model_exists",
+            "lora",
+        )
+    return row
 
 
 def _settings(base: BaseModelConfig, asked: ModelLora) -> LoraSettings:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from public_models import QWEN3_4B
 
-from tandem.cluster.config import BaseModelConfig, EngineConfig, LearnersConfig
+from tandem.cluster.config import BaseModelConfig, EngineConfig, LearnersConfig, LoraLimits
 from tandem.cluster.memory.fit import find_fit
 from tandem.cluster.memory.parts import (
     activation_bytes,
@@ -79,6 +79,22 @@ def test_an_engine_of_qwen3_4b(geometry):
     memory = engine_memory(base(), geometry, GPU, max_loras=8)
     assert memory.weights == 2 * geometry.num_parameters
     assert memory.lora == 8 * 2 * geometry.lora_parameters
+
+
+def test_models_with_settings_of_their_own_are_counted_at_their_largest():
+    limits = LoraLimits(max_r=64)
+    narrow = base(lora_limits=limits).model_copy(
+        update={"lora": LORA.model_copy(update={"target_modules": ("q_proj",)})}
+    )
+    wide = narrow.model_copy(update={"lora_limits": LoraLimits(max_r=64, target_modules=LORA.target_modules)})
+    for config, width in ((narrow, 2560 + 4096), (wide, 57_344)):  # inputs and outputs of the adapted layers
+        sizes = geometry_of(QWEN3_4B, config.largest_lora)
+        assert sizes.lora_parameters == 64 * width * 36
+        memory = learner_memory(config, sizes, 8192)
+        assert memory.lora == 24 * sizes.lora_parameters  # as above, and another model's adapter to score under
+        assert memory.other_models == 7 * 12 * sizes.lora_parameters + (256 << 20)
+        assert slot_bytes(sizes, config.largest_lora.r, 2, parallel=1) >= 2 * sizes.lora_parameters
+    assert engine_memory(wide, sizes, GPU, max_loras=8).lora == 8 * 2 * sizes.lora_parameters
 
 
 def test_ranks_of_tensor_parallelism_share_what_they_can(geometry):

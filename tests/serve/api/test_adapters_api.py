@@ -138,6 +138,11 @@ def test_a_model_that_exists_is_returned_only_with_the_same_settings(register, s
     assert register(lora=SMALL, return_existing=True).json()["id"] == small["id"]
     assert register(return_existing=True).json()["id"] == small["id"]
     assert refused(register(lora={**SMALL, "r": 4}, return_existing=True), 409)["param"] == "lora"
+    assert refused(register(lora={"seed": 0}, return_existing=True), 409)["param"] == "lora"
+    plain = register("plain").json()
+    same = {"target_modules": list(TINY.lora.target_modules), "r": TINY.lora.r}
+    assert register("plain", lora=same, return_existing=True).json() == plain
+    assert refused(register("plain", lora=SMALL, return_existing=True), 409)["param"] == "lora"
 
 
 # Import
