@@ -106,7 +106,7 @@ class LocalLearners:
     """A group of one learner in this process, and a job's training on it. Any digest is a version: an adapter that
     follows from it."""
 
-    step_size, waiting_for = StepSize(rows=1), None
+    step_size, is_ready, waiting_for = StepSize(rows=1), True, None
 
     def __init__(self, policy: Policy) -> None:
         self.learner = Learner(policy)

@@ -63,7 +63,7 @@ class OneLearner:
     """A learner group with one learner, in this process, and its only training."""
 
     step_size = StepSize(rows=2)
-    waiting_for = None
+    is_ready, waiting_for = True, None
 
     def __init__(self, worker):
         self.worker = worker
