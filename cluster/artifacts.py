@@ -30,6 +30,7 @@ LOGS = "logs"
 JOBS = "jobs"
 FILES = "files"
 SPOOL = "spool"
+UPLOADS = "uploads"
 
 
 def job_artifact_key(job_id: str, name: str) -> str:

@@ -39,8 +39,11 @@ def add_key(store: Store, name: str, entity: str, role: str) -> tuple[ApiKeyRow,
 
 
 def generate_key() -> tuple[str, str]:
-    """Return a new key, which no store knows yet, and its SHA-256."""
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    """Return a new key, which no store knows yet, and its SHA-256.
+
+    It has no dash: the wandb package takes what precedes one for a prefix, and wants 40 characters after it.
+    """
+    key = KEY_PREFIX + secrets.token_hex(32)
     return key, hash_key(key)
 
 

@@ -26,9 +26,8 @@ FORBIDDEN = {
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
-SERVE = {
-    f"tandem.serve.{part}" for part in ("adapters", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store")
-}
+PARTS = ("adapters", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb")
+SERVE = {f"tandem.serve.{part}" for part in PARTS}
 HTTP = {"fastapi", "starlette"}
 RULES = {  # package or module: what no import in its source may name, not even inside a function
     **{f"tandem.{layer}": {"tandem.cli"} for layer in LAYERS if layer != "cli"},
@@ -36,16 +35,17 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.jobs": SERVE - {"tandem.serve.store", "tandem.serve.jobs"} | HTTP,
     "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
-    "tandem.serve.api": {"tandem.serve.app", "tandem.serve.finetuning", "tandem.serve.modelarts"},
+    "tandem.serve.api": {"tandem.serve.app", "tandem.serve.finetuning", "tandem.serve.modelarts", "tandem.serve.wandb"},
     "tandem.serve.api.wire.requests": {"tandem.serve.store"},
     "tandem.serve.api.wire.responses": {"tandem.serve.store"},
-    "tandem.serve.app": {"tandem.serve.finetuning", "tandem.serve.modelarts"},
-    "tandem.serve.finetuning": {"tandem.serve.app", "tandem.serve.modelarts"},
+    "tandem.serve.app": {"tandem.serve.finetuning", "tandem.serve.modelarts", "tandem.serve.wandb"},
+    "tandem.serve.finetuning": {"tandem.serve.app", "tandem.serve.modelarts", "tandem.serve.wandb"},
     "tandem.serve.finetuning.store": {f"tandem.serve.finetuning.{part}" for part in ("api", "data", "running")},
     "tandem.serve.finetuning.data": {f"tandem.serve.finetuning.{part}" for part in ("api", "running", "store")},
     "tandem.serve.finetuning.running": {"tandem.serve.finetuning.api"},
     "tandem.serve.finetuning.api": {"tandem.serve.finetuning.running"},
-    "tandem.serve.modelarts": {"tandem.serve.app"},
+    "tandem.serve.modelarts": {"tandem.serve.app", "tandem.serve.wandb"},
+    "tandem.serve.wandb": {"tandem.serve.app", "tandem.serve.finetuning", "tandem.serve.modelarts"},
     "tandem.serve.modelarts.store": {f"tandem.serve.modelarts.{part}" for part in ("api", "running", "settings")},
     "tandem.serve.modelarts.settings": {f"tandem.serve.modelarts.{part}" for part in ("api", "running", "store")},
     "tandem.serve.modelarts.running": {"tandem.serve.modelarts.api"},
@@ -53,6 +53,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
 }
 REGISTRATIONS = {  # these add further APIs to the service, with the options of all deployments
     ("tandem.serve.api.application", "tandem.serve.finetuning.routes"),
+    ("tandem.serve.api.application", "tandem.serve.wandb.routes"),
     ("tandem.serve.api.application", "tandem.serve.modelarts.routes"),
     ("tandem.serve.app.graph", "tandem.serve.finetuning.deployment"),
     ("tandem.serve.app.graph", "tandem.serve.modelarts.deployment"),

@@ -17,6 +17,7 @@ from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
+from tandem.serve.wandb import routes as wandb
 
 _VALIDATION: Literal["validation"] = "validation"
 PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
@@ -71,4 +72,5 @@ def create_app(services: Services) -> Application:
     error_responses.install(app)
     finetuning.add_routes(app)
     modelarts.add_routes(app)
+    wandb.add_routes(app)
     return app

@@ -7,6 +7,8 @@ body, so that the key is checked before anything of the body is read.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ from tandem.serve.store.store import Store
 
 TOKEN_HEADER = "x-auth-token"  # sent instead of a bearer key by clients of the training-job-configs API
 ANTHROPIC_KEY_HEADER = "x-api-key"  # likewise, by clients of Anthropic's Messages, on its routes alone
+BASIC_USER = "api"  # whose password the wandb package sends
 # auto_error would answer in another shape than ours; depending on the scheme keeps it in the OpenAPI document.
 _bearer = HTTPBearer(auto_error=False)
 
@@ -48,7 +51,8 @@ def authenticate(
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:
     """Return the sender of a request, given its bearer key if it has one. Raises AuthenticationError."""
     is_anthropic = speaks_anthropic(request.scope["path"])
-    key = bearer or request.headers.get(TOKEN_HEADER) or (is_anthropic and request.headers.get(ANTHROPIC_KEY_HEADER))
+    key = bearer or _basic_key(request) or request.headers.get(TOKEN_HEADER)
+    key = key or (is_anthropic and request.headers.get(ANTHROPIC_KEY_HEADER))
     if not key:
         shown = f"{ANTHROPIC_KEY_HEADER}: tdm_..." if is_anthropic else "Authorization: Bearer tdm_..."
         raise AuthenticationError(
@@ -66,6 +70,18 @@ def bearer_key(request: Request) -> str | None:
     """Return the bearer key of a request as FastAPI reads it, None without one."""
     scheme, key = get_authorization_scheme_param(request.headers.get("authorization"))
     return key if scheme.lower() == "bearer" and key else None
+
+
+def _basic_key(request: Request) -> str | None:
+    """Return the key that the wandb package sends: as the password of user "api". None without one."""
+    scheme, credentials = get_authorization_scheme_param(request.headers.get("authorization"))
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, _, key = base64.b64decode(credentials, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return key if user == BASIC_USER else None
 
 
 def has_key(request: Request) -> bool:

@@ -35,6 +35,7 @@ class Lock(IntEnum):
 
     SCHEMA = 0x7A4DE3
     ACCEPT_JOBS = 0x7A4DE4
+    NUMBER_ARTIFACTS = 0x7A4DE6
 
 
 class Database:

@@ -15,6 +15,7 @@ from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
 from tandem.serve.store.retention import Retention
 from tandem.serve.store.versions import Versions
+from tandem.serve.store.wandb import WandbArtifacts
 
 
 class Store:
@@ -34,6 +35,7 @@ class Store:
         self.claims = Claims(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
+        self.wandb = WandbArtifacts(self.database)
 
     def close(self) -> None:
         """Close the pooled connections."""

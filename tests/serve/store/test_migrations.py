@@ -28,7 +28,10 @@ ADDED = {
     "models": ("lora", "initial_digest", "origin"),
 }
 INDEXES = ("versions_import_key", "models_initial_digest")
-NEW_TABLES = ("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files")
+NEW_TABLES = (
+    *("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files"),
+    *("wandb_files", "wandb_artifacts", "wandb_metadata", "url_secrets"),
+)
 BACK_TO_FIRST = [
     *(f"DROP TABLE {table}" for table in NEW_TABLES),
     *(f"DROP INDEX {index}" for index in INDEXES),
