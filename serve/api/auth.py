@@ -51,8 +51,8 @@ def authenticate(
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:
     """Return the sender of a request, given its bearer key if it has one. Raises AuthenticationError."""
     is_anthropic = speaks_anthropic(request.scope["path"])
-    key = bearer or _basic_key(request) or request.headers.get(TOKEN_HEADER)
-    key = key or (is_anthropic and request.headers.get(ANTHROPIC_KEY_HEADER))
+    header = ANTHROPIC_KEY_HEADER if is_anthropic else TOKEN_HEADER
+    key = bearer or _basic_key(request) or request.headers.get(TOKEN_HEADER) or request.headers.get(header)
     if not key:
         shown = f"{ANTHROPIC_KEY_HEADER}: tdm_..." if is_anthropic else "Authorization: Bearer tdm_..."
         raise AuthenticationError(

@@ -18,8 +18,9 @@ from graphql import (
     validate,
 )
 
+from tandem.serve.api.error_responses import as_serve_error
 from tandem.serve.api.redaction import without_keys
-from tandem.serve.errors import ServeError, StorageFullError, UnavailableError
+from tandem.serve.errors import StorageFullError, UnavailableError
 from tandem.serve.names import quoted
 from tandem.serve.wandb.schema import SCHEMA
 
@@ -58,13 +59,19 @@ def execute(
         field_resolver=_resolve,
         type_resolver=lambda value, info, kind: "ArtifactSequence",  # the only one that implements an interface
     )
-    for fault in result.errors or ():
-        cause = fault.original_error
-        if isinstance(cause, UnavailableError | StorageFullError) or not isinstance(cause, ServeError | None):
-            raise cause  # 503, 507 or 500
     if result.errors:
-        return {"data": result.data} | _errors([fault.message for fault in result.errors])
+        return {"data": result.data} | _errors([_message(fault) for fault in result.errors])
     return {"data": result.data}
+
+
+def _message(fault: GraphQLError) -> str:
+    """Return the sentence of an error. Raises what isn't the sender's fault, which becomes 503, 507 or 500."""
+    if fault.original_error is None:
+        return fault.message
+    known = as_serve_error(fault.original_error)
+    if known is None or isinstance(known, UnavailableError | StorageFullError):
+        raise known or fault.original_error
+    return known.message
 
 
 def _resolve(source: Any, info: GraphQLResolveInfo[object], **arguments: Any) -> Any:

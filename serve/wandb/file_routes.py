@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.artifacts import UPLOADS as UPLOAD_BLOBS
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.errors import InvalidRequestError, Problem, StorageFullError
@@ -69,7 +70,8 @@ async def _receive_manifest(grant: Grant, request: Request, services: Services) 
 
 
 async def _receive_file(grant: Grant, request: Request, services: Services) -> None:
-    limit = BodyLimit(services.config.limits.max_payload_bytes, "limits.max_payload_bytes")
+    setting = "max_adapter_bytes" if grant.name in ADAPTER_FILES else "max_payload_bytes"
+    limit = BodyLimit(getattr(services.config.limits, setting), f"limits.{setting}")
     if shortage := await run_in_threadpool(disk_shortage, services.artifacts, services.config.limits):
         raise StorageFullError(shortage, "disk_full")
     spool, md5, sha256 = services.artifacts.spool_dir / str(uuid.uuid4()), hashlib.md5(), hashlib.sha256()

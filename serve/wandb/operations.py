@@ -125,7 +125,7 @@ class Operations:
         return {"artifact_manifest": {"id": make_id("Manifest", row.id), "file": file}}
 
     def commit_artifact(self, input: dict[str, Any]) -> dict[str, Any]:
-        self._commits.commit(artifact_row_id(input["artifact_id"]), self._entity)
+        self._commits.commit(artifact_row_id(input["artifact_id"]))
         return {"artifact": self.artifact(input["artifact_id"])}
 
     def update_artifact(self, input: dict[str, Any]) -> dict[str, Any]:
