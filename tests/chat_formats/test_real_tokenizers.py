@@ -55,7 +55,8 @@ def test_a_letter_and_its_accent_are_not_the_composed_letter(model: Model):
     ids = model.chat.encode("e") + model.chat.encode("x\u0301")[1:]
     played = model.play(user("a"), Sampled(ids + model.end, assistant("e\u0301")), user("b"), model.turn("no"))
     for with_prompts in (True, False):
-        train(played, model.chat, with_prompts)
+        sequences = train(played, model.chat, with_prompts)
+        assert len(sequences) == 2 or model.family.name != "Qwen3"
 
 
 @pytest.mark.parametrize("with_prompts", [True, False])
