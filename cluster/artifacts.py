@@ -27,6 +27,7 @@ ADAPTERS = "adapters"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)  # the files of a checkpoint that an engine loads
 PAYLOADS = "payloads"
 LOGS = "logs"
+DATASETS = "datasets"
 JOBS = "jobs"
 FILES = "files"
 SPOOL = "spool"
@@ -36,6 +37,16 @@ UPLOADS = "uploads"
 def job_artifact_key(job_id: str, name: str) -> str:
     """Return the key of a file that a job keeps for its users."""
     return f"{JOBS}/{job_id}/{name}"
+
+
+def dataset_key(dataset_id: str) -> str:
+    """Return the key of the rows of a dataset, which several jobs may use."""
+    return f"{DATASETS}/{dataset_id}.jsonl.zst"
+
+
+def is_dataset(key: str) -> bool:
+    """Return whether a job's payload is a dataset."""
+    return key.startswith(f"{DATASETS}/")
 
 
 class Artifacts:

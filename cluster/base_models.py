@@ -20,6 +20,7 @@ from tandem.rl.tiny.model import resolve_model
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from tandem.rl.base_text import BaseText
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
     from tandem.rl.models.geometry import Geometry
@@ -132,6 +133,16 @@ class ResolvedBaseModel:
             yield
         except PolicyError as error:
             raise PolicyError(f"Base model {self.name} can't be trained: {error}") from error
+
+    @cached_property
+    def text(self) -> BaseText:
+        """What turning messages into packed rows needs."""
+        from tandem.rl.base_text import BaseText
+        from tandem.rl.models.base_config import shares_prefixes, text_config
+
+        base = self._model_config
+        vocab_size, shares = text_config(base).vocab_size, shares_prefixes(base)
+        return BaseText(self.tokenizer, self.max_model_len, vocab_size, shares, self.config.trains_on)
 
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None

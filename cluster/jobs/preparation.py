@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from tandem.cluster.jobs.job import QueuedJob
     from tandem.cluster.jobs.kinds.kind import Batch
+    from tandem.rl.base_text import BaseText
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
     from tandem.rl.packing import PackedSequence
@@ -47,6 +48,10 @@ _WORK = {"initial_version": "making a version 0", "import_adapter": "reading the
 
 class TextModel(Protocol):
     """The part of a base model that preparation needs."""
+
+    @property
+    def text(self) -> BaseText:
+        """What turning messages into packed rows needs."""
 
     def build_batch(
         self, groups: Iterable[TrajectoryGroup], config: TrainingConfig, shuffle_seed: int | None

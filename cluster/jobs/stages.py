@@ -119,7 +119,7 @@ class JobStages:
                 job.check()
         except StepError as error:
             raise StageError("score", str(error), "The job made no version.") from error
-        return metrics | work.scoring
+        return {**kind.summary(metrics), **work.scoring}
 
 
 @dataclass(frozen=True)

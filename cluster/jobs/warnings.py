@@ -20,28 +20,28 @@ def batch_warnings(batch: TrainingBatch) -> Iterator[dict[str, Any]]:
     """Iterate over the data of the warnings that a batch deserves."""
     account = batch.account
     if not account.num_trajectories:
-        yield _warning("nothing_trained", _nothing_trained(batch), account.not_trained)
+        yield warning_data("nothing_trained", _nothing_trained(batch), account.not_trained)
     elif account.not_trained:
         message = (
             f"{account.num_trajectories} of {batch.num_trajectories} trajectories train. Of the others, "
             f"{_reasons(account)}."
         )
-        yield _warning("partly_trained", message, account.not_trained)
+        yield warning_data("partly_trained", message, account.not_trained)
     if account.parts:
         parts = "; ".join(f"{number} {PARTS[part]}" for part, number in account.parts.items())
         message = f"Parts of the trajectories don't train as the rest: {parts}."
-        yield _warning("parts_not_trained", message, account.parts)
+        yield warning_data("parts_not_trained", message, account.parts)
     if account.untrainable:
         reasons = "; ".join(f"{number} for {UNTRAINABLE[reason]}" for reason, number in account.untrainable.items())
         message = f"Sampled tokens that can't train, whatever their reward: {reasons}."
-        yield _warning("untrainable_tokens", message, account.untrainable)
+        yield warning_data("untrainable_tokens", message, account.untrainable)
     if account.num_retokenised:
         message = (
             f"{account.num_retokenised} trained tokens aren't known to be those that were sampled: their choices have "
             "no token ids, so their text was tokenised again, as allow_training_without_logprobs asks. Sample with "
             "return_token_ids=true."
         )
-        yield _warning("retokenised_tokens", message, {"tokens": account.num_retokenised})
+        yield warning_data("retokenised_tokens", message, {"tokens": account.num_retokenised})
     marks = {mark: number for mark, number in account.sampled_with.items() if mark != UNKNOWN}
     if marks:
         message = (
@@ -49,10 +49,10 @@ def batch_warnings(batch: TrainingBatch) -> Iterator[dict[str, Any]]:
             f"distribution: {_listed(marks)}. Their logprobs are the policy's without these options, so the loss "
             "doesn't correct for them. Sample with temperature 1 and no other such option, or keep them mild."
         )
-        yield _warning("other_distribution", message, marks)
+        yield warning_data("other_distribution", message, marks)
     if account.ignored_fields:
         message = f"Fields that training doesn't read were ignored: {_listed(account.ignored_fields)}."
-        yield _warning("ignored_fields", message, account.ignored_fields)
+        yield warning_data("ignored_fields", message, account.ignored_fields)
 
 
 def fresh_optimizer_warning(step: int) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def fresh_optimizer_warning(step: int) -> dict[str, Any]:
         "or the model was forked without it. So training begins with a new optimizer. The first updates are larger "
         "than usual: lower learning_rate if they are too large."
     )
-    return _warning("fresh_optimizer", message, {"step": step})
+    return warning_data("fresh_optimizer", message, {"step": step})
 
 
 def _nothing_trained(batch: TrainingBatch) -> str:
@@ -84,5 +84,6 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
-def _warning(kind: str, message: str, counts: Mapping[str, int]) -> dict[str, Any]:
+def warning_data(kind: str, message: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return the data of a warning."""
     return {"kind": kind, "message": message, "counts": dict(counts)}

@@ -47,15 +47,30 @@ class ChatTemplate:
         # Objects, unless only strings work: a template that takes neither here may be strict about ids or roles.
         self._takes_objects = self._renders_call({"key": "value"}) or not self._renders_call('{"key": "value"}')
 
-    def render(self, messages: Sequence[Message], tools: list[Tool] | None, kwargs: Mapping[str, Any] | None) -> str:
-        """Return the text of prepared messages, up to the start of the model's turn. Raises NotExactError."""
-        try:
-            given = json.dumps([messages, tools, kwargs])
-        except (TypeError, ValueError):  # objects of code
-            return self._render(messages, tools, kwargs)
-        return self._rendered.get(given, lambda: self._render(messages, tools, kwargs))
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[Tool] | None,
+        kwargs: Mapping[str, Any] | None,
+        generation_prompt: bool = True,
+    ) -> str:
+        """Return the text of prepared messages, by default up to the start of the model's turn.
 
-    def _render(self, messages: Sequence[Message], tools: list[Tool] | None, kwargs: Mapping[str, Any] | None) -> str:
+        Raises NotExactError.
+        """
+        try:
+            given = json.dumps([messages, tools, kwargs, generation_prompt])
+        except (TypeError, ValueError):  # objects of code
+            return self._render(messages, tools, kwargs, generation_prompt)
+        return self._rendered.get(given, lambda: self._render(messages, tools, kwargs, generation_prompt))
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: list[Tool] | None,
+        kwargs: Mapping[str, Any] | None,
+        generation_prompt: bool,
+    ) -> str:
         arguments = {name: value for name, value in (kwargs or {}).items() if value not in _UNSET}
         offered: list[Any] | None = None if tools is None else [_offered(tool) for tool in tools]
         try:
@@ -64,14 +79,14 @@ class ChatTemplate:
                 arguments[NOW] = _no_date
             conversation: list[Any] = _in_format(messages, template)
             text = self._tokenizer.apply_chat_template(
-                conversation, tools=offered, tokenize=False, add_generation_prompt=True, **arguments
+                conversation, tools=offered, tokenize=False, add_generation_prompt=generation_prompt, **arguments
             )
         except NotExactError:
             raise
         except Exception as error:  # a template may raise anything
             raise NotExactError(
-                f"the chat template can't render the messages before it ({error}); send messages that the model's "
-                "template accepts"
+                f"the chat template can't render the messages {'before' if generation_prompt else 'up to'} it "
+                f"({error}); send messages that the model's template accepts"
             ) from error
         assert isinstance(text, str), "tokenize=False gives text"
         return text

@@ -458,22 +458,30 @@ def _kind(value: Any) -> str | None:
     return role if role in ROLES else None
 
 
-MessageOrChoice = Annotated[
+def _role(value: Any) -> str | None:
+    role = value.get("role") if isinstance(value, dict) else None
+    return role if role in ROLES else None
+
+
+_Message = (
     Annotated[DeveloperMessage, WrapValidator(_as_sent), Tag("developer")]
     | Annotated[SystemMessage, WrapValidator(_as_sent), Tag("system")]
     | Annotated[UserMessage, WrapValidator(_as_sent), Tag("user")]
     | Annotated[AssistantMessage, WrapValidator(_sent_by_assistant), Tag("assistant")]
     | Annotated[ToolMessage, WrapValidator(_as_sent), Tag("tool")]
     | Annotated[FunctionMessage, WrapValidator(_as_sent), Tag("function")]
-    | Annotated[Choice, Tag("choice")],
+)
+_A_MESSAGE = "Input should be a message whose role is one of " + ", ".join(ROLES)
+
+Message = Annotated[
+    _Message, Discriminator(_role, custom_error_type="message", custom_error_message=_A_MESSAGE), _AnyOf()
+]
+MessageOrChoice = Annotated[
+    _Message | Annotated[Choice, Tag("choice")],
     Discriminator(
         _kind,
         custom_error_type="message_or_choice",
-        custom_error_message=(
-            "Input should be a message whose role is one of "
-            + ", ".join(ROLES)
-            + ", or a choice, which has finish_reason and message"
-        ),
+        custom_error_message=_A_MESSAGE + ", or a choice, which has finish_reason and message",
     ),
     _AnyOf(),
 ]

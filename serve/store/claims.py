@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -13,11 +14,11 @@ from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
-from tandem.cluster.jobs.kinds.registry import read_options
+from tandem.cluster.jobs.kinds.registry import KINDS, read_options
 from tandem.serve.store.database import Database
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events, record
 from tandem.serve.store.references import lagged_digest
-from tandem.serve.store.tables import InitialVersionRow, JobRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.tables import NO_PAYLOAD, InitialVersionRow, JobRow, LogRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import find_version
 
 RUNNING_EVENTS = ("training_started", "warning", "gradient_step", "logprobs_rescored", "engine_disagrees")
@@ -133,7 +134,24 @@ class Claims(JobStore):
                 return
             if type == "warning" and dict(data) in (warning.data for warning in noted_events(session, [job.id])):
                 return
+            if type == "gradient_step":
+                self._log_step(session, job, row, data)
             record(session, row, type, data, self._database.now())
+
+    def _log_step(self, session: Session, job: ClaimedJob, row: JobRow, data: Mapping[str, Any]) -> None:
+        """Add the log entry of a gradient step to the model's logs, if the job has one."""
+        entry = KINDS[job.kind].log(job.config, data, row.num_gradient_steps, job.next_step)
+        if entry is not None:
+            session.add(
+                LogRow(
+                    id=str(uuid.uuid4()),
+                    model_id=job.model_id,
+                    split=entry.split,
+                    payload_key=NO_PAYLOAD,
+                    metrics=dict(entry.metrics),
+                    created_at=self._database.now(),
+                )
+            )
 
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
         """In one transaction, add the version, record training_ended and mark the job succeeded."""

@@ -12,15 +12,16 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from tandem.cluster.artifacts import is_dataset
 from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.store.database import Database, position
 from tandem.serve.store.events import end
-from tandem.serve.store.tables import JobRow, LogRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.tables import NO_PAYLOAD, JobRow, LogRow, ModelRow, VersionRow, is_open
 
 
 @dataclass(frozen=True)
 class DeletedModel:
-    """The remains of a deleted model. Nothing refers to the blobs any more."""
+    """The remains of a deleted model. Nothing refers to the blobs any more; datasets stay."""
 
     num_checkpoints: int
     blob_keys: tuple[str, ...]
@@ -126,7 +127,8 @@ class Models:
                 end(session, job, "failed", now, f"Model {model.path} was deleted while the job was {job.state}.")
             logs = session.scalars(select(LogRow).where(LogRow.model_id == model_id)).all()
             all_jobs = session.scalars(jobs).all()
-            blob_keys = [job.payload_key for job in all_jobs] + [log.payload_key for log in logs]
+            keys = [job.payload_key for job in all_jobs] + [log.payload_key for log in logs]
+            blob_keys = [key for key in keys if key != NO_PAYLOAD and not is_dataset(key)]
             for log in logs:
                 session.delete(log)
         return DeletedModel(len(versions), tuple(blob_keys), tuple(job.id for job in all_jobs))

@@ -212,8 +212,12 @@ class EventRow(Table):
     created_at: Mapped[datetime]
 
 
+NO_PAYLOAD = ""
+"""The payload key of a log entry that has only metrics."""
+
+
 class LogRow(Table):
-    """Trajectory groups that a client logged for a model, with their metrics."""
+    """Trajectory groups that a client logged for a model, with their metrics, or the metrics of a gradient step."""
 
     __tablename__ = "logs"
     __table_args__ = (Index("logs_model", "model_id", "number"),)

@@ -61,6 +61,14 @@ class Outline:
     """The data of warning events."""
 
 
+@dataclass(frozen=True)
+class Log:
+    """An entry in the logs of the job's model."""
+
+    split: str
+    metrics: Mapping[str, float]
+
+
 Options = TypeVar("Options", bound=BaseModel)
 B = TypeVar("B", bound=Batch)
 
@@ -101,3 +109,14 @@ class JobKind(ABC, Generic[Options, B]):
     def event(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Return the data of the gradient_step event of a step with these metrics."""
         return metrics
+
+    def summary(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Return the metrics of the version, from those of the last gradient step."""
+        return metrics
+
+    def log(self, options: Options, event: Mapping[str, float], index: int, step: int) -> Log | None:
+        """Return the log entry that accompanies the event of a gradient step, if any.
+
+        `index` is the gradient step's, from 0; `step` is that of the version that the job makes.
+        """
+        return None
