@@ -337,6 +337,7 @@ class LimitsConfig(Settings):
     max_payload_bytes: int = Field(
         1 << 30, ge=1, description="Decompressed size of a request with trajectory groups, or of an uploaded file."
     )
+    max_dataset_bytes: int = Field(1 << 30, ge=1, description="Decompressed size of an uploaded dataset.")
     max_request_bytes: int = Field(32 << 20, ge=1, description="Decompressed size of any other request.")
     max_adapter_bytes: int = Field(4 << 30, ge=1, description="Decompressed size of an adapter that is imported.")
     max_open_jobs: int = Field(1000, ge=1, description="Queued and running jobs of all projects together.")

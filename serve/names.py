@@ -1,4 +1,4 @@
-"""Names of entities, projects and models: their rule, and how error messages quote what a client sent."""
+"""Names of entities, projects, models and datasets: their rules, and how error messages quote what a client sent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ NAME = re.compile(r"\w[\w.-]{0,127}")
 NAME_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter, a digit or '_'"
 RESERVED_ENTITIES = ("preview", "files", "fine_tuning")
 """Taken by the API's own paths: /v1/preview/..., /v1/files/..."""
+
+DATASET_SCHEME = "tandem-dataset:///"
+"""Of the address of a dataset, before its digest."""
 
 _QUOTES = reprlib.Repr()
 _QUOTES.maxstring = 140

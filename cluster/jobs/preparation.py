@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from tandem.cluster.jobs.job import QueuedJob
     from tandem.cluster.jobs.kinds.kind import Batch
+    from tandem.cluster.payloads.rows import RowCounts
     from tandem.rl.base_text import BaseText
     from tandem.rl.batch import TrainingBatch
     from tandem.rl.config import TrainingConfig
@@ -135,6 +136,12 @@ class PreparationWorker:
         metrics: dict[str, float] = {"num_groups": num_groups, "num_trajectories": len(rewards)}
         return {**metrics, "reward": fmean(rewards)} if rewards else metrics
 
+    def count_rows(self, dataset_key: str) -> RowCounts:
+        """Return the counts of a valid dataset. Raise PayloadError or ArtifactError."""
+        from tandem.cluster.payloads.rows import count_rows
+
+        return count_rows(self._artifacts, dataset_key)
+
     def plot(self, job_id: str, sequences: Sequence[PackedSequence]) -> None:
         """Write pictures of packed sequences to the job's artifacts."""
         from tandem.rl.plots import plot_batch
@@ -201,6 +208,11 @@ class Preparation:
         """See `PreparationWorker.log_metrics`."""
         metrics: dict[str, float] = self._call("log_metrics", (payload_key,), on_wait)
         return metrics
+
+    def count_rows(self, dataset_key: str, on_wait: OnWait = wait_on) -> RowCounts:
+        """See `PreparationWorker.count_rows`."""
+        counts: RowCounts = self._call("count_rows", (dataset_key,), on_wait)
+        return counts
 
     def plot(self, job_id: str, sequences: Sequence[PackedSequence], on_wait: OnWait = wait_on) -> None:
         """See `PreparationWorker.plot`."""

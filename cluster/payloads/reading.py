@@ -81,7 +81,7 @@ def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:
         raise ArtifactError(f"Blob {key} is damaged: it ends too early.")
 
 
-def _role_of(group: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+def place_of_role(group: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Return the place of a message's role, if it has one, because that is what isn't known."""
     for part in loc:
         group = group[part]
@@ -100,7 +100,7 @@ def _parse(
         parsed = from_json(element) if any(e["type"] == "message_or_choice" for e in details) else None
         for e in details:
             in_text = " of this group" if e["type"] == "json_invalid" else ""
-            loc = _role_of(parsed, e["loc"]) if e["type"] == "message_or_choice" else e["loc"]
+            loc = place_of_role(parsed, e["loc"]) if e["type"] == "message_or_choice" else e["loc"]
             faults.append({"loc": (*place, *loc), "msg": e["msg"] + in_text, "type": e["type"]})
         return None
     if (inside := not_finite_place(checked)) is not None:

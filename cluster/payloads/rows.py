@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import zstandard
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import ArtifactError
 from tandem.cluster.payloads.json_splitting import CHUNK_BYTES
-from tandem.cluster.payloads.reading import MANY_FAULTS, FaultDetails, PayloadError
+from tandem.cluster.payloads.reading import MANY_FAULTS, FaultDetails, PayloadError, place_of_role
 from tandem.cluster.payloads.strict_json import not_finite_place
 from tandem.rl.supervised.rows import SupervisedRow
 
@@ -66,7 +67,8 @@ def _parse(line: bytes, number: int, faults: list[FaultDetails]) -> SupervisedRo
     except ValidationError as error:
         for e in error.errors(include_url=False, include_context=False, include_input=False):
             message = _PLACE.sub(r" at column \1 of this line", e["msg"])
-            faults.append({"loc": ("line", number, *e["loc"]), "msg": message, "type": e["type"]})
+            loc = place_of_role(from_json(line), e["loc"]) if e["type"] == "message" else e["loc"]
+            faults.append({"loc": ("line", number, *loc), "msg": message, "type": e["type"]})
         return None
     if (inside := not_finite_place(line)) is not None:
         loc = ("line", number, *inside)

@@ -11,7 +11,19 @@ from pydantic.json_schema import models_json_schema
 from tandem import __version__
 from tandem.serve.api import error_responses
 from tandem.serve.api.auth import authenticate
-from tandem.serve.api.routes import adapters, health, inference, keys, logs, models, readiness, training_jobs, versions
+from tandem.serve.api.routes import (
+    adapters,
+    datasets,
+    health,
+    inference,
+    keys,
+    logs,
+    models,
+    readiness,
+    supervised_jobs,
+    training_jobs,
+    versions,
+)
 from tandem.serve.api.services import Services
 from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
@@ -64,7 +76,7 @@ def create_app(services: Services) -> Application:
     )
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for routes in (models, versions, adapters, logs, training_jobs, inference, keys):
+    for routes in (models, versions, adapters, logs, datasets, training_jobs, supervised_jobs, inference, keys):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -17,6 +17,7 @@ from tandem.serve.api.version_watch import VersionWatch
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
+    from tandem.cluster.payloads.rows import RowCounts
     from tandem.rl.config import TrainingConfig
     from tandem.rl.settings import LoraSettings
 
@@ -40,6 +41,9 @@ class Preparation(Protocol):
 
     def check(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> None:
         """Raise PayloadError, TrajectoryError or ConfigError for a payload that `policy` can't be trained on."""
+
+    def count_rows(self, dataset_key: str) -> RowCounts:
+        """Return the counts of a valid dataset. Raises PayloadError."""
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the metrics of logged trajectories. Raises PayloadError."""

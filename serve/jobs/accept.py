@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from pydantic import BaseModel
 
 from tandem.cluster.artifacts import PAYLOADS, Artifacts
 from tandem.cluster.config import TandemConfig
@@ -15,24 +18,27 @@ from tandem.serve.jobs.references import kl_reference
 from tandem.serve.jobs.storage import storage_errors
 from tandem.serve.store.repeats import Post
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import JobRow, ModelRow
+from tandem.serve.store.tables import DatasetRow, JobRow, ModelRow
 
 
 class PayloadCheck(Protocol):
-    def __call__(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> object:
+    def __call__(self, base_model: str, payload_key: str, config: Any, policy: str) -> object:
         """Raise PayloadError, TrajectoryError, ConfigError or StageError for a payload that can't be trained on."""
 
 
 @dataclass(frozen=True)
 class OfferedJob:
     model: ModelRow
-    config: TrainingConfig
+    config: BaseModel
+    """The options, of the type that the kind has."""
     body_sha256: str
-    write_payload: Callable[[str], object]
-    """Writes the body (JSON, zstd) to the blob of a key."""
+    payload: Callable[[str], object] | DatasetRow
+    """Writes the body (JSON, zstd) to the blob of a key; or the dataset that the job trains on."""
     idempotency_key: str | None = None
     api_key_id: str | None = None
     """The key that sent the request; None for a job of the service itself."""
+    kind: str = "rl"
+    """A name in `cluster.jobs.kinds.registry`."""
 
 
 @dataclass(frozen=True)
@@ -65,27 +71,34 @@ class JobAcceptance:
         post = Post(offered.body_sha256, offered.idempotency_key, offered.api_key_id, self._limits.repeated_body_s)
         if repeated := self._store.jobs.find_repeated(model.id, post):
             return AcceptedJob(repeated, is_repeat=True)
-        reference = kl_reference(config, self._artifacts_root)
+        reference = kl_reference(config, self._artifacts_root) if isinstance(config, TrainingConfig) else None
         self._store.jobs.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
         job_id = str(uuid.uuid4())
-        with stored(self._artifacts, f"{PAYLOADS}/{job_id}.json.zst", offered.write_payload) as payload_key:
+        with self._stored(job_id, offered.payload) as payload_key:
             if self._check_payload:
                 with storage_errors():
                     self._check_payload(model.base_model, payload_key, config, model.path)
             confirm()
-            options = config.model_dump(mode="json", exclude_none=True)
             job = self._store.jobs.add(
                 job_id,
                 model.id,
                 payload_key,
-                options,
+                config.model_dump(mode="json", exclude_none=True),
                 offered.body_sha256,
                 offered.idempotency_key,
                 reference,
                 self._limits,
                 offered.api_key_id,
+                offered.kind,
+                offered.payload.id if isinstance(offered.payload, DatasetRow) else None,
             )
         is_repeat = job.id != job_id  # the same request arrived twice at once, and the other one was first
-        if is_repeat:
+        if is_repeat and not isinstance(offered.payload, DatasetRow):
             delete_blobs(self._artifacts, [payload_key])
         return AcceptedJob(job, is_repeat)
+
+    def _stored(self, job_id: str, payload: Callable[[str], object] | DatasetRow) -> AbstractContextManager[str]:
+        """Return a block with the key of the payload, which is deleted if the block fails. A dataset stays."""
+        if isinstance(payload, DatasetRow):
+            return nullcontext(payload.blob_key)
+        return stored(self._artifacts, f"{PAYLOADS}/{job_id}.json.zst", payload)

@@ -7,7 +7,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-from tandem.cluster.artifacts import LOGS, PAYLOADS, UPLOADS, Artifacts
+from tandem.cluster.artifacts import DATASETS, LOGS, PAYLOADS, UPLOADS, Artifacts
 from tandem.cluster.config import DeadlinesConfig, RetentionConfig
 from tandem.serve.store.store import Store
 
@@ -36,7 +36,9 @@ def start_sweeping(store: Store, artifacts: Artifacts, deadlines: DeadlinesConfi
 
 
 def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[str]:
-    """Delete spool files, payloads and uploads without a row, last written before then. Return their names and keys.
+    """Delete spool files, payloads, datasets and uploads without a row, last written before then.
+
+    Return their names and keys.
 
     Safe while requests arrive, and when several processes sweep at once.
     """
@@ -45,7 +47,7 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
         if datetime.fromtimestamp(file.stat().st_mtime, UTC) < written_before:
             file.unlink(missing_ok=True)
             removed.append(file.name)
-    blobs = [key for directory in (PAYLOADS, LOGS) for key in artifacts.list_blobs(directory)]
+    blobs = [key for directory in (PAYLOADS, LOGS, DATASETS) for key in artifacts.list_blobs(directory)]
     store.wandb.forget_unfinished(written_before)
     uploads = store.wandb.unknown_blobs(artifacts.list_blobs(UPLOADS))
     for key in (*store.garbage.unknown_blobs(blobs), *uploads):

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import NoAnswerError
 from tandem.serve.store import migrations
 from tandem.serve.store.connections import WRITES, open_engine
-from tandem.serve.store.tables import JobRow, LogRow, ModelRow
+from tandem.serve.store.tables import DatasetRow, JobRow, LogRow, ModelRow
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _answering() -> Iterator[None]:
         raise NoAnswerError from error
 
 
-def position(session: Session, table: type[ModelRow | JobRow | LogRow], cursor: str) -> int:
+def position(session: Session, table: type[ModelRow | JobRow | LogRow | DatasetRow], cursor: str) -> int:
     """Return the number of the row after which a page begins. Raises UnknownCursorError."""
     number: int | None = session.scalar(select(table.number).where(table.id == cursor))
     if number is None:

@@ -8,8 +8,9 @@ from datetime import datetime
 from sqlalchemy import delete, or_, select, true
 from sqlalchemy.orm import aliased
 
+from tandem.cluster.artifacts import is_dataset
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import JobRow, LogRow, VersionRow, is_open
+from tandem.serve.store.tables import DatasetRow, JobRow, LogRow, VersionRow, is_open
 from tandem.serve.store.versions import is_initial
 
 KEYS_PER_QUERY = 500  # databases limit the parameters of a query
@@ -20,12 +21,17 @@ class Garbage:
         self._database = database
 
     def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
-        """Return the keys that are the payload of neither a job nor a log."""
+        """Return the keys that are neither a dataset nor the payload of a job or a log.
+
+        The blob of a dataset stays with its row alone, so that ended jobs don't keep it.
+        """
         known: set[str] = set()
         with self._database.read() as session:
             for start in range(0, len(keys), KEYS_PER_QUERY):
                 asked = keys[start : start + KEYS_PER_QUERY]
-                known.update(session.scalars(select(JobRow.payload_key).where(JobRow.payload_key.in_(asked))))
+                of_job = select(JobRow.payload_key).where(JobRow.payload_key.in_(asked))
+                known.update(key for key in session.scalars(of_job) if not is_dataset(key))
+                known.update(session.scalars(select(DatasetRow.blob_key).where(DatasetRow.blob_key.in_(asked))))
                 known.update(session.scalars(select(LogRow.payload_key).where(LogRow.payload_key.in_(asked))))
         return [key for key in keys if key not in known]
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from tandem.cluster.config import LimitsConfig
 from tandem.serve.errors import NotFoundError, QueueFullError
 from tandem.serve.store.database import Database, Lock, position
+from tandem.serve.store.datasets import lock_dataset
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events
 from tandem.serve.store.references import KlReference, pin_reference
 from tandem.serve.store.repeats import Post, find_repeated, may_repeat
@@ -35,11 +36,13 @@ class Jobs:
         limits: LimitsConfig = LimitsConfig(),
         api_key_id: str | None = None,
         kind: str = "rl",
+        dataset_id: str | None = None,
     ) -> JobRow:
         """Accept a job. For a repeat of an earlier post (see `find_repeated`), return the job of that one.
 
         Raises NotFoundError if the model was deleted, ConflictError if the idempotency key was used with another body,
-        QueueFullError if too many jobs are open, ConfigError if the KL reference doesn't exist.
+        QueueFullError if too many jobs are open, ConfigError if the KL reference doesn't exist. `dataset_id` is that of
+        the dataset whose blob is the payload.
         """
         post = Post(body_sha256, idempotency_key, api_key_id, limits.repeated_body_s)
         with self._database.write() as session:
@@ -52,6 +55,8 @@ class Jobs:
                 raise NotFoundError(f"There is no model {model_id}: it was deleted.", "model_not_found", "model_id")
             if repeated := find_repeated(session, model_id, post, self._database.now()):
                 return repeated
+            if dataset_id is not None:
+                lock_dataset(session, dataset_id)
             reference_digest = reference and pin_reference(session, model, reference)
             self._database.lock(session, Lock.ACCEPT_JOBS)  # until the end, no other transaction counts or adds jobs
             _check_room(session, limits, model)

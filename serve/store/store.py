@@ -7,6 +7,7 @@ from datetime import datetime
 
 from tandem.serve.store.claims import Claims
 from tandem.serve.store.database import Database, utc_now
+from tandem.serve.store.datasets import Datasets
 from tandem.serve.store.garbage import Garbage
 from tandem.serve.store.jobs import Jobs
 from tandem.serve.store.keys import Keys
@@ -31,6 +32,7 @@ class Store:
         self.versions = Versions(self.database)
         self.lineage = Lineage(self.database)
         self.logs = Logs(self.database)
+        self.datasets = Datasets(self.database)
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)
         self.garbage = Garbage(self.database)

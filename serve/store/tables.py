@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ColumnElement,
     DateTime,
     Dialect,
@@ -198,6 +199,26 @@ def is_open(job: type[JobRow] = JobRow) -> ColumnElement[bool]:
     """True for a queued or running job. The states are literals in the query: with parameters, SQLite wouldn't use the
     index of open jobs, and each poll for work would read all jobs."""
     return job.state.in_(bindparam("open_states", ("queued", "running"), expanding=True, literal_execute=True))
+
+
+class DatasetRow(Table):
+    """Rows of supervised data that an entity uploaded, once by their content. Jobs name its blob as their payload."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (UniqueConstraint("entity", "digest", name="datasets_digest"),)
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(_ID, unique=True)
+    entity: Mapped[str] = mapped_column(_NAME)
+    digest: Mapped[str] = mapped_column(_DIGEST)
+    """The SHA-256 of the JSON lines."""
+    blob_key: Mapped[str] = mapped_column(_NAME)
+    num_rows: Mapped[int]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the JSON lines, uncompressed."""
+    ignored_fields: Mapped[dict[str, Any]]
+    """Rows that have a key which training doesn't read, by the key's name."""
+    created_at: Mapped[datetime]
 
 
 class EventRow(Table):

@@ -1,10 +1,11 @@
-"""Reads bodies with trajectory groups: into a file, of which only the envelope is parsed here."""
+"""Reads large bodies into a file: trajectory groups, of which only the envelope is parsed here, and JSON lines."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from fastapi import Request
@@ -16,7 +17,7 @@ from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.requests import RequestBody
 from tandem.serve.errors import InvalidRequestError, Problem, StorageFullError
 from tandem.serve.ingest.request_body import BodyLimit, receive
-from tandem.serve.ingest.spool import Spool
+from tandem.serve.ingest.spool import BodyFile, Spool
 from tandem.serve.jobs.storage import disk_shortage, storage_errors
 
 T = TypeVar("T")
@@ -54,10 +55,35 @@ def payload_body(model: type[B]) -> Callable[[Request, Services], AsyncIterator[
     return read
 
 
+async def lines_body(request: Request, services: ServicesDep) -> AsyncIterator[BodyFile]:
+    """A dependency: the body as a file, which is removed unless it became a blob.
+
+    It raises the errors of `receive`, and StorageFullError.
+    """
+    limit = BodyLimit(services.config.limits.max_dataset_bytes, "limits.max_dataset_bytes")
+    with storage_errors():
+        file = await run_in_threadpool(_open_lines, services)
+    try:
+        with storage_errors():
+            await receive(request, limit, services.config.deadlines.receive_s, file.write)
+            await run_in_threadpool(file.finish)
+        yield file
+    finally:
+        file.discard()
+
+
+def _open_lines(services: Services) -> BodyFile:
+    return BodyFile(_spool_dir(services), ".jsonl.zst")
+
+
 def _open_spool(services: Services) -> Spool:
+    return Spool(_spool_dir(services))
+
+
+def _spool_dir(services: Services) -> Path:
     if shortage := disk_shortage(services.artifacts, services.config.limits):
         raise StorageFullError(shortage, "disk_full")
-    return Spool(services.artifacts.spool_dir)
+    return services.artifacts.spool_dir
 
 
 def _parse_envelope(model: type[B], json: JsonSplitter) -> B:

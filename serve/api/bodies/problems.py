@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from tandem.cluster.payloads.reading import FaultDetails
 from tandem.rl.config import TrainingConfig
+from tandem.rl.supervised.config import SupervisedConfig
+from tandem.rl.supervised.rows import SupervisedRow
 from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.errors import Problem
 
@@ -54,8 +56,8 @@ _VALUES_OF = {
     "metrics": "must be a number, true or false",
     "metadata": "must be a number, a string, true, false or null",
 }
-_ITEMS_OF_SEVERAL_KINDS = ("messages_and_choices", "tool_calls", "parts")
-_MODELS: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, TrainingConfig)
+_ITEMS_OF_SEVERAL_KINDS = ("messages_and_choices", "messages", "tool_calls", "parts")
+_MODELS: tuple[type[BaseModel], ...] = (*REQUEST_BODIES, TrainingConfig, SupervisedConfig, SupervisedRow)
 _FIELDS = sorted({name for model in _MODELS for name in model.model_fields})
 
 
@@ -116,4 +118,6 @@ def _is_kind(loc: Loc, index: int) -> bool:
     above, before, is_last = loc[max(index - 2, 0)], loc[max(index - 1, 0)], index == len(loc) - 1
     if before == "content":
         return loc[index] in ("text", "parts")
+    if before == "learning_rate":
+        return loc[index] in ("number", "list")
     return above in _VALUES_OF or (above in _ITEMS_OF_SEVERAL_KINDS and isinstance(before, int) and not is_last)

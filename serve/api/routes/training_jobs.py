@@ -35,7 +35,7 @@ REPEAT_HEADER = "x-repeated-job"
 
 def reject_when_queue_is_full(request: Request, caller: TrainCaller, services: ServicesDep) -> None:
     """A dependency: answer 429 before the client has sent the body. Repeats of a job are never rejected."""
-    jobs, limits, key = services.store.jobs, services.config.limits, _idempotency_key(request)
+    jobs, limits, key = services.store.jobs, services.config.limits, sent_idempotency_key(request)
     if key is not None and jobs.knows_idempotency_key(key, caller.entity):
         return
     try:
@@ -66,7 +66,7 @@ async def create_training_job(
     request returns the same job. Without it, the same body from the same key returns that job for a minute
     (`limits.repeated_body_s`) while it is queued or running. The header `x-repeated-job: true` marks both.
     """
-    work = partial(_accept, payload, caller, services, _idempotency_key(request))
+    work = partial(_accept, payload, caller, services, sent_idempotency_key(request))
     return job_response(await to_completion(request, work), response)
 
 
@@ -88,21 +88,12 @@ def _accept(
         model=services.store.models.get(str(payload.envelope.model_id), caller.entity),
         config=payload.envelope.experimental_config or TrainingConfig(),
         body_sha256=payload.spool.sha256,
-        write_payload=partial(services.artifacts.put_blob_file, payload.spool.path),
+        payload=partial(services.artifacts.put_blob_file, payload.spool.path),
         idempotency_key=idempotency_key,
         api_key_id=caller.key_id,
     )
     acceptance = JobAcceptance(services.store, services.artifacts, services.config, services.preparation.check)
     return acceptance.accept(offered, confirm=check_connected)
-
-
-@router.post("/sft-training-jobs", include_in_schema=False)
-def create_sft_training_job(caller: TrainCaller) -> None:
-    """Reject the request: existing clients know this route, but supervised fine-tuning isn't built yet."""
-    raise InvalidRequestError(
-        [Problem(("body",), "supervised fine-tuning isn't available in this release; post RL training jobs instead")],
-        "not_available",
-    )
 
 
 @router.get("/training-jobs")
@@ -184,7 +175,8 @@ def _view(row: JobRow, services: Services) -> TrainingJob:
     return job_view(row, services.store.jobs.noted_events([row])[row.id])
 
 
-def _idempotency_key(request: Request) -> str | None:
+def sent_idempotency_key(request: Request) -> str | None:
+    """Return the request's idempotency key. Raises InvalidRequestError."""
     key = request.headers.get("idempotency-key")
     if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
         message = f"must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"

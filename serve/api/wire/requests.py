@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tandem.rl.config import TrainingConfig
+from tandem.rl.supervised.config import SupervisedConfig
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.keys import Role
 from tandem.serve.names import NAME, NAME_RULE
@@ -95,6 +96,23 @@ class CreateTrainingJob(RequestBody):
     experimental_config: TrainingConfig | None = None
 
 
+def _empty(value: dict[str, Any]) -> dict[str, Any]:
+    if value:
+        raise ValueError("has no options for supervised jobs; leave it out")
+    return value
+
+
+class CreateSFTTrainingJob(RequestBody):
+    """A supervised job: a model, the address of its data, and options."""
+
+    model_id: UUID
+    training_data_url: Annotated[str, Field(min_length=1, max_length=2048)]
+    """The `url` of a dataset, `tandem-dataset:///DIGEST`."""
+    config: SupervisedConfig | None = None
+    experimental_config: Annotated[dict[str, Any], AfterValidator(_empty)] | None = None
+    """Null or empty."""
+
+
 class LogTrajectories(RequestBody):
     model_id: UUID
     split: Name
@@ -113,6 +131,7 @@ REQUEST_BODIES: tuple[type[RequestBody], ...] = (
     CreateModel,
     DeleteCheckpoints,
     CreateTrainingJob,
+    CreateSFTTrainingJob,
     LogTrajectories,
     CreateKey,
 )

@@ -72,6 +72,26 @@ class CheckpointsDeleted(BaseModel):
     not_found_steps: list[int]
 
 
+class Dataset(Listed):
+    """Rows of supervised data."""
+
+    url: str
+    """The address for `training_data_url` of a job."""
+    digest: str
+    """The SHA-256 of the JSON lines."""
+    rows: int
+    bytes: int
+    """Of the JSON lines, uncompressed."""
+    ignored_fields: dict[str, int]
+    """Rows that have a key which training doesn't read, by the key's name."""
+    created_at: datetime
+
+
+class DatasetDeleted(BaseModel):
+    id: str
+    deleted: bool = True
+
+
 class TrainingJobResponse(BaseModel):
     id: UUID
 

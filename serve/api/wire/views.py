@@ -10,6 +10,7 @@ from tandem.serve.api.wire.paging import numbered_cursor
 from tandem.serve.api.wire.responses import (
     ApiKey,
     Checkpoint,
+    Dataset,
     InferenceModel,
     LogEntry,
     Lora,
@@ -18,7 +19,8 @@ from tandem.serve.api.wire.responses import (
     TrainingJobEvent,
     Version,
 )
-from tandem.serve.store.tables import ApiKeyRow, EventRow, JobRow, LogRow, ModelRow, VersionRow
+from tandem.serve.names import DATASET_SCHEME
+from tandem.serve.store.tables import ApiKeyRow, DatasetRow, EventRow, JobRow, LogRow, ModelRow, VersionRow
 
 NOT_TRAINED = ("nothing_trained", "partly_trained")
 """The warnings whose counts are trajectories that don't train."""
@@ -68,6 +70,18 @@ def checkpoint_view(row: VersionRow) -> Checkpoint:
         metrics=row.metrics,
         has_optimizer=row.optimizer_kind is not None and row.optimizer_expired_at is None and row.retired_at is None,
         retired_at=row.retired_at,
+    )
+
+
+def dataset_view(row: DatasetRow) -> Dataset:
+    return Dataset(
+        id=row.id,
+        url=f"{DATASET_SCHEME}{row.digest}",
+        digest=row.digest,
+        rows=row.num_rows,
+        bytes=row.num_bytes,
+        ignored_fields=row.ignored_fields,
+        created_at=row.created_at,
     )
 
 

@@ -55,7 +55,7 @@ def with_body(v1):
         (method, path)
         for method, path in v1
         if method == "POST"
-        and not path.endswith(("cancel", "pause", "resume", "sft-training-jobs"))  # need no body
+        and not path.endswith(("cancel", "pause", "resume"))  # need no body
         and not path.endswith(("files", "uploads", "permissions"))  # have other bodies
         and not path.endswith("/versions")  # an import looks for the model first: its body may be large
     ]

@@ -351,7 +351,6 @@ def test_every_route_refuses_in_the_same_way(refused, ids, app):
                 assert refused(method, known, content=b"{")["param"] == "body"
             if path.startswith("/v1/"):
                 assert refused(method, known, 401, headers={"Authorization": ""})["code"] == "invalid_api_key"
-    assert refused("POST", "/v1/preview/sft-training-jobs", json={})["code"] == "not_available"
     assert refused("GET", "/v1/nothing/here", 404)["code"] == "route"
 
 

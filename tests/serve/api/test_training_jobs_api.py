@@ -226,13 +226,6 @@ def test_a_model_deleted_meanwhile_leaves_no_payload(post, http, model, store, s
     assert blobs() == []
 
 
-def test_supervised_fine_tuning_is_refused_clearly(http, model):
-    body = {"model_id": model["id"], "training_data_url": "https://example.com/train.jsonl", "config": {}}
-    response = http.post("/v1/preview/sft-training-jobs", json=body)
-    assert response.status_code == 422
-    assert response.json()["error"]["code"] == "not_available"
-
-
 FIRST = ["body", "trajectory_groups", 0, "trajectories", 0]
 TURNS = [*FIRST, "messages_and_choices"]
 CONFIG = ["body", "experimental_config"]
