@@ -21,7 +21,10 @@ from tandem.runs.reporting.console import PlainConsole
 out = PlainConsole()
 err = PlainConsole(stderr=True)
 Limit = Annotated[int, typer.Option(min=1, max=100)]
-SHOWN_METRICS = ("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens")
+SHOWN_METRICS = (
+    *("loss/train", "loss/grad_norm", "loss/entropy", "data/step_trainer_tokens"),
+    *("loss", "learning_rate", "grad_norm", "num_trainable_tokens"),  # of supervised jobs
+)
 WATCH_RETRIES_S = 30.0
 EXPORT_RETRIES_S = 60.0
 
@@ -35,6 +38,7 @@ MODEL_COLUMNS = {
 }
 JOB_COLUMNS = {
     "job": "id",
+    "kind": "kind",
     "state": "state",
     "version": "step",
     "attempt": "attempt",

@@ -36,7 +36,19 @@ from tandem.client.errors import (
     WaitTimeoutError,
 )
 from tandem.client.judging import JudgeError, Score, judge_group
-from tandem.client.records import Adapter, ApiKey, Artifact, Checkpoint, Event, Fault, Health, Job, Model, Version
+from tandem.client.records import (
+    Adapter,
+    ApiKey,
+    Artifact,
+    Checkpoint,
+    Dataset,
+    Event,
+    Fault,
+    Health,
+    Job,
+    Model,
+    Version,
+)
 from tandem.client.retries import Retries
 from tandem.client.sync_client import Client
 
@@ -49,6 +61,7 @@ __all__ = [
     "Checkpoint",
     "Client",
     "ConflictError",
+    "Dataset",
     "Event",
     "Fault",
     "ForbiddenError",

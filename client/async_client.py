@@ -91,6 +91,11 @@ class AsyncClient:
 
     train = _call(calls.train)
     post_job = _call(calls.post_job)
+    train_sft = _call(calls.train_sft)
+    create_dataset = _call(calls.create_dataset)
+    get_dataset = _call(calls.get_dataset)
+    datasets = _iterator(calls.datasets)
+    delete_dataset = _call(calls.delete_dataset)
     get_job = _call(calls.get_job)
     jobs = _iterator(calls.jobs)
     cancel_job = _call(calls.cancel_job)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from tandem.client.capturing.rollout import Rollout
 from tandem.client.errors import JobCancelledError, JobFailedError
 from tandem.client.flows import Call, Deadline, Flow, Item, Pause, given, pages, pauses
-from tandem.client.records import ApiKey, Artifact, Checkpoint, Event, Health, Job, Model, Page, Version
+from tandem.client.records import ApiKey, Artifact, Checkpoint, Dataset, Event, Health, Job, Model, Page, Version
 
 LONGEST_WAIT_S = 30.0
 
@@ -129,6 +130,55 @@ def post_job(body: bytes, *, content_encoding: str | None = None, idempotency_ke
         headers["Content-Encoding"] = content_encoding
     path = "/v1/preview/training-jobs"
     return Call("POST", path, lambda data: str(data["id"]), content=body, headers=headers, is_safe=True)
+
+
+def train_sft(
+    model: Model | str, dataset: Dataset | str, *, idempotency_key: str | None = None, **config: Any
+) -> Call[str]:
+    """Post a supervised job on a dataset and return the job's id. It is followed as other training jobs.
+
+    The request carries an idempotency key, so a retry after a lost answer never makes a second job.
+
+    Args:
+        dataset: from `create_dataset`, or its address, like tandem-dataset:///...
+        config: options of the job: batch_size, learning_rate (a number, or a list with one for each batch),
+            assistant_turns ("all" or "last"), metric_logging.
+    """
+    url = dataset if isinstance(dataset, str) else dataset.url
+    body = {"model_id": _id(model), "training_data_url": url, "config": config}
+    headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+    path = "/v1/preview/sft-training-jobs"
+    return Call("POST", path, lambda data: str(data["id"]), json=body, headers=headers, is_safe=True)
+
+
+def create_dataset(rows: Iterable[Any] | bytes | Path) -> Call[Dataset]:
+    """Store rows for supervised training, and return them as a dataset. The same rows again give the same dataset.
+
+    Args:
+        rows: JSON objects or pydantic objects with `messages` and, if there are any, `tools`; or JSON lines as bytes,
+            or a file of them.
+    """
+    if isinstance(rows, Path):
+        rows = rows.read_bytes()
+    if not isinstance(rows, bytes):
+        rows = b"".join(json.dumps(row, default=_plain).encode() + b"\n" for row in rows)
+    headers = {"Content-Type": "application/jsonl"}
+    return Call("POST", "/v1/preview/datasets", Dataset.parse, content=rows, headers=headers, is_safe=True)
+
+
+def get_dataset(dataset: Dataset | str) -> Call[Dataset]:
+    """Return a dataset by its id."""
+    return Call("GET", f"/v1/preview/datasets/{_part(dataset)}", Dataset.parse)
+
+
+def datasets(*, newest_first: bool = True) -> Flow[Dataset]:
+    """Iterate over the entity's datasets, newest first by default."""
+    return pages("/v1/preview/datasets", Dataset.parse, order=_order(newest_first))
+
+
+def delete_dataset(dataset: Dataset | str) -> Call[None]:
+    """Delete a dataset. Raise ConflictError while a queued or running job uses it."""
+    return Call("DELETE", f"/v1/preview/datasets/{_part(dataset)}", _nothing)
 
 
 def get_job(job: Job | str) -> Call[Job]:

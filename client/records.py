@@ -119,6 +119,21 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Dataset(Record):
+    """Rows for supervised training, stored once by their content."""
+
+    id: str
+    url: str
+    """Its address in jobs."""
+    digest: str
+    rows: int
+    bytes: int
+    created_at: datetime
+    ignored_fields: dict[str, int] = field(default_factory=dict)
+    """Rows that have a key which training doesn't read, by the key's name."""
+
+
+@dataclass(frozen=True)
 class Job(Record):
     """A training job."""
 

@@ -27,6 +27,8 @@ from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
 from tandem.rl.unread_fields import changes_training
 
 WEIGHT = "weight"
+NOT_RENDERED = ("function_call", "audio", "refusal")
+"""Fields of an assistant message that chat templates don't get."""
 
 
 @dataclass
@@ -94,12 +96,34 @@ def _trained_messages(row: SupervisedRow, turns: AssistantTurns, line: int) -> l
         others = {name: value for name, value in message.items() if name != WEIGHT or message["role"] != "assistant"}
         if unread := changes_training(others):
             raise RowError(line, "isn't read here; leave it out", ("messages", index, unread))
-        weight = message.get(WEIGHT)
-        if message["role"] == "assistant" and weight not in (None, 0, 1):
+        if message["role"] != "assistant":
+            continue
+        if (weight := message.get(WEIGHT)) not in (None, 0, 1):
             raise RowError(line, "must be 0 (context only) or 1 (trained)", ("messages", index, WEIGHT))
+        if unread := next((name for name in NOT_RENDERED if message.get(name)), None):
+            reason = "the chat template doesn't get it; send what the assistant says as content or tool_calls"
+            raise RowError(line, reason, ("messages", index, unread))
         if is_trained and weight != 0:
             found.append(index)
     return found
+
+
+def _check_rendered(message: Mapping[str, Any], target: str) -> None:
+    """Raise NotExactError if the template leaves out a part of a message that is to be trained."""
+    for name in ("reasoning", "reasoning_content"):
+        if (reasoning := message.get(name)) and str(reasoning).strip() not in target:
+            raise NotExactError(
+                "the model's chat template doesn't render it, so it wouldn't be trained; leave it out, or write it "
+                "into content as the model does",
+                name,
+            )
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        if (name := call.get("function", {}).get("name")) and name not in target:
+            raise NotExactError(
+                "the model's chat template doesn't render tool calls, so it wouldn't be trained; write the call into "
+                "content as the model does",
+                *("tool_calls", index),
+            )
 
 
 class _Rendering:
@@ -121,6 +145,7 @@ class _Rendering:
                     "the model should sample aren't known; write the message as the template renders it, or leave the "
                     "row out"
                 )
+            _check_rendered(self._row.messages[index], whole[len(before) :])
             prompt, rendered = self._chat.encode(before), self._chat.encode(whole)
             # Tokens may differ at the border; the prompt's are those that the model gets.
             follows = rendered[: len(prompt)] == prompt

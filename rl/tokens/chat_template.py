@@ -69,7 +69,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         tools: list[Tool] | None,
         kwargs: Mapping[str, Any] | None,
-        generation_prompt: bool,
+        generation_prompt: bool = True,
     ) -> str:
         arguments = {name: value for name, value in (kwargs or {}).items() if value not in _UNSET}
         offered: list[Any] | None = None if tools is None else [_offered(tool) for tool in tools]

@@ -40,7 +40,7 @@ class Supervised(JobKind[SupervisedConfig, "SupervisedBatch"]):
     def outline(self, batch: SupervisedBatch, job: ClaimedJob, step_size: StepSize) -> Outline:
         started = {
             "num_sequences": len(batch.steps),  # the client's progress bar counts batches
-            "num_gradient_steps": sum(bool(step.rows) for step in batch.steps),
+            "num_gradient_steps": len(batch.steps),  # as events
             **{name: batch.total(name) for name in SUMS},
         }
         return Outline(len(batch.steps), started, {}, list(_warnings(batch)))

@@ -27,12 +27,15 @@ NOT_TRAINED = ("nothing_trained", "partly_trained")
 UNTRAINABLE = ("untrainable_tokens",)
 """The warnings whose counts are sampled tokens that can't train."""
 TRAINED = {
-    "groups": "num_trained_groups",
-    "trajectories": "num_trained_trajectories",
-    "sequences": "num_sequences",
-    "tokens": "num_trained_tokens",
+    "rl": {
+        "groups": "num_trained_groups",
+        "trajectories": "num_trained_trajectories",
+        "sequences": "num_sequences",
+        "tokens": "num_trained_tokens",
+    },
+    "sft": {"batches": "num_sequences", "trajectories": "num_trajectories", "tokens": "num_trainable_tokens"},
 }
-"""The counts of a job, and their names in its training_started event."""
+"""The counts of a job by kind, and their names in its training_started event."""
 
 
 def model_view(row: ModelRow, step: int, lora: LoraSettings | None = None, imported_step: int | None = None) -> Model:
@@ -92,7 +95,7 @@ def job_view(row: JobRow, noted: Sequence[EventRow]) -> TrainingJob:
     columns = {name: getattr(row, name) for name in TrainingJob.model_fields if hasattr(row, name)}
     return TrainingJob(
         **columns,
-        trained=None if started is None else _trained(started),
+        trained=None if started is None else _trained(row.kind, started),
         not_trained=_counts(warnings, NOT_TRAINED),
         retokenised_tokens=None if started is None else started.get("num_retokenised_tokens"),
         untrainable_tokens=_counts(warnings, UNTRAINABLE),
@@ -105,11 +108,12 @@ def _counts(warnings: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> dict
     return next((dict(warning["counts"]) for warning in warnings if warning.get("kind") in kinds), {})
 
 
-def _trained(started: Mapping[str, Any]) -> dict[str, int] | None:
+def _trained(kind: str, started: Mapping[str, Any]) -> dict[str, int] | None:
     """Return the counts of a training_started event; None for that of an older release, which had only some."""
-    if any(name not in started for name in TRAINED.values()):
+    names = TRAINED.get(kind, {})
+    if not names or any(name not in started for name in names.values()):
         return None
-    return {name: started[of_event] for name, of_event in TRAINED.items()}
+    return {name: started[of_event] for name, of_event in names.items()}
 
 
 def event_view(row: EventRow) -> TrainingJobEvent:

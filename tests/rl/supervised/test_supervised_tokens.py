@@ -114,6 +114,8 @@ def test_a_row_without_an_assistant_trains_nothing():
         ([said("one"), user("2")], "last", ("messages", 1, "role")),
         ([user("1"), said("one", weight=0.5)], "all", ("messages", 1, "weight")),
         ([user("1"), said("one", loss_mask=[0])], "all", ("messages", 1, "loss_mask")),
+        ([user("1"), said("one", reasoning_content="hmm")], "all", ("messages", 1, "reasoning_content")),
+        ([user("1"), said(None, refusal="no")], "all", ("messages", 1, "refusal")),
         (
             [
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]},
@@ -128,6 +130,16 @@ def test_what_is_not_exact_is_refused_with_its_place(row, turns, field):
     with pytest.raises(RowError, match="line 7") as caught:
         tokenize(*row, turns=turns)
     assert (caught.value.line, caught.value.field) == (7, field)
+
+
+def test_calls_and_reasoning_that_the_template_leaves_out_are_refused():
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    with pytest.raises(RowError) as caught:
+        tokenize(user("1"), said("", tool_calls=[call]), template=THINKING)
+    assert caught.value.field == ("messages", 1, "tool_calls", 0)
+    reasoned = THINKING.replace("{{- m.content.", "{{- m.reasoning_content or '' -}}{{- m.content.", 1)
+    [sequence] = tokenize(user("1"), said("one", reasoning_content="hmm"), template=reasoned)
+    assert text_of(sequence, trained=True) == ["hmmone<|im_end|>\n"]
 
 
 def test_a_template_that_hides_the_sampled_tokens_is_refused():

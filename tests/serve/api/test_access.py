@@ -149,6 +149,8 @@ def team(send, services, store):
     tuning = send("POST", "/v1/fine_tuning/jobs", "train", json=wanted).json()["id"]
     ids = {"model_id": model, "training_job_id": job, "key_id": key, "name": FILE, "step": str(STEP)}
     ids |= {"file": "adapter_config.json", "file_id": file, "fine_tuning_job_id": tuning}
+    row = b'{"messages": [{"role": "user", "content": "x"}]}'
+    ids["dataset_id"] = send("POST", "/v1/preview/datasets", "train", content=row).json()["id"]
     bodies = {
         ("POST", "/v1/preview/training-jobs"): trained,
         ("POST", "/v1/preview/models/{model_id}/log"): {**trained, "split": "val"},

@@ -100,7 +100,7 @@ def test_of_bodies(http, v1, configure, store):
         check_shape(http.request(method, path, content=b"{}"), invalid)
         check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "br"}), 415)
         check_shape(http.request(method, path, content=b"{}", headers={"Content-Encoding": "gzip"}), invalid)
-    configure("limits", max_payload_bytes=1, max_request_bytes=1)
+    configure("limits", max_payload_bytes=1, max_request_bytes=1, max_dataset_bytes=1)
     for method, path in with_body(v1):
         check_shape(http.request(method, path, content=b"{}"), 413)
 
