@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from tandem.client import Client, Model
 
 Numbers = tuple[int, int, int]
 
 
-def ask(numbers: Numbers) -> dict[str, str]:
+def ask(numbers: Numbers) -> ChatCompletionUserMessageParam:
     a, b, c = numbers
     return {"role": "user", "content": f"Which is the largest: {a}, {b} or {c}?"}
 
@@ -49,7 +50,7 @@ def roll_out(openai: OpenAI, model: Model, numbers: Numbers, num_rollouts: int) 
 
 
 def mean_reward(groups: list[dict[str, Any]]) -> float:
-    rewards = [trajectory["reward"] for group in groups for trajectory in group["trajectories"]]
+    rewards: list[float] = [trajectory["reward"] for group in groups for trajectory in group["trajectories"]]
     return sum(rewards) / len(rewards)
 
 
