@@ -23,6 +23,7 @@ from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
+from tandem.cluster.processes.waiting import OnWait
 from tandem.rl.errors import RLError, StepError
 from tandem.rl.step_size import StepSize
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from tandem.rl.config import Objective
     from tandem.rl.packing import PackedSequence
+    from tandem.rl.version_probe import VersionProbe
 
 RESCORED = "logprobs_rescored"
 
@@ -80,6 +82,15 @@ class JobStages:
         if self.agreement:
             self.agreement.after_publishing(job, claim.next_step, digest, offered)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
+
+    def probe_version(self, digest: str, on_wait: OnWait) -> VersionProbe:
+        """Return the learners' logprobs of the probe under a version that no job has made, in turn with other work.
+
+        Raises the errors of `LearnerGroup.probe_version`.
+        """
+        with self.learners.training(f"probe/{digest}", 0) as training:
+            with self.asleep.during(on_wait, training.free_memory) if self.asleep else nullcontext():
+                return training.probe_version(digest, on_wait)
 
     def _engines_asleep(self, job: RunningJob, training: Training) -> AbstractContextManager[None]:
         return self.asleep.during(job.check_urgent, training.free_memory) if self.asleep else nullcontext()

@@ -63,6 +63,7 @@ class CoordinatorReplica:
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
         self._agreements: dict[str, EngineAgreement] = {}
+        self._stages: dict[str, JobStages] = {}
         places = EnginePlaces(engine_directory.places)
         self._refusals: dict[str, str] = {}  # why the learners reject their base model
         for name, base in bases.items():
@@ -89,6 +90,7 @@ class CoordinatorReplica:
             )
             asleep = engines_asleep(engines[name], config) if settings.engine.sleep else None
             stages = JobStages(settings, self._preparation, ahead, learners, logprobs, self._agreements[name], asleep)
+            self._stages[name] = stages
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
@@ -149,19 +151,15 @@ class CoordinatorReplica:
 
         Raises StageError, also if the learners aren't free in time, and the errors of `LearnerGroup.probe_version`.
         """
-        learners, deadline_s = self._parts[base_model][1], self._config.deadlines.load_s
+        stages, deadline_s = self._stages[base_model], self._config.deadlines.load_s
         end = time.monotonic() + deadline_s
 
         def on_wait() -> None:
             if time.monotonic() > end:
-                busy = learners.waiting_for or "jobs use the learners"
+                busy = stages.learners.waiting_for or "jobs use the learners"
                 raise StageError("load", f"after {deadline_s:g} s, {busy}.", "Try again later.", retryable=True)
 
-        def probe() -> VersionProbe:
-            with learners.training(f"probe/{digest}", 0) as training:
-                return training.probe_version(digest, on_wait)
-
-        return await asyncio.to_thread(probe)
+        return await asyncio.to_thread(stages.probe_version, digest, on_wait)
 
     def check_health(self) -> None:
         dead = [name for name, (_, _, thread) in self._parts.items() if not thread.is_alive()]
