@@ -87,6 +87,7 @@ class AdapterImport:
             if first := self._store.lineage.find_import(offered.model.id, content, offered.idempotency_key):
                 return first
             model = self._store.lineage.check_importable(offered.model.id, offered.model.entity)
+            self._check_base_model(model)
             step = self._step(model, offered.step)
             with self._checkpoint(model, offered.files, step) as digest:
                 self._try(model.base_model, digest)
@@ -108,6 +109,11 @@ class AdapterImport:
             f"Other versions of {offered.model.path} appeared while the adapter was checked. Send it again.",
             "versions_added",
         )
+
+    def _check_base_model(self, model: ModelRow) -> None:
+        if model.base_model not in {base.name for base in self._config.base_models}:
+            message = f"its base model {model.base_model} isn't in the service's configuration any more"
+            raise InvalidRequestError([Problem(("path", "model_id"), message)], "base_model_not_found")
 
     def _step(self, model: ModelRow, wanted: int | None) -> int:
         if wanted is not None and wanted < model.next_step:

@@ -303,6 +303,14 @@ def test_an_adapter_in_a_folder_and_compressed_is_the_same(send, tensors, http, 
     assert send(archive(tensors)).json() == first.json(), "the same content"
 
 
+def test_a_model_without_its_base_model_takes_no_import(http, store, tensors):
+    row = store.models.add("team", "project", "left", "another/base", return_existing=False)
+    headers = {"content-type": "application/x-tar"}
+    response = http.post(f"{MODELS}/{row.id}/versions", content=archive(tensors), headers=headers)
+    assert refused(response)["code"] == "base_model_not_found"
+    assert http.get(f"{MODELS}/{row.id}").json()["lora"] is None
+
+
 def test_an_import_larger_than_the_limit_is_refused(configure, send, tensors):
     configure("limits", max_adapter_bytes=1000)
     assert "limits.max_adapter_bytes" in refused(send(archive(tensors)), 413)["message"]
