@@ -41,7 +41,7 @@ class AdapterFiles:
 
 @contextmanager
 def unpacked(archive: Path, directory: Path) -> Iterator[AdapterFiles]:
-    """Unpack a tar archive, perhaps compressed with gzip, below `directory`. The files last as long as the block.
+    """Unpack an uncompressed tar archive below `directory`. The files last as long as the block.
 
     Raises InvalidRequestError for an archive with anything but an adapter's files, in one folder or none.
     """
@@ -50,7 +50,10 @@ def unpacked(archive: Path, directory: Path) -> Iterator[AdapterFiles]:
         try:
             _unpack(archive, place)
         except (tarfile.TarError, EOFError) as error:
-            raise _refusal(f"isn't a tar archive: {error}. Send `tar c {' '.join(FILES)}`") from None
+            raise _refusal(
+                f"isn't an uncompressed tar archive: {error}. Send `tar c {' '.join(FILES)}`, compressed only with "
+                "a Content-Encoding"
+            ) from None
         if missing := [name for name in FILES if not (place / name).exists()]:
             raise _refusal(f"the archive has no {' and no '.join(missing)}; it needs {' and '.join(FILES)}")
         yield AdapterFiles(place / ADAPTER_CONFIG, place / ADAPTER)

@@ -266,7 +266,7 @@ def test_archives_with_anything_else_are_refused(send, tensors, services, tmp_pa
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(entry)
     cases = {
-        "isn't a tar": b"no archive, but text of some length",
+        "isn't an uncompressed tar": b"no archive, but text of some length",
         "no adapter_model.safetensors": archive(tensors, **{"adapter_model.safetensors": None}),
         "may be a pickle": archive(tensors, **{"adapter_model.bin": b"\x80"}),
         "isn't a file of an adapter": archive(tensors, **{"../outside.json": b"{}"}),
