@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -45,7 +46,10 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
     removed = []
     for file in artifacts.spool_dir.iterdir():
         if datetime.fromtimestamp(file.stat().st_mtime, UTC) < written_before:
-            file.unlink(missing_ok=True)
+            if file.is_dir():  # of an archive that was unpacked
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
             removed.append(file.name)
     blobs = [key for directory in (PAYLOADS, LOGS, DATASETS) for key in artifacts.list_blobs(directory)]
     store.wandb.forget_unfinished(written_before)

@@ -134,7 +134,7 @@ async def import_adapter(
     While a job that has begun is open this is a 409: versions stay in one line. Queued jobs start from the import.
     """
     key = idempotency_key(request)
-    model = await run_in_threadpool(services.store.lineage.check_importable, str(model_id), caller.entity)
+    model = await run_in_threadpool(services.store.models.get, str(model_id), caller.entity)
     kind = request.headers.get("content-type", TAR).partition(";")[0].strip().lower()
     if kind not in SENT_AS:
         message = f"Content-Type must be {TAR}, a tar archive of {' and '.join(ADAPTER_FILES)}"

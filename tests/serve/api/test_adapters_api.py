@@ -332,9 +332,11 @@ def test_an_adapter_that_learners_or_engines_cannot_use_is_no_version(send, tens
 
 def test_versions_stay_in_one_line_while_jobs_are_at_work(send, tensors, small, store, add_job, claim):
     job = add_job(store.models.get(small["id"], "team"))
-    assert send(archive(tensors)).json()["step"] == 1, "a queued job starts from the imported version"
+    first = send(archive(tensors), key="first").json()
+    assert first["step"] == 1, "a queued job starts from the imported version"
     claimed = claim()
     assert claimed.version.step == 1 and not claimed.lost_optimizer and claimed.next_step == 2
+    assert send(archive(tensors), key="first").json() == first, "a repeat changes nothing"
     error = refused(send(archive(tensors), key="again"), 409)
     assert error["code"] == "job_in_progress" and job.id in error["message"]
     store.claims.requeue(claimed, "a learner died")

@@ -38,6 +38,14 @@ def test_what_nothing_refers_to_goes_when_it_is_old(store, add_model, artifacts)
     spool.discard()
 
 
+def test_an_archive_that_was_unpacked_goes_too(store, artifacts):
+    left = artifacts.spool_dir / "adapter-left"
+    left.mkdir()
+    (left / "adapter_config.json").touch()
+    assert sweep(store, artifacts, ahead(minutes=-1)) == []
+    assert sweep(store, artifacts, ahead(minutes=1)) == ["adapter-left"] and not left.exists()
+
+
 def test_a_body_that_goes_on_arriving_stays(store, tmp_path):
     artifacts = Artifacts(str(tmp_path))
     spool = Spool(artifacts.spool_dir)
