@@ -122,6 +122,12 @@ def test_a_field_that_is_not_supported_is_named(http, engine, model, path):
     assert engine.asked == []
 
 
+def test_a_thread_is_refused_in_the_way_that_makes_clients_send_all_messages(http, engine, model):
+    error = http.post(MESSAGES, json=BODIES[MESSAGES] | {"thread": {"type": "create"}}).json()["error"]
+    assert error["details"]["error_code"] == "thread_unsupported_request"
+    assert error["type"] == "invalid_request_error" and "thread" in error["message"]
+
+
 @pytest.mark.parametrize("failure", [EngineDeadError("The engine died."), KeyError("secret")], ids=type)
 @pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
 def test_a_stream_that_fails_ends_with_an_event_of_the_protocol(http, engine, model, path, failure):
