@@ -156,7 +156,7 @@ class Job(Record):
     started_at: datetime | None
     ended_at: datetime | None
     kind: str = "rl"
-    """rl (reinforcement learning) or sft (supervised fine-tuning)."""
+    """rl (reinforcement learning), sft (supervised fine-tuning) or dpo (preference pairs)."""
     trained: dict[str, int] | None = None
     """What trains: numbers of groups, trajectories, packed sequences and tokens. None before the training starts."""
     not_trained: dict[str, int] = field(default_factory=dict)

@@ -99,7 +99,7 @@ class TrainingJobResponse(BaseModel):
 class TrainingJob(Listed):
     model_id: str
     kind: str
-    """rl (reinforcement learning) or sft (supervised fine-tuning); later releases may add others."""
+    """rl (reinforcement learning), sft (supervised fine-tuning) or dpo (preference pairs); others may follow."""
     state: JobState
     attempt: int
     """The number of times that the job was started."""

@@ -34,6 +34,7 @@ TRAINED = {
         "tokens": "num_trained_tokens",
     },
     "sft": {"batches": "num_sequences", "trajectories": "num_trajectories", "tokens": "num_trainable_tokens"},
+    "dpo": {"pairs": "num_pairs", "sequences": "num_sequences", "tokens": "num_trained_tokens"},
 }
 """The counts of a job by kind, and their names in its training_started event."""
 

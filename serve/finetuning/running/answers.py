@@ -16,7 +16,10 @@ RETRY_S = 1.0
 
 
 class VersionChat:
-    """`tandem.rl.environments.base.Chat` with a pinned version. Each answer has a seed of its own."""
+    """`tandem.rl.environments.base.Chat` with a pinned version. Each answer has a seed of its own.
+
+    The temperature is 1, whatever a base model's generation config says: training compares logprobs at temperature 1.
+    """
 
     def __init__(self, completions: OwnCompletions, model: str, seed: int, patience_s: float):
         """`patience_s` is how long an engine may be away."""
@@ -26,7 +29,8 @@ class VersionChat:
         self, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None, **sampling: Any
     ) -> dict[str, Any]:
         """Return the choice. Raises what `OwnCompletions` does."""
-        body = {"model": self._model, "messages": request_messages(messages), "seed": self._seed, **sampling}
+        body: dict[str, Any] = {"model": self._model, "messages": request_messages(messages), "seed": self._seed}
+        body |= {"temperature": 1.0, **sampling}
         if tools:
             body["tools"] = list(tools)
         completion = await self._patiently(body)

@@ -62,6 +62,7 @@ def test_each_batch_is_rolled_out_graded_and_trained(
     asked = [(unquote(dict(headers)["x-requested-model"]), body["seed"]) for _, _, _, headers, body, _ in engine.asked]
     assert [model for model, _ in asked] == [f"{name}:step0"] * 2 + [f"{name}:step1"] * 2
     assert len(set(asked)) == 4, "each answer has a seed of its own"
+    assert {body["temperature"] for _, _, _, _, body, _ in engine.asked} == {1.0}
 
     checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id, limit=1)
     assert [c.fine_tuned_model_checkpoint for c in checkpoints] == [f"{name}:step2", f"{name}:step1"]
