@@ -112,4 +112,4 @@ def _existing(store: Store, digest: str | None, entity: str) -> DatasetRow:
 
 def _artifact_digest(store: Store, entity: str, owner: str, project: str, name: str) -> str | None:
     """Return the digest of the rows that a client uploaded as an artifact, None if there is no such artifact."""
-    return None
+    return store.wandb.rows_digest(entity, project, name) if owner == entity else None

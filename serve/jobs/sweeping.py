@@ -52,7 +52,7 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
                 file.unlink(missing_ok=True)
             removed.append(file.name)
     blobs = [key for directory in (PAYLOADS, LOGS, DATASETS) for key in artifacts.list_blobs(directory)]
-    store.wandb.forget_unfinished(written_before)
+    store.wandb.forget_unused(written_before)
     uploads = store.wandb.unknown_blobs(artifacts.list_blobs(UPLOADS))
     for key in (*store.garbage.unknown_blobs(blobs), *uploads):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.store.database import Database, Lock
+from tandem.serve.store.tables import DatasetRow
 from tandem.serve.store.wandb_tables import UrlSecretRow, WandbArtifactRow, WandbFileRow, WandbMetadataRow
 
+LATEST = "latest"
+DATA_FILES = ("train.jsonl", "trajectories.jsonl")
+"""The names that the rows of a dataset may have."""
+MAX_LISTED = 100
+"""Versions among which an alias of the client is looked up, from the newest on."""
+_INDEX = re.compile(r"v(\d{1,9})", re.ASCII)
 MAX_FILES = 8
 """Of one artifact: training data has one file and its metadata, an adapter two."""
+MAX_FORGOTTEN = 500
+"""Artifacts that one sweep deletes; the next one continues."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,24 @@ class WandbArtifacts:
         with self._database.read() as session:
             return session.scalars(query).all()
 
+    def find(self, entity: str, project: str, name: str) -> WandbArtifactRow | None:
+        """Return the committed dataset `collection:alias`. Aliases are vN, those that the client gave, and latest."""
+        collection, _, alias = name.partition(":")
+        if alias in ("", LATEST):
+            rows = self.committed(entity, project, collection, 1)
+        elif index := _INDEX.fullmatch(alias):
+            rows = self.committed(entity, project, collection, 1, before=int(index[1]) + 1)
+            rows = [row for row in rows if row.version_index == int(index[1])]
+        else:
+            rows = [row for row in self.committed(entity, project, collection, MAX_LISTED) if alias in row.aliases]
+        return rows[0] if rows else None
+
+    def rows_digest(self, entity: str, project: str, name: str) -> str | None:
+        """Return the SHA-256 of the rows in the dataset `collection:alias`, None if there is no such dataset."""
+        row = self.find(entity, project, name)
+        files = self.files(row.id) if row else ()
+        return next((file.sha256 for file in files if file.name in DATA_FILES), None)
+
     def files(self, artifact_id: str) -> Sequence[WandbFileRow]:
         """Return the files of an artifact by name."""
         query = select(WandbFileRow).where(WandbFileRow.artifact_id == artifact_id).order_by(WandbFileRow.name)
@@ -149,7 +177,7 @@ class WandbArtifacts:
             _find_open(session, artifact_id, entity).manifest = dict(md5_of)
 
     def commit_dataset(self, artifact_id: str, entity: str) -> WandbArtifactRow:
-        """Make the artifact the next version of its dataset. Raises NotFoundError."""
+        """Make the artifact the next version of its name, once its rows are a dataset. Raises NotFoundError."""
         with self._database.write() as session:
             self._database.lock(session, Lock.NUMBER_ARTIFACTS)
             row = _find(session, artifact_id, entity, lock=True)
@@ -162,6 +190,8 @@ class WandbArtifacts:
                 found = session.scalar(newest)
                 row.version_index = 0 if found is None else found + 1
                 row.committed_at = self._database.now()
+                for file in session.scalars(_files_of(artifact_id).where(WandbFileRow.name.in_(DATA_FILES))):
+                    file.blob_key = None
             return row
 
     def commit_adapter(self, artifact_id: str, entity: str, model_id: str, step: int) -> WandbArtifactRow:
@@ -169,7 +199,7 @@ class WandbArtifacts:
         with self._database.write() as session:
             row = _find(session, artifact_id, entity, lock=True)
             row.model_id, row.step, row.committed_at = model_id, step, self._database.now()
-            for file in session.scalars(select(WandbFileRow).where(WandbFileRow.artifact_id == artifact_id)):
+            for file in session.scalars(_files_of(artifact_id)):
                 file.blob_key = None
             return row
 
@@ -191,23 +221,33 @@ class WandbArtifacts:
             row.artifact_metadata = dict(content)
             return row
 
-    def forget_unfinished(self, begun_before: datetime) -> list[str]:
-        """Delete artifacts that were begun before then and never committed. Return the keys of their blobs."""
-        row = WandbArtifactRow
+    def forget_unused(self, begun_before: datetime) -> None:
+        """Delete artifacts that were begun before then and are of no use: those that were never committed, and those
+        whose dataset was deleted. Their blobs then belong to no file."""
+        row, file = WandbArtifactRow, WandbFileRow
+        dataset = select(DatasetRow.id).where(DatasetRow.entity == row.entity, DatasetRow.digest == file.sha256)
+        rows_are_gone = (
+            select(file.name)
+            .where(file.artifact_id == row.id, file.name.in_(DATA_FILES), ~dataset.exists())
+            .correlate(row)
+            .exists()
+        )
+        useless = row.committed_at.is_(None) | ((row.type == "dataset") & rows_are_gone)
         with self._database.write() as session:
-            old = select(row.id).where(row.committed_at.is_(None), row.created_at < begun_before)
+            old = select(row.id).where(row.created_at < begun_before, useless).limit(MAX_FORGOTTEN)
             ids = session.scalars(old.with_for_update()).all()
-            files = session.scalars(select(WandbFileRow).where(WandbFileRow.artifact_id.in_(ids))).all()
-            keys = [file.blob_key for file in files if file.blob_key]
-            session.execute(delete(WandbFileRow).where(WandbFileRow.artifact_id.in_(ids)))
+            session.execute(delete(file).where(file.artifact_id.in_(ids)))
             session.execute(delete(row).where(row.id.in_(ids)))
-            return keys
 
     def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
         """Return the keys that belong to no file."""
         with self._database.read() as session:
             known = set(session.scalars(select(WandbFileRow.blob_key).where(WandbFileRow.blob_key.is_not(None))))
         return [key for key in keys if key not in known]
+
+
+def _files_of(artifact_id: str) -> Select[WandbFileRow]:
+    return select(WandbFileRow).where(WandbFileRow.artifact_id == artifact_id)
 
 
 def _find(session: Session, artifact_id: str, entity: str, lock: bool = False) -> WandbArtifactRow:

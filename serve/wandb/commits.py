@@ -1,4 +1,4 @@
-"""The end of an upload: training data becomes a version of its artifact, an adapter a version of its model."""
+"""The end of an upload: the rows of training data become a dataset, and an adapter becomes a version of its model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG
 from tandem.serve.adapters.importing import AdapterImport, OfferedAdapter
 from tandem.serve.adapters.unpacking import AdapterFiles
 from tandem.serve.api.services import Services
+from tandem.serve.ingest.spool import BodyFile
 from tandem.serve.jobs.blobs import delete_blobs
+from tandem.serve.jobs.datasets import store_dataset
 from tandem.serve.jobs.storage import storage_errors
 from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.wandb import DATA_FILES
 from tandem.serve.store.wandb_tables import WandbArtifactRow, WandbFileRow
 from tandem.serve.wandb.library import Library
+from tandem.serve.wandb.sources import CHUNK_BYTES
 from tandem.serve.wandb.uploads import check_complete
 
 _STEP = re.compile(r"step([1-9]\d{0,8})", re.ASCII)
@@ -43,7 +47,24 @@ class Commits:
         if row.type == "lora":
             self._import(row, files)
         else:
-            self._store.wandb.commit_dataset(artifact_id, entity)
+            self._store_rows(row, files)
+
+    def _store_rows(self, row: WandbArtifactRow, files: Sequence[WandbFileRow]) -> None:
+        """Store the rows as a dataset, which jobs find by the name of the artifact."""
+        [rows] = [file for file in files if file.name in DATA_FILES]
+        assert rows.blob_key
+        with storage_errors():
+            body = BodyFile(self._artifacts.spool_dir, ".jsonl.zst")
+        try:
+            with storage_errors(), self._artifacts.open_blob(rows.blob_key) as source:
+                while piece := source.read(CHUNK_BYTES):
+                    body.write(piece)
+                body.finish()
+            store_dataset(self._store, self._artifacts, body, row.entity, self._services.preparation.count_rows)
+        finally:
+            body.discard()
+        self._store.wandb.commit_dataset(row.id, row.entity)
+        delete_blobs(self._artifacts, [rows.blob_key])
 
     def _import(self, row: WandbArtifactRow, files: Sequence[WandbFileRow]) -> None:
         """Make the adapter a version of the model of its name: at the step of its alias, or at the next one."""

@@ -70,7 +70,7 @@ async def _receive_manifest(grant: Grant, request: Request, services: Services) 
 
 
 async def _receive_file(grant: Grant, request: Request, services: Services) -> None:
-    setting = "max_adapter_bytes" if grant.name in ADAPTER_FILES else "max_payload_bytes"
+    setting = "max_adapter_bytes" if grant.name in ADAPTER_FILES else "max_dataset_bytes"
     limit = BodyLimit(getattr(services.config.limits, setting), f"limits.{setting}")
     if shortage := await run_in_threadpool(disk_shortage, services.artifacts, services.config.limits):
         raise StorageFullError(shortage, "disk_full")

@@ -9,13 +9,13 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.serve.errors import NotFoundError
 from tandem.serve.store.store import Store
 from tandem.serve.store.tables import ModelRow, VersionRow
+from tandem.serve.store.wandb import LATEST
 from tandem.serve.store.wandb_tables import WandbArtifactRow
 from tandem.serve.wandb.ids import read_id
-from tandem.serve.wandb.sources import LATEST, ModelVersion, Source, Type, UploadedArtifact
+from tandem.serve.wandb.sources import ModelVersion, Source, Type, UploadedArtifact
 
 MAX_PAGE = 100
 _STEP = re.compile(r"(?:step|v)(\d{1,9})", re.ASCII)
-_INDEX = re.compile(r"v(\d{1,9})", re.ASCII)
 
 
 class Library:
@@ -56,15 +56,8 @@ class Library:
                 return newest[0] if newest else None
             step = _STEP.fullmatch(alias)
             return self._version(model, int(step[1])) if step else None
-        if alias == LATEST:
-            rows = self._store.wandb.committed(self.entity, project, collection, 1)
-        elif index := _INDEX.fullmatch(alias):
-            rows = self._store.wandb.committed(self.entity, project, collection, 1, before=int(index[1]) + 1)
-            rows = [row for row in rows if row.version_index == int(index[1])]
-        else:
-            newest_rows = self._store.wandb.committed(self.entity, project, collection, MAX_PAGE)
-            rows = [row for row in newest_rows if alias in row.aliases]
-        return self._of_row(rows[0]) if rows else None
+        row = self._store.wandb.find(self.entity, project, name)
+        return self._of_row(row) if row else None
 
     def page(self, project: str, collection: str, limit: int, before: int | None) -> Sequence[Source]:
         """Return committed versions of an artifact, newest first, those before the version number `before`."""
@@ -122,4 +115,5 @@ class Library:
             return version
         newest = self._store.wandb.committed(row.entity, row.project, row.collection, 1)
         is_newest = bool(newest) and newest[0].id == row.id
-        return UploadedArtifact(self._artifacts, row, tuple(self._store.wandb.files(row.id)), is_newest)
+        files = tuple(self._store.wandb.files(row.id))
+        return UploadedArtifact(self._artifacts, self._store.datasets, row, files, is_newest)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tandem.serve.errors import NotFoundError
 from tandem.serve.names import quoted
-from tandem.serve.store.wandb import WandbArtifacts
+from tandem.serve.store.store import Store
 from tandem.serve.wandb.answers import (
     MANIFEST_NAME,
     Artifact,
@@ -30,8 +30,8 @@ from tandem.serve.wandb.uploads import check_file_name, check_md5, check_project
 class Operations:
     """The root object of one request. Names of fields and arguments are those of the schema, in snake case."""
 
-    def __init__(self, desk: Desk, store: WandbArtifacts, commits: Commits):
-        self._desk, self._store, self._commits = desk, store, commits
+    def __init__(self, desk: Desk, store: Store, commits: Commits):
+        self._desk, self._all, self._store, self._commits = desk, store, store.wandb, commits
         self._entity = desk.library.entity
 
     def viewer(self) -> User:
@@ -87,7 +87,7 @@ class Operations:
         new = new_artifact(self._entity, input, _object(input.get("metadata")))
         if new.type == "lora":
             self._desk.library.model(new.project, new.collection)
-        row = committed_twin(self._store, new) if input.get("enable_digest_deduplication") else None
+        row = committed_twin(self._all, new) if input.get("enable_digest_deduplication") else None
         return {"artifact": self.artifact(make_id("Artifact", (row or self._store.begin(new)).id))}
 
     def create_artifact_files(self, input: dict[str, Any]) -> dict[str, Any]:

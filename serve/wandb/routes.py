@@ -43,7 +43,7 @@ def graphql(
         raise InvalidRequestError([Problem(("body", "variables"), "must be an object, and operationName a string")])
     library = Library(services.store, services.artifacts, caller.entity)
     desk = Desk(library, signed_urls(request, services.store))
-    operations = Operations(desk, services.store.wandb, Commits(services, library))
+    operations = Operations(desk, services.store, Commits(services, library))
     agent = request.headers.get("user-agent", "unnamed")[:MAX_AGENT]
     return execute(query, variables, name, operations, agent)
 

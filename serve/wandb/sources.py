@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, cast
+
+import zstandard
 
 from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
 from tandem.serve.errors import NotFoundError
+from tandem.serve.store.datasets import Datasets
 from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.wandb import LATEST
 from tandem.serve.store.wandb_tables import WandbArtifactRow, WandbFileRow
 from tandem.serve.wandb.ids import make_id
 
 CHUNK_BYTES = 1 << 20
-LATEST = "latest"
 Type = Literal["dataset", "lora"]
 
 
@@ -119,6 +122,7 @@ class UploadedArtifact:
     """Training data that a client uploads or has uploaded; also an adapter whose upload isn't complete."""
 
     artifacts: Artifacts
+    datasets: Datasets
     row: WandbArtifactRow
     file_rows: tuple[WandbFileRow, ...]
     is_newest: bool
@@ -173,10 +177,16 @@ class UploadedArtifact:
         return {row.name: FileInfo(row.num_bytes or 0, row.md5) for row in self.file_rows}
 
     def open(self, name: str) -> BinaryIO | Path:
-        key = next((row.blob_key for row in self.file_rows if row.name == name), None)
-        if key is None:
+        file = next((row for row in self.file_rows if row.name == name), None)
+        if file is None or not self.is_committed:
             raise no_file(self, name)
-        return self.artifacts.open_blob(key)
+        if file.blob_key is not None:
+            return self.artifacts.open_blob(file.blob_key)
+        dataset = self.datasets.find(self.row.entity, file.sha256 or "")
+        if dataset is None:
+            raise NotFoundError(f"The dataset of artifact {self.collection} was deleted.", "dataset_not_found")
+        compressed = self.artifacts.open_blob(dataset.blob_key)
+        return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(compressed, closefd=True))
 
 
 def no_file(source: Source, name: str) -> NotFoundError:

@@ -13,12 +13,12 @@ from typing import Any
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.serve.errors import ConflictError
 from tandem.serve.names import NAME, NAME_RULE, quoted
-from tandem.serve.store.wandb import NewArtifact, WandbArtifacts
+from tandem.serve.store.store import Store
+from tandem.serve.store.wandb import DATA_FILES, NewArtifact
 from tandem.serve.store.wandb_tables import WandbArtifactRow, WandbFileRow
 from tandem.serve.wandb.answers import MANIFEST_NAME, refused
 from tandem.serve.wandb.execution import snake
 
-DATA_FILES = ("train.jsonl", "trajectories.jsonl")
 DATA_METADATA = "metadata.json"
 FILES_OF = {"dataset": (*DATA_FILES, DATA_METADATA), "lora": ADAPTER_FILES}
 _COLLECTION = re.compile(r"\w[\w.-]{0,199}")
@@ -67,12 +67,13 @@ def check_project(name: str) -> None:
         raise refused("projectName", f"{quoted(name)} must be {NAME_RULE}")
 
 
-def committed_twin(store: WandbArtifacts, new: NewArtifact) -> WandbArtifactRow | None:
+def committed_twin(store: Store, new: NewArtifact) -> WandbArtifactRow | None:
     """Return the newest version of a dataset if it has the same files: nothing needs to be uploaded then."""
-    if new.type != "dataset":
+    row = store.wandb.find(new.entity, new.project, new.collection) if new.type == "dataset" else None
+    if row is None or row.digest != new.digest:
         return None
-    rows = store.committed(new.entity, new.project, new.collection, 1)
-    return rows[0] if rows and rows[0].digest == new.digest else None
+    rows = store.wandb.rows_digest(new.entity, new.project, new.collection)
+    return row if rows and store.datasets.find(new.entity, rows) else None
 
 
 def check_file_name(type: str, name: str) -> None:

@@ -138,7 +138,7 @@ def test_bytes_with_another_md5_are_refused(http, begin):
 
 
 def test_a_large_file_is_refused(http, begin, configure, blobs):
-    configure("limits", max_payload_bytes=10)
+    configure("limits", max_dataset_bytes=10)
     _, urls, _ = begin({"train.jsonl": ROWS})
     assert http.put(urls["train.jsonl"], content=ROWS).status_code == 413
     assert blobs() == []
