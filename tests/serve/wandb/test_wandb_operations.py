@@ -234,3 +234,68 @@ def test_unfinished_uploads_are_swept(http, begin, services, clock, store, blobs
 def test_names_of_the_schema_become_those_of_python():
     names = {"artifactID": "artifact_id", "clientIDMapping": "client_id_mapping", "currentManifest": "current_manifest"}
     assert {name: snake(name) for name in names} == names
+
+
+@pytest.fixture
+def uploaded(http, call, begin):
+    def uploaded(rows, **more):
+        """Upload and commit rows. Return the messages of the errors."""
+        id, urls, (manifest_url, manifest) = begin({"train.jsonl": rows}, **more)
+        assert http.put(urls["train.jsonl"], content=rows).status_code == 200
+        assert http.put(manifest_url, content=manifest).status_code == 200
+        answer = http.post("/graphql", json={"query": OPERATIONS["CommitArtifact"], "variables": {"artifactID": id}})
+        return [error["message"] for error in answer.json().get("errors", [])]
+
+    return uploaded
+
+
+def test_a_job_trains_on_uploaded_rows_by_the_name_of_their_artifact(http, model, uploaded, store, blobs):
+    assert uploaded(ROWS * 2) == []
+    [dataset] = http.get("/v1/preview/datasets").json()["data"]
+    assert (dataset["digest"], dataset["rows"]) == (hashlib.sha256(ROWS * 2).hexdigest(), 2)
+    assert len(blobs()) == 1, "the upload is the dataset"
+
+    def post(name):
+        body = {"model_id": model["id"], "training_data_url": f"wandb-artifact:///{name}", "config": {"batch_size": 2}}
+        return http.post("/v1/preview/sft-training-jobs", json=body)
+
+    accepted = post(f"team/project/{NAME}:v0")
+    assert accepted.status_code == 200, accepted.text
+    [job] = store.jobs.page("team", 10)
+    assert (job.id, job.kind) == (accepted.json()["id"], "sft")
+    repeated = post(f"team/project/{NAME}:v0")
+    assert (repeated.json(), repeated.headers["x-repeated-job"]) == (accepted.json(), "true")
+    for unknown in (f"team/project/{NAME}:v1", f"others/project/{NAME}:v0", f"team/elsewhere/{NAME}:v0"):
+        assert post(unknown).status_code == 404
+
+
+def test_rows_that_cannot_train_fail_the_commit_with_their_line(http, uploaded):
+    [message] = uploaded(ROWS + b'{"messages": 7}\n')
+    assert "messages" in message
+    assert http.get("/v1/preview/datasets").json()["data"] == []
+
+
+def test_versions_of_a_dataset_count_up_and_equal_ones_are_one(http, call, uploaded):
+    for rows in (ROWS, ROWS * 2):
+        assert uploaded(rows) == []
+    again = call("CreateArtifact", input={**new(enableDigestDeduplication=True), "digest": "0" * 32})
+    assert again["createArtifact"]["artifact"]["state"] == "PENDING"
+    page = call("ProjectArtifacts", entity="team", project="project", type="dataset", collection=NAME, perPage=1)
+    versions = page["project"]["artifactType"]["artifactCollection"]["artifacts"]
+    assert [edge["version"] for edge in versions["edges"]] == ["v1"]
+    assert versions["pageInfo"]["hasNextPage"] is True
+    digest = versions["edges"][0]["node"]["digest"]
+    twin = call("CreateArtifact", input=new(enableDigestDeduplication=True, digest=digest))
+    assert twin["createArtifact"]["artifact"]["state"] == "COMMITTED"
+
+
+def test_artifacts_whose_dataset_was_deleted_are_swept(http, call, uploaded, store, services, clock):
+    from tandem.serve.jobs.sweeping import sweep
+
+    uploaded(ROWS)
+    [dataset] = http.get("/v1/preview/datasets").json()["data"]
+    sweep(store, services.artifacts, clock.now.replace(year=2999))
+    assert store.wandb.find("team", "project", NAME)
+    assert http.delete(f"/v1/preview/datasets/{dataset['id']}").status_code == 200
+    sweep(store, services.artifacts, clock.now.replace(year=2999))
+    assert store.wandb.find("team", "project", NAME) is None
