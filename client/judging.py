@@ -40,6 +40,11 @@ value is an object with "explanation", one or two sentences, and "score", a numb
 
 MAX_EXPLANATION = 300
 """Characters; the schema limits it, so that a small judge comes to an end."""
+MAX_ECHO = 500
+"""Characters of an answer with a fault that the judge is shown again; a judge that found no end filled its limit."""
+SCORES = [hundredths / 100 for hundredths in range(101)]
+"""The scores that the schema allows: a number of any length could be written without an end."""
+FORMATS = frozenset({"response_format", "structured_outputs"})
 ATTEMPTS = 3
 
 
@@ -92,7 +97,8 @@ async def judge_group(
         group: the group's name, for errors.
         attempts: answers that are asked for at most.
         tools: the tools that the agent had.
-        sampling: fields of the request, like max_tokens or temperature.
+        sampling: fields of the request, like max_tokens, temperature or chat_template_kwargs. With a format of its own
+            (`response_format` or `structured_outputs`), the schema of the answer is left out.
     """
     shown: dict[str, int] = {}
     for trajectory in trajectories:
@@ -111,7 +117,7 @@ async def judge_group(
 class _Judge:
     def __init__(self, openai: Any, model: str, group: str, sampling: Mapping[str, Any]):
         self._openai, self._model, self._group, self._sampling = openai, model, group, sampling
-        self._has_schemas = True
+        self._has_schemas = not FORMATS & sampling.keys()
 
     async def scores(self, messages: list[dict[str, Any]], ids: list[str], attempts: int) -> dict[str, Score]:
         fault = "there was no attempt"
@@ -123,7 +129,7 @@ class _Judge:
                 fault = f"{error}{' (it was cut off: raise max_tokens)' if reason == 'length' else ''}"
             messages = [
                 *messages[:2],
-                {"role": "assistant", "content": content},
+                {"role": "assistant", "content": content[:MAX_ECHO]},
                 {"role": "user", "content": f"That can't be used: {fault}. Answer again with the whole JSON object."},
             ]
         raise self._error(f"gave no usable scores in {attempts} attempts. The last fault: {fault}")
@@ -132,13 +138,13 @@ class _Judge:
         """Return the text of an answer and the reason of its end."""
         from openai import BadRequestError, OpenAIError, UnprocessableEntityError
 
-        options = {**({"response_format": _schema(ids)} if self._has_schemas else {}), **self._sampling}
+        body = {**({"response_format": _schema(ids)} if self._has_schemas else {}), **self._sampling}
         try:
             with no_capture():
-                made = self._openai.chat.completions.create(model=self._model, messages=messages, **options)
+                made = self._openai.chat.completions.create(model=self._model, messages=messages, extra_body=body)
                 completion = await made if inspect.isawaitable(made) else made
         except (BadRequestError, UnprocessableEntityError) as error:
-            if not self._has_schemas or "response_format" in self._sampling or not _is_about_format(error):
+            if not self._has_schemas or not _is_about_format(error):
                 raise self._error(f"was refused: {error}") from error
             self._has_schemas = False  # an endpoint without structured outputs
             return await self._ask(messages, ids)
@@ -164,7 +170,7 @@ def _schema(ids: Sequence[str]) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "explanation": {"type": "string", "maxLength": MAX_EXPLANATION},
-            "score": {"type": "number", "minimum": 0, "maximum": 1},
+            "score": {"enum": SCORES},
         },
         "required": ["explanation", "score"],
         "additionalProperties": False,

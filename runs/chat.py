@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 from openai import AsyncOpenAI
 
+from tandem.client import Rollout, capture, recorded
 from tandem.rl.environments.base import Message, Tool, request_messages
 from tandem.runs.seeds import adjacent, given_seed, turn_seed
 
@@ -114,10 +116,10 @@ class OpenAIChat:
 
 
 class RolloutChat:
-    """`tandem.rl.environments.base.Chat` of one rollout.
+    """`tandem.rl.environments.base.ServiceChat` of one rollout.
 
     Agent code that needs an OpenAI client uses `chat.client` and `chat.model`, and puts `choice.model_dump()` into the
-    trajectory; that equals the choices that `chat(...)` returns.
+    trajectory; that equals the choices that `chat(...)` returns. Agents of frameworks run inside `chat.capture()`.
     """
 
     def __init__(self, chat: OpenAIChat, group: str, number: int):
@@ -135,6 +137,25 @@ class RolloutChat:
         if tools:
             body["tools"] = list(tools)
         return await self._chat.choice(request_messages(messages), body, self._number)
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        return self.client._client
+
+    def rollout_sampling(self) -> dict[str, Any]:
+        sampling = dict(self.sampling)
+        if (seed := given_seed(sampling)) is not None:
+            sampling["seed"] = turn_seed(seed, self._group, 0) + self._number
+        return sampling
+
+    def capture(self) -> AbstractContextManager[Rollout]:
+        return capture()
+
+    def new_rollout(self) -> Rollout:
+        return Rollout()
+
+    def recorded_http(self, rollout_of: Callable[[Any], Any]) -> httpx.AsyncClient:
+        return recorded(self.http, rollout_of)
 
 
 class _SharedRequest:

@@ -28,9 +28,15 @@ class EnvironmentConfig(Section):
 
     class_: str = Field(
         alias="class",
-        description="The environment: `package.module:Class`, or `path/to/file.py:Class` relative to the task file.",
+        description="The environment: `package.module:Class`, `path/to/file.py:Class` relative to the task file, or "
+        "`verifiers:NAME`. `environment: NAME` is short for a class without options.",
     )
     options: dict[str, Any] = Field({}, description="Keyword arguments of the class.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"class": value} if isinstance(value, str) else value
 
 
 class ModelConfig(Section):
@@ -152,8 +158,11 @@ class JudgeConfig(Section):
     attempts: int = Field(
         3, ge=1, le=10, description="Answers asked for at most; one that can't be read is returned with its fault."
     )
-    max_tokens: int | None = Field(2048, ge=1, description="Token limit of an answer.")
+    max_tokens: int | None = Field(None, ge=1, description="Token limit of an answer. Default: the model's limit.")
     temperature: float | None = Field(0.0, ge=0, le=MAX_TEMPERATURE, description="Sampling temperature of the judge.")
+    sampling: dict[str, Any] = Field(
+        {}, description="More fields of each request, like chat_template_kwargs. They aren't checked."
+    )
     url: str | None = Field(
         None, pattern="^https?://", description="An OpenAI-compatible endpoint to ask instead of the service."
     )

@@ -47,6 +47,7 @@ class GroupJudge:
                 rubric=settings.rubric or DEFAULT_RUBRIC,
                 tools=trajectories[0].tools,
                 **{name: value for name, value in sampling.items() if value is not None},
+                **settings.sampling,
             )
         except JudgeError as error:
             elapsed_s = time.monotonic() - began

@@ -149,7 +149,8 @@ async def _work(
     if task.evaluation:
         evaluator = Evaluator(task, task.evaluation, directory, openai, versions, roller, plan.eval_tasks, report)
         work.append(evaluator.run())
-    await _together(work, versions.run())
+    async with plan.environment.opened():
+        await _together(work, versions.run())
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, None]], beside: Coroutine[Any, Any, None]) -> None:

@@ -178,11 +178,19 @@ def _message(events: Iterable[Answer | str]) -> Answer:
                 _update(message, event, leave={"type", "delta", "usage"})
             case "message_stop" if message:
                 for index, text in texts.items():
-                    blocks[index]["input"] = json.loads(text or "{}")
+                    blocks[index]["input"] = _input(text)
                 return {**message, "content": [blocks[index] for index in sorted(blocks)]}
             case "error":
                 raise IncompleteStreamError(f"the stream reports an error: {event.get('error')}")
     raise IncompleteStreamError("the stream has no message_stop")
+
+
+def _input(text: str) -> Any:
+    """Return the input of a tool; a model may write one that isn't JSON, and the sampled tokens count all the same."""
+    try:
+        return json.loads(text or "{}")
+    except ValueError:
+        return {}
 
 
 def _join_block(block: Answer, delta: Answer, texts: dict[int, str], index: int) -> None:

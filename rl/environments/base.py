@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from tandem.rl.trajectories import Trajectory
 
@@ -52,6 +53,50 @@ class Chat(Protocol):
         ...
 
 
+class CapturedRollout(Protocol):
+    """What a capture records: the exchanges of one rollout (`tandem.client.Rollout`)."""
+
+    def trajectory(self) -> dict[str, Any]:
+        """Return the exchanges as the fields of a trajectory."""
+        ...
+
+
+@runtime_checkable
+class ServiceChat(Chat, Protocol):
+    """A chat of `tandem train`, for agents that call the model themselves, with any SDK or framework.
+
+    with chat.capture() as rollout:
+        answer = await agent(base_url=str(chat.client.base_url), api_key=chat.client.api_key, model=chat.model)
+    return Trajectory.model_validate({**rollout.trajectory(), "reward": grade(answer)})
+    """
+
+    client: Any
+    """An AsyncOpenAI of the service."""
+    model: str
+    """The name of the model, or of the version, that the rollout samples from."""
+
+    @property
+    def http(self) -> Any:
+        """The httpx.AsyncClient below `client`, which retries as long as the run's patience lasts."""
+        ...
+
+    def rollout_sampling(self) -> dict[str, Any]:
+        """Return the run's sampling options, with this rollout's seed if they have one."""
+        ...
+
+    def capture(self) -> AbstractContextManager[CapturedRollout]:
+        """Record the calls of this context (`tandem.client.capture`)."""
+        ...
+
+    def new_rollout(self) -> CapturedRollout:
+        """Return an empty rollout, for calls from elsewhere than this context."""
+        ...
+
+    def recorded_http(self, rollout_of: Callable[[Any], Any]) -> Any:
+        """Let `http` record each request into the rollout that `rollout_of` returns for it, and return `http`."""
+        ...
+
+
 class Environment(ABC, Generic[Task]):
     """Tasks of one kind, and an agent's rollout on one of them. Rollouts run concurrently in one event loop.
 
@@ -66,13 +111,18 @@ class Environment(ABC, Generic[Task]):
         """
 
     @abstractmethod
-    async def rollout(self, chat: Chat, task: Task) -> Trajectory:
+    async def rollout(self, chat: ServiceChat, task: Task) -> Trajectory:
         """Act on one task, and return the conversation with its reward and any metrics.
 
         Put choices and tools into the trajectory as they were used, and further conversations into
-        `additional_histories`. A rollout that raises or exceeds the deadline is excluded from its group and reported.
-        Don't block the event loop: run slow work with `asyncio.to_thread`.
+        `additional_histories`; or the exchanges of a capture. A rollout that raises or exceeds the deadline is excluded
+        from its group and reported. Don't block the event loop: run slow work with `asyncio.to_thread`.
         """
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Hold what all rollouts share, like a server, while a run rolls out. Default: nothing."""
+        yield
 
 
 class SingleTurnEnvironment(Environment[Task]):

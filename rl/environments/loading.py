@@ -13,6 +13,8 @@ from tandem.rl.environments.base import Environment
 from tandem.rl.environments.neighbours import Neighbours
 from tandem.rl.errors import RLError
 
+VERIFIERS = "verifiers:"
+
 
 class EnvironmentLoadingError(RLError, ValueError):
     """An environment that can't be loaded. The message says what to write instead."""
@@ -25,13 +27,21 @@ def load_environment(
 
     Args:
         spec: `package.module:Class` of an installed package, or `path/to/file.py:Class`. A file may import its
-            neighbours, as if Python ran it; nothing else sees them.
+            neighbours, as if Python ran it; nothing else sees them. `verifiers:NAME` is an environment of the
+            verifiers library.
         options: keyword arguments of the class.
         base_dir: base of a relative path, usually the folder of the task file.
 
     Raises:
         EnvironmentLoadingError: gives the reason; its cause is the exception of a module or constructor.
     """
+    if spec.startswith(VERIFIERS):
+        from tandem.rl.environments.verifiers import Verifiers
+
+        named = {"name": spec.removeprefix(VERIFIERS), "base_dir": str(base_dir)}
+        if taken := named.keys() & dict(options or {}).keys():
+            raise EnvironmentLoadingError(f"{spec} takes no option {', '.join(sorted(taken))}: the task file says it.")
+        return _make(Verifiers, {**dict(options or {}), **named})
     place, colon, class_name = spec.rpartition(":")
     if not (colon and place and class_name.isidentifier()):
         raise EnvironmentLoadingError(
@@ -39,6 +49,19 @@ def load_environment(
         )
     module = _import_file(Path(base_dir) / place) if place.endswith(".py") else _import_module(place)
     return _make(_environment_class(module, class_name, place), dict(options or {}))
+
+
+def imported(spec: str, base_dir: str | Path, kind: str) -> Any:
+    """Return what `package.module:name` or `path/to/file.py:name` names. Raise EnvironmentLoadingError."""
+    place, _, name = spec.rpartition(":")
+    if not (place and name.isidentifier()):
+        raise EnvironmentLoadingError(
+            f"{spec!r} doesn't name a {kind}: write package.module:{kind} or path/to/file.py:{kind}."
+        )
+    module = _import_file(Path(base_dir) / place) if place.endswith(".py") else _import_module(place)
+    if not callable(found := getattr(module, name, None)):
+        raise EnvironmentLoadingError(f"{place} has no {kind} {name!r}.")
+    return found
 
 
 def _import_module(name: str) -> ModuleType:

@@ -10,10 +10,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tandem.rl.environments.turns import turns_of
 from tandem.rl.errors import RLError
+from tandem.rl.exchanges.policy_names import parse
 from tandem.rl.plain_data import NotPlainError, Place, finite_number, number, place_text, plain, set_fields
-from tandem.rl.tokens.messages import Choice
 from tandem.rl.trajectories import Trajectory
+
+NO_CHOICE = (
+    "rollout() returned a trajectory without a choice, so there is nothing to train; put the choices that chat() "
+    "returned into messages_and_choices, unchanged"
+)
+NO_EXCHANGE = (
+    "rollout() returned a trajectory without an exchange of the trained model {model}, so there is nothing to train; "
+    "let the agent call the model by chat.model at chat.client.base_url, inside chat.capture()"
+)
 
 
 class ResultError(RLError, ValueError):
@@ -41,10 +51,11 @@ class CheckedResult:
     """The names of metrics that were left out because their values aren't finite numbers, like 0 of 0."""
 
 
-def checked_result(result: object) -> CheckedResult:
+def checked_result(result: object, model: str | None = None) -> CheckedResult:
     """Convert what `rollout` returned into plain data, and validate it as the service does. Raise ResultError.
 
-    A rollout may have changed its trajectory after construction, so all of it is checked.
+    A rollout may have changed its trajectory after construction, so all of it is checked. `model` is the name of the
+    trained model; exchanges of others don't count.
     """
     if not isinstance(result, Trajectory):
         raise ResultError(
@@ -64,12 +75,10 @@ def checked_result(result: object) -> CheckedResult:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ResultError(tuple(first["loc"]), first["msg"].removeprefix("Value error, ")) from error
-    if not any(isinstance(item, Choice) for history in trajectory.histories for item in history.messages_and_choices):
-        raise ResultError(
-            (),
-            "rollout() returned a trajectory without a choice, so there is nothing to train; put the choices that "
-            "chat() returned into messages_and_choices, unchanged",
-        )
+    if trajectory.exchanges is not None and model is not None:
+        trajectory.exchanges.of_policy(parse(model).base)
+    if not turns_of(trajectory):
+        raise ResultError((), NO_EXCHANGE.format(model=model) if trajectory.exchanges else NO_CHOICE)
     return CheckedResult(trajectory, dropped)
 
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Generic
+from typing import Any, Generic
 
-from tandem.rl.environments.base import Chat, Environment, Task
+from tandem.rl.environments.base import Environment, Task
 from tandem.rl.environments.results import CheckedResult, checked_result
+from tandem.rl.environments.turns import turns_of
 from tandem.rl.policy_versions import tag_policy_versions
-from tandem.rl.tokens.messages import Choice
 from tandem.rl.trajectories import TrajectoryGroup
 
 CANCEL_GRACE_S = 5.0
@@ -87,7 +87,7 @@ class RolledOutGroup:
 
 
 async def roll_out_group(
-    chat_of: Callable[[int], Chat], environment: Environment[Task], task: Task, group_size: int, timeout_s: float
+    chat_of: Callable[[int], Any], environment: Environment[Task], task: Task, group_size: int, timeout_s: float
 ) -> RolledOutGroup:
     """Run `group_size` rollouts of one task concurrently; `chat_of` returns the chat of each, by its number.
 
@@ -108,10 +108,11 @@ async def roll_out_group(
 
 
 async def _attempt(
-    number: int, chat_of: Callable[[int], Chat], environment: Environment[Task], task: Task, timeout_s: float
+    number: int, chat_of: Callable[[int], Any], environment: Environment[Task], task: Task, timeout_s: float
 ) -> CheckedResult | RolloutFailure:
     began = time.monotonic()
-    rollout = asyncio.ensure_future(_contained(environment, chat_of(number), task))
+    chat = chat_of(number)
+    rollout = asyncio.ensure_future(_contained(environment, chat, task))
     error: BaseException | None = None
     try:
         done, _ = await asyncio.wait([rollout], timeout=timeout_s)
@@ -119,7 +120,7 @@ async def _attempt(
             raise TimeoutError(f"took longer than the {timeout_s:g} s that a rollout may take")
         outcome = rollout.result()
         if not isinstance(outcome, _Raised):
-            return _tagged(checked_result(outcome))
+            return _tagged(checked_result(outcome, getattr(chat, "model", None)))
         error = outcome.error
     except Exception as raised:
         error = raised
@@ -133,7 +134,7 @@ class _Raised:
     error: BaseException
 
 
-async def _contained(environment: Environment[Task], chat: Chat, task: Task) -> object:
+async def _contained(environment: Environment[Task], chat: Any, task: Task) -> object:
     """Return what the rollout returns or raises.
 
     User code may raise anything. In a task, SystemExit and KeyboardInterrupt would end the event loop. Ctrl-C arrives
@@ -161,12 +162,7 @@ async def _end(rollout: asyncio.Future[object]) -> None:
 
 def _tagged(result: CheckedResult) -> CheckedResult:
     trajectory = result.trajectory
-    choices = [
-        {"policy_version": item.policy_version}
-        for history in trajectory.histories
-        for item in history.messages_and_choices
-        if isinstance(item, Choice)
-    ]
+    choices = [{"policy_version": turn.policy_version} for turn in turns_of(trajectory)]
     own = {"initial_policy_version": trajectory.initial_policy_version}
     own["final_policy_version"] = trajectory.final_policy_version
     tagged = tag_policy_versions({"messages_and_choices": choices, **own})

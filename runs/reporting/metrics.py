@@ -11,9 +11,8 @@ from typing import Any
 from tandem.client import Event
 from tandem.rl.advantages import reward_std_dev
 from tandem.rl.environments.rollouts import RolledOutGroup
+from tandem.rl.environments.turns import turns_of
 from tandem.rl.plain_data import finite_number
-from tandem.rl.tokens.messages import Choice
-from tandem.rl.trajectories import choices_of
 from tandem.runs.errors import PolicyLagError
 
 
@@ -27,15 +26,15 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
     rewards = [trajectory.reward for trajectory in trajectories]
     by_group = [[t.reward for t in group.group.trajectories] for group in groups if group.group.trajectories]
     spreads = [reward_std_dev(of_group) for of_group in by_group]
-    choices = [choice for trajectory in trajectories for choice in choices_of(trajectory)]
+    turns = [turn for trajectory in trajectories for turn in turns_of(trajectory)]
     metrics: dict[str, float] = {
         "rollouts/num": len(trajectories),
         "rollouts/failed": len(failures),
-        "rollouts/turns": len(choices),
-        "rollouts/cut_off": sum(choice.finish_reason == "length" for choice in choices),
+        "rollouts/turns": len(turns),
+        "rollouts/cut_off": sum(turn.is_cut_off for turn in turns),
         "rollouts/identical_groups": sum(map(is_identical, groups)),
-        "tokens/prompt": sum(len(choice.prompt_token_ids or ()) for choice in choices),
-        "tokens/completion": sum(len(choice.token_ids or ()) for choice in choices),
+        "tokens/prompt": sum(turn.num_prompt_tokens for turn in turns),
+        "tokens/completion": sum(turn.num_tokens for turn in turns),
     }
     if rewards:
         metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
@@ -50,12 +49,8 @@ def rollout_metrics(groups: Sequence[RolledOutGroup]) -> dict[str, float]:
 
 def is_identical(group: RolledOutGroup) -> bool:
     """Return True if all rollouts of a group, at least two, sampled the same tokens."""
-    sampled = [[_sampled(choice) for choice in choices_of(trajectory)] for trajectory in group.group.trajectories]
+    sampled = [[list(turn.sampled) for turn in turns_of(trajectory)] for trajectory in group.group.trajectories]
     return len(sampled) > 1 and all(turns == sampled[0] for turns in sampled[1:])
-
-
-def _sampled(choice: Choice) -> Sequence[object]:
-    return choice.token_ids or [token["token"] for token in choice.token_logprobs] or [choice.message]
 
 
 def loss_metrics(gradient_steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -91,14 +86,15 @@ def oldest_versions(groups: Sequence[RolledOutGroup]) -> list[int]:
     versions = []
     for number, group in enumerate(groups):
         for index, trajectory in enumerate(group.group.trajectories):
-            turns = choices_of(trajectory)
+            turns = turns_of(trajectory)
             known = [turn.policy_version for turn in turns if turn.policy_version is not None]
             if len(known) < len(turns):
-                unknown = next(place for place, turn in enumerate(turns) if turn.version is None)
+                unknown = next(place for place, turn in enumerate(turns) if turn.policy_version is None)
                 raise PolicyLagError(
                     f"Group {number}, trajectory {index}, turn {unknown}: the choice has no "
                     "policy_version, so its policy lag isn't known. The environment must put choices into the "
-                    "trajectory as the service returned them: the results of chat(), or choice.model_dump()."
+                    "trajectory as the service returned them: the results of chat(), or choice.model_dump(); or a "
+                    "capture's exchanges with the service itself."
                 )
             versions.append(min(known))
     return versions

@@ -44,7 +44,7 @@ def judged(judge, task_file):
 
 
 def test_scores_are_the_rewards(service, judge, judged, do_run):
-    report = do_run(judged(rubric="- Prefer the last."))
+    report = do_run(judged(rubric="- Prefer the last.", sampling={"chat_template_kwargs": {"thinking": False}}))
     groups = [group["trajectories"] for group in service.jobs[0].body["trajectory_groups"]]
     assert [[t["reward"] for t in group] for group in groups] == [[1.0, 1.0]] * 2  # equal conversations, equal scores
     assert groups[0][0]["logs"] == ["The judge judge: place 1"]
@@ -53,6 +53,7 @@ def test_scores_are_the_rewards(service, judge, judged, do_run):
     assert "environment/environment_reward" in row
     assert "- Prefer the last." in judge.requests[0]["messages"][0]["content"]
     assert judge.requests[0]["temperature"] == 0
+    assert judge.requests[0]["chat_template_kwargs"] == {"thinking": False}
 
 
 def test_scores_are_weighed_and_added(service, judged, do_run):
