@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
 from tandem.cluster.engine.requests.generations import NOT_FINITE_LOGPROB, Generation
+from tandem.cluster.engine.requests.policy_spans import PolicySpans
+from tandem.cluster.engine.versions.adapter_names import adapter_digest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,7 +40,7 @@ class Annotator:
     """Writes the policy version into a response, and the requested name in place of the engine's.
 
     Clients keep unknown keys of a Choice but not of the response around it, so `policy_version`, the token ids of the
-    prompt and `sampled_with` are added to every Choice.
+    prompt, `sampled_with` and `policy_token_spans` are added to every Choice.
     """
 
     requested_name: str
@@ -52,6 +55,8 @@ class Annotator:
         """Return vLLM's whole response as annotated JSON."""
         answer = response.model_dump()
         self._annotate(answer)
+        for choice in answer.get("choices") or ():
+            self._spans.whole(choice)
         content = to_json(answer, inf_nan_mode="constants")
         return to_json(read_object(content)) if _has_constants(content) else content
 
@@ -60,12 +65,20 @@ class Annotator:
         return parts
 
     def body(self, content: bytes) -> bytes:
-        """Annotate JSON of a response, of a part, or of an error. Anything but an object is returned unchanged."""
+        """Annotate JSON of a part of a stream, or of an error. Anything but an object is returned unchanged."""
         answer = read_object(content)
         if answer is None:
             return content
         self._annotate(answer)
+        for choice in answer.get("choices") or ():
+            if choice.get("prompt_token_ids", ...) is None:  # only the first part has them; a null would replace them
+                del choice["prompt_token_ids"]
+            self._spans.part(answer, choice)
         return to_json(answer)
+
+    @cached_property
+    def _spans(self) -> PolicySpans:
+        return PolicySpans(adapter_digest(self.engine_name), self.requested_name, self.step)
 
     def _annotate(self, answer: dict[str, Any]) -> None:
         if isinstance(answer.get("error"), dict):
