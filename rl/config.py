@@ -53,7 +53,21 @@ class CrossEntropy:
     """As in openpipe-art's supervised training."""
 
 
-Objective = LossConfig | CrossEntropy
+@dataclass(frozen=True)
+class Dpo:
+    """Direct preference optimization over the pairs of one gradient step. A pair is a group of the packed rows."""
+
+    beta: float
+    """How strongly the policy is held to the reference."""
+    first_pair: int
+    """The group that is the step's first pair."""
+    num_pairs: int
+
+    update: ClassVar[UpdateRule | None] = UpdateRule(weight_decay=0.0, max_grad_norm=1.0)
+    """As in supervised training."""
+
+
+Objective = LossConfig | CrossEntropy | Dpo
 """What a gradient step minimises. `losses.loss_terms` has the function of each."""
 
 

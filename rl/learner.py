@@ -20,10 +20,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tandem.rl.checkpoints import LearnerState
-from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, LossConfig, Objective
+from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, Dpo, LossConfig, Objective
 from tandem.rl.divergence import StepNumbers, check_state
 from tandem.rl.errors import OutOfMemoryError, PolicyError, StepError
-from tandem.rl.losses import LossInputs, fresh_differences, kl_sum, loss_terms, mean_over_tokens, shift_right
+from tandem.rl.losses import (
+    LossInputs,
+    fresh_differences,
+    kl_sum,
+    loss_terms,
+    mean_over_tokens,
+    pair_metrics,
+    pair_sums,
+    shift_right,
+)
 from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.policy import Policy, check_tensors
@@ -74,6 +83,7 @@ class Learner:
         self._router_margins = policy.router_margins
         self._last_step: StepNumbers | None = None  # since `begin`
         self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
+        self._pair_metrics: dict[str, float] = {}  # of the current step
         self.progress = Progress()
 
     def _take_parameters(self) -> None:
@@ -207,24 +217,28 @@ class Learner:
     ) -> None:
         """Add the gradients and sums of `sequences` (this learner's share, possibly none) to those of the step.
 
-        A step may take several calls. With a KL penalty it must be one call on every learner, because the penalty uses
-        the mean KL of the whole step.
+        A step may take several calls. With a KL penalty or preference pairs it must be one call on every learner,
+        because they need numbers of the whole step.
         """
-        kl_mean = None
+        of_step = None
         if isinstance(loss, LossConfig) and loss.kl_coef > 0:
-            self._check_kl(sequences)
-            kl_mean = self._step_kl_mean(sequences, loss, logprob_chunk_size)
-        self._within_memory(lambda: self._accumulate(sequences, loss, logprob_chunk_size, kl_mean), logprob_chunk_size)
+            self._check_reference(sequences, "a KL penalty")
+            of_step = self._step_kl_mean(sequences, loss, logprob_chunk_size)
+        if isinstance(loss, Dpo):
+            self._check_reference(sequences, "preference pairs")
+            of_step = self._step_pairs(sequences, loss, logprob_chunk_size)
+            self._pair_metrics = pair_metrics(of_step, loss)
+        self._within_memory(lambda: self._accumulate(sequences, loss, logprob_chunk_size, of_step), logprob_chunk_size)
 
     def _accumulate(
-        self, sequences: Sequence[PackedSequence], loss: Objective, chunk_size: int, kl_mean: Tensor | None
+        self, sequences: Sequence[PackedSequence], loss: Objective, chunk_size: int, of_step: Tensor | None
     ) -> None:
         num_idle = self.policy.idle_passes(len(sequences))
         for row in self.progress.over(sequences, "forward and backward"):
             packed = row.to(self.policy.device)
             logprobs, entropy = self.policy.logprobs(packed, chunk_size, with_entropy=True, trained_only=True)
             inputs = LossInputs.from_packed(packed, logprobs, entropy)
-            terms = loss_terms(inputs, loss, kl_mean)
+            terms = loss_terms(inputs, loss, of_step)
             terms.loss_sum.backward()
             self._sums += sequence_sums(inputs, terms)
             self._watch_sampling(fresh_differences(inputs))
@@ -295,7 +309,7 @@ class Learner:
                 group["lr"], group["weight_decay"] = learning_rate, rule.weight_decay
             self._optimizer.step()
             self._last_step = numbers
-        metrics = step_metrics(sums, grad_norm, learning_rate)
+        metrics = step_metrics(sums, grad_norm, learning_rate) | self._pair_metrics
         if (sampled := sums[StepSum.SAMPLED_TOKENS]) > 0:
             metrics["logprobs/sampled_current_abs_diff_mean"] = sums[StepSum.SAMPLED_DIFF] / sampled
             metrics["logprobs/sampled_current_abs_diff_max"] = float(self._sampled_diff_max)
@@ -355,12 +369,12 @@ class Learner:
             if own is not None:
                 self.policy.load_adapter_state(own)
 
-    def _check_kl(self, sequences: Sequence[PackedSequence]) -> None:
+    def _check_reference(self, sequences: Sequence[PackedSequence], what: str) -> None:
         if self._sums[StepSum.SEQUENCES] > 0:
-            raise ValueError("With a KL penalty, pass all packed sequences of a gradient step to one forward_backward.")
+            raise ValueError(f"With {what}, pass all packed sequences of a gradient step to one forward_backward.")
         for packed in sequences:
             if packed.ref_logprobs is None or packed.ref_logprobs[packed.is_trained].isnan().any():
-                raise ValueError("With a KL penalty, every trained token needs a reference logprob (ref_logprobs).")
+                raise ValueError(f"With {what}, every trained token needs a reference logprob (ref_logprobs).")
 
     def _step_kl_mean(self, sequences: Sequence[PackedSequence], loss: LossConfig, chunk_size: int) -> Tensor | None:
         """Return the mean KL over the trained tokens of the step, over all learners; None if the step is one sequence.
@@ -391,6 +405,31 @@ class Learner:
                 self._shortage = self._shortage or _shortage_of_another()
         return mean_over_tokens(total[0], total[1]).float()
 
+    def _step_pairs(self, sequences: Sequence[PackedSequence], loss: Dpo, chunk_size: int) -> Tensor:
+        """Return `pair_sums` [3, P] of the whole step, over all learners, for a second forward pass without gradient.
+
+        So the answers of a pair may lie in any rows, and rows that don't fit into memory may be split.
+        """
+        total = torch.zeros(3 * loss.num_pairs + 1, dtype=torch.float64, device=self.policy.device)
+
+        @torch.no_grad()
+        def add() -> None:
+            num_idle = self.policy.idle_passes(len(sequences))
+            for row in self.progress.over(sequences, "the margins of pairs"):
+                packed = row.to(self.policy.device)
+                logprobs, _ = self.policy.logprobs(packed, chunk_size, trained_only=True)
+                total[:-1] += pair_sums(LossInputs.from_packed(packed, logprobs), loss).flatten()
+            self._idle(num_idle)
+
+        self._within_memory(add, chunk_size)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.progress.enter("the margins of all learners' pairs")
+            total[-1] = float(self._shortage is not None)
+            dist.all_reduce(total)
+            if total[-1] > 0:
+                self._shortage = self._shortage or _shortage_of_another()
+        return total[:-1].view(3, loss.num_pairs)
+
     @torch.no_grad()
     def _kl_inputs(self, packed: PackedSequence, loss: LossConfig, chunk_size: int) -> LossInputs:
         """Return the loss inputs of `packed`, with the policy's logprobs only if the KL depends on them."""
@@ -409,6 +448,7 @@ class Learner:
     def _discard(self) -> None:
         self.progress.enter("")
         self._shortage = None
+        self._pair_metrics = {}
         self._gradient.zero_()
         self._sums.zero_()
         self._sampled_diff_max.zero_()

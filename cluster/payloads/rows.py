@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
 
 import zstandard
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from tandem.cluster.artifacts import Artifacts
@@ -19,11 +20,15 @@ from tandem.rl.supervised.rows import SupervisedRow
 
 MAX_LINE_BYTES = 32 << 20
 _BOM = b"\xef\xbb\xbf"
-_ROW = TypeAdapter(SupervisedRow)
+Row = TypeVar("Row", bound=BaseModel)
 _PLACE = re.compile(r" at line \d+ column (\d+)")
 
 
-def read_rows(artifacts: Artifacts, key: str) -> Iterator[tuple[int, SupervisedRow]]:
+@overload
+def read_rows(artifacts: Artifacts, key: str) -> Iterator[tuple[int, SupervisedRow]]: ...
+@overload
+def read_rows(artifacts: Artifacts, key: str, row_type: type[Row]) -> Iterator[tuple[int, Row]]: ...
+def read_rows(artifacts: Artifacts, key: str, row_type: type[Any] = SupervisedRow) -> Iterator[tuple[int, Any]]:
     """Yield the rows of stored data (JSON lines, zstd) with their lines, counted from 1. Blank lines are skipped.
 
     Raises PayloadError at the first invalid row, with the faults of all rows (the first thousand or so), and
@@ -33,7 +38,7 @@ def read_rows(artifacts: Artifacts, key: str) -> Iterator[tuple[int, SupervisedR
     for number, line in enumerate(_lines(artifacts, key), start=1):
         if not line.strip():
             continue
-        row = _parse(line, number, faults)
+        row = _parse(line, number, row_type, faults)
         if row is not None and not faults:
             yield number, row
         elif len(faults) > MANY_FAULTS:
@@ -60,10 +65,10 @@ def count_rows(artifacts: Artifacts, key: str) -> RowCounts:
     return counts
 
 
-def _parse(line: bytes, number: int, faults: list[FaultDetails]) -> SupervisedRow | None:
+def _parse(line: bytes, number: int, row_type: type[Row], faults: list[FaultDetails]) -> Row | None:
     """Return the row, or add its faults to `faults` and return None."""
     try:
-        row = _ROW.validate_json(line)
+        row = row_type.model_validate_json(line)
     except ValidationError as error:
         for e in error.errors(include_url=False, include_context=False, include_input=False):
             message = _PLACE.sub(r" at column \1 of this line", e["msg"])

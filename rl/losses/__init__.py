@@ -5,6 +5,7 @@ sequences or learners changes nothing.
 """
 
 from tandem.rl.losses.agreement import fresh_differences, probability_correlation, probability_moments
+from tandem.rl.losses.dpo import pair_metrics, pair_sums
 from tandem.rl.losses.inputs import LossInputs, shift_left, shift_right
 from tandem.rl.losses.objective import kl_sum, loss_terms, mean_over_tokens, policy_loss
 from tandem.rl.losses.terms import LossTerms
@@ -16,6 +17,8 @@ __all__ = [
     "kl_sum",
     "loss_terms",
     "mean_over_tokens",
+    "pair_metrics",
+    "pair_sums",
     "policy_loss",
     "probability_correlation",
     "probability_moments",

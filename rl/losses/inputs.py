@@ -58,6 +58,8 @@ class LossInputs:
     """Logprobs under the reference policy of the KL penalty; None: no penalty."""
     is_fresh: Tensor | None = None
     """bool: the scored token was sampled by the policy at the start of the step."""
+    group_ids: Tensor | None = None
+    """int64: the group of the scored token's segment; -1 for a token that a further sequence trains."""
     entropy: Tensor | None = None
     """Of the prediction, in nats; a metric, not part of any loss."""
 
@@ -81,7 +83,8 @@ class LossInputs:
         def per_prediction(values: Tensor) -> Tensor:
             return torch.cat([values, values[repeats.indices - 1]])
 
-        is_fresh = packed.is_fresh
+        is_fresh, group_ids = packed.is_fresh, packed.group_ids
+        no_groups = torch.full_like(repeats.indices, -1)
         return cls(
             policy_logprobs=per_prediction(policy_logprobs),
             sampling_logprobs=per_sequence(packed.sampling_logprobs, repeats.sampling_logprobs, float("nan")),
@@ -92,6 +95,7 @@ class LossInputs:
             old_logprobs=per_token(packed.old_logprobs),
             ref_logprobs=per_token(packed.ref_logprobs),
             is_fresh=None if is_fresh is None else per_sequence(is_fresh, repeats.is_fresh, False),
+            group_ids=None if group_ids is None else per_sequence(group_ids.long(), no_groups, -1),
             entropy=None if entropy is None else per_prediction(entropy),
         )
 

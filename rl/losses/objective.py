@@ -7,9 +7,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from tandem.rl.config import CrossEntropy, LossConfig, Objective
+from tandem.rl.config import CrossEntropy, Dpo, LossConfig, Objective
 from tandem.rl.losses.cispo import cispo_token_losses
 from tandem.rl.losses.cross_entropy import cross_entropy
+from tandem.rl.losses.dpo import dpo
 from tandem.rl.losses.importance import (
     cap_and_mask,
     importance_ratio,
@@ -26,13 +27,20 @@ from tandem.rl.losses.terms import LossTerms
 TOKEN_COUNT_EPSILON = 1e-6
 
 
-def loss_terms(inputs: LossInputs, objective: Objective, kl_mean: Tensor | None = None) -> LossTerms:
-    """Return the summed loss of one packed sequence under any objective. `kl_mean`: see `policy_loss`."""
+def loss_terms(inputs: LossInputs, objective: Objective, of_step: Tensor | None = None) -> LossTerms:
+    """Return the summed loss of one packed sequence under any objective.
+
+    `of_step` is what the objective needs of the whole gradient step: see `kl_mean` of `policy_loss`, and `sums` of
+    `dpo`.
+    """
     match objective:
         case LossConfig():
-            return policy_loss(inputs, objective, kl_mean)
+            return policy_loss(inputs, objective, of_step)
         case CrossEntropy():
             return cross_entropy(inputs)
+        case Dpo():
+            assert of_step is not None, "the learner sums up the pairs of a step first"
+            return dpo(inputs, objective, of_step)
 
 
 def policy_loss(inputs: LossInputs, config: LossConfig, kl_mean: Tensor | None = None) -> LossTerms:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from tandem.rl.tokens.choices import NotExactError
 from tandem.rl.tokens.content_format import takes_parts
@@ -24,7 +26,7 @@ Message = Mapping[str, Any]
 NUM_RECENT = 16
 """Conversations whose text is kept."""
 NOW = "strftime_now"
-"""The function by which a template writes the current date."""
+"""The function by which a template writes the current date. As an argument of a trajectory, the date of sampling."""
 _UNSET = (None, "auto")
 """Template arguments that vLLM leaves out."""
 _ONLY_OPENAI = frozenset({"refusal", "audio", "function_call"})
@@ -43,7 +45,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._rendered: Recent[str] = Recent(NUM_RECENT)
-        self._reserved = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters) | {NOW}
+        self._reserved = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
         # Objects, unless only strings work: a template that takes neither here may be strict about ids or roles.
         self._takes_objects = self._renders_call({"key": "value"}) or not self._renders_call('{"key": "value"}')
 
@@ -74,9 +76,9 @@ class ChatTemplate:
         arguments = {name: value for name, value in (kwargs or {}).items() if value not in _UNSET}
         offered: list[Any] | None = None if tools is None else [_offered(tool) for tool in tools]
         try:
-            template = self._tokenizer.get_chat_template(None, offered)
-            if NOW in template:
-                arguments[NOW] = _no_date
+            template = self._template(offered)
+            if (date := arguments.pop(NOW, None)) is not None or NOW in template:
+                arguments[NOW] = _clock(date)
             conversation: list[Any] = _in_format(messages, template)
             text = self._tokenizer.apply_chat_template(
                 conversation, tools=offered, tokenize=False, add_generation_prompt=generation_prompt, **arguments
@@ -90,6 +92,16 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str), "tokenize=False gives text"
         return text
+
+    def _template(self, tools: list[Any] | None) -> str:
+        try:
+            template: str = self._tokenizer.get_chat_template(None, tools)
+        except Exception as error:  # of any kind, such as that of a tokenizer of Mistral's own format
+            raise NotExactError(
+                f"the model has no chat template ({error}), so its prompt isn't known; sample with "
+                "return_token_ids=true and keep prompt_token_ids on each choice"
+            ) from error
+        return template
 
     def reserved(self, kwargs: Iterable[str]) -> str | None:
         """Return the first argument that belongs to the renderer instead of the template, if any."""
@@ -146,12 +158,24 @@ def _probe(role: str) -> dict[str, Any]:
     return {"role": role, "content": ["probe"]}
 
 
-def _no_date(format: str) -> NoReturn:
-    raise NotExactError(
-        "the chat template writes the current date, and the date of sampling isn't known; sample with "
-        "return_token_ids=true and keep prompt_token_ids on each choice, or set the template's own date, such as "
-        "date_string, in chat_template_kwargs"
-    )
+def _clock(date: Any) -> Callable[[str], str]:
+    """Return the function by which a template writes the date, for a date as the trajectory gives it."""
+
+    def strftime_now(format: str) -> str:
+        if date is None:
+            raise NotExactError(
+                "the chat template writes the current date, and the date of sampling isn't known; sample with "
+                f"return_token_ids=true and keep prompt_token_ids on each choice, or send the date as {NOW}, such as "
+                "2026-11-30, in chat_template_kwargs"
+            )
+        try:
+            return datetime.fromisoformat(date).strftime(format)
+        except (TypeError, ValueError) as error:
+            raise NotExactError(
+                f"{reprlib.repr(date)} isn't a date; send {NOW} as a date like 2026-11-30 in chat_template_kwargs"
+            ) from error
+
+    return strftime_now
 
 
 def _texts(message: Message) -> list[str]:

@@ -22,6 +22,9 @@ _TYPES = {
     529: "overloaded_error",
 }
 
+_NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+"""Makes Anthropic's clients send the whole conversation instead of continuing one that the server holds."""
+
 
 def anthropic_error(status: int, body: Mapping[str, Any], request_id: str | None = None) -> dict[str, Any]:
     """Return an error of the service or the engine in Anthropic's shape. The message names the place in the request."""
@@ -34,6 +37,8 @@ def anthropic_error(status: int, body: Mapping[str, Any], request_id: str | None
         message = f"{param}: {message}"
     type = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     shaped: dict[str, Any] = {"type": "error", "error": {"type": type, "message": message}}
+    if param == "thread":
+        shaped["error"]["details"] = _NO_THREADS
     return shaped | ({"request_id": request_id} if request_id else {})
 
 

@@ -16,6 +16,7 @@ from tandem.rl.config import TrainingConfig
 from tandem.serve.jobs.blobs import delete_blobs, stored
 from tandem.serve.jobs.references import kl_reference
 from tandem.serve.jobs.storage import storage_errors
+from tandem.serve.store.references import KlReference
 from tandem.serve.store.repeats import Post
 from tandem.serve.store.store import Store
 from tandem.serve.store.tables import DatasetRow, JobRow, ModelRow
@@ -39,6 +40,8 @@ class OfferedJob:
     """The key that sent the request; None for a job of the service itself."""
     kind: str = "rl"
     """A name in `cluster.jobs.kinds.registry`."""
+    reference: KlReference | None = None
+    """The reference version of a kind whose options name none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class JobAcceptance:
         post = Post(offered.body_sha256, offered.idempotency_key, offered.api_key_id, self._limits.repeated_body_s)
         if repeated := self._store.jobs.find_repeated(model.id, post):
             return AcceptedJob(repeated, is_repeat=True)
-        reference = kl_reference(config, self._artifacts_root) if isinstance(config, TrainingConfig) else None
+        reference = offered.reference
+        if isinstance(config, TrainingConfig):
+            reference = kl_reference(config, self._artifacts_root)
         self._store.jobs.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
         job_id = str(uuid.uuid4())
         with self._stored(job_id, offered.payload) as payload_key:

@@ -60,3 +60,25 @@ def test_errors_are_those_of_the_protocol(service):
         service.openai().responses.retrieve("resp_1")
     elsewhere = httpx.get(f"{service.base_url}/models", headers={"x-api-key": service.key})
     assert elsewhere.status_code == 401  # the header is Anthropic's, and counts on its routes alone
+
+
+def test_the_newest_sdks_run_tools_without_state_on_the_server(service):
+    """By default, Anthropic's tool runner continues a thread that the server holds."""
+
+    def add(a: int, b: int) -> str:
+        return str(a + b)
+
+    tool = ADD_TOOL["function"]
+    schema, description = tool["parameters"], tool["description"]
+    add = anthropic.beta_tool(add, name="add", description=description, input_schema=schema)
+    client = anthropic.Anthropic(base_url=service.url, api_key=service.key, max_retries=0)
+    options = {"model": "tandem/tiny", "max_tokens": 64, "tools": [add], "messages": [QUESTION]}
+    call, answer = client.beta.messages.tool_runner(**options, extra_body={"temperature": 0})
+    assert (call.content[-1].type, call.stop_reason, answer.stop_reason) == ("tool_use", "tool_use", "end_turn")
+    whole = call.prompt_token_ids + call.token_ids
+    assert answer.prompt_token_ids[: len(whole)] == whole
+    answer = service.openai().responses.create(
+        model="tandem/tiny", input="Hello!", include=["message.output_text.logprobs"], top_logprobs=2, temperature=0
+    )
+    text, *_ = answer.output[0].content[0].logprobs
+    assert bytes(text.bytes).decode() == text.token == "Hello" and len(text.top_logprobs) == 2

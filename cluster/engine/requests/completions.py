@@ -82,12 +82,13 @@ class Completions:
         if (method, path) not in ROUTES:
             app = error_app(404, "NotFoundError", f"The engine has no route {method} {path}.")
             return await app(scope, receive, send)
-        pinned, body = Pinned.of(dict(scope["headers"])), await _body(receive)
+        headers = dict(scope["headers"])
+        pinned, body = Pinned.of(headers), await _body(receive)
         if body is None:
             return None
         name, kind = adapter_name(pinned.digest), ANNOTATORS.get(path, Annotator)
         try:
-            request = PREPARED[path](policy_request(body, name))
+            request = PREPARED[path](policy_request(body, name)) | _own_id(path, headers)
         except BadRequestError as error:
             annotator = kind(pinned.requested_name, name, pinned.step, {})
             app = error_app(400, "BadRequestError", str(error), error.param)
@@ -130,6 +131,12 @@ class AnnotatedSend:
         headers = [*kept, (b"content-length", str(len(content)).encode())]
         await self._send({**self._error, "headers": headers})
         return {"type": "http.response.body", "body": content, "more_body": False}
+
+
+def _own_id(path: str, headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Return the field that names a response, and its generation in logs, after the request; the others' name it."""
+    id = headers.get(b"x-request-id")
+    return {"request_id": f"resp_{id.decode()}"} if path == RESPONSES and id else {}
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
     "service_tier": only("auto", "standard_only", why="All requests have the same priority."),
     "return_token_ids": only(True, why=_RETURNED),
     "return_tokens_as_token_ids": only(True, why=_RETURNED),
+    "thread": refused("Conversations aren't stored here: send all messages."),
     "container": refused(_OWN),
     "mcp_servers": refused(_OWN),
     "context_management": refused("Shorten the conversation before you send it."),

@@ -17,7 +17,7 @@ MAX_GRAMMAR = 16 << 10
 MAX_SCHEMA = 32 << 10
 """Characters of a JSON schema, of all choices, or of a structural tag, as JSON."""
 MAX_TOOLS = 64 << 10
-"""Characters of all tools, as JSON, if the request forces a call."""
+"""Characters of all tools, as JSON, if the request forces a call; otherwise of the schemas of strict tools."""
 MAX_DEPTH = 64
 """Levels of objects and arrays in a JSON schema; vLLM has the same limit for some of its fields."""
 
@@ -81,8 +81,24 @@ def _grammars(request: dict[str, Any]) -> Iterator[tuple[Place, Any, int]]:
     for outer in ("text", "output_config"):  # of Responses and Messages
         if isinstance(config := request.get(outer), dict) and config.get("format") is not None:
             yield (outer, "format"), config["format"], MAX_SCHEMA
-    if request.get("tools") is not None and request.get("tool_choice") not in (None, "none", "auto"):
+    choice = request.get("tool_choice")
+    choice = choice.get("type") if isinstance(choice, dict) and choice.get("type") in ("none", "auto") else choice
+    if request.get("tools") is not None and choice not in (None, "none", "auto"):
         yield ("tools",), request["tools"], MAX_TOOLS
+    elif choice != "none" and (schemas := _strict_schemas(request.get("tools"))):
+        yield ("tools",), schemas, MAX_TOOLS
+
+
+def _strict_schemas(tools: Any) -> dict[str, Any]:
+    """Return the schemas that calls of strict tools are held to, by the tool's index, in any of the protocols."""
+    found: dict[str, Any] = {}
+    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and function.get("strict"):
+            found[str(index)] = function.get("parameters", function.get("input_schema"))
+        if isinstance(function, dict) and (inner := _strict_schemas(function.get("tools"))):  # of a namespace
+            found[str(index)] = inner
+    return found
 
 
 def _check_length(text: str, limit: int, param: str) -> None:

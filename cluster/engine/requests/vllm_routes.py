@@ -43,6 +43,7 @@ def completion_app(vllm: FastAPI) -> ASGIApp:
     responses, messages = vllm.state.openai_serving_responses, vllm.state.anthropic_serving_messages
     for layer in (responses, messages):
         layer.engine_client = RecordingClient(layer.engine_client)
+    responses.return_tokens_as_token_ids = False  # `token_generations` have the ids, so logprobs may have the texts
     messages.create_chat_completion = ChatForMessages(messages.create_chat_completion)
     messages.to_chat_completion_request = as_the_protocol_says(messages.to_chat_completion_request)
     endpoints = {

@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from tandem.cluster.jobs.kinds.kind import JobKind
+from tandem.cluster.jobs.kinds.preference import Preference
 from tandem.cluster.jobs.kinds.reinforcement import Reinforcement
 from tandem.cluster.jobs.kinds.supervised import Supervised
 
-KINDS: Mapping[str, JobKind[Any, Any]] = {kind.name: kind for kind in (Reinforcement(), Supervised())}
+KINDS: Mapping[str, JobKind[Any, Any]] = {kind.name: kind for kind in (Reinforcement(), Supervised(), Preference())}
 
 
 def read_options(kind: str, stored: Mapping[str, Any]) -> BaseModel:

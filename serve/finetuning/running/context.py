@@ -78,6 +78,11 @@ class JobContext:
     def following(self) -> Following:
         return Following(self.job, self.model, self.supervision, self.services.store, self.finetuning, self.total_steps)
 
+    @property
+    def first_step(self) -> int:
+        """The step of the version from which the job starts: a fork's first version is version 1."""
+        return 1 if self.job.start_step else 0
+
     def completion_services(self) -> CompletionServices:
         """Return the services of completions, for the calling event loop."""
         services = self.services

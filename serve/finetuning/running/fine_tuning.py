@@ -9,6 +9,7 @@ from tandem.serve.finetuning.data.row_file import RowFile
 from tandem.serve.finetuning.data.settings import resolved
 from tandem.serve.finetuning.models import PROJECT, new_name
 from tandem.serve.finetuning.running.context import JobContext, RunnerServices
+from tandem.serve.finetuning.running.epochs import EpochTuning, num_steps
 from tandem.serve.finetuning.running.reinforcement import ReinforcementTuning
 from tandem.serve.finetuning.running.supervision import JobFailedError, Supervision
 from tandem.serve.finetuning.store.claims import ClaimedFineTuning
@@ -38,7 +39,8 @@ class FineTuning:
         method = resolved(job.method, len(rows))
         model = self._model()
         self._finetuning.claims.validated(job, method, model.id)
-        context = JobContext(job, method, model, self._supervision, self._services, self._finetuning)
+        total_steps = None if method["type"] == "reinforcement" else num_steps(method, len(rows))
+        context = JobContext(job, method, model, self._supervision, self._services, self._finetuning, total_steps)
         self._train(context, rows, validation)
         checkpoint = self._finetuning.claims.last_checkpoint(job)
         if checkpoint is None:
@@ -49,8 +51,8 @@ class FineTuning:
         match context.method["type"]:
             case "reinforcement":
                 ReinforcementTuning(context, rows, validation).run()
-            case other:
-                raise JobFailedError(f"The method {other} isn't available in this release.", "not_available", "method")
+            case _:
+                EpochTuning(context, rows).run()
 
     def _rows(self, field: str, file_id: str) -> RowFile:
         """Return the rows of a file. Raises JobFailedError."""

@@ -26,6 +26,9 @@ METRICS = {
     "loss": "train_loss",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
+    "sft/loss": "train_loss",
+    "sft/grad_norm": "grad_norm",
+    "sft/learning_rate": "learning_rate",
     "reward": "train_mean_reward",
     "reward_std_dev": "train_reward_std_dev",
 }

@@ -182,7 +182,7 @@ class FineTuningClaims:
             .where(EventRow.type == "training_started")
         )
         with self._database.read() as session:
-            return sum(int(data.get("num_trained_tokens", 0)) for data in session.scalars(query))
+            return sum(_trained(data) for data in session.scalars(query))
 
     def last_checkpoint(self, job: ClaimedFineTuning) -> CheckpointRow | None:
         """Return the newest version that the job made."""
@@ -207,6 +207,11 @@ class FineTuningClaims:
         with self._database.write() as session:
             error = {"code": code, "message": message, "param": param}
             end(session, _held(session, job), "failed", self._database.now(), error)
+
+
+def _trained(started: Mapping[str, Any]) -> int:
+    """Return the trained tokens of a training job, from its first event."""
+    return int(started.get("num_trained_tokens", started.get("num_trainable_tokens", 0)))
 
 
 def _held(session: Session, job: ClaimedFineTuning) -> FineTuningJobRow:

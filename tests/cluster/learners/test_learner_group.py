@@ -26,6 +26,10 @@ from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.packing import PackedSequence
+from tandem.rl.supervised.batch import build_supervised
+from tandem.rl.supervised.config import SupervisedConfig
+from tandem.rl.supervised.rows import SupervisedRow
+from tandem.rl.supervised.steps import supervised_steps
 
 
 def row(num_tokens: int, seed: int = 0) -> PackedSequence:
@@ -124,6 +128,25 @@ def test_two_learners_equal_one(one, two, artifacts, initial):
         torch.testing.assert_close(tensor, two_state.adapter[name], atol=1e-5, rtol=0)
     moved = max(float(t.abs().max()) for name, t in one_state.adapter.items() if "lora_B" in name)
     assert moved > 1e-3
+
+
+def test_two_learners_equal_one_in_supervised_training(one, two, artifacts):
+    base = replace(ResolvedBaseModel(base_config(1)).text, max_model_len=600)
+    question = {"role": "user", "content": "Which is the largest: 1, 2 or 3?"}
+    answers = [{"role": "assistant", "content": f"The largest is {number}."} for number in range(7)]
+    # Each fills a packed row of its own, so that both learners have work.
+    rows = [(n, SupervisedRow(messages=[question, answer] * 12)) for n, answer in enumerate(answers, start=1)]
+    batch = build_supervised(rows, base, SupervisedConfig(batch_size=4, learning_rate=[1e-3, 2e-3]))
+    assert [len(step.rows) > 1 for step in batch.steps] == [True, True]
+    runs = []
+    for learners in (one, two):
+        steps = list(supervised_steps(learners, batch))
+        runs.append((steps, read_checkpoint(artifacts.checkpoints_dir / save(learners))))
+    (mine, state), (theirs, other) = runs
+    for a, b in zip(mine, theirs, strict=True):
+        assert [a[name] for name in ("loss", "grad_norm")] == pytest.approx([b["loss"], b["grad_norm"]], rel=1e-4)
+    for name, tensor in state.adapter.items():
+        torch.testing.assert_close(tensor, other.adapter[name], atol=1e-5, rtol=0)
 
 
 @pytest.fixture

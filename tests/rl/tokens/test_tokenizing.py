@@ -19,6 +19,7 @@ from wire_data import (
 from tandem.rl.batch import build_sequences
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import TrajectoryError
+from tandem.rl.tokens.chat_template import NOW
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
 from tandem.rl.trajectories import TrajectoryGroup
 
@@ -368,3 +369,35 @@ def test_a_turn_that_ends_inside_a_character_is_not_the_context_of_the_next_one(
         assert trained(one) == first
         assert trained(other) == [*encode("no"), EOS]
         assert chat_tokenizer().decode(other.token_ids.tolist()).count(written) > 0
+
+
+DATED = "{{ strftime_now('%d %b %Y') ~ messages[0].content }}"
+
+
+def test_a_template_that_writes_the_current_date_needs_the_date_of_sampling():
+    error = refusal(user("a"), choice("no"), template=DATED)
+    assert (error.turn, error.field) == (1, ())
+    assert "current date" in error.reason and "prompt_token_ids" in error.reason
+    assert "isn't a date" in refusal(user("a"), choice("no"), template=DATED, chat_template_kwargs={NOW: "x"}).reason
+    [sequence] = tokenize(user("a"), choice("no"), template=DATED, chat_template_kwargs={NOW: "2026-11-30"})
+    assert sequence.token_ids.tolist() == [*encode("30 Nov 2026a"), *encode("no"), EOS]
+    [known] = tokenize(user("a"), choice("no", prompt_token_ids=[1, 2]), template=DATED)
+    assert known.token_ids.tolist() == [1, 2, *encode("no"), EOS]
+
+
+def test_a_model_without_a_chat_template_needs_prompt_ids():
+    tokenizer = load_tokenizer()
+    tokenizer.chat_template = None
+    chat = ChatTokenizer(tokenizer)
+    with pytest.raises(TrajectoryError, match=r"no chat template .* keep prompt_token_ids"):
+        tokenize_history(history(user("a"), choice("no")), chat)
+    [known] = tokenize_history(history(user("a"), choice("no", prompt_token_ids=[1, 2])), chat)
+    assert known.token_ids.tolist() == [1, 2, *encode("no"), EOS]
+
+
+def test_reasoning_that_the_engine_may_have_dropped_is_refused():
+    """vLLM drops reasoning beside the keys that the OpenAI client writes into a message."""
+    written = {"role": "assistant", "content": "yes", "reasoning": "two"}
+    sdk = {**written, "refusal": None, "audio": None, "function_call": None}
+    assert refusal(user("a"), sdk, user("b"), choice("no")).turn == 1
+    assert len(tokenize(user("a"), written, user("b"), choice("no"))) == 1

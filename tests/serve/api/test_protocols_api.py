@@ -30,8 +30,8 @@ def test_a_request_reaches_the_engine_under_a_pinned_version(http, engine, model
     [(base_model, method, asked_path, headers, body, digest)] = engine.asked
     assert (base_model, method, asked_path, digest) == ("tandem/tiny", "POST", path, ZERO)
     assert headers["x-requested-model"] == "team/project/agent%3Astep0"
-    expected = BODIES[path] | {"model": f"policy-{ZERO}"} | ({"store": False} if path == RESPONSES else {})
-    assert body == expected
+    ours = {"store": False, "request_id": f"resp_{headers['x-request-id']}"} if path == RESPONSES else {}
+    assert body == BODIES[path] | {"model": f"policy-{ZERO}"} | ours
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -120,6 +120,12 @@ def test_a_field_that_is_not_supported_is_named(http, engine, model, path):
     response = http.post(path, json=BODIES[path] | {"container": {"id": "c"}})
     assert response.status_code == 400 and "container" in response.json()["error"]["message"]
     assert engine.asked == []
+
+
+def test_a_thread_is_refused_in_the_way_that_makes_clients_send_all_messages(http, engine, model):
+    error = http.post(MESSAGES, json=BODIES[MESSAGES] | {"thread": {"type": "create"}}).json()["error"]
+    assert error["details"]["error_code"] == "thread_unsupported_request"
+    assert error["type"] == "invalid_request_error" and "thread" in error["message"]
 
 
 @pytest.mark.parametrize("failure", [EngineDeadError("The engine died."), KeyError("secret")], ids=type)

@@ -23,6 +23,10 @@ def pattern(text):
     return {"type": "object", "properties": {"a": {"type": "string", "pattern": text}}}
 
 
+def strict(function):
+    return {"type": "function", "function": function | {"strict": True}}
+
+
 TOOL = {"type": "function", "function": {"name": "f", "parameters": pattern("x" * 10**6)}}
 
 
@@ -44,6 +48,13 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": pattern("x" 
         ({"structured_outputs": {"structural_tag": "x" * 10**6}}, "structured_outputs.structural_tag"),
         ({"tools": [TOOL], "tool_choice": "required"}, "tools.0.function.parameters.properties.a.pattern"),
         ({"tools": [{"a": "x" * 5000} for _ in range(20)], "tool_choice": {"type": "function"}}, "tools"),
+        ({"tools": [{}, strict(TOOL["function"])]}, "tools.1.properties.a.pattern"),
+        ({"tools": [strict({"parameters": pattern("x" * 5000)})] * 20, "tool_choice": "auto"}, "tools"),
+        ({"tools": [{"input_schema": pattern("x" * 10**6), "strict": True}]}, "tools.0.properties.a.pattern"),
+        ({"tools": [{"tools": [strict(TOOL["function"])["function"]]}]}, "tools.0.0.properties.a.pattern"),
+        ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "tools.0.function.parameters.properties.a.pattern"),
+        ({"text": {"format": {"type": "json_schema", "schema": nested(100)}}}, "text.format"),
+        ({"output_config": {"format": {"schema": {"enum": ["x" * 10**6]}}}}, "output_config.format.schema.enum.0"),
     ],
 )
 def test_what_would_take_long_to_compile_is_rejected_with_its_place(request_, param):
@@ -65,6 +76,9 @@ def test_what_would_take_long_to_compile_is_rejected_with_its_place(request_, pa
         {"structured_outputs": "x", "response_format": 5, "tools": {}, "tool_choice": []},  # left to vLLM
         {"tools": [TOOL]},  # a free choice compiles nothing
         {"tools": [TOOL], "tool_choice": "auto"},
+        {"tools": [TOOL], "tool_choice": {"type": "auto"}},
+        {"tools": [{"function": {"strict": True, "description": "x" * 10**6, "parameters": {}}}]},  # not compiled
+        {"tools": [strict(TOOL["function"])], "tool_choice": "none"},
     ],
 )
 def test_others_pass_unchanged(request_):

@@ -8,7 +8,8 @@ from tandem.cluster.engine.requests.protocols import CHAT, MESSAGES, RESPONSES
 from tandem.cluster.engine.requests.request_checks import BadRequestError
 from tandem.cluster.engine.requests.responses_fields import RULES as RESPONSES_RULES
 from tandem.cluster.engine.requests.responses_fields import checked_response
-from tandem.cluster.engine.requests.sampling import as_chat, sampled_with
+from tandem.cluster.engine.requests.sampling import as_chat
+from tandem.rl.sampling_marks import sampled_with
 
 USER = {"role": "user", "content": "x"}
 TOOL = {"name": "f", "input_schema": {"type": "object"}}

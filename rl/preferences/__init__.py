@@ -1,0 +1,1 @@
+"""Preference pairs (DPO): two answers to one prompt, to exact sequences, batches and gradient steps."""
