@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
+from tandem.cluster.engine.requests.field_rules import SHARED, check_fields
 from tandem.cluster.engine.requests.generations import NOT_FINITE_LOGPROB, Generation
 from tandem.cluster.engine.requests.policy_spans import PolicySpans
 from tandem.cluster.engine.versions.adapter_names import adapter_digest
@@ -24,7 +25,11 @@ _EVENT_END = b"\n\n"
 
 
 def fill_in_defaults(body: dict[str, Any], is_chat: bool) -> dict[str, Any]:
-    """Return the request with logprobs and token ids on, unless the client set these fields. Null means unset."""
+    """Return the request with logprobs and token ids on, unless the client set these fields. Null means unset.
+
+    Raises BadRequestError for a field that would disturb others.
+    """
+    check_fields(body, SHARED, strictly=False)
     filled = dict(body)
     if filled.get("logprobs") is None:
         filled["logprobs"] = True if is_chat else 0

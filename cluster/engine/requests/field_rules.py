@@ -62,3 +62,10 @@ def check_fields(fields: Mapping[str, Any], rules: Mapping[str, Rule], place: st
 def without(request: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return the fields that are set, without those that vLLM doesn't know."""
     return {name: value for name, value in request.items() if value is not None and name not in names}
+
+
+SHARED: dict[str, Rule] = dict.fromkeys(
+    ("priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params"),
+    refused("It would act on an engine that others share. Leave it out; x-request-id names a request."),
+)
+"""Fields of vLLM in every protocol."""

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tandem.cluster.engine.requests.field_rules import Rule, check_fields, only, read, refused, without, without_effect
+from tandem.cluster.engine.requests.field_rules import (
+    SHARED,
+    Rule,
+    check_fields,
+    only,
+    read,
+    refused,
+    without,
+    without_effect,
+)
 from tandem.cluster.engine.requests.request_checks import BadRequestError
 
-_SHARED = "It would act on an engine that others share. Leave it out."
 _RETURNED = "Token ids and logprobs are always returned."
 _OWN = "There are no tools of the service: define a tool with an input_schema, and answer its calls."
 _OF_RESULTS = ("text", "image", "tool_reference")
@@ -97,7 +105,7 @@ RULES: dict[str, Rule] = {
     "context_management": refused("Shorten the conversation before you send it."),
     "inference_geo": refused("Requests are answered where the service runs. Leave it out."),
     "speed": only("standard", why="All requests have the same priority."),
-    **dict.fromkeys(("kv_transfer_params", "ec_transfer_params"), refused(_SHARED)),
+    **SHARED,
 }
 _OURS = ("return_token_ids", "return_tokens_as_token_ids", "service_tier", "cache_control")
 """Checked, and unknown to vLLM."""

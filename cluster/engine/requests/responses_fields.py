@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tandem.cluster.engine.requests.field_rules import Rule, check_fields, only, read, refused, without, without_effect
+from tandem.cluster.engine.requests.field_rules import (
+    SHARED,
+    Rule,
+    check_fields,
+    only,
+    read,
+    refused,
+    without,
+    without_effect,
+)
 from tandem.cluster.engine.requests.request_checks import BadRequestError
 
 _SEND_ALL = "Responses aren't stored here: send the whole conversation as `input`."
 _LEAVE = "Leave it out."
-_SHARED = "It would act on an engine that others share. Leave it out."
 _TEXT = "Models answer with text here. Leave it out."
 _RETURNED = "Token ids and logprobs are always returned, in `token_generations`."
 LOGPROBS = "message.output_text.logprobs"
@@ -113,8 +121,7 @@ RULES: dict[str, Rule] = {
     "enable_response_messages": refused(_RETURNED),
     "prompt_cache_retention": refused("Prefixes are cached as long as there is room. Leave it out."),
     "moderation": refused(_LEAVE),
-    **dict.fromkeys(("request_id", "session_id", "priority"), refused(_SHARED)),
-    **dict.fromkeys(("kv_transfer_params", "ec_transfer_params"), refused(_SHARED)),
+    **SHARED,
     **dict.fromkeys(("media_io_kwargs", "mm_processor_kwargs", "mm_payload", "return_mm_kwargs"), refused(_TEXT)),
 }
 

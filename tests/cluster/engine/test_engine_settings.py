@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tandem.cluster.config import EngineConfig
+from tandem.cluster.engine.requests.field_rules import SHARED
 from tandem.cluster.engine.settings import engine_arguments, engine_environment
 from tandem.rl.sampling_marks import CHANGES
 from tandem.rl.settings import LoraSettings
@@ -108,11 +109,12 @@ def test_further_arguments_come_last_and_win():
 
 # Options of a completion request after which the engine samples from the policy's own distribution.
 NEUTRAL_OPTIONS = frozenset(
-    {"messages", "model", "prompt", "prompt_embeds", "suffix", "documents", "chat_template", "chat_template_kwargs"}
+    SHARED.keys()  # refused
+    | {"messages", "model", "prompt", "prompt_embeds", "suffix", "documents", "chat_template", "chat_template_kwargs"}
     | {"reasoning_effort", "include_reasoning", "parallel_tool_calls", "add_generation_prompt", "add_special_tokens"}
     | {"continue_final_message", "truncate_prompt_tokens", "truncation_side", "media_io_kwargs", "mm_processor_kwargs"}
-    | {"mm_payload", "return_mm_kwargs", "cache_salt", "kv_transfer_params", "ec_transfer_params", "user", "priority"}
-    | {"request_id", "session_id", "n", "seed", "stream", "stream_options", "stream_interval"}  # how often, and to whom
+    | {"mm_payload", "return_mm_kwargs", "cache_salt", "user"}
+    | {"n", "seed", "stream", "stream_options", "stream_interval"}  # how often, and to whom
     | {"logprobs", "top_logprobs", "prompt_logprobs", "logprob_token_ids", "echo", "routed_experts_prompt_start"}
     | {"return_tokens_as_token_ids", "return_token_ids", "return_token_offsets", "return_prompt_text"}
     | {"skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"}

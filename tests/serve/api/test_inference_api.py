@@ -7,6 +7,7 @@ from openai import OpenAI
 from waiting import wait_until
 
 from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
+from tandem.cluster.engine.requests.request_checks import BadRequestError
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.api.services import Services
@@ -138,6 +139,15 @@ def test_logprobs_and_token_ids_come_unless_declined():
     assert fill_in_defaults({"top_logprobs": 5}, is_chat=True) == {**said_nothing, "top_logprobs": 5}
     declined = {"logprobs": False, "return_token_ids": False}
     assert fill_in_defaults(declined, is_chat=True) == declined
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+@pytest.mark.parametrize("field", ["priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params"])
+def test_fields_that_act_on_an_engine_of_others_are_refused(is_chat, field):
+    assert fill_in_defaults({field: None}, is_chat) == fill_in_defaults({}, is_chat) | {field: None}
+    with pytest.raises(BadRequestError) as refused:
+        fill_in_defaults({field: -5}, is_chat)
+    assert refused.value.param == field
     assert fill_in_defaults({"prompt": "a"}, is_chat=False) == {"prompt": "a", "logprobs": 0, "return_token_ids": True}
     assert fill_in_defaults({"logprobs": 3}, is_chat=False)["logprobs"] == 3
 
