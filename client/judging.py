@@ -23,11 +23,10 @@ from tandem.client.errors import TandemError
 from tandem.client.transcripts import conversations
 
 DEFAULT_RUBRIC = """\
-- A trajectory that achieves its goal gets a significantly higher score than one that doesn't.
-- A trajectory that achieves its goal more efficiently, without detours, gets a higher score than a less efficient one.
-- If one trajectory is only slightly better than another, the difference of their scores is small; if it is much \
-better, the difference is large.
-- A trajectory that makes progress without achieving its goal may get some credit."""
+- Reaching the goal counts most: an attempt that does scores far above all that don't.
+- Of those that reach it, the one with fewer detours and mistakes scores higher.
+- The distance between two scores shows how much better one attempt is: nearly equal attempts get nearly equal scores.
+- An attempt that ends before the goal may score above one that made no progress."""
 
 INSTRUCTIONS = """\
 You compare attempts at the same goal. Give each trajectory below a score between 0 and 1, relative to the others.

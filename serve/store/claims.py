@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, null, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -161,12 +161,13 @@ class Claims(JobStore):
             row = _held(session, job)
             start = session.get(VersionRow, (job.model_id, job.version.step))
             is_unchanged = version.digest == job.version.digest  # the job had nothing to learn
+            optimizer_kind = (start and start.optimizer_kind) if is_unchanged else job.kind
             session.add(
                 VersionRow(
                     model_id=job.model_id,
                     step=version.step,
                     digest=version.digest,
-                    optimizer_kind=(start and start.optimizer_kind) if is_unchanged else job.kind,
+                    optimizer_kind=optimizer_kind or null(),  # None would be the column's default
                     metrics=dict(metrics),
                     created_at=now,
                 )
