@@ -160,6 +160,9 @@ def _publish_trajectories(schema: dict[str, Any]) -> None:
     schema["required"] = ["trajectories"]
 
 
+_OF_A_TRAJECTORY = ("messages_and_choices", "additional_histories", "exchanges", "reward")
+
+
 class TrajectoryGroup(_WireModel):
     """Rollouts of one task: their rewards are compared with each other."""
 
@@ -169,6 +172,13 @@ class TrajectoryGroup(_WireModel):
 
     trajectories: list[Trajectory] = []
     """A client that leaves out empty lists sends none for a group whose rollouts all failed."""
+
+    @model_validator(mode="after")
+    def _no_trajectory(self) -> Self:
+        """Reject a trajectory in place of a group: its parts would be kept as unknown keys, and nothing would train."""
+        if "trajectories" not in self.model_fields_set and set(_OF_A_TRAJECTORY) & set(self.model_extra or ()):
+            reject_part(self.part, "trajectories", "is missing, and this is a trajectory; put it into a group's list")
+        return self
 
 
 def choices_of(trajectory: Trajectory) -> list[Choice]:

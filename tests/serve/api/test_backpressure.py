@@ -41,9 +41,9 @@ def checked(services):
     """A list of the payloads that were checked."""
     keys, check = [], services.preparation.check
 
-    def record(base_model, key, config):
+    def record(base_model, key, *rest):
         keys.append(key)
-        check(base_model, key, config)
+        check(base_model, key, *rest)
 
     services.preparation.check = record
     return keys

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 from serve_fakes import groups, trajectory
 
+from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.jobs.job import PolicyVersion
 
 MODELS = "/v1/preview/models"
@@ -45,12 +47,14 @@ def test_a_model_belongs_to_the_entity_of_its_key(http):
     assert len(http.get(MODELS).json()["data"]) == 1
 
 
-def test_a_taken_name_is_a_conflict(http, services):
+def test_a_taken_name_is_a_conflict(http, app, services):
     register(http)
     taken = register(http)
     assert taken.status_code == 409
     assert "return_existing" in taken.json()["error"]["message"]
-    services.base_models.append("another/base")
+    bases = (*services.config.base_models, BaseModelConfig(name="another/base", path="unused"))
+    config = services.config.model_copy(update={"base_models": bases})
+    app.state.services = replace(services, config=config, base_models=[base.name for base in bases])
     other_base = register(http, base_model="another/base", return_existing=True)
     assert other_base.status_code == 409
     assert other_base.json()["error"]["param"] == "base_model"

@@ -155,11 +155,12 @@ def test_its_exceptions_say_what_is_wrong(backend, base_url):
             await art.TrainableModel(name="x", project="p", base_model="no/such-model").register(backend)
         with pytest.raises(AuthenticationError, match="API key"):
             await registered(art.ServerlessBackend(api_key="tdm_wrong", base_url=base_url))
+        with pytest.raises(UnprocessableEntityError, match="training_data_url") as caught:
+            await backend._client.sft_training_jobs.create(model_id=model.id, training_data_url="https://example.com/a")
+        assert caught.value.body["param"] == "body.training_data_url"
         await backend.delete(model)
         with pytest.raises(NotFoundError, match="no model"):
             await backend.train(model, [group()])
-        with pytest.raises(UnprocessableEntityError, match="isn't available"):
-            await backend._client.sft_training_jobs.create(model_id=model.id, training_data_url="https://example.com/a")
 
     asyncio.run(run())
 

@@ -67,7 +67,8 @@ def test_a_repeat_returns_the_first_job_and_stores_nothing(accept, store, blobs)
 def test_the_payload_is_checked_before_the_offer_is_confirmed(accept, add_model):
     seen = []
     job = accept(check=lambda *arguments: seen.append(arguments), confirm=lambda: seen.append("confirmed"))
-    assert seen == [(add_model().base_model, job.payload_key, TrainingConfig()), "confirmed"]
+    model = add_model()
+    assert seen == [(model.base_model, job.payload_key, TrainingConfig(), model.path), "confirmed"]
 
 
 @pytest.mark.parametrize(
