@@ -36,7 +36,7 @@ from tandem.client import AsyncClient, Rollout
 
 def check(http, rewards: list[float], model_id: str) -> None:
     """Check that every job of the model trained what was sampled, all of it, and that the reward rose."""
-    # Sampling has no seed: each mean of 128 rewards has a standard error of 0.04.
+    # Sampling has no seed: a mean of 32 rewards has a standard error of up to 0.08.
     assert max(rewards[1:]) > rewards[0] + 0.1, rewards
     assert fmean(rewards[-2:]) > rewards[0], rewards
     jobs = http.get("/preview/training-jobs", params={"model_id": model_id}).json()["data"]
@@ -47,7 +47,10 @@ def check(http, rewards: list[float], model_id: str) -> None:
     assert len(counts) == VERSIONS
     for count in counts:
         assert count["tokens/retokenised"] == count["tokens/untrainable"] == 0
-        assert count["data/step_num_tokens_trained"] > 0
+    # A version whose rollouts are all equally good has nothing to teach; its job says so.
+    taught = [count["data/step_num_tokens_trained"] > 0 for count in counts]
+    assert sum(taught) >= VERSIONS - sum("equal_rewards" in job["not_trained"] for job in jobs), counts
+    assert any(taught)
 
 
 @needs_clients
