@@ -233,7 +233,7 @@ class Policy:
     def use_lora(self, lora: LoraSettings) -> Callable[[], None]:
         """Take an adapter with other settings, whose weights are zero, and then `parameters` of it.
 
-        Return a function that puts the adapter of before back, with its weights. Nothing changes if the settings are
+        Return a function that restores the earlier adapter and its weights. Nothing changes if the settings are
         the same. Raises PolicyError, and changes nothing, for modules that the base model doesn't have.
         """
         if lora.fits(self._lora):

@@ -1,4 +1,4 @@
-"""A stand-in for a service's model endpoints: it answers in all four protocols, whole or as a stream, as it is told.
+"""A stand-in for a service's model endpoints: scripted answers in all four protocols, whole or streamed.
 
 The answer repeats the last message and carries token ids as Tandem's endpoint does, so a test can tell answers apart.
 """

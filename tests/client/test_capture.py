@@ -194,7 +194,7 @@ def test_events_reach_the_agent_before_the_stream_ends(endpoint, sdk):
     endpoint.may_continue.clear()
     with capture() as rollout:
         stream = iter(chat(sdk, stream=True))
-        next(stream)  # it would wait for ever if the capture read first
+        next(stream)  # this would hang if the capture read first
         assert rollout.exchanges == {} and rollout.not_recorded == {"aborted": 1}  # as far as anybody knows
         endpoint.may_continue.set()
         list(stream)

@@ -1,4 +1,4 @@
-"""A judge's answers in all their forms, against an endpoint that answers as it is told."""
+"""A judge's answers in all their forms, against an endpoint with scripted answers."""
 
 import asyncio
 import json

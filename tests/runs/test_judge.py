@@ -10,7 +10,7 @@ from tandem.runs.errors import RolloutsFailedError, TaskFileError
 
 
 class JudgeEndpoint(Endpoint):
-    """Scores each trajectory by its place: 1/n, 2/n, ... or answers as it is told."""
+    """Scores each trajectory by its place: 1/n, 2/n, ... or gives scripted answers."""
 
     text = None
 
