@@ -44,9 +44,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
-from tandem.rl.models.attention import dense_mask
+from tandem.rl.models.attention.masks import dense_mask
 from tandem.rl.models.freed_memory import keep_freed_memory
-from tandem.rl.models.lora import peft_config
+from tandem.rl.models.lora.adapter import peft_config
 from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings

@@ -86,7 +86,7 @@ def _check_room(base_path: str, directory: Path) -> None:
 
 def _merge(base_path: str, adapter: Path, merged: Path) -> None:
     from tandem.rl.errors import RLError
-    from tandem.rl.models.merging import write_merged
+    from tandem.rl.models.lora.merging import write_merged
 
     try:
         write_merged(base_path, adapter, merged)

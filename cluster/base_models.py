@@ -175,7 +175,7 @@ class ResolvedBaseModel:
         from tandem.cluster.engine.servable import check_servable
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
         from tandem.rl.models.base_config import check_same_shape, read_config
-        from tandem.rl.models.lora import adapter_config, adapter_shapes, initial_adapter
+        from tandem.rl.models.lora.adapter import adapter_config, adapter_shapes, initial_adapter
 
         if lora is not None:
             self.config.check_lora(lora)
@@ -202,8 +202,8 @@ class ResolvedBaseModel:
         whatever becomes of others with the same weights. Raises AdapterError.
         """
         from tandem.rl.checkpoints import LearnerState, seal_checkpoint, write_sealed
-        from tandem.rl.models.adapter_import import read_import
-        from tandem.rl.models.lora import adapter_config, adapter_shapes
+        from tandem.rl.models.lora.adapter import adapter_config, adapter_shapes
+        from tandem.rl.models.lora.importing import read_import
 
         adapter = read_import(config_file, weights_file, adapter_shapes(self.path, lora), lora)
         sealed = seal_checkpoint(LearnerState(adapter), adapter_config(lora), about, mark=uuid.uuid4().hex)

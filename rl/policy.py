@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from tandem.rl.errors import PolicyError
 from tandem.rl.logprobs import PLAIN, LogitRule, token_logprobs
 from tandem.rl.losses import shift_left
-from tandem.rl.models.attention import Attention, forward_inputs
+from tandem.rl.models.attention.masks import Attention, forward_inputs
+from tandem.rl.models.attention.windows import attention_windows
 from tandem.rl.models.base_config import (
     check_config,
     longest_sequence,
@@ -28,22 +29,21 @@ from tandem.rl.models.base_config import (
     shares_prefixes,
 )
 from tandem.rl.models.base_weights import load_model, takes_attention_functions
-from tandem.rl.models.compiled_layers import compile_layers
 from tandem.rl.models.faithfulness import can_prune_last_layer, check_faithfulness
-from tandem.rl.models.last_layer import LEAST_PRUNED, hidden_at
-from tandem.rl.models.lora import (
+from tandem.rl.models.layers.compiled_layers import compile_layers
+from tandem.rl.models.layers.last_layer import LEAST_PRUNED, hidden_at
+from tandem.rl.models.layers.recurrent_layers import separate_sequences
+from tandem.rl.models.layers.rms_norm import use_fast_rms_norms
+from tandem.rl.models.layers.routing import RouterMargins
+from tandem.rl.models.lora.adapter import (
     adapter_config,
     add_adapter,
     detach_adapter,
     initial_adapter,
     initial_state,
 )
-from tandem.rl.models.recurrent_layers import separate_sequences
 from tandem.rl.models.reference import caps_attention
-from tandem.rl.models.rms_norm import use_fast_rms_norms
-from tandem.rl.models.routing import RouterMargins
 from tandem.rl.models.sharding import Shards
-from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.probe import PROBE_TOKENS, probe_token_ids
 from tandem.rl.settings import LoraSettings

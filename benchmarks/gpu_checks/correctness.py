@@ -16,9 +16,9 @@ from gpu_checks.setting import Setting, cosine
 from tandem.rl.config import LossConfig
 from tandem.rl.errors import OutOfMemoryError
 from tandem.rl.learner import Learner
-from tandem.rl.models.any_length import compile_for_any_length
-from tandem.rl.models.attention import block_mask, forward_inputs
-from tandem.rl.models.flex_attention import flex
+from tandem.rl.models.attention.flex_attention import flex
+from tandem.rl.models.attention.masks import block_mask, forward_inputs
+from tandem.rl.models.layers.any_length import compile_for_any_length
 from tandem.rl.packed_rows import PackedSequence, one_segment
 from tandem.rl.policy import Policy
 

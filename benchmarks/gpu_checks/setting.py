@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from tandem.rl.models.attention import Attention, transformers_name
-from tandem.rl.models.compiled_layers import compile_layers
+from tandem.rl.models.attention.masks import Attention, transformers_name
 from tandem.rl.models.faithfulness import check_faithfulness
-from tandem.rl.models.lora import add_adapter
+from tandem.rl.models.layers.compiled_layers import compile_layers
+from tandem.rl.models.lora.adapter import add_adapter
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings
 

@@ -25,7 +25,7 @@ from gpu_checks.setting import Setting, Shape, cosine
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
 from tandem.rl.logprobs import token_logprobs
-from tandem.rl.models.lora_linear import LoraLinear, share_inputs
+from tandem.rl.models.lora.linear import LoraLinear, share_inputs
 from tandem.rl.packed_rows import PackedSequence
 
 ANCHOR = {"tokens_per_s": 6229, "mfu": 0.217, "what": "prime-rl, Qwen3-4B, LoRA 16, rows of 16k tokens, one H100"}

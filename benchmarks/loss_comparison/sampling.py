@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from loss_comparison.tool_calls import assistant_message
 from tandem.rl.environments.base import Message, Tool, request_messages
-from tandem.rl.models.lora import add_adapter
+from tandem.rl.models.lora.adapter import add_adapter
 from tandem.rl.policy import check_tensors, resolve_device, resolve_dtype
 from tandem.rl.settings import LoraSettings
 from tandem.rl.tokens.tokenizing import ChatTokenizer

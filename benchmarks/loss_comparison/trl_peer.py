@@ -22,7 +22,7 @@ from loss_comparison.configurations import TRL_STEPS_PER_VERSION
 from loss_comparison.measuring import sample_groups
 from loss_comparison.settings import RunRequest, Settings
 from loss_comparison.training_run import Bench, Progress, Stopwatch, result
-from tandem.rl.models.lora import peft_config
+from tandem.rl.models.lora.adapter import peft_config
 from tandem.rl.policy import resolve_device, resolve_dtype
 from tandem.rl.settings import LoraSettings, OptimizerSettings
 from tandem.rl.tiny.model import resolve_model

@@ -26,7 +26,7 @@ from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.learner import Learner
-from tandem.rl.models.lora import initial_adapter
+from tandem.rl.models.lora.adapter import initial_adapter
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
 from tandem.rl.tiny.model import resolve_model

@@ -114,7 +114,7 @@ def engine_arguments(
     if device == "cuda" and config.sleep:
         flags += ["enable-sleep-mode"]
     if EXPERTS in lora.target_modules:
-        flags += ["enable-mixed-moe-lora-format"]  # every family then takes the layout of `rl.models.lora_experts`
+        flags += ["enable-mixed-moe-lora-format"]  # every family then takes the layout of `rl.models.lora.experts`
     named = [f"--{name}={value}" for name, value in options.items() if value is not None]
     targets = ["--lora-target-modules", *lora.target_modules]
     return [*named, *targets, *(f"--{flag}" for flag in flags), *config.extra_args]

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.models.attention import Attention, transformers_name
+from tandem.rl.models.attention.masks import Attention, transformers_name
 from tandem.rl.models.base_config import first_sentence
 from tandem.rl.models.sharding import Shards
 

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
 from tandem.rl.logprobs import LogitRule
-from tandem.rl.models.attention import Attention, forward_inputs
+from tandem.rl.models.attention.masks import Attention, forward_inputs
+from tandem.rl.models.attention.windows import attention_windows
 from tandem.rl.models.base_config import (
     attention_kinds,
     attention_spans,
@@ -31,10 +32,9 @@ from tandem.rl.models.base_config import (
     longest_sequence,
     shares_prefixes,
 )
-from tandem.rl.models.last_layer import can_prune, hidden_at
-from tandem.rl.models.output_head import logit_rule
+from tandem.rl.models.layers.last_layer import can_prune, hidden_at
+from tandem.rl.models.layers.output_head import logit_rule
 from tandem.rl.models.reference import as_released
-from tandem.rl.models.windows import attention_windows
 from tandem.rl.packing import PackedSequence, one_segment, unpack
 from tandem.rl.probe import Difference, compare, probe_token_ids, tolerance_for
 

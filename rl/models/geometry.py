@@ -18,9 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tandem.rl.models.base_config import attention_kinds, text_config
 from tandem.rl.models.base_weights import empty_model
-from tandem.rl.models.lora import add_adapter
-from tandem.rl.models.lora_experts import TARGET
-from tandem.rl.models.lora_linear import LINEAR_LAYERS
+from tandem.rl.models.lora.adapter import add_adapter
+from tandem.rl.models.lora.experts import TARGET
+from tandem.rl.models.lora.linear import LINEAR_LAYERS
 from tandem.rl.settings import LoraSettings
 
 _FULL = {"full_attention", "attention", "global"}

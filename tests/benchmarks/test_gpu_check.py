@@ -10,7 +10,7 @@ from gpu_checks.rows import awkward, group_row, logical_tokens, row_of, seen_key
 from gpu_checks.setting import QWEN3_0_6B, QWEN3_4B, SIZES, Setting, Shape
 from gpu_checks.speed import step_flops
 
-from tandem.rl.models.attention import dense_mask
+from tandem.rl.models.attention.masks import dense_mask
 from tandem.rl.packed_rows import segments_of
 
 

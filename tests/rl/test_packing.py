@@ -11,7 +11,7 @@ from wire_data import ENGINE_RENDERS_OTHERWISE, chat_tokenizer, packing_vectors
 
 from tandem.rl.batch import build_sequences, finalize
 from tandem.rl.config import TrainingConfig
-from tandem.rl.models.attention import dense_mask
+from tandem.rl.models.attention.masks import dense_mask
 from tandem.rl.packed_rows import PackedSequence, seen_until, unpack
 from tandem.rl.packing import pack
 from tandem.rl.tokens.tokenizing import TokenizedSequence

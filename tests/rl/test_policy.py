@@ -13,9 +13,9 @@ from small_models import VOCABULARY, packed_group, randomise_adapter, unpacked
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
-from tandem.rl.models.attention import Attention, dense_mask
-from tandem.rl.models.lora import peft_config
-from tandem.rl.models.output_head import logit_rule
+from tandem.rl.models.attention.masks import Attention, dense_mask
+from tandem.rl.models.layers.output_head import logit_rule
+from tandem.rl.models.lora.adapter import peft_config
 from tandem.rl.packed_rows import PackedSequence
 from tandem.rl.policy import Policy, PolicyError, initial_adapter, resolve_device
 from tandem.rl.settings import LoraSettings

@@ -6,8 +6,8 @@ from small_models import small_config
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tandem.rl.models.geometry import KvLayers, geometry_of, kv_layers
-from tandem.rl.models.lora import add_adapter, initial_state
-from tandem.rl.models.rms_norm import use_fast_rms_norms
+from tandem.rl.models.layers.rms_norm import use_fast_rms_norms
+from tandem.rl.models.lora.adapter import add_adapter, initial_state
 from tandem.rl.settings import LoraSettings
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from model_families import FULL, LINEAR, WINDOWED, adapted, family, save
 from small_models import packed_group, randomise_adapter, save_model, with_reference
-from test_model_families import FULL, LINEAR, WINDOWED, adapted, family, save
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 

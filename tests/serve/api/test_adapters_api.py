@@ -17,7 +17,7 @@ from tandem.cluster.config import TINY, LoraLimits
 from tandem.cluster.errors import VersionNotFiniteError
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.preparation import PreparationWorker
-from tandem.rl.models.lora import adapter_config
+from tandem.rl.models.lora.adapter import adapter_config
 from tandem.rl.settings import LoraSettings
 from tandem.rl.version_probe import VersionProbe
 from tandem.serve.keys import create_key

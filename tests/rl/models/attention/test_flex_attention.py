@@ -17,9 +17,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, crea
 from torch.utils._sympy.functions import Mod
 from transformers import AutoModelForCausalLM
 
-from tandem.rl.models import flex_attention
-from tandem.rl.models.any_length import compile_for_any_length
-from tandem.rl.models.attention import block_mask, dense_mask, forward_inputs, transformers_name, visibility
+from tandem.rl.models.attention import flex_attention
+from tandem.rl.models.attention.masks import block_mask, dense_mask, forward_inputs, transformers_name, visibility
+from tandem.rl.models.layers.any_length import compile_for_any_length
 from tandem.rl.packed_rows import PackedSequence, one_segment, seen_until
 
 BLOCK = 128

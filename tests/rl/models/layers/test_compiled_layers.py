@@ -13,8 +13,8 @@ from torch._dynamo.utils import counters
 
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
-from tandem.rl.models import compiled_layers
-from tandem.rl.models.any_length import compile_for_any_length
+from tandem.rl.models.layers import compiled_layers
+from tandem.rl.models.layers.any_length import compile_for_any_length
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
 

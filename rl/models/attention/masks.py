@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from tandem.rl.models import flex_attention
-from tandem.rl.models.block_table import block_table
-from tandem.rl.models.recurrent_layers import RECURRENT, boundary_inputs
-from tandem.rl.models.segment_attention import NAME as SEGMENTS
-from tandem.rl.models.windows import FULL, Windows
+from tandem.rl.models.attention import flex_attention
+from tandem.rl.models.attention.block_table import block_table
+from tandem.rl.models.attention.segment_attention import NAME as SEGMENTS
+from tandem.rl.models.attention.windows import FULL, Windows
+from tandem.rl.models.layers.recurrent_layers import RECURRENT, boundary_inputs
 from tandem.rl.packed_rows import PackedSequence, seen_until
 
 Attention = Literal["segments", "sdpa", "eager", "flex_attention"]

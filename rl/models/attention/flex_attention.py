@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
 from transformers import AttentionInterface
 
-from tandem.rl.models.any_length import compile_for_any_length
-from tandem.rl.models.attention_keywords import refuse_unknown
+from tandem.rl.models.attention.keywords import refuse_unknown
+from tandem.rl.models.layers.any_length import compile_for_any_length
 
 NAME = "packed_flex"
 """Without "flex_attention" in it: transformers refuses such a name for families that don't declare torch's own."""

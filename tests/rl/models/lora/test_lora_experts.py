@@ -9,31 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_families import EXPERTS, MIXTURES, save
 from peft import PeftModel
 from safetensors.torch import save_file
 from small_models import randomise_adapter
-from test_model_families import LATENT, MIXTURE, family, save
 from torch import nn
 from transformers import AutoModelForCausalLM
 from trees import branching_group
 
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
-from tandem.rl.models.lora_experts import LoraExperts, is_fused_experts
+from tandem.rl.models.lora.experts import LoraExperts, is_fused_experts
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy, PolicyError
 from tandem.rl.settings import LoraSettings
-
-MIXTURES = {
-    "qwen3_moe": family("qwen3_moe", **MIXTURE),
-    "mixtral": family("mixtral", sliding_window=None, **MIXTURE),
-    "deepseek_v3": family("deepseek_v3", **LATENT, **MIXTURE, first_k_dense_replace=1),
-    "glm4_moe": family("glm4_moe", **MIXTURE, first_k_dense_replace=1),
-    "gpt_oss": family("gpt_oss", **MIXTURE),
-    "qwen3_next": family("qwen3_next", **MIXTURE, layer_types=["full_attention"] * 2),
-    "qwen3_5_moe_text": family("qwen3_5_moe_text", **MIXTURE, layer_types=["full_attention"] * 2),
-}
-EXPERTS = LoraSettings(r=3, alpha=6, target_modules=("q_proj", "experts"))
 
 
 def fused_experts(model: nn.Module) -> nn.Module:

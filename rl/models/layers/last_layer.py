@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tandem.rl.models.block_table import restrict
+from tandem.rl.models.attention.block_table import restrict
 from tandem.rl.models.sharding import reset_after_error
 
 SHORT_GAP = 16

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_families import family, save
 from peft import PeftModel
 from safetensors.torch import save_file
 from small_models import randomise_adapter, save_model
-from test_model_families import family, save
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.models.merging import write_merged
+from tandem.rl.models.lora.merging import write_merged
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings
 from tandem.rl.tiny.model import TINY_MODEL_DIR

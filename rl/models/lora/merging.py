@@ -19,9 +19,9 @@ from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.base_config import read_config
 from tandem.rl.models.base_weights import load_whole
-from tandem.rl.models.lora import add_adapter, detach_adapter
-from tandem.rl.models.lora_experts import LoraExperts
-from tandem.rl.models.lora_linear import LoraLinear
+from tandem.rl.models.lora.adapter import add_adapter, detach_adapter
+from tandem.rl.models.lora.experts import LoraExperts
+from tandem.rl.models.lora.linear import LoraLinear
 from tandem.rl.policy import check_tensors
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tandem.rl.models.any_length import compile_for_any_length
+from tandem.rl.models.layers.any_length import compile_for_any_length
 
 
 def compile_layers(decoder: nn.Module) -> int:

@@ -11,7 +11,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
-from tandem.rl.models.rms_norm import _RmsNorm, use_fast_rms_norms
+from tandem.rl.models.layers.rms_norm import _RmsNorm, use_fast_rms_norms
 
 SIZE = 24
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lora_experts import EXPERTS, MIXTURES
-from test_model_families import MIXTURE, family, save
+from model_families import EXPERTS, MIXTURE, MIXTURES, family, save
 from transformers import AutoModelForCausalLM
 from trees import branching_group
 
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
-from tandem.rl.models.routing import RouterMargins, margins_of
+from tandem.rl.models.layers.routing import RouterMargins, margins_of
 from tandem.rl.packing import pack
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tandem.rl.models.attention_keywords import refuse_unknown
-from tandem.rl.models.block_table import Block, blocks_of
+from tandem.rl.models.attention.block_table import Block, blocks_of
+from tandem.rl.models.attention.keywords import refuse_unknown
 
 NAME = "segments"
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

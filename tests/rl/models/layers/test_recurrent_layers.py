@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given
+from model_families import LINEAR, MAMBA, MIXTURE, family, save
 from small_models import packed_group, randomise_adapter
-from test_model_families import LINEAR, MAMBA, MIXTURE, family, save
 from transformers import AutoModelForCausalLM
 from trees import branching_group, trees
 
 from tandem.rl.config import LossConfig
 from tandem.rl.learner import Learner
-from tandem.rl.models.attention import forward_inputs, transformers_name
+from tandem.rl.models.attention.masks import forward_inputs, transformers_name
+from tandem.rl.models.attention.windows import attention_windows
 from tandem.rl.models.faithfulness import check_faithfulness
-from tandem.rl.models.recurrent_layers import boundary_inputs, recurrent_layers, separate_sequences
-from tandem.rl.models.windows import attention_windows
+from tandem.rl.models.layers.recurrent_layers import boundary_inputs, recurrent_layers, separate_sequences
 from tandem.rl.packing import PackedSequence, pack, unpack
 from tandem.rl.policy import Policy, PolicyError, initial_adapter
 from tandem.rl.settings import LoraSettings

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.base_config import check_config, read_config
 from tandem.rl.models.base_weights import empty_model
-from tandem.rl.models.lora_experts import PARAMETERS, TARGET, LoraExperts, is_fused_experts
-from tandem.rl.models.lora_linear import LINEAR_LAYERS, LoraLinear, share_inputs
+from tandem.rl.models.lora.experts import PARAMETERS, TARGET, LoraExperts, is_fused_experts
+from tandem.rl.models.lora.linear import LINEAR_LAYERS, LoraLinear, share_inputs
 from tandem.rl.settings import LoraSettings
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trees import visible
 
-from tandem.rl.models.attention import dense_mask
-from tandem.rl.models.block_table import CAUSAL_TOKENS, Block, block_table, blocks_of, restrict
-from tandem.rl.models.segment_attention import segment_attention
+from tandem.rl.models.attention.block_table import CAUSAL_TOKENS, Block, block_table, blocks_of, restrict
+from tandem.rl.models.attention.masks import dense_mask
+from tandem.rl.models.attention.segment_attention import segment_attention
 from tandem.rl.packing import PackedSequence
 
 HEAD_DIM = 8

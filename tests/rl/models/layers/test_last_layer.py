@@ -11,8 +11,8 @@ from small_models import packed_group
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from tandem.rl.models.attention import forward_inputs
-from tandem.rl.models.last_layer import SHORT_GAP, can_prune, hidden_at
+from tandem.rl.models.attention.masks import forward_inputs
+from tandem.rl.models.layers.last_layer import SHORT_GAP, can_prune, hidden_at
 from tandem.rl.policy import Policy
 
 PROMPT = 3 * SHORT_GAP

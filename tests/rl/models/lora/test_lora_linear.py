@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tandem.rl.models.lora_linear import LoraLinear, SharedInput, share_inputs
+from tandem.rl.models.lora.linear import LoraLinear, SharedInput, share_inputs
 
 IN, OUT, R, SCALE = 24, 40, 4, 0.5
 
