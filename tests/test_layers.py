@@ -26,7 +26,7 @@ FORBIDDEN = {
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
-PARTS = ("adapters", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb")
+PARTS = ("adapters", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
 SERVE = {f"tandem.serve.{part}" for part in PARTS}
 HTTP = {"fastapi", "starlette"}
 RULES = {  # package or module: what no import in its source may name, not even inside a function
@@ -35,7 +35,8 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.jobs": SERVE - {"tandem.serve.store", "tandem.serve.jobs"} | HTTP,
     "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
-    "tandem.serve.api": {"tandem.serve.app", "tandem.serve.finetuning", "tandem.serve.modelarts", "tandem.serve.wandb"},
+    "tandem.serve.api": {f"tandem.serve.{part}" for part in ("app", "finetuning", "modelarts", "wandb", "web")},
+    "tandem.serve.web": SERVE - {"tandem.serve.web"},
     "tandem.serve.api.wire.requests": {"tandem.serve.store"},
     "tandem.serve.api.wire.responses": {"tandem.serve.store"},
     "tandem.serve.app": {"tandem.serve.finetuning", "tandem.serve.modelarts", "tandem.serve.wandb"},
@@ -54,6 +55,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
 REGISTRATIONS = {  # these add further APIs to the service, with the options of all deployments
     ("tandem.serve.api.application", "tandem.serve.finetuning.routes"),
     ("tandem.serve.api.application", "tandem.serve.wandb.routes"),
+    ("tandem.serve.api.application", "tandem.serve.web.routes"),
     ("tandem.serve.api.application", "tandem.serve.modelarts.routes"),
     ("tandem.serve.app.graph", "tandem.serve.finetuning.deployment"),
     ("tandem.serve.app.graph", "tandem.serve.modelarts.deployment"),

@@ -18,6 +18,7 @@ from tandem.serve.api.routes import (
     inference,
     keys,
     logs,
+    me,
     models,
     readiness,
     supervised_jobs,
@@ -30,6 +31,7 @@ from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
 from tandem.serve.wandb import routes as wandb
+from tandem.serve.web import routes as web
 
 _VALIDATION: Literal["validation"] = "validation"
 PUBLISHED_OPERATION = ("/v1/preview/training-jobs", "post")
@@ -72,11 +74,13 @@ def create_app(services: Services) -> Application:
         title="Tandem",
         version=__version__,
         description="Reinforcement learning of language-model agents: completions, training jobs, models.",
+        docs_url=None,  # FastAPI's page loads its scripts from another site; serve/web has one that doesn't
+        redoc_url=None,
         redirect_slashes=False,  # a redirected POST loses its body
     )
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for routes in (models, versions, adapters, logs, datasets, training_jobs, supervised_jobs, inference, keys):
+    for routes in (models, versions, adapters, logs, datasets, training_jobs, supervised_jobs, inference, keys, me):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)
@@ -85,4 +89,5 @@ def create_app(services: Services) -> Application:
     finetuning.add_routes(app)
     modelarts.add_routes(app)
     wandb.add_routes(app)
+    web.add_routes(app)
     return app

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 
+from tandem.serve.errors import NotFoundError
 from tandem.serve.store.database import Database
 from tandem.serve.store.tables import ApiKeyRow
 
@@ -55,6 +56,14 @@ class Keys:
         with self._database.quick_read() as connection:
             row = connection.execute(_FIND, {"key_sha256": key_sha256}).first()
         return None if row is None else FoundKey(*row)
+
+    def get(self, key_id: str) -> ApiKeyRow:
+        """Return a key by its id. Raises NotFoundError."""
+        with self._database.read() as session:
+            row = session.get(ApiKeyRow, key_id)
+        if row is None:
+            raise NotFoundError(f"There is no key {key_id}.", "key_not_found", "key_id")
+        return row
 
     def exist(self) -> bool:
         """Return True if a key was ever created."""

@@ -13,7 +13,7 @@ from tandem.cluster.config import TINY
 from tandem.serve.api.auth import ROLES, declared_role
 from tandem.serve.keys import create_key
 
-OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+OPEN = {"/health", "/ready", "/openapi.json", "/", "/docs", "/redoc", "/assets/{name}"}
 SIGNED = {"/wandb/uploads/{token}", "/wandb/downloads/{token}"}
 """Their URLs carry a signature instead of a key: tests/serve/wandb."""
 OF_WANDB = {"/graphql", "/files/{entity}/{project}/{run}/file_stream"}
