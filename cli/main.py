@@ -239,14 +239,17 @@ def retention(
     json: Json = False,
 ) -> None:
     """Show what retention would delete now, with sizes. Nothing is deleted: the service does that, every hour."""
-    from tandem.cli.retention_command import COLUMNS, deletions
+    from tandem.cli.retention_command import COLUMNS, deletions, kept
     from tandem.cluster.artifacts import Artifacts
 
     config = _config(config_path)
     tried = {"keep_versions": keep_versions, "keep_optimizer": keep_optimizer}
     settings = config.retention.model_copy(update={name: limit for name, limit in tried.items() if limit is not None})
     with _store_faults(config):
-        found = deletions(_store(config), Artifacts(config.artifacts_root), settings)
+        store = _store(config)
+        found, staying = deletions(store, Artifacts(config.artifacts_root), settings), kept(store, settings)
+    if staying:
+        err.print(f"{len(staying)} versions beyond the limits stay, because a user keeps them: {', '.join(staying)}")
     if json:
         return print_json(out, attributes(found, *COLUMNS.values()))
     print_table(out, COLUMNS, found)

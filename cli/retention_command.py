@@ -1,4 +1,4 @@
-"""`tandem retention`: what a limit on versions or optimizer states would delete, and how large it is."""
+"""`tandem retention`: what a limit on versions or optimizer states would delete or keep, and how large it is."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class Deletion:
     """"version" or "optimizer state"."""
     bytes: int
     """Of the files. Versions with the same weights share theirs, which count once."""
+
+
+def kept(store: Store, settings: RetentionConfig) -> list[str]:
+    """Return the versions, by their names, that the settings would delete or shrink if no user kept them."""
+    limits = [limit for limit in (settings.keep_versions, settings.keep_optimizer) if limit is not None]
+    found = store.retention.kept_versions(min(limits)) if limits else []
+    return [f"{version.model}:step{version.step}" for version in found]
 
 
 def deletions(store: Store, artifacts: Artifacts, settings: RetentionConfig) -> list[Deletion]:

@@ -14,6 +14,7 @@ from tandem.serve.api.auth import authenticate
 from tandem.serve.api.routes import (
     adapters,
     datasets,
+    downloads,
     health,
     inference,
     keys,
@@ -23,6 +24,7 @@ from tandem.serve.api.routes import (
     readiness,
     supervised_jobs,
     training_jobs,
+    tree,
     versions,
 )
 from tandem.serve.api.services import Services
@@ -80,7 +82,8 @@ def create_app(services: Services) -> Application:
     )
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for routes in (models, versions, adapters, logs, datasets, training_jobs, supervised_jobs, inference, keys, me):
+    model_routes = (models, versions, tree, adapters, logs, downloads)
+    for routes in (*model_routes, datasets, training_jobs, supervised_jobs, inference, keys, me):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -19,6 +19,7 @@ from fastapi.security.utils import get_authorization_scheme_param
 
 from tandem.cluster.engine.requests.protocols import speaks_anthropic
 from tandem.serve.api.services import ServicesDep
+from tandem.serve.api.tickets import PARAMETER, Tickets
 from tandem.serve.errors import AuthenticationError, ForbiddenError
 from tandem.serve.keys import ROLES, Role, hash_key
 from tandem.serve.store.store import Store
@@ -44,7 +45,14 @@ def authenticate(
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """Return the sender of a request, of any role. Raises AuthenticationError."""
+    """Return the sender of a request, of any role. Raises AuthenticationError.
+
+    A download may have a ticket in place of a key; a wrong one raises ForbiddenError.
+    """
+    ticket = request.query_params.get(PARAMETER)
+    if ticket and request.method in ("GET", "HEAD") and not has_key(request):
+        key = Tickets(services.store).holder(ticket, request.scope["path"])
+        return Caller(key.id, key.entity, key.role)
     return sender(request, services.store, credentials.credentials if credentials else None)
 
 

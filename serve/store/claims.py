@@ -68,7 +68,7 @@ class Claims(JobStore):
                 job.error = f"Attempt {job.attempt} stopped renewing its lease; its coordinator has probably died."
             job.state, job.owner, job.lease_expires_at = "running", owner, now + timedelta(seconds=lease_s)
             job.attempt += 1
-            job.start_digest, job.waiting_for = version.digest, None
+            job.start_digest, job.start_step, job.waiting_for = version.digest, version.step, None
             job.started_at = job.started_at or now
             model.last_claimed_at = now
             return ClaimedJob(
@@ -203,7 +203,7 @@ class Claims(JobStore):
             end(session, job, "cancelled", self._database.now(), CANCELLED_MESSAGE)
         else:
             job.state, job.error = "queued", reason
-            job.owner = job.start_digest = job.waiting_for = None
+            job.owner = job.start_digest = job.start_step = job.waiting_for = None
 
 
 Line = Callable[[type[JobRow]], ColumnElement[bool]]

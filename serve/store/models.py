@@ -18,6 +18,9 @@ from tandem.serve.store.database import Database, position
 from tandem.serve.store.events import end
 from tandem.serve.store.tables import NO_PAYLOAD, JobRow, LogRow, ModelRow, VersionRow, is_open
 
+MAX_NAMED = 10
+"""Versions that a message names."""
+
 
 @dataclass(frozen=True)
 class DeletedModel:
@@ -111,15 +114,15 @@ class Models:
     def delete(self, model_id: str, entity: str) -> DeletedModel:
         """Delete a model with its versions and logs. Its open jobs fail; running ones are fenced.
 
-        Raises NotFoundError.
+        Raises NotFoundError, and ConflictError if one of its versions is kept.
         """
         now = self._database.now()
         with self._database.write() as session:
             model = find_model(session, model_id, entity, lock=True)
+            live = select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
+            versions = session.scalars(live.with_for_update()).all()
+            check_not_kept(model, versions, "model_id")
             model.deleted_at = now
-            versions = session.scalars(
-                select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
-            ).all()
             for version in versions:
                 version.deleted_at = now
             jobs = select(JobRow).where(JobRow.model_id == model_id).order_by(JobRow.number)
@@ -132,6 +135,19 @@ class Models:
             for log in logs:
                 session.delete(log)
         return DeletedModel(len(versions), tuple(blob_keys), tuple(job.id for job in all_jobs))
+
+
+def check_not_kept(model: ModelRow, versions: Sequence[VersionRow], param: str) -> None:
+    """Raise ConflictError if one of the versions, which are to be deleted, is kept."""
+    kept = sorted(version.step for version in versions if version.kept_at is not None)
+    if kept:
+        more = f" and {len(kept) - MAX_NAMED} more" if len(kept) > MAX_NAMED else ""
+        raise ConflictError(
+            f"Version {', '.join(map(str, kept[:MAX_NAMED]))}{more} of {model.path} is kept, so nothing was deleted. "
+            f"Release it first: DELETE /v1/preview/models/{model.id}/checkpoints/{kept[0]}/keep.",
+            "version_kept",
+            param,
+        )
 
 
 def new_model(entity: str, project: str, name: str, base_model: str, now: datetime) -> ModelRow:

@@ -28,7 +28,7 @@ class Surplus:
 
 
 class Retention:
-    """The newest `keep` versions of each model stay, and so does all that an open job needs.
+    """The newest `keep` versions of each model stay, and so do those that a user keeps and all that an open job needs.
 
     Version 0 has no row here, and is never surplus.
     """
@@ -38,20 +38,23 @@ class Retention:
 
     def surplus_versions(self, keep: int) -> list[Surplus]:
         """Return the versions that `retire` would mark."""
-        return self._surplus(keep, _needed_by_open_job())
+        return self._surplus(keep, _is_needed())
 
     def retire(self, keep: int) -> list[Surplus]:
         """Mark surplus versions as deleted by retention, and return them."""
-        return self._mark(keep, _needed_by_open_job(), ("deleted_at", "retired_at"))
+        return self._mark(keep, _is_needed(), ("deleted_at", "retired_at"))
+
+    def kept_versions(self, keep: int) -> list[Surplus]:
+        """Return the versions that would be surplus if no user kept them."""
+        return self._surplus(keep, VersionRow.kept_at.is_(None))
 
     def surplus_optimizers(self, keep: int) -> list[Surplus]:
         """Return the versions that `expire_optimizers` would mark."""
-        return self._surplus(keep, _starts_open_job() | VersionRow.optimizer_expired_at.is_not(None))
+        return self._surplus(keep, _needs_optimizer())
 
     def expire_optimizers(self, keep: int) -> list[Surplus]:
         """Mark versions beyond the newest ones: training never starts with their optimizer state again."""
-        needed = _starts_open_job() | VersionRow.optimizer_expired_at.is_not(None)
-        return self._mark(keep, needed, ("optimizer_expired_at",))
+        return self._mark(keep, _needs_optimizer(), ("optimizer_expired_at",))
 
     def removable_optimizers(self, expired_before: datetime) -> Sequence[str]:
         """Return the checkpoints whose optimizer state no version needs any more, and which still have it."""
@@ -142,6 +145,15 @@ def _beyond(model_id: str, keep: int) -> Select[VersionRow]:
 def _starts_open_job() -> ColumnElement[bool]:
     """An attempt of an open job has started from the version, so the next attempt may."""
     return select(JobRow.number).where(is_open(), JobRow.start_digest == VersionRow.digest).exists()
+
+
+def _needs_optimizer() -> ColumnElement[bool]:
+    """The version's optimizer state stays, or has expired already."""
+    return _starts_open_job() | VersionRow.kept_at.is_not(None) | VersionRow.optimizer_expired_at.is_not(None)
+
+
+def _is_needed() -> ColumnElement[bool]:
+    return _needed_by_open_job() | VersionRow.kept_at.is_not(None)
 
 
 def _needed_by_open_job() -> ColumnElement[bool]:

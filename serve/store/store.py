@@ -15,6 +15,7 @@ from tandem.serve.store.lineage import Lineage
 from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
 from tandem.serve.store.retention import Retention
+from tandem.serve.store.tree import VersionTree
 from tandem.serve.store.versions import Versions
 from tandem.serve.store.wandb import WandbArtifacts
 
@@ -31,6 +32,7 @@ class Store:
         self.models = Models(self.database)
         self.versions = Versions(self.database)
         self.lineage = Lineage(self.database)
+        self.tree = VersionTree(self.database)
         self.logs = Logs(self.database)
         self.datasets = Datasets(self.database)
         self.jobs = Jobs(self.database)

@@ -119,6 +119,8 @@ class VersionRow(Table):
     deleted_at: Mapped[datetime | None]
     retired_at: Mapped[datetime | None]
     """When retention deleted the version; `deleted_at` is set, too."""
+    kept_at: Mapped[datetime | None]
+    """Since when a user keeps the version: nothing deletes it, or its optimizer state, until it is released."""
     files_removed_at: Mapped[datetime | None]
     """When the files of a retired version were gone."""
     optimizer_kind: Mapped[str | None] = mapped_column(String(16), server_default="rl")
@@ -174,6 +176,8 @@ class JobRow(Table):
     lease_expires_at: Mapped[datetime] = mapped_column(default=NEVER)
     start_digest: Mapped[str | None] = mapped_column(_DIGEST)
     """The version from which the last attempt started; its files are kept while the job is open."""
+    start_step: Mapped[int | None]
+    """The step of that version. Unknown for jobs of earlier releases."""
     reference_digest: Mapped[str | None] = mapped_column(_DIGEST)
     """The KL reference, pinned; its files are kept while the job is open. None without a KL penalty."""
     reference_lag: Mapped[int | None]

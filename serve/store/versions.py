@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.errors import GoneError, NotFoundError, UnavailableError
 from tandem.serve.store.database import Database
-from tandem.serve.store.models import find_by_name, find_model
+from tandem.serve.store.models import check_not_kept, find_by_name, find_model
 from tandem.serve.store.tables import InitialVersionRow, ModelRow, VersionRow
 
 
@@ -81,6 +81,14 @@ class Versions:
         with self._database.read() as session:
             return need_version(session, find_model(session, model_id, entity), step, "step")
 
+    def row(self, version: PolicyVersion) -> VersionRow:
+        """Return the row of a version that was just found; version 0 has none. Raises NotFoundError."""
+        with self._database.read() as session:
+            row = session.get(VersionRow, (version.model_id, version.step))
+        if row is None:
+            raise NotFoundError(f"Version {version.step} was deleted just now.", "version_not_found", "step")
+        return row
+
     def has_digest(self, digest: str) -> bool:
         """Return True if a version, live or not, has the checkpoint."""
         with self._database.read() as session:
@@ -143,14 +151,30 @@ class Versions:
         with self._database.read() as session:
             return {model_id: step for model_id, step in session.execute(query)}
 
-    def delete(self, model_id: str, entity: str, steps: Collection[int]) -> tuple[int, ...]:
-        """Delete versions, and return the steps of those that existed. Raises NotFoundError."""
+    def keep(self, model_id: str, entity: str, step: int, is_kept: bool) -> VersionRow:
+        """Keep a version from being deleted, or release it, and return it. A repeat changes nothing.
+
+        Raises NotFoundError, and GoneError if retention has deleted it.
+        """
         with self._database.write() as session:
-            find_model(session, model_id, entity, lock=True)
+            model = find_model(session, model_id, entity, lock=True)
+            need_version(session, model, step, "step", lock=True)  # retention marks rows that it has locked
+            row = session.get_one(VersionRow, (model_id, step))
+            row.kept_at = (row.kept_at or self._database.now()) if is_kept else None
+            return row
+
+    def delete(self, model_id: str, entity: str, steps: Collection[int]) -> tuple[int, ...]:
+        """Delete versions, and return the steps of those that existed. Raises NotFoundError.
+
+        Raises ConflictError, and deletes nothing, if one of them is kept.
+        """
+        with self._database.write() as session:
+            model = find_model(session, model_id, entity, lock=True)
             query = select(VersionRow).where(
                 VersionRow.model_id == model_id, VersionRow.step.in_(steps), VersionRow.deleted_at.is_(None)
             )
-            rows = session.scalars(query).all()
+            rows = session.scalars(query.with_for_update()).all()
+            check_not_kept(model, rows, "steps")
             for row in rows:
                 row.deleted_at = self._database.now()
             return tuple(sorted(row.step for row in rows))

@@ -8,6 +8,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Path as PathParameter
 from starlette.concurrency import run_in_threadpool
 
 from tandem.serve.api.auth import InferCaller, TrainCaller
@@ -24,6 +25,7 @@ from tandem.serve.store.tables import VersionRow
 RECHECK_S = 1.0
 """How often a waiting request looks itself, which also shows that its model was deleted."""
 MAX_VERSION_WAIT_S = 60
+KeptStep = Annotated[int, PathParameter(ge=1, le=MAX_STEP)]
 router = APIRouter(prefix="/preview/models/{model_id}", tags=["models"])
 
 
@@ -73,6 +75,21 @@ async def wait_for_versions(
     return Page.of([version_view(row) for row in await while_connected(request, newer())], limit)
 
 
+@router.put("/checkpoints/{step}/keep")
+def keep_checkpoint(model_id: UUID, step: KeptStep, caller: TrainCaller, services: ServicesDep) -> Checkpoint:
+    """Keep a version: neither retention nor a request deletes it, or its optimizer state, until it is released.
+
+    Version 0 needs no keeping, because it is never deleted.
+    """
+    return checkpoint_view(services.store.versions.keep(str(model_id), caller.entity, step, True))
+
+
+@router.delete("/checkpoints/{step}/keep")
+def release_checkpoint(model_id: UUID, step: KeptStep, caller: TrainCaller, services: ServicesDep) -> Checkpoint:
+    """Release a version that was kept. The next sweep of retention may delete it."""
+    return checkpoint_view(services.store.versions.keep(str(model_id), caller.entity, step, False))
+
+
 @router.delete("/checkpoints", **documented(DeleteCheckpoints))
 def delete_checkpoints(
     model_id: UUID,
@@ -80,7 +97,10 @@ def delete_checkpoints(
     body: Annotated[Received[DeleteCheckpoints], Depends(json_body(DeleteCheckpoints))],
     services: ServicesDep,
 ) -> CheckpointsDeleted:
-    """Delete versions permanently. Completions from them return 404; their steps are never used again."""
+    """Delete versions permanently. Completions from them return 404; their steps are never used again.
+
+    If one of them is kept, nothing is deleted: 409 with the code version_kept.
+    """
     wanted = dict.fromkeys(body.value.steps)
     deleted = services.store.versions.delete(str(model_id), caller.entity, wanted)
     remove_unused_checkpoints(services.store, services.artifacts)

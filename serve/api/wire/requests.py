@@ -119,6 +119,13 @@ class LogTrajectories(RequestBody):
     trajectory_groups: list[TrajectoryGroup]
 
 
+class StartDownload(RequestBody):
+    """A file to download in a browser."""
+
+    path: Annotated[str, Field(max_length=1024)]
+    """The path of the download, like /v1/preview/models/MODEL_ID/versions/3/adapter."""
+
+
 class CreateKey(RequestBody):
     """An API key to create, for the caller's entity."""
 
@@ -133,5 +140,6 @@ REQUEST_BODIES: tuple[type[RequestBody], ...] = (
     CreateTrainingJob,
     CreateSFTTrainingJob,
     LogTrajectories,
+    StartDownload,
     CreateKey,
 )

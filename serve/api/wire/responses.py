@@ -65,11 +65,19 @@ class Checkpoint(Listed):
     """False if training that starts from this version begins with a new optimizer (retention.keep_optimizer)."""
     retired_at: datetime | None = None
     """When retention deleted the version (retention.keep_versions). Completions from it return 410."""
+    kept_at: datetime | None = None
+    """Since when it is kept: neither retention nor a request deletes it until it is released."""
 
 
 class CheckpointsDeleted(BaseModel):
     deleted_count: int
     not_found_steps: list[int]
+
+
+class DownloadUrl(BaseModel):
+    url: str
+    """Relative to the address of the service. It needs no key."""
+    expires_at: datetime
 
 
 class Dataset(Listed):

@@ -74,7 +74,14 @@ def checkpoint_view(row: VersionRow) -> Checkpoint:
         metrics=row.metrics,
         has_optimizer=row.optimizer_kind is not None and row.optimizer_expired_at is None and row.retired_at is None,
         retired_at=row.retired_at,
+        kept_at=row.kept_at,
     )
+
+
+def initial_checkpoint_view(model: ModelRow, digest: str) -> Checkpoint:
+    """Return the view of version 0, which has no row."""
+    id = numbered_cursor(model.id, 0)
+    return Checkpoint(id=id, step=0, metrics={}, digest=digest, created_at=model.created_at, has_optimizer=False)
 
 
 def dataset_view(row: DatasetRow) -> Dataset:

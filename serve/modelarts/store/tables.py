@@ -59,6 +59,8 @@ class UserJobVersionRow(Table):
     job_id: Mapped[int] = mapped_column(ForeignKey("user_jobs.id"))
     number: Mapped[int]
     settings: Mapped[dict[str, Any]]
+    config_name: Mapped[str | None] = mapped_column(String(64))
+    """The saved configuration that filled in the settings, if one did."""
     pre_version_id: Mapped[int | None]
     status: Mapped[int]
     """A `UserJobStatus`."""

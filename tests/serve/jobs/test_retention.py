@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from tandem.cli.retention_command import deletions
+from tandem.cli.retention_command import kept as kept_names
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import RetentionConfig
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.errors import ConfigError
-from tandem.serve.errors import GoneError, NotFoundError
+from tandem.serve.errors import ConflictError, GoneError, NotFoundError
 from tandem.serve.jobs.sweeping import apply_retention
 from tandem.serve.store.references import Checkpoint, KlReference, Lag, Step
 
@@ -220,3 +221,51 @@ def test_a_deleted_model_leaves_no_rows(store, add_model, train, apply, clock):
     apply(keep_versions=1)
     with store.database.read() as session:
         assert session.connection().exec_driver_sql("SELECT step FROM versions").all() == []
+
+
+def test_a_kept_version_stays_with_its_optimizer_until_it_is_released(store, artifacts, add_model, train, apply, clock):
+    model = add_model()
+    digests = train(model, 1, 2, 3, 4)
+    since = store.versions.keep(model.id, "team", 2, True).kept_at
+    clock.advance(1)
+    assert store.versions.keep(model.id, "team", 2, True).kept_at == since, "a repeat changes nothing"
+    settings = RetentionConfig(keep_versions=1, keep_optimizer=1)
+    assert kept_names(store, settings) == ["team/project/agent:step2"]
+    assert {one.step for one in deletions(store, artifacts, settings)} == {1, 3}
+    for _ in range(2):
+        apply(keep_versions=1, keep_optimizer=1)
+        clock.advance(2 * GRACE.total_seconds())
+    assert steps(store, model) == [2, 4]
+    assert kept(artifacts) == {digests[1], digests[3]}
+    assert read_checkpoint(artifacts.checkpoints_dir / digests[1]).optimizer
+
+    for delete in (
+        lambda: store.versions.delete(model.id, "team", [2, 4]),
+        lambda: store.models.delete(model.id, "team"),
+    ):
+        with pytest.raises(ConflictError, match=r"Version 2 of team/project/agent is kept") as refused:
+            delete()
+        assert refused.value.code == "version_kept"
+        assert steps(store, model) == [2, 4]
+    with pytest.raises(GoneError):
+        store.versions.keep(model.id, "team", 1, True)
+    with pytest.raises(NotFoundError):
+        store.versions.keep(model.id, "other", 2, False)
+
+    store.versions.keep(model.id, "team", 2, False)
+    assert kept_names(store, settings) == []
+    for _ in range(2):
+        apply(keep_versions=1, keep_optimizer=1)
+        clock.advance(2 * GRACE.total_seconds())
+    assert steps(store, model) == [4] and kept(artifacts) == {digests[3]}
+
+
+def test_only_the_optimizer_state_of_kept_versions_outlives_its_limit(store, artifacts, add_model, train, apply, clock):
+    model = add_model()
+    digests = train(model, 1, 2, 3)
+    store.versions.keep(model.id, "team", 1, True)
+    for _ in range(2):
+        apply(keep_optimizer=1)
+        clock.advance(2 * GRACE.total_seconds())
+    states = [read_checkpoint(artifacts.checkpoints_dir / digest).optimizer for digest in digests]
+    assert [bool(state) for state in states] == [True, False, True]

@@ -22,10 +22,11 @@ pytestmark = pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indire
 ADDED = {
     "versions": (
         *("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at", "optimizer_kind"),
-        *("origin", "import_key"),
+        *("origin", "import_key", "kept_at"),
     ),
-    "jobs": ("api_key_id", "kind"),
+    "jobs": ("api_key_id", "kind", "start_step"),
     "models": ("lora", "initial_digest", "origin"),
+    "user_job_versions": ("config_name",),
 }
 INDEXES = ("versions_import_key", "models_initial_digest")
 NEW_TABLES = (
