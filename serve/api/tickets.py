@@ -29,22 +29,24 @@ DOWNLOADS = (
 
 class Tickets:
     def __init__(self, store: Store):
-        self._keys = store.keys
-        self._tokens = SignedTokens(store.wandb.url_secret(), "download", store.database.now())
+        self._store = store
 
     def make(self, key_id: str, path: str) -> str:
         """Return a ticket for the path, in the name of the key. Raises InvalidRequestError for other paths."""
         if not any(re.fullmatch(pattern, path) for pattern in DOWNLOADS):
             message = "isn't the path of a download; send one like /v1/preview/models/MODEL_ID/versions/3/adapter"
             raise InvalidRequestError([Problem(("body", "path"), message)])
-        return self._tokens.make({"key": key_id, "path": path}, VALID_FOR)
+        return self._tokens().make({"key": key_id, "path": path}, VALID_FOR)
 
     def holder(self, ticket: str, path: str) -> ApiKeyRow:
         """Return the key that got the ticket. Raises ForbiddenError, and AuthenticationError if it was revoked."""
-        allowed = self._tokens.read(ticket)
+        allowed = self._tokens().read(ticket)
         if allowed["path"] != path:
             raise invalid_url()
-        key = self._keys.get(allowed["key"])
+        key = self._store.keys.get(allowed["key"])
         if key.revoked_at is not None:
             raise AuthenticationError("The API key that asked for this URL was revoked.")
         return key
+
+    def _tokens(self) -> SignedTokens:
+        return SignedTokens(self._store.wandb.url_secret(), "download", self._store.database.now())

@@ -123,6 +123,7 @@ def _add_jobs(session: Session, model_id: str, nodes: dict[int, Node]) -> None:
         .order_by(job.step)
     )
     for id, kind, step, start_step, start_digest, started_at, ended_at in session.execute(made):
+        assert step is not None
         node = nodes.setdefault(step, Node(step, "deleted", created_at=ended_at))
         node.job = MakingJob(id, kind)
         if start_step is None:  # a job of an earlier release

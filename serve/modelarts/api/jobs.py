@@ -37,7 +37,8 @@ def create_training_job(
             INVALID_REQUEST, "config.create_version: leave it out; a new job always gets its first version"
         )
     settings = project.check_runnable(wanted.config)
-    version = project.store.jobs.add(project.id, wanted.job_name, wanted.job_desc or "", settings, _max_open(project))
+    desc, config = wanted.job_desc or "", wanted.config.config_name
+    version = project.store.jobs.add(project.id, wanted.job_name, desc, settings, _max_open(project), config)
     return created_version(version, _resource_id(project, version))
 
 
@@ -51,7 +52,13 @@ def create_training_job_version(
         raise RejectedError(INVALID_REQUEST, "config.create_version: leave it out; this call always creates a version")
     settings = project.check_runnable(wanted.config)
     version = project.store.jobs.add_version(
-        project.id, job_id, wanted.job_desc, settings, wanted.config.pre_version_id, _max_open(project)
+        project.id,
+        job_id,
+        wanted.job_desc,
+        settings,
+        wanted.config.pre_version_id,
+        _max_open(project),
+        wanted.config.config_name,
     )
     return created_version(version, _resource_id(project, version))
 
@@ -66,10 +73,14 @@ def list_training_jobs(
     order: Literal["asc", "desc"] = "asc",
     search_content: Annotated[str | None, Query(max_length=64)] = None,
     workspace_id: Literal["0"] = "0",
+    config_name: Annotated[str | None, Query(max_length=64)] = None,
 ) -> dict[str, Any]:
-    """List the project's jobs, each with its newest version."""
+    """List the project's jobs, each with its newest version.
+
+    `config_name`: only jobs whose newest version was started from this saved configuration.
+    """
     rows, total = project.store.jobs.page(
-        project.id, per_page, (page - 1) * per_page, sort_by, order == "desc", status, search_content
+        project.id, per_page, (page - 1) * per_page, sort_by, order == "desc", status, search_content, config_name
     )
     now = datetime.now(UTC)
     return {

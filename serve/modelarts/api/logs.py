@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Path, Query
+from fastapi.responses import StreamingResponse
 
 from tandem.serve.modelarts.api.envelope import envelope_router
 from tandem.serve.modelarts.api.jobs import VERSION, JobId, VersionId
@@ -51,3 +52,40 @@ def get_log(
         "start_line": first,
         "end_line": first + len(content) - 1,
     }
+
+
+@router.get(f"{VERSION}/log/search")
+def search_log(
+    project: ProjectDep,
+    job_id: JobId,
+    version_id: VersionId,
+    log_file: Annotated[str, Query(max_length=64)],
+    text: Annotated[str, Query(min_length=1, max_length=256)],
+    base_line: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 50,
+) -> dict[str, Any]:
+    """Find the lines after `base_line` that have the text, in upper or lower case.
+
+    One request searches a limited number of lines. While `is_end` is false, the next one continues with the `end_line`
+    of this one as `base_line`.
+    """
+    project.store.logs.size(project.id, job_id, version_id, log_file)
+    found = project.store.logs.search(version_id, log_file, text, base_line, lines)
+    return {
+        "is_success": True,
+        "matches": [{"line": number, "content": line} for number, line in found.lines],
+        "end_line": found.end_line,
+        "is_end": found.is_end,
+    }
+
+
+@router.get(f"{VERSION}/log/files/{{log_file}}", response_class=StreamingResponse)
+def download_log(
+    project: ProjectDep, job_id: JobId, version_id: VersionId, log_file: Annotated[str, Path(max_length=64)]
+) -> StreamingResponse:
+    """Return a whole log file as plain text, as far as it goes now."""
+    project.store.logs.size(project.id, job_id, version_id, log_file)
+    pieces = (piece.encode() for piece in project.store.logs.pieces(version_id, log_file))
+    name = f"job-{job_id}-version-{version_id}-{log_file}"
+    headers = {"content-disposition": f'attachment; filename="{name}"', "x-content-type-options": "nosniff"}
+    return StreamingResponse(pieces, media_type="text/plain; charset=utf-8", headers=headers)

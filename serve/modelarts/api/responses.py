@@ -101,6 +101,7 @@ def listed_job(version: UserJobVersionRow, version_count: int, now: datetime) ->
         "start_time": millis(version.started_at),
         "duration": duration_ms(version, now),
         "version_count": version_count,
+        "config_name": version.config_name,
     }
 
 
@@ -112,6 +113,7 @@ def listed_version(version: UserJobVersionRow, spec: ResourceSpec | None, now: d
         "status": version.status,
         "status_name": UserJobStatus(version.status).name,
         "error_message_of_job": version.error,
+        "config_name": version.config_name,
         "create_time": millis(version.created_at),
         "start_time": millis(version.started_at),
         "duration": duration_ms(version, now),

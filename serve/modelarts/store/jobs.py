@@ -30,16 +30,25 @@ class UserJobs:
         self._database = database
 
     def add(
-        self, project: str, name: str, description: str, settings: Mapping[str, Any], max_open: int
+        self,
+        project: str,
+        name: str,
+        description: str,
+        settings: Mapping[str, Any],
+        max_open: int,
+        config_name: str | None = None,
     ) -> UserJobVersionRow:
-        """Add a job with its first version. Raises ConflictError if the name is taken, and TooManyJobsError."""
+        """Add a job with its first version. Raises ConflictError if the name is taken, and TooManyJobsError.
+
+        `config_name`: the saved configuration that filled in the settings.
+        """
         job = UserJobRow(project=project, name=name, description=description, created_at=self._database.now())
         try:
             with self._database.write() as session:
                 self._check_room(session, project, max_open)
                 session.add(job)
                 session.flush()
-                return self._add_version(session, job, settings, None)
+                return self._add_version(session, job, settings, None, config_name)
         except IntegrityError:
             # The wording is that of the API family.
             raise ConflictError(f"Job name:{name} is existed", "user_job_exists", "job_name") from None
@@ -52,6 +61,7 @@ class UserJobs:
         settings: Mapping[str, Any],
         pre_version_id: int | None,
         max_open: int,
+        config_name: str | None = None,
     ) -> UserJobVersionRow:
         """Add another version to a job. Raises NotFoundError and TooManyJobsError."""
         with self._database.write() as session:
@@ -61,7 +71,7 @@ class UserJobs:
                 find_version(session, project, job_id, pre_version_id)
             if description is not None:
                 job.description = description
-            return self._add_version(session, job, settings, pre_version_id)
+            return self._add_version(session, job, settings, pre_version_id, config_name)
 
     def _check_room(self, session: Session, project: str, max_open: int) -> None:
         """Raise TooManyJobsError at the limit. Until the transaction ends, no other transaction adds jobs."""
@@ -75,13 +85,19 @@ class UserJobs:
             )
 
     def _add_version(
-        self, session: Session, job: UserJobRow, settings: Mapping[str, Any], pre_version_id: int | None
+        self,
+        session: Session,
+        job: UserJobRow,
+        settings: Mapping[str, Any],
+        pre_version_id: int | None,
+        config_name: str | None,
     ) -> UserJobVersionRow:
         job.num_versions += 1
         version = UserJobVersionRow(
             job=job,
             number=job.num_versions,
             settings=dict(settings),
+            config_name=config_name,
             pre_version_id=pre_version_id,
             status=UserJobStatus.INIT,
             submission_prefix=f"tandem-{uuid.uuid4().hex}",
@@ -99,8 +115,12 @@ class UserJobs:
         descending: bool = False,
         status: int | None = None,
         search: str | None = None,
+        config_name: str | None = None,
     ) -> tuple[Sequence[tuple[UserJobVersionRow, int]], int]:
-        """Return one page of jobs, each as its newest version and its number of versions, and the total number."""
+        """Return one page of jobs, each as its newest version and its number of versions, and the total number.
+
+        `status` and `config_name`: only jobs whose newest version has this status, or is from this configuration.
+        """
         version = UserJobVersionRow
         newest = (
             select(func.max(version.id).label("id"), func.count().label("count"))
@@ -112,6 +132,8 @@ class UserJobs:
         query = select(version, newest.c.count).join(newest, newest.c.id == version.id).join(version.job)
         if status is not None:
             query = query.where(version.status == status)
+        if config_name is not None:
+            query = query.where(version.config_name == config_name)
         if search:
             query = query.where(UserJobRow.name.icontains(search, autoescape=True))
         column: Any = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import select
 
@@ -11,6 +12,21 @@ from tandem.serve.modelarts.store.claims import ClaimedUserJob, held_version
 from tandem.serve.modelarts.store.lookups import find_version, log_sizes
 from tandem.serve.modelarts.store.tables import UserJobLogRow, UserJobVersionRow
 from tandem.serve.store.database import Database
+
+PIECES_PER_QUERY = 50
+SEARCHED_AT_ONCE = 5_000
+MAX_SEARCHED_LINES = 100_000
+"""By one search, which the next one continues."""
+
+
+@dataclass
+class Found:
+    """The result of a search, and how far it came."""
+
+    end_line: int
+    lines: list[tuple[int, str]] = field(default_factory=list)
+    is_end: bool = False
+    """The file has no more lines now."""
 
 
 class JobLogs:
@@ -49,6 +65,35 @@ class JobLogs:
                 begin = max(0, first_line - row.first_line)
                 lines += row.text.split("\n")[begin : first_line + num_lines - row.first_line]
         return lines
+
+    def pieces(self, version_id: int, file: str) -> Iterator[str]:
+        """Yield a log file as far as it goes now, in pieces of whole lines."""
+        log, next_line = UserJobLogRow, 1
+        while True:
+            query = select(log).where(log.version_id == version_id, log.file == file, log.first_line >= next_line)
+            with self._database.read() as session:
+                rows = session.scalars(query.order_by(log.first_line).limit(PIECES_PER_QUERY)).all()
+            for row in rows:
+                yield f"{row.text}\n"
+                next_line = row.first_line + row.num_lines
+            if len(rows) < PIECES_PER_QUERY:
+                return
+
+    def search(self, version_id: int, file: str, text: str, after_line: int, limit: int) -> Found:
+        """Find lines with a text, in upper or lower case, among the MAX_SEARCHED_LINES after a line."""
+        wanted, found, last = text.casefold(), Found(after_line), after_line + MAX_SEARCHED_LINES
+        while found.end_line < last:
+            lines = self.read(version_id, file, found.end_line + 1, SEARCHED_AT_ONCE)
+            for line in lines:
+                found.end_line += 1
+                if wanted in line.casefold():
+                    found.lines.append((found.end_line, line))
+                    if len(found.lines) == limit:
+                        return found
+            if len(lines) < SEARCHED_AT_ONCE:
+                found.is_end = True
+                return found
+        return found
 
     def append(self, job: ClaimedUserJob, file: str, lines: Sequence[str]) -> None:
         """Add lines to a log file. Raises LeaseLostError."""

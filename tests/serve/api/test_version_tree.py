@@ -11,7 +11,7 @@ from tandem.serve.api.version_runs import NEWEST_SHOWN
 from tandem.serve.jobs.sweeping import apply_retention
 from tandem.serve.keys import create_key
 from tandem.serve.store.lineage import ForkSource
-from tandem.serve.store.tables import JobRow
+from tandem.serve.store.tables import JobRow, ModelRow, VersionRow
 
 BASE = "tandem/tiny"
 
@@ -88,9 +88,22 @@ def test_the_parent_of_a_job_of_an_earlier_release_follows_from_its_digest(store
     assert spans(tree(model)) == [(3, 3, 1), (2, 2, 1), (1, 1, 0), (0, 0, None)]
 
 
-def test_a_thousand_versions_are_a_few_items_that_expand(store, tree, add_model, train, artifacts_of, clock):
+def add_line(store, model, rewards):
+    """Add a version with each of these rewards and its job, in one transaction."""
+    now = store.database.now()
+    shared = {"model_id": model.id, "payload_key": "payloads/x", "config": {}, "body_sha256": "0" * 64}
+    with store.database.write() as session:
+        for step, reward in enumerate(rewards, 1):
+            version = {"model_id": model.id, "step": step, "digest": f"{step:064}", "created_at": now}
+            session.add(VersionRow(metrics={"reward": reward}, **version))
+            job = {"id": f"job-{step}", "state": "succeeded", "step": step, "start_step": step - 1}
+            session.add(JobRow(created_at=now, **shared, **job))
+        session.get(ModelRow, model.number).next_step = len(rewards) + 1
+
+
+def test_a_thousand_versions_are_a_few_items_that_expand(store, tree, add_model, artifacts_of, clock):
     model = add_model()
-    train(model, *(step % 100 for step in range(1, 1001)))
+    add_line(store, model, [float(step % 100) for step in range(1, 1001)])
     store.versions.keep(model.id, "team", 500, True)
     store.lineage.fork("team", "project", "fork", BASE, ForkSource(model.id, 300))
     apply_retention(store, artifacts_of, RetentionConfig(keep_versions=800), clock.now - timedelta(hours=1))

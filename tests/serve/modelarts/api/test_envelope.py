@@ -58,7 +58,8 @@ def test_every_route_puts_errors_into_the_envelope(app, http):
     """An invalid id, parameter, body or method, and a missing key."""
     paths = {path: ops for path, ops in app.openapi()["paths"].items() if path.startswith("/v1/{project_id}/")}
     assert len(paths) >= 11
-    names = {"project_id": "team", "config_name": "none", "job_id": "1", "version_id": "1"}
+    names = {"project_id": "team", "config_name": "none", "job_id": "1", "version_id": "1", "log_file": "a"}
+    needed = {"log_file": "worker-0.log", "text": "a"}
     for path, operations in paths.items():
         known = path.format(**names)
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(map(str.upper, operations)):
@@ -70,11 +71,13 @@ def test_every_route_puts_errors_into_the_envelope(app, http):
             for parameter in operation.get("parameters", ()):
                 name, types = parameter["name"], json.dumps(parameter["schema"])
                 if parameter["in"] == "path" and name in ("job_id", "version_id"):
-                    response = http.request(method, path.format(**names | {name: "x"}), params={"log_file": "a"})
+                    response = http.request(
+                        method, path.format(**names | {name: "x"}), params={"log_file": "a", "text": "a"}
+                    )
                     message = refused(response, "ModelArts.0104", 400)
                     assert name in message or "requestBody" in operation  # a missing body is reported first
                 elif parameter["in"] == "query" and any(word in types for word in ("integer", "enum", "const")):
-                    response = http.request(method, known, params={"log_file": "worker-0.log", name: "?"})
+                    response = http.request(method, known, params={**needed, name: "?"})
                     assert name in refused(response, "ModelArts.0104", 400)
             if "requestBody" in operation:
                 refused(http.request(method, known, content=b"{"), "ModelArts.0104", 400)

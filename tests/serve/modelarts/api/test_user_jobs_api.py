@@ -202,3 +202,47 @@ def test_jobs_of_other_projects_are_hidden(app, http, store):
         assert stranger.get("/v1/others/training-jobs").json()["jobs"] == []
     assert http.get(of(job)).json()["status"] == 1
     refused(http.get(f"{JOBS}/{2**70}/versions"), "ModelArts.0104", 400)
+
+
+def test_a_job_remembers_the_configuration_that_started_it(http):
+    http.post(CONFIGS, json=EXAMPLE)
+    named = http.post(JOBS, json={"job_name": "a", "config": {"config_name": "testConfig"}}).json()
+    create(http, "b")
+    assert http.get(of(named)).json()["config_name"] == "testConfig"
+    [job] = http.get(JOBS, params={"config_name": "testConfig"}).json()["jobs"]
+    assert (job["job_name"], job["config_name"]) == ("a", "testConfig")
+    assert http.get(JOBS).json()["job_total_count"] == 2
+    assert http.get(JOBS, params={"config_name": "none"}).json()["jobs"] == []
+    again = {"config": SETTINGS}
+    http.post(f"{JOBS}/{named['job_id']}/versions", json=again)
+    assert http.get(JOBS, params={"config_name": "testConfig"}).json()["jobs"] == [], "the newest version counts"
+
+
+def test_a_log_is_searched_and_downloaded(http, modelarts, monkeypatch):
+    job = create(http)
+    claimed = modelarts.claims.claim("runner", 30)
+    lines = [f"line {n}" for n in range(1, 121)]
+    lines[6], lines[110] = "an Error: ä <b>", "ERROR again"
+    for start in range(0, 120, 2):
+        modelarts.logs.append(claimed, "worker-0.log", lines[start : start + 2])
+    url = f"{of(job)}/log/search"
+
+    def search(**params):
+        body = http.get(url, params={"log_file": "worker-0.log", "text": "error", **params}).json()
+        return [(match["line"], match["content"]) for match in body["matches"]], body["end_line"], body["is_end"]
+
+    assert search() == ([(7, "an Error: ä <b>"), (111, "ERROR again")], 120, True)
+    assert search(lines=1) == ([(7, "an Error: ä <b>")], 7, False)
+    assert search(base_line=7) == ([(111, "ERROR again")], 120, True)
+    monkeypatch.setattr("tandem.serve.modelarts.store.logs.SEARCHED_AT_ONCE", 10)
+    monkeypatch.setattr("tandem.serve.modelarts.store.logs.MAX_SEARCHED_LINES", 20)
+    assert search() == ([(7, "an Error: ä <b>")], 20, False)
+    assert search(base_line=100) == ([(111, "ERROR again")], 120, False)
+    refused(http.get(url, params={"log_file": "none", "text": "x"}), "ModelArts.0102", 404)
+
+    whole = http.get(f"{of(job)}/log/files/worker-0.log")
+    assert whole.text == "".join(f"{line}\n" for line in lines)
+    assert whole.headers["content-type"].startswith("text/plain")
+    link = http.post("/v1/preview/downloads", json={"path": f"{of(job)}/log/files/worker-0.log"}).json()["url"]
+    http.headers.pop("Authorization")
+    assert http.get(f"/{link}").text == whole.text
