@@ -29,6 +29,7 @@ PAYLOADS = "payloads"
 LOGS = "logs"
 DATASETS = "datasets"
 JOBS = "jobs"
+TRACES = "traces"
 FILES = "files"
 SPOOL = "spool"
 UPLOADS = "uploads"
@@ -37,6 +38,11 @@ UPLOADS = "uploads"
 def job_artifact_key(job_id: str, name: str) -> str:
     """Return the key of a file that a job keeps for its users."""
     return f"{JOBS}/{job_id}/{name}"
+
+
+def traces_key(job_id: str, attempt: int) -> str:
+    """Return the key of the traces of a job's tokens: the attempt that made the version counts."""
+    return f"{TRACES}/{job_id}/{attempt}.traces"
 
 
 def dataset_key(dataset_id: str) -> str:
@@ -245,9 +251,24 @@ class Artifacts:
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
         return {name: sizes[name] for name in sorted(sizes) if not name.startswith(".")}  # incomplete ones
 
+    def traced_jobs(self) -> list[str]:
+        """Return the ids of the jobs that have traces."""
+        try:
+            entries = self._fs.ls(self._url(TRACES), detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+
+    def delete_traces(self, job_id: str) -> None:
+        """Remove the traces of all attempts of a job. None is no error."""
+        self._delete_directory(f"{TRACES}/{job_id}")
+
     def delete_job_artifacts(self, job_id: str) -> None:
         """Remove all files that a job kept. None is no error."""
-        directory = self._url(f"{JOBS}/{job_id}")
+        self._delete_directory(f"{JOBS}/{job_id}")
+
+    def _delete_directory(self, key: str) -> None:
+        directory = self._url(key)
         if self._fs.exists(directory):
             self._fs.rm(directory, recursive=True)
 

@@ -25,6 +25,7 @@ from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.prefix_order import common_length
 from tandem.rl.sampled_trajectories import SampledTrajectory, sampled_trajectories
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
+from tandem.rl.traces.sequences import TracedSequence, traced_sequences
 from tandem.rl.trajectories import TrajectoryGroup
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class TrainingBatch:
     """Over all trajectories; 0 without any."""
     reward_std_dev: float
     """Population standard deviation of the rewards of a group, averaged over the groups; 0 without any."""
+    traced: tuple[TracedSequence, ...] = ()
+    """The sequences of the rows in the order of their trace ids."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -118,12 +121,13 @@ def build_batch(
     length = config.packed_sequence_length or default_packed_length(longest, max_model_len, device)
     kept = [sequence for sequence in tokenized if sequence.num_tokens <= length]
     final = finalize(kept, config.advantage_balance or 0.0)
-    packed = pack(final, length, shares_prefixes=shares_prefixes)
+    packed = pack(final, length, shares_prefixes=shares_prefixes, first_trace_id=0)
     if shuffle:
         shuffle(packed)
     num_tokens = sum(sequence.num_tokens for sequence in final)
     account = accounting.close(tokenized, kept, final)
-    return _describe(notes, packed, account, len(tokenized) - len(kept), num_tokens)
+    described = _describe(notes, packed, account, len(tokenized) - len(kept), num_tokens)
+    return replace(described, traced=traced_sequences(final))
 
 
 def check_groups(

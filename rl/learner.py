@@ -40,6 +40,7 @@ from tandem.rl.progress import UPDATE, Progress
 from tandem.rl.settings import LoraSettings, OptimizerSettings, UpdateRule
 from tandem.rl.step_metrics import StepSum, sequence_sums, step_metrics
 from tandem.rl.step_size import StepSize
+from tandem.rl.traces.recording import StepRecorder
 
 __all__ = ["Learner", "StepError"]
 
@@ -84,7 +85,10 @@ class Learner:
         self._last_step: StepNumbers | None = None  # since `begin`
         self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
         self._pair_metrics: dict[str, float] = {}  # of the current step
+        self._recorder = StepRecorder()
         self.progress = Progress()
+        self.trace = self._recorder.take()
+        """This learner's share of the traced tokens of the last step that succeeded."""
 
     def _take_parameters(self) -> None:
         """Train the parameters that the policy has now, with a new optimizer."""
@@ -242,6 +246,7 @@ class Learner:
             terms.loss_sum.backward()
             self._sums += sequence_sums(inputs, terms)
             self._watch_sampling(fresh_differences(inputs))
+            self._recorder.add(row, logprobs)
         self._idle(num_idle)
 
     def _idle(self, num_passes: int) -> None:
@@ -316,6 +321,7 @@ class Learner:
         near_ties, choices = self._router_margins.counts.tolist()
         if choices:
             metrics["routing/near_tie_fraction"] = near_ties / choices
+        self.trace = self._recorder.take()
         self._discard()
         return metrics
 
@@ -449,6 +455,7 @@ class Learner:
         self.progress.enter("")
         self._shortage = None
         self._pair_metrics = {}
+        self._recorder.clear()
         self._gradient.zero_()
         self._sums.zero_()
         self._sampled_diff_max.zero_()

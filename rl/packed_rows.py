@@ -63,6 +63,8 @@ class PackedSequence:
     """int32. Index in the job of the trajectory group that the token's segment belongs to."""
     trajectory_ids: Tensor | None = None
     """int32. Index in its group of the trajectory that the token's segment belongs to."""
+    trace_ids: Tensor | None = None
+    """int32. The number of this training among all of the job (`rl.traces`); -1 outside the mask. None: not traced."""
     repeats: Repeats = field(default_factory=lambda: Repeats.none())
     """Trainings of the row's tokens for further sequences; none if every token is trained once at most."""
 
@@ -108,6 +110,8 @@ class Repeats:
     policy_versions: Tensor
     is_fresh: Tensor
     """bool. Meaningless where the row's own `is_fresh` is None."""
+    trace_ids: Tensor | None = None
+    """int32. As the row's own, which are None if these are."""
 
     @classmethod
     def none(cls) -> Repeats:

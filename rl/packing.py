@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, groupby
+from itertools import accumulate, count, groupby
 from operator import attrgetter
 
 import torch
@@ -28,6 +28,7 @@ def pack(
     packed_sequence_length: int,
     min_gain: int | None = MIN_GAIN,
     shares_prefixes: bool = True,
+    first_trace_id: int | None = None,
 ) -> list[PackedSequence]:
     """Fill rows of at most `packed_sequence_length` tokens with sequences.
 
@@ -40,7 +41,11 @@ def pack(
         packed_sequence_length: tokens.
         min_gain: tokens that a sequence must save to leave another one; None: only the prompt of a group is shared.
         shares_prefixes: False for models with recurrent layers: every sequence is then one segment, whole.
+        first_trace_id: number of the first trained token of the first sequence, so that tokens can be traced; the
+            others follow in the order of `sequences`.
     """
+    if first_trace_id is not None:
+        sequences = _numbered(sequences, first_trace_id)
     rows: list[_Row] = [_Row()]
     for of_group in _groups(sequences) if shares_prefixes else _alone(sequences):
         rows[-1].path = []
@@ -50,6 +55,11 @@ def pack(
                 rows.append(_Row())
             rows[-1].add(sequence, num_shared)
     return [row.packed() for row in rows if row.parts]
+
+
+def _numbered(sequences: Sequence[TokenizedSequence], first: int) -> list[TokenizedSequence]:
+    starts = accumulate((sequence.num_trained_tokens for sequence in sequences), initial=first)
+    return [replace(sequence, first_trace_id=start) for sequence, start in zip(sequences, starts, strict=False)]
 
 
 def _groups(sequences: Sequence[TokenizedSequence]) -> Iterator[list[TokenizedSequence]]:
@@ -145,6 +155,7 @@ class _Row:
 
         loss_mask = gather("loss_mask")
         loss_mask[[part.begin for part in parts if part.start]] = False  # copies, which nothing predicts
+        is_traced = any(part.sequence.first_trace_id is not None for part in parts)
         return PackedSequence(
             token_ids=gather("token_ids"),
             positions=torch.cat([torch.arange(part.start, part.stop) for part in parts]),
@@ -157,10 +168,11 @@ class _Row:
             policy_versions=_spread([_or_unknown(part.sequence.policy_version) for part in parts], lengths),
             group_ids=_spread([part.sequence.group for part in parts], lengths).int(),
             trajectory_ids=_spread([part.sequence.trajectory for part in parts], lengths).int(),
-            repeats=self._packed_repeats(),
+            trace_ids=torch.where(loss_mask, gather("trace_ids"), -1) if is_traced else None,
+            repeats=self._packed_repeats(is_traced),
         )
 
-    def _packed_repeats(self) -> Repeats:
+    def _packed_repeats(self, is_traced: bool) -> Repeats:
         if not self._repeats:
             return Repeats.none()
         sequences, trained, indices, completion_ids = zip(*self._repeats, strict=True)
@@ -174,7 +186,12 @@ class _Row:
             weights=_spread([s.weight for s in sequences], lengths).float(),
             policy_versions=_spread([_or_unknown(s.policy_version) for s in sequences], lengths),
             is_fresh=torch.zeros(int(lengths.sum()), dtype=torch.bool),
+            trace_ids=_trace_ids(sequences, trained) if is_traced else None,
         )
+
+
+def _trace_ids(sequences: Sequence[TokenizedSequence], trained: Sequence[Tensor]) -> Tensor:
+    return torch.cat([sequence.trace_ids[own] for sequence, own in zip(sequences, trained, strict=True)])
 
 
 def _spread(values: list[float] | list[int], lengths: Tensor) -> Tensor:

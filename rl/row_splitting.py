@@ -107,6 +107,8 @@ def _piece(row: PackedSequence, member: Tensor, completions: set[int]) -> Piece:
     columns["loss_mask"] = columns["loss_mask"] & torch.isin(columns["segment_ids"], own)
     for name in ("advantages", "weights"):
         columns[name] = columns[name] * columns["loss_mask"]
+    if "trace_ids" in columns:
+        columns["trace_ids"] = torch.where(columns["loss_mask"], columns["trace_ids"], -1)
     for name in ("segment_ids", "parent_ids"):
         columns[name] = torch.tensor([number_of[old] for old in columns[name].tolist()])
     return Piece(PackedSequence(**columns, repeats=_repeats(row, indices, own, number_of)), indices)
@@ -114,7 +116,8 @@ def _piece(row: PackedSequence, member: Tensor, completions: set[int]) -> Piece:
 
 def _repeats(row: PackedSequence, indices: Tensor, completions: Tensor, number_of: dict[int, int]) -> Repeats:
     kept = torch.isin(row.repeats.completion_ids, completions)
-    columns = {f.name: getattr(row.repeats, f.name)[kept] for f in fields(row.repeats)}
+    known = {f.name: getattr(row.repeats, f.name) for f in fields(row.repeats)}
+    columns = {name: values[kept] for name, values in known.items() if values is not None}
     columns["indices"] = torch.searchsorted(indices, columns["indices"])
     numbers, unused = dict(number_of), count(len(number_of))
     for old in columns["completion_ids"].tolist():

@@ -13,6 +13,7 @@ from tandem.cluster.config.service import (
     LimitsConfig,
     ProjectConfig,
     RetentionConfig,
+    TrajectoriesConfig,
 )
 from tandem.cluster.config.tandem_config import TandemConfig
 from tandem.cluster.config.values import Device
@@ -32,4 +33,5 @@ __all__ = [
     "ProjectConfig",
     "RetentionConfig",
     "TandemConfig",
+    "TrajectoriesConfig",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from tandem.cluster.config.values import Amount, Seconds
@@ -83,6 +85,22 @@ class RetentionConfig(Settings):
         description="Newest versions of each model that keep their optimizer state, two thirds of a checkpoint. A "
         "version without it still answers requests; training that starts from it begins with a new optimizer. "
         "Unset: all keep it.",
+    )
+
+
+class TrajectoriesConfig(Settings):
+    """What is kept of trajectories for people who look at them."""
+
+    traces: Literal["all", "sample", "none"] = Field(
+        "all",
+        description="Whether a job keeps what each trained token had at its gradient step: logprobs, advantage, mask. "
+        "sample: of trace_groups of its groups, spread evenly over the job.",
+    )
+    trace_groups: int = Field(8, ge=1, description="Groups of a job that are traced with traces: sample.")
+    max_trace_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        description="Traces of one job, before compression. Groups beyond are left out, and the job says how many.",
     )
 
 

@@ -24,6 +24,7 @@ from tandem.cluster.config.service import (
     ProjectConfig,
     ResourceSpecConfig,
     RetentionConfig,
+    TrajectoriesConfig,
 )
 from tandem.cluster.sqlite_urls import sqlite_url
 from tandem.rl.yaml_files import load_mapping
@@ -66,6 +67,7 @@ class TandemConfig(BaseSettings):
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
+    trajectories: TrajectoriesConfig = TrajectoriesConfig()
     projects: dict[str, ProjectConfig] = Field({}, description="Projects by name; all others have the defaults.")
     resource_specs: tuple[ResourceSpecConfig, ...] = ()
 

@@ -18,6 +18,7 @@ from tandem.cluster.jobs.kinds.registry import KINDS
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.running_job import RunningJob
+from tandem.cluster.jobs.traces import JobTrace, JobTraces, untraced
 from tandem.cluster.jobs.warnings import WARNING, fresh_optimizer_warning
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.training import Training
@@ -50,6 +51,8 @@ class JobStages:
     """Without it, no engine is compared with the learners."""
     asleep: EnginesAsleep | None = None
     """With it, the engines sleep while the learners work."""
+    traces: JobTraces | None = None
+    """Without it, no tokens are traced."""
 
     def train(self, job: RunningJob) -> tuple[PolicyVersion, dict[str, float]]:
         """Return the version that the job makes, its checkpoint durable, and the metrics of the whole job."""
@@ -61,6 +64,7 @@ class JobStages:
             self._begin(job, outline)
             return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
         num_tokens = sum(sequence.num_tokens for sequence in batch.sequences)
+        trace = self.traces.begin(claim, batch) if self.traces else None
         with self.learners.training(
             f"{claim.id}/{claim.attempt}", num_tokens, lambda warning: job.record(WARNING, warning)
         ) as training:
@@ -74,13 +78,17 @@ class JobStages:
             with self.ahead.while_training():
                 with self._engines_asleep(job, training):
                     training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
-                    metrics |= self._gradient_steps(job, training, kind, batch, outline.num_steps)
+                    metrics |= self._gradient_steps(job, training, kind, batch, outline.num_steps, trace)
+                if trace:
+                    trace.write(training.traces)
                 metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
                 metadata["step"] = claim.next_step
                 offered = self.agreement.offer(training.seal(metadata, job.check)) if self.agreement else None
                 digest = training.save(metadata, job.check)
         if self.agreement:
             self.agreement.after_publishing(job, claim.next_step, digest, offered)
+        for warning in trace.warnings() if trace else ():
+            job.record(WARNING, warning)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
 
     def probe_version(self, digest: str, on_wait: OnWait) -> VersionProbe:
@@ -115,10 +123,16 @@ class JobStages:
         job.show_waiting(self.learners.waiting_for)
 
     def _gradient_steps(
-        self, job: RunningJob, training: Training, kind: JobKind[Any, Any], batch: Batch, num_steps: int
+        self,
+        job: RunningJob,
+        training: Training,
+        kind: JobKind[Any, Any],
+        batch: Batch,
+        num_steps: int,
+        trace: JobTrace | None,
     ) -> dict[str, float]:
         """Train from the loaded version to the end. Return the metrics of the last step, and those of scoring."""
-        work = _WorkOfJob(self, training, job)
+        work = _WorkOfJob(self, training, job, trace)
         metrics: dict[str, float] = {}
         try:
             for index, metrics in enumerate(kind.steps(batch, job.claim, work)):
@@ -140,6 +154,7 @@ class _WorkOfJob:
     stages: JobStages
     training: Training
     job: RunningJob
+    trace: JobTrace | None
     reports: list[ScoreReport] = field(default_factory=list)
 
     @property
@@ -158,6 +173,7 @@ class _WorkOfJob:
     def step(
         self, sequences: Sequence[PackedSequence], loss: Objective, learning_rate: float, logprob_chunk_size: int
     ) -> dict[str, float]:
+        sequences = self.trace.step(sequences) if self.trace else untraced(sequences)
         return self.training.step(
             sequences, loss, learning_rate, logprob_chunk_size, self.job.check_urgent, self.job.check
         )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tandem.rl.config import Objective
     from tandem.rl.errors import LoraLimitError, OutOfMemoryError, StepError
     from tandem.rl.packing import PackedSequence
+    from tandem.rl.traces.recording import StepTrace
     from tandem.rl.version_probe import VersionProbe
 
 logger = logging.getLogger(__name__)
@@ -272,6 +273,17 @@ class LearnerGroup:
         for worker in workers:
             worker.keep.remote(digest, job)
         return digest
+
+    def traces(self, workers: list[Any], job: str) -> Callable[[], StepTrace]:
+        """Ask the learners for their traces of a job, beside the steps of others. Return a function that waits."""
+        calls = [worker.traces.options(concurrency_group=WRITING).remote(job) for worker in workers]
+
+        def wait() -> StepTrace:
+            from tandem.rl.traces.recording import StepTrace
+
+            return StepTrace.joined(ray.get(calls, timeout=self._deadlines.checkpoint_s))
+
+        return wait
 
     def _written(self, call: Any, workers: list[Any], turn: Turn, on_wait: OnWait) -> Any:
         """Return the result of a call that runs beside the steps of other jobs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tandem.rl.config import Objective
     from tandem.rl.errors import StepError
     from tandem.rl.packing import PackedSequence
+    from tandem.rl.traces.recording import StepTrace
     from tandem.rl.version_probe import VersionProbe
 
 
@@ -153,6 +154,10 @@ class Training:
         digest = self._group.save(self._own_workers(), metadata, self._job, self._turn, on_wait)
         self._workers = None  # there is nothing left to drop
         return digest
+
+    def traces(self) -> Callable[[], StepTrace]:
+        """Ask the learners for what they have recorded of the traced tokens, once. Return a function that waits."""
+        return self._group.traces(self._own_workers(), self._job)
 
     def free_memory(self) -> None:
         """Give memory that the learners keep for a next step back to their GPUs, for an engine that wakes up."""

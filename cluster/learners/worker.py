@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tandem.rl.packing import PackedSequence
     from tandem.rl.progress import Position
     from tandem.rl.settings import LoraSettings
+    from tandem.rl.traces.recording import StepTrace
 
 PROBE_CHUNK_TOKENS = 1024
 WRITING = "writing"
@@ -102,6 +103,7 @@ class LearnerWorker:
         self._artifacts = Artifacts(artifacts_root)
         self._sessions: dict[str, _Session] = {}
         self._finished: dict[str, _Finished] = {}
+        self._traces: dict[str, list[StepTrace]] = {}
         self._active: _Session | None = None  # the learner holds this training
         self._kept = KeptStates(base.learners.kept_state_bytes, base.learners.kept_device_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
@@ -278,6 +280,7 @@ class LearnerWorker:
     def drop(self, job: str) -> None:
         """Forget a job's training. No error if there is none."""
         self._finished.pop(job, None)
+        self._traces.pop(job, None)
         session = self._sessions.pop(job, None)
         if session is not None and session is self._active and session.digest is None:
             self._active = None
@@ -364,7 +367,15 @@ class LearnerWorker:
                 if self._base.learners.shard > 1:  # the others wait in the middle of a row
                     raise
                 return error
+        if len(self._learner.trace.ids):
+            self._traces.setdefault(job, []).append(self._learner.trace)
         return metrics | {"time/step_trainer_s": time.perf_counter() - began}
+
+    def traces(self, job: str = "") -> StepTrace:
+        """Return what this rank has recorded of the job's traced tokens, and forget it."""
+        from tandem.rl.traces.recording import StepTrace
+
+        return StepTrace.joined(self._traces.pop(job, []))
 
     def free_memory(self) -> None:
         """Give memory that torch keeps for a next step back to the GPU."""

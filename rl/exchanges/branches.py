@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Branches:
         if parent is None:
             self.drafts.append(draft)
         draft.add_context(turn.prompt_token_ids[len(draft.token_ids) :])
-        draft.add_turn(turn, trained)
+        draft.add_turn(replace(turn, policy_version=generation.policy_version), trained)
         self._ends.setdefault((context, end), draft)
         self._lengths[context].add(len(draft.token_ids))
 

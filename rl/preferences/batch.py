@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from tandem.rl.base_text import BaseText
 from tandem.rl.batch import default_packed_length
@@ -20,6 +21,7 @@ from tandem.rl.supervised.batch import NothingToTrainError
 from tandem.rl.supervised.rows import RowError
 from tandem.rl.supervised.tokenizing import tokenize_row
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
+from tandem.rl.traces.sequences import TracedSequence, traced_sequences
 
 PREFERRED, OTHER = 1.0, -1.0
 """Signs of the answers, as advantages."""
@@ -42,6 +44,8 @@ class PreferenceBatch:
     num_too_long: int
     """Pairs that were left out, because one of their sequences is longer than the model's limit."""
     max_model_len: int
+    traced: tuple[TracedSequence, ...] = ()
+    """The sequences of the rows in the order of their trace ids. The pairs are their groups."""
 
     @property
     def sequences(self) -> tuple[PackedSequence, ...]:
@@ -79,15 +83,25 @@ def build_preferences(
     longest = max(sequence.num_tokens for pair in pairs for sequence in pair)
     length = default_packed_length(longest, base.max_model_len, base.device)
     size = config.pairs_per_step
-    steps = [_step(first, pairs[first : first + size], length, base) for first in range(0, len(pairs), size)]
-    return PreferenceBatch(tuple(steps), num_too_long, base.max_model_len)
+    trained = (sum(sequence.num_trained_tokens for sequence in pair) for pair in pairs)
+    trace_ids = list(accumulate(trained, initial=0))
+    steps = [
+        _step(first, pairs[first : first + size], length, base, trace_ids[first])
+        for first in range(0, len(pairs), size)
+    ]
+    traced = traced_sequences(sequence for pair in pairs for sequence in pair)
+    return PreferenceBatch(tuple(steps), num_too_long, base.max_model_len, traced)
 
 
 def _step(
-    first: int, pairs: Sequence[tuple[TokenizedSequence, TokenizedSequence]], length: int, base: BaseText
+    first: int,
+    pairs: Sequence[tuple[TokenizedSequence, TokenizedSequence]],
+    length: int,
+    base: BaseText,
+    first_trace_id: int,
 ) -> PreferenceStep:
     sequences = [sequence for pair in pairs for sequence in pair]
-    rows = pack(sequences, length, shares_prefixes=base.shares_prefixes)
+    rows = pack(sequences, length, shares_prefixes=base.shares_prefixes, first_trace_id=first_trace_id)
     return PreferenceStep(tuple(rows), first, len(pairs))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tandem.rl.base_text import BaseText
 from tandem.rl.batch import default_packed_length
@@ -18,6 +19,7 @@ from tandem.rl.supervised.config import SupervisedConfig
 from tandem.rl.supervised.rows import SupervisedRow
 from tandem.rl.supervised.tokenizing import tokenize_row
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
+from tandem.rl.traces.sequences import TracedSequence, traced_sequences
 
 
 class NothingToTrainError(RLError, ValueError):
@@ -49,6 +51,8 @@ class SupervisedBatch:
     ignored_fields: Mapping[str, int]
     """Rows that have an unknown key, by its name."""
     max_model_len: int
+    traced: tuple[TracedSequence, ...] = ()
+    """The sequences of the rows in the order of their trace ids. The steps are their groups."""
 
     @property
     def sequences(self) -> tuple[PackedSequence, ...]:
@@ -87,8 +91,13 @@ def build_supervised(
         raise ConfigError("learning_rate", str(error)) from error
     longest = max((sequence.num_tokens for draft in drafts for sequence in draft.sequences), default=0)
     length = default_packed_length(longest, base.max_model_len, base.device)
-    steps = [draft.packed(rate, length, base.shares_prefixes) for draft, rate in zip(drafts, rates, strict=True)]
-    batch = SupervisedBatch(tuple(steps), num_untrained, dict(ignored), base.max_model_len)
+    firsts = accumulate((draft.num_trained for draft in drafts), initial=0)
+    steps = [
+        draft.packed(rate, length, base.shares_prefixes, first)
+        for draft, rate, first in zip(drafts, rates, firsts, strict=False)
+    ]
+    traced = traced_sequences(sequence for draft in drafts for sequence in draft.sequences)
+    batch = SupervisedBatch(tuple(steps), num_untrained, dict(ignored), base.max_model_len, traced)
     if not batch.sequences:
         raise NothingToTrainError(_nothing(batch))
     return batch
@@ -100,13 +109,18 @@ class _Draft:
     num_rows: int = 0
     num_dropped: int = 0
 
-    def packed(self, learning_rate: float, length: int, shares_prefixes: bool) -> SupervisedStep:
+    @property
+    def num_trained(self) -> int:
+        return sum(sequence.num_trained_tokens for sequence in self.sequences)
+
+    def packed(self, learning_rate: float, length: int, shares_prefixes: bool, first_trace_id: int) -> SupervisedStep:
+        shares = shares_prefixes
         return SupervisedStep(
-            rows=tuple(pack(self.sequences, length, shares_prefixes=shares_prefixes)) if self.sequences else (),
+            rows=tuple(pack(self.sequences, length, shares_prefixes=shares, first_trace_id=first_trace_id)),
             learning_rate=learning_rate,
             num_trajectories=self.num_rows,
             num_tokens=sum(sequence.num_tokens for sequence in self.sequences),
-            num_trainable_tokens=sum(sequence.num_trained_tokens for sequence in self.sequences),
+            num_trainable_tokens=self.num_trained,
             num_dropped_trajectories=self.num_dropped,
         )
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.rl.tokens.trained_turns import TrainedTurn
+
 
 @dataclass(frozen=True, eq=False)
 class TokenizedSequence:
@@ -41,6 +43,17 @@ class TokenizedSequence:
     """Trained tokens by `sampling_marks`."""
     num_retokenised: int = 0
     """Trained tokens of choices without ids, whose text was tokenised again."""
+    turns: tuple[TrainedTurn, ...] = ()
+    first_trace_id: int | None = None
+    """The number of the first trained token among all of the job; the others follow. None: not traced."""
+
+    @property
+    def trace_ids(self) -> Tensor:
+        """int32. The number of each trained token among all of the job; -1 elsewhere."""
+        if self.first_trace_id is None:
+            return torch.full_like(self.token_ids, -1, dtype=torch.int32)
+        numbers = self.loss_mask.cumsum(0, dtype=torch.int32) + (self.first_trace_id - 1)
+        return torch.where(self.loss_mask, numbers, -1)
 
     @property
     def num_tokens(self) -> int:
@@ -64,6 +77,8 @@ class Turn:
     """See `sampling_marks`."""
     is_retokenised: bool = False
     """The ids are those of the text, since the choice has none."""
+    policy_version: int | None = None
+    """The step of the version that sampled it, if known."""
 
 
 @dataclass
@@ -74,6 +89,7 @@ class Draft:
     loss_masks: list[np.ndarray] = field(default_factory=list)
     logprobs: list[np.ndarray] = field(default_factory=list)
     choice_offsets: list[int] = field(default_factory=list)
+    turns: list[TrainedTurn] = field(default_factory=list)
     marks: Counter[str] = field(default_factory=Counter)
     num_retokenised: int = 0
 
@@ -85,6 +101,7 @@ class Draft:
         """Add the tokens of a turn. `trained` [T] says which are trained; None means all."""
         if turn.is_choice:
             self.choice_offsets.append(len(self.token_ids))
+        self.turns.append(TrainedTurn(len(self.token_ids), len(turn.token_ids), turn.index, turn.policy_version))
         mask = np.ones(len(turn.token_ids), bool) if trained is None else trained
         self._add(turn.token_ids, np.where(mask, turn.logprobs, math.nan), mask)
         num_trained = int(mask.sum())
@@ -101,6 +118,7 @@ class Draft:
             choice_offsets=tuple(self.choice_offsets),
             sampled_with=tuple(self.marks.items()),
             num_retokenised=self.num_retokenised,
+            turns=tuple(self.turns),
         )
 
     def _add(self, ids: list[int], logprobs: np.ndarray, trained: np.ndarray) -> None:

@@ -113,7 +113,8 @@ def _trained_turn(index: int, item: MessageOrChoice, chat: ChatTokenizer, allow_
         prompt = item.prompt_token_ids
         if prompt is not None:
             chat.vocabulary.checked(prompt, lambda index: ("prompt_token_ids", index))
-        return Turn(index, ids, logprobs, True, prompt, marks_of(item.sampled_with), is_retokenised) if ids else None
+        marks, version = marks_of(item.sampled_with), item.version
+        return Turn(index, ids, logprobs, True, prompt, marks, is_retokenised, version) if ids else None
     if item["role"] == "assistant" and allow_without_logprobs:
         if excluding := changes_training(item):
             raise NotExactError("it isn't read here, and the message would be trained; leave it out", excluding)

@@ -25,6 +25,7 @@ from tandem.cluster.jobs.patient_store import PatientStore
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.jobs.traces import JobTraces
 from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.places import LearnerPlaces
@@ -89,7 +90,10 @@ class CoordinatorReplica:
                 engine_check(engines[name]),
             )
             asleep = engines_asleep(engines[name], config) if settings.engine.sleep else None
-            stages = JobStages(settings, self._preparation, ahead, learners, logprobs, self._agreements[name], asleep)
+            stages = JobStages(
+                *(settings, self._preparation, ahead, learners, logprobs, self._agreements[name], asleep),
+                traces=JobTraces(artifacts, config.trajectories),
+            )
             self._stages[name] = stages
             coordinator = Coordinator(config.coordinator, store, stages)
             thread = threading.Thread(

@@ -40,6 +40,15 @@ def delete_blobs(artifacts: Artifacts, keys: Iterable[str]) -> None:
             logger.warning("Can't delete blob %s", key, exc_info=True)
 
 
+def delete_traces(artifacts: Artifacts, job_ids: Iterable[str]) -> None:
+    """Delete the traces of these jobs' tokens. A failure is logged, and sweeping or retention tries again."""
+    for job_id in job_ids:
+        try:
+            artifacts.delete_traces(job_id)
+        except OSError:
+            logger.warning("Can't delete the traces of job %s", job_id, exc_info=True)
+
+
 def delete_job_artifacts(artifacts: Artifacts, job_ids: Iterable[str]) -> None:
     """Delete all files of these jobs. A failure is logged: leftover files only take space."""
     for job_id in job_ids:

@@ -8,8 +8,9 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-from tandem.cluster.artifacts import DATASETS, LOGS, PAYLOADS, UPLOADS, Artifacts
+from tandem.cluster.artifacts import DATASETS, LOGS, PAYLOADS, TRACES, UPLOADS, Artifacts
 from tandem.cluster.config import DeadlinesConfig, RetentionConfig
+from tandem.serve.jobs.blobs import delete_traces
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
             continue
         artifacts.delete_blob(key)
         removed.append(key)
+    traced = store.garbage.jobs_without_model(artifacts.traced_jobs())
+    delete_traces(artifacts, traced)  # of a job that ended after its model was deleted
+    removed += [f"{TRACES}/{job_id}" for job_id in traced]
     if removed:
         logger.info("Removed leftovers of interrupted requests: %s", ", ".join(removed))
     return removed

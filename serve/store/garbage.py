@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased
 
 from tandem.cluster.artifacts import is_dataset
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import DatasetRow, JobRow, LogRow, VersionRow, is_open
+from tandem.serve.store.tables import DatasetRow, JobRow, LogRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import is_initial
 
 KEYS_PER_QUERY = 500  # databases limit the parameters of a query
@@ -34,6 +34,16 @@ class Garbage:
                 known.update(session.scalars(select(DatasetRow.blob_key).where(DatasetRow.blob_key.in_(asked))))
                 known.update(session.scalars(select(LogRow.payload_key).where(LogRow.payload_key.in_(asked))))
         return [key for key in keys if key not in known]
+
+    def jobs_without_model(self, job_ids: Sequence[str]) -> list[str]:
+        """Return the ids of jobs whose model was deleted, and those that no job has."""
+        known: set[str] = set()
+        with self._database.read() as session:
+            for start in range(0, len(job_ids), KEYS_PER_QUERY):
+                asked = JobRow.id.in_(job_ids[start : start + KEYS_PER_QUERY])
+                query = select(JobRow.id).join(JobRow.model).where(asked, ModelRow.deleted_at.is_(None))
+                known.update(session.scalars(query))
+        return [job_id for job_id in job_ids if job_id not in known]
 
     def unused_digests(self, retired_before: datetime | None = None) -> Sequence[str]:
         """Return checkpoints of deleted versions that no version of any model and no open job needs any more.

@@ -157,13 +157,14 @@ def make_coordinator(
     score_s=60.0,
     agreement=None,
     asleep=None,
+    traces=None,
     **settings,
 ):
     pool = LogprobPool(base.config.logprobs, base.config.logprob_tolerance, score_s)
     preparation = preparation or LocalPreparation(base, artifacts)
     ahead = PreparingAhead(base.name, store, preparation)
     stages = JobStages(
-        base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool), agreement, asleep
+        base.config, preparation, ahead, learners, JobLogprobs(learners, engines, pool), agreement, asleep, traces
     )
     return Coordinator(CoordinatorConfig(**settings), store, stages)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tandem.cluster.jobs.preparation import TextModel
     from tandem.rl.packing import PackedSequence
     from tandem.rl.step_size import StepSize
+    from tandem.rl.traces.sequences import TracedSequence
 
 
 class Batch(Protocol):
@@ -31,6 +32,10 @@ class Batch(Protocol):
     @property
     def sequences(self) -> Sequence[PackedSequence]:
         """All packed rows of the job, empty if there is nothing to learn."""
+
+    @property
+    def traced(self) -> Sequence[TracedSequence]:
+        """The sequences of the rows, in the order of their trace ids."""
 
 
 class JobWork(Learners, Protocol):

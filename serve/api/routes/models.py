@@ -21,7 +21,7 @@ from tandem.serve.api.wire.requests import CreateModel, ForkFrom, ModelLora, Nam
 from tandem.serve.api.wire.responses import Model, ModelDeleted
 from tandem.serve.api.wire.views import model_view
 from tandem.serve.errors import ConflictError, ForbiddenError, InvalidRequestError, Problem
-from tandem.serve.jobs.blobs import delete_blobs, delete_job_artifacts
+from tandem.serve.jobs.blobs import delete_blobs, delete_job_artifacts, delete_traces
 from tandem.serve.jobs.sweeping import remove_unused_checkpoints
 from tandem.serve.names import quoted
 from tandem.serve.store.lineage import ForkSource
@@ -133,6 +133,7 @@ def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> 
     deleted = services.store.models.delete(str(model_id), caller.entity)
     delete_blobs(services.artifacts, deleted.blob_keys)
     delete_job_artifacts(services.artifacts, deleted.job_ids)
+    delete_traces(services.artifacts, deleted.job_ids)
     remove_unused_checkpoints(services.store, services.artifacts)
     return ModelDeleted(model_id=str(model_id), deleted_checkpoints=deleted.num_checkpoints)
 

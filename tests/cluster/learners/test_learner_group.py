@@ -141,8 +141,13 @@ def test_two_learners_equal_one_in_supervised_training(one, two, artifacts):
     runs = []
     for learners in (one, two):
         steps = list(supervised_steps(learners, batch))
-        runs.append((steps, read_checkpoint(artifacts.checkpoints_dir / save(learners))))
-    (mine, state), (theirs, other) = runs
+        trace = learners.traces()()
+        order = trace.ids.argsort()
+        assert trace.ids[order].tolist() == list(range(sum(step.num_trainable_tokens for step in batch.steps)))
+        assert len(learners.traces()().ids) == 0  # they are handed over once
+        runs.append((steps, trace.logprobs[order], read_checkpoint(artifacts.checkpoints_dir / save(learners))))
+    (mine, traced, state), (theirs, also_traced, other) = runs
+    assert traced.tolist() == pytest.approx(also_traced.tolist(), abs=1e-4)
     for a, b in zip(mine, theirs, strict=True):
         assert [a[name] for name in ("loss", "grad_norm")] == pytest.approx([b["loss"], b["grad_norm"]], rel=1e-4)
     for name, tensor in state.adapter.items():
