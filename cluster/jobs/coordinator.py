@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tandem.cluster.config import CoordinatorConfig
@@ -21,6 +22,7 @@ from tandem.cluster.errors import (
     StoreUnavailableError,
 )
 from tandem.cluster.jobs.job import ClaimedJob, JobStore
+from tandem.cluster.jobs.phases import Outcome, PhaseListener
 from tandem.cluster.jobs.running_job import RunningJob, ServiceStop
 from tandem.cluster.jobs.stages import JobStages
 
@@ -39,8 +41,15 @@ class Coordinator:
     starts from there and repeats the same work, because the order of the batch follows from the job's id.
     """
 
-    def __init__(self, settings: CoordinatorConfig, store: JobStore, stages: JobStages):
-        self._settings, self._store, self._stages = settings, store, stages
+    def __init__(
+        self,
+        settings: CoordinatorConfig,
+        store: JobStore,
+        stages: JobStages,
+        listeners: Sequence[PhaseListener] = (),
+    ):
+        """`listeners` are told about the phases of the jobs, which the store records, too."""
+        self._settings, self._store, self._stages, self._listeners = settings, store, stages, listeners
         self._name = stages.base.name
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._stop = ServiceStop(settings.stop_grace_s)
@@ -119,7 +128,7 @@ class Coordinator:
 
     def _run_job(self, claim: ClaimedJob) -> None:
         try:
-            with RunningJob(claim, self._store, self._settings.lease_s, self._stop) as job:
+            with RunningJob(claim, self._store, self._settings.lease_s, self._stop, self._listeners) as job:
                 self._run_to_its_end(job)
         except LeaseLostError as error:
             logger.warning("Job %s was given up: %s", claim.id, error)
@@ -130,28 +139,38 @@ class Coordinator:
     def _run_to_its_end(self, job: RunningJob) -> None:
         claim, max_attempts = job.claim, self._settings.max_attempts
         if claim.num_tries > max_attempts:
-            self._store.fail(claim, _interrupted_too_often(max_attempts))
+            self._end(job, "failed", lambda: self._store.fail(claim, _interrupted_too_often(max_attempts)))
             return
         try:
             version, metrics = self._stages.train(job)
-            self._store.complete(claim, version, metrics)
+            self._end(job, "succeeded", lambda: self._store.complete(claim, version, metrics))
             logger.info("Job %s made version %d of model %s", claim.id, claim.next_step, claim.model_id)
         except JobCancelledError:
-            self._store.cancel(claim)
+            self._end(job, "cancelled", lambda: self._store.cancel(claim))
         except (ServiceStopsError, LearnersLostError) as error:
             logger.info("Job %s is handed back: %s", claim.id, error)
-            self._store.hand_back(claim, str(error))
+            reason = str(error)
+            self._end(job, "handed_back", lambda: self._store.hand_back(claim, reason))
         except (LeaseLostError, StoreUnavailableError):  # another attempt begins when the lease has run out
             raise
         except StageError as error:
             logger.warning("Job %s, attempt %d: %s", claim.id, claim.attempt, error)
             if error.retryable and claim.num_tries < max_attempts:
-                self._store.requeue(claim, str(error))
+                reason = str(error)
+                self._end(job, "requeued", lambda: self._store.requeue(claim, reason))
             else:
-                self._store.fail(claim, f"{error} (attempt {claim.num_tries} of {max_attempts})")
+                reason = f"{error} (attempt {claim.num_tries} of {max_attempts})"
+                self._end(job, "failed", lambda: self._store.fail(claim, reason))
         except Exception as error:
             logger.exception("Job %s failed", claim.id)
-            self._store.fail(claim, _unexpected(claim, error))
+            reason = _unexpected(claim, error)
+            self._end(job, "failed", lambda: self._store.fail(claim, reason))
+
+    @staticmethod
+    def _end(job: RunningJob, outcome: Outcome, write: Callable[[], None]) -> None:
+        with job.clock.phase("record"):
+            write()
+        job.outcome = outcome
 
 
 def _interrupted_too_often(max_attempts: int) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from tandem.cluster.jobs.phases import Outcome, Phase
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ class JobStore(Protocol):
 
     def requeue(self, job: ClaimedJob, reason: str) -> None:
         """Give the job back, to be claimed again at once with the next attempt number."""
+
+    def record_phases(self, job: ClaimedJob, phases: Sequence[Phase], outcome: Outcome | None = None) -> None:
+        """Replace the phases of the claim's attempt, in order; `outcome` once the attempt has ended.
+
+        Not fenced: an attempt that has lost its claim has used what it has used.
+        """
 
     def hand_back(self, job: ClaimedJob, reason: str) -> None:
         """Give the job back because the service stops. The next claim has the next attempt number, which fences this

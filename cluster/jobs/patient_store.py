@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenacity import RetryCallState, Retrying, before_sleep_log, retry_if_exception, stop_before_delay, wait_exponential
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StoreUnavailableError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
+from tandem.cluster.jobs.phases import Outcome, Phase
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
@@ -64,6 +65,10 @@ class PatientStore(JobStore):
             raise
         except Exception:
             logger.warning("The store can't show what job %s waits for", job.id, exc_info=True)
+
+    def record_phases(self, job: ClaimedJob, phases: Sequence[Phase], outcome: Outcome | None = None) -> None:
+        """Not retried: the next record has all that this one has."""
+        self._store.record_phases(job, phases, outcome)
 
     def record_event(self, job: ClaimedJob, type: str, data: Mapping[str, Any], index: int | None = None) -> None:
         self._retrying(lambda: self._store.record_event(job, type, data, index))

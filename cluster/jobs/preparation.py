@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 4  # so that small payloads don't wait for a large one
 WHO = "the process that prepares jobs"
+OnCpu = Callable[[float], None]
 _WORK = {"initial_version": "making a version 0", "import_adapter": "reading the adapter"}
+
+
+def unmeasured(cpu_seconds: float) -> None:
+    """Ignore the cost."""
 
 
 class TextModel(Protocol):
@@ -117,6 +122,12 @@ class PreparationWorker:
         self._load(base_model)
         batch: Batch = KINDS[job.kind].build(self._base_models[base_model], self._artifacts, job)
         return batch
+
+    def measured_batch(self, base_model: str, job: QueuedJob) -> tuple[Batch, float]:
+        """Return `batch`, and the seconds of CPU time that it took. Tokenizers use this thread alone."""
+        began = time.thread_time()
+        batch = self.batch(base_model, job)
+        return batch, time.thread_time() - began
 
     def _groups(self, base_model: str, payload_key: str, policy: str) -> Iterator[TrajectoryGroup]:
         from tandem.cluster.payloads.reading import read_groups
@@ -199,9 +210,11 @@ class Preparation:
         """See `PreparationWorker.check`."""
         self._call("check", (base_model, payload_key, config, policy), on_wait)
 
-    def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on) -> Batch:
-        """Return what the job trains on, which follows from the job alone."""
-        batch: Batch = self._call("batch", (base_model, job), on_wait)
+    def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on, on_cpu: OnCpu = unmeasured) -> Batch:
+        """Return what the job trains on, which follows from the job alone. Give its CPU seconds to `on_cpu`."""
+        batch: Batch
+        batch, cpu_seconds = self._call("measured_batch", (base_model, job), on_wait)
+        on_cpu(cpu_seconds)
         return batch
 
     def log_metrics(self, payload_key: str, on_wait: OnWait = wait_on) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tandem.cluster.jobs.job import JobStore, QueuedJob
-from tandem.cluster.jobs.preparation import Preparation
+from tandem.cluster.jobs.preparation import OnCpu, Preparation, unmeasured
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class _Foreseen:
 
     job_id: str
     batch: Future[Batch] = field(default_factory=Future)
+    cpu_seconds: list[float] = field(default_factory=list)
+    """Of its preparation."""
 
 
 class PreparingAhead:
@@ -55,16 +57,20 @@ class PreparingAhead:
         finally:
             stop.set()
 
-    def batch(self, job: QueuedJob, on_wait: OnWait) -> Batch:
-        """Return the job's batch, as `Preparation.batch` makes it and with its errors."""
+    def batch(self, job: QueuedJob, on_wait: OnWait, on_cpu: OnCpu = unmeasured) -> Batch:
+        """Return the job's batch, as `Preparation.batch` makes it and with its errors.
+
+        `on_cpu` is given the CPU seconds of the preparation, also of one that was made ahead.
+        """
         foreseen = self._foreseen
         if foreseen is not None and foreseen.job_id == job.id:
             while not wait([foreseen.batch], WAIT_PERIOD_S).done:
                 on_wait()
             if foreseen.batch.exception() is None:
                 self._foreseen = None
+                on_cpu(sum(foreseen.cpu_seconds))
                 return foreseen.batch.result()
-        return self._preparation.batch(self._base_model, job, on_wait)
+        return self._preparation.batch(self._base_model, job, on_wait, on_cpu)
 
     def _look(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -85,7 +91,8 @@ class PreparingAhead:
             return
         self._foreseen = foreseen = _Foreseen(job.id)
         try:
-            foreseen.batch.set_result(self._preparation.batch(self._base_model, job))
+            batch = self._preparation.batch(self._base_model, job, on_cpu=foreseen.cpu_seconds.append)
+            foreseen.batch.set_result(batch)
         except Exception as error:
             logger.info("Job %s of %s isn't prepared ahead", job.id, self._base_model, exc_info=True)
             foreseen.batch.set_exception(error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class JobStages:
         num_tokens = sum(sequence.num_tokens for sequence in batch.sequences)
         trace = self.traces.begin(claim, batch) if self.traces else None
         with self.learners.training(
-            f"{claim.id}/{claim.attempt}", num_tokens, lambda warning: job.record(WARNING, warning)
+            f"{claim.id}/{claim.attempt}", num_tokens, lambda warning: job.record(WARNING, warning), job.clock
         ) as training:
             with nullcontext() if self.learners.is_ready else self._engines_asleep(job, training):
                 training.start(lambda: self._wait_for_learners(job))
@@ -74,7 +74,8 @@ class JobStages:
             if claim.lost_optimizer:
                 job.record(WARNING, fresh_optimizer_warning(claim.version.step))
             if self.agreement:
-                self.agreement.before_training(job)
+                with job.clock.phase("compare_engine"):
+                    self.agreement.before_training(job)
             with self.ahead.while_training():
                 with self._engines_asleep(job, training):
                     training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
@@ -86,7 +87,8 @@ class JobStages:
                 offered = self.agreement.offer(training.seal(metadata, job.check)) if self.agreement else None
                 digest = training.save(metadata, job.check)
         if self.agreement:
-            self.agreement.after_publishing(job, claim.next_step, digest, offered)
+            with job.clock.phase("publish"):
+                self.agreement.after_publishing(job, claim.next_step, digest, offered)
         for warning in trace.warnings() if trace else ():
             job.record(WARNING, warning)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
@@ -100,8 +102,14 @@ class JobStages:
             with self.asleep.during(on_wait, training.free_memory) if self.asleep else nullcontext():
                 return training.probe_version(digest, on_wait)
 
-    def _engines_asleep(self, job: RunningJob, training: Training) -> AbstractContextManager[None]:
-        return self.asleep.during(job.check_urgent, training.free_memory) if self.asleep else nullcontext()
+    @contextmanager
+    def _engines_asleep(self, job: RunningJob, training: Training) -> Iterator[None]:
+        if self.asleep is None:
+            yield
+            return
+        asleep = self.asleep.during(job.check_urgent, training.free_memory)
+        with job.clock.phase("engine_sleep"), asleep, job.clock.phase("idle"):
+            yield
 
     def _begin(self, job: RunningJob, outline: Outline) -> None:
         job.check()
@@ -111,7 +119,8 @@ class JobStages:
 
     def _prepare(self, job: RunningJob, kind: JobKind[Any, Any]) -> Batch:
         try:
-            return self.ahead.batch(job.claim, job.check)
+            with job.clock.phase("prepare"):
+                return self.ahead.batch(job.claim, job.check, lambda seconds: job.clock.count(cpu_seconds=seconds))
         except RLError as error:
             raise StageError("prepare", str(error), kind.remedy) from error
         except OSError as error:
@@ -189,4 +198,5 @@ class _WorkOfJob:
         return logprobs
 
     def plot(self, rows: Sequence[PackedSequence]) -> None:
-        self.stages.preparation.plot(self.job.claim.id, rows, self.job.check)
+        with self.job.clock.phase("plot"):
+            self.stages.preparation.plot(self.job.claim.id, rows, self.job.check)

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
 from tandem.cluster.errors import LearnersLostError, StageError
+from tandem.cluster.jobs.phases import PhaseClock
 from tandem.cluster.learners.failures import cause_of
 from tandem.cluster.learners.gpu_faults import GpuFaults
 from tandem.cluster.learners.gpu_memory import learner_environment
@@ -112,12 +113,14 @@ class LearnerGroup:
         """Return whether these actors, from `load`, are still the group's."""
         return workers is self._workers
 
-    def training(self, job: str, num_tokens: int, warn: Warn = no_warning) -> Training:
+    def training(self, job: str, num_tokens: int, warn: Warn = no_warning, clock: PhaseClock | None = None) -> Training:
         """Return the training of a job that has this many tokens, to be used as a context manager.
 
-        `warn` takes the data of warnings that the job's user should see.
+        `warn` takes the data of warnings that the job's user should see. `clock` measures the phases of the job.
         """
-        return Training(self, job, self.turns.join(num_tokens), warn)
+        measured, count = clock or PhaseClock(), self._base.learners.count
+        turn = self.turns.join(num_tokens, lambda has_learners: measured.has_learners(count if has_learners else 0))
+        return Training(self, job, turn, warn, measured)
 
     def start(self, on_wait: OnWait = wait_on) -> None:
         """Place and start the learners. Raise StageError if the cluster has no room for them before the deadline."""

@@ -15,6 +15,7 @@ from tandem.cluster.processes.waiting import OnWait, wait_on
 from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
+    from tandem.cluster.jobs.phases import PhaseClock
     from tandem.cluster.learners.group import LearnerGroup
     from tandem.cluster.logprobs.pool import Score
     from tandem.rl.config import Objective
@@ -47,8 +48,8 @@ class Training:
     jobs then get LearnersLostError from their next call. So does this job if another one has ended the actors.
     """
 
-    def __init__(self, group: LearnerGroup, job: str, turn: Turn, warn: Warn):
-        self._group, self._job, self._turn, self._warn = group, job, turn, warn
+    def __init__(self, group: LearnerGroup, job: str, turn: Turn, warn: Warn, clock: PhaseClock):
+        self._group, self._job, self._turn, self._warn, self.clock = group, job, turn, warn, clock
         self._warned: list[Mapping[str, Any]] = []
         self._workers: list[Any] | None = None  # the actors that have this job's state
         self._fault: StepError | None = None
@@ -71,14 +72,14 @@ class Training:
     def start(self, on_wait: OnWait = wait_on) -> None:
         """Start the learners unless they run. Raises StageError as `LearnerGroup.start` does."""
         if not self._group.is_ready:
-            self._turn.hold(on_wait)
-            self._group.start(on_wait)
+            self._hold(on_wait)
+            self._start_group(on_wait)
             self._turn.give_back()
 
     def base_probe(self, on_wait: OnWait = wait_on) -> VersionProbe:
         """Return the base model's logprobs of the probe."""
-        self._turn.hold(on_wait)
-        self._group.start(on_wait)
+        self._hold(on_wait)
+        self._start_group(on_wait)
         return self._group.base_probe(on_wait)
 
     def probe_version(self, digest: str, on_wait: OnWait = wait_on) -> VersionProbe:
@@ -86,8 +87,8 @@ class Training:
 
         `on_wait` is called while other jobs use the learners, and while they start.
         """
-        self._turn.hold(on_wait)
-        self._group.start(on_wait)
+        self._hold(on_wait)
+        self._start_group(on_wait)
         return self._group.probe_version(digest)
 
     def load(
@@ -101,9 +102,10 @@ class Training:
 
         `on_wait_turn` is called instead of `on_wait` while other jobs use the learners.
         """
-        self._turn.hold(on_wait_turn or on_wait)
-        self._group.start(on_wait)
-        self._workers = self._group.load(digest, self._job, on_wait, fresh_optimizer)
+        self._hold(on_wait_turn or on_wait)
+        self._start_group(on_wait)
+        with self.clock.phase("load"):
+            self._workers = self._group.load(digest, self._job, on_wait, fresh_optimizer)
 
     def step(
         self,
@@ -119,12 +121,15 @@ class Training:
         Raises StageError, and keeps the learners running, if the step diverges or a single sequence doesn't fit into
         their memory.
         """
-        self._turn.hold(on_wait_turn or on_wait)
+        self._hold(on_wait_turn or on_wait)
         workers, began = self._own_workers(), time.monotonic()
-        metrics = self._group.step(
-            workers, sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait, self._warn_once
-        )
-        self._turn.trained(sum(sequence.num_tokens for sequence in sequences), time.monotonic() - began)
+        num_tokens = sum(sequence.num_tokens for sequence in sequences)
+        with self.clock.phase("step"):
+            metrics = self._group.step(
+                workers, sequences, loss, learning_rate, logprob_chunk_size, self._job, on_wait, self._warn_once
+            )
+            self.clock.count(trained_tokens=num_tokens)
+        self._turn.trained(num_tokens, time.monotonic() - began)
         return metrics
 
     def scorers(self, digest: str, logprob_chunk_size: int) -> list[Score]:
@@ -137,13 +142,15 @@ class Training:
 
     def finish(self, on_wait: OnWait = wait_on) -> None:
         """Take no more steps, and let other jobs have the learners. A fault of the state is raised by `save`."""
-        self._fault = self._group.finish(self._own_workers(), self._job, on_wait)
+        with self.clock.phase("check_version"):
+            self._fault = self._group.finish(self._own_workers(), self._job, on_wait)
         self._turn.give_back()
 
     def seal(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> SealedVersion:
         """Name the finished state, so that engines can load it while `save` makes it durable. Raises as `save` does."""
         self._check_fault()
-        return self._group.seal(self._own_workers(), metadata, self._job, self._turn, on_wait)
+        with self.clock.phase("seal"):
+            return self._group.seal(self._own_workers(), metadata, self._job, self._turn, on_wait)
 
     def save(self, metadata: dict[str, str | int], on_wait: OnWait = wait_on) -> str:
         """Write the finished state as a durable checkpoint and return its digest, while other jobs train.
@@ -151,7 +158,8 @@ class Training:
         Raises StageError if the state isn't finite. No failure affects other jobs, unless the writing learner is lost.
         """
         self._check_fault()
-        digest = self._group.save(self._own_workers(), metadata, self._job, self._turn, on_wait)
+        with self.clock.phase("checkpoint"):
+            digest = self._group.save(self._own_workers(), metadata, self._job, self._turn, on_wait)
         self._workers = None  # there is nothing left to drop
         return digest
 
@@ -162,6 +170,14 @@ class Training:
     def free_memory(self) -> None:
         """Give memory that the learners keep for a next step back to their GPUs, for an engine that wakes up."""
         self._group.free_memory()
+
+    def _hold(self, on_wait: OnWait) -> None:
+        with self.clock.phase("wait_turn"):
+            self._turn.hold(on_wait)
+
+    def _start_group(self, on_wait: OnWait) -> None:
+        with self.clock.phase("start_learners"):
+            self._group.start(on_wait)
 
     def _check_fault(self) -> None:
         if self._fault is not None:

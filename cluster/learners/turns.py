@@ -17,6 +17,13 @@ PATIENCE = 1.5
 one size would alternate, and both would end late."""
 
 
+OnChange = Callable[[bool], None]
+
+
+def _unheard(has_learners: bool) -> None:
+    pass
+
+
 class Turns:
     """Gives the learners to one job at a time: to the one that is slowed down most.
 
@@ -37,9 +44,12 @@ class Turns:
         self._holder: Turn | None = None
         self._token_s: float | None = None
 
-    def join(self, num_tokens: int) -> Turn:
-        """Return the turn of a job that trains this many tokens. The caller closes it."""
-        return Turn(self, num_tokens, self._clock())
+    def join(self, num_tokens: int, on_change: OnChange = _unheard) -> Turn:
+        """Return the turn of a job that trains this many tokens. The caller closes it.
+
+        `on_change` is told whenever the job gets the learners (True) or has them no more, and must not block.
+        """
+        return Turn(self, num_tokens, self._clock(), on_change)
 
     def is_held_by_another(self, turn: Turn) -> bool:
         return self._holder not in (None, turn)
@@ -52,8 +62,8 @@ class Turns:
 class Turn:
     """A job's place among those that use the learners."""
 
-    def __init__(self, turns: Turns, num_tokens: int, arrived: float):
-        self._turns, self._arrived = turns, arrived
+    def __init__(self, turns: Turns, num_tokens: int, arrived: float, on_change: OnChange):
+        self._turns, self._arrived, self._on_change = turns, arrived, on_change
         self._total = self._left = num_tokens
         self._is_closed = False
 
@@ -74,6 +84,7 @@ class Turn:
                         raise LearnersLostError("The job's training is over.")
                     if turns._holder is None and max(turns._waiting, key=Turn.slowdown) is self:
                         turns._holder = self
+                        self._on_change(True)
                     if turns._holder is self:
                         return
                     turns._changed.wait(WAIT_PERIOD_S)
@@ -115,4 +126,5 @@ class Turn:
 
     def _pass_on(self) -> None:
         self._turns._holder = None
+        self._on_change(False)
         self._turns._changed.notify_all()

@@ -36,9 +36,13 @@ class JobLogprobs:
         After a cancellation they end the chunks in hand.
         """
         learners = training.scorers(digest, chunk_size)
-        engines = [engine_scorer(engine, digest) for engine in self.engines]
+        engines = [engine_scorer(engine, digest) for engine in self.engines] if self.pool.uses_engines(rows) else []
+        clock = training.clock
         try:
-            return self.pool.score(rows, learners, engines, on_wait)
+            with clock.phase("score", without_learners=None if engines else "wait_turn"):
+                logprobs, report = self.pool.score(rows, learners, engines, on_wait)
+                clock.count(scored_tokens=report.learner_tokens, engine_scored_tokens=report.engine_tokens)
+            return logprobs, report
         except (JobCancelledError, LearnersLostError):
             raise
         except BaseException:

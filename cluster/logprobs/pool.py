@@ -83,6 +83,11 @@ class LogprobPool:
     tolerance: float
     deadline_s: float
 
+    def uses_engines(self, rows: Sequence[PackedSequence]) -> bool:
+        """Return whether engines would score these rows beside the learners."""
+        mode = self.settings.mode
+        return mode != "learner" and (mode != "auto" or engine_work(rows) <= MAX_ENGINE_WORK)
+
     def score(
         self,
         rows: Sequence[PackedSequence],
@@ -91,8 +96,7 @@ class LogprobPool:
         on_wait: OnWait = wait_on,
     ) -> tuple[list[Tensor], ScoreReport]:
         """Return the logprobs of every row, in order. Raise StageError when no scorer is left, or at the deadline."""
-        mode = self.settings.mode
-        if mode == "learner" or (mode == "auto" and engine_work(rows) > MAX_ENGINE_WORK):
+        if not self.uses_engines(rows):
             engines = ()
         run = _Run(self, rows, learners, engines)
         return run.to_its_end(on_wait)

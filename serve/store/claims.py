@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -15,8 +15,10 @@ from sqlalchemy.orm import Session, aliased
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
 from tandem.cluster.jobs.kinds.registry import KINDS, read_options
+from tandem.cluster.jobs.phases import Outcome, Phase
 from tandem.serve.store.database import Database
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events, record
+from tandem.serve.store.phases import JobPhases, add_attempt
 from tandem.serve.store.references import lagged_digest
 from tandem.serve.store.tables import NO_PAYLOAD, InitialVersionRow, JobRow, LogRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import find_version
@@ -33,6 +35,7 @@ class Claims(JobStore):
 
     def __init__(self, database: Database):
         self._database = database
+        self._phases = JobPhases(database)
 
     def put_initial_version(self, base_model: str, digest: str) -> None:
         """Record the zero adapter, version 0 of every model on this base. The first one that is recorded stays."""
@@ -71,6 +74,7 @@ class Claims(JobStore):
             job.start_digest, job.start_step, job.waiting_for = version.digest, version.step, None
             job.started_at = job.started_at or now
             model.last_claimed_at = now
+            add_attempt(session, job.id, job.attempt, now)
             return ClaimedJob(
                 id=job.id,
                 payload_key=job.payload_key,
@@ -190,6 +194,10 @@ class Claims(JobStore):
         """Return the job to the queue. Until it is claimed again, its error gives the reason."""
         with self._database.write() as session:
             self._return_to_queue(session, _held(session, job), reason)
+
+    def record_phases(self, job: ClaimedJob, phases: Sequence[Phase], outcome: Outcome | None = None) -> None:
+        """See `JobPhases.record`."""
+        self._phases.record(job, phases, outcome)
 
     def hand_back(self, job: ClaimedJob, reason: str) -> None:
         """Return the job to the queue because the service shuts down; this doesn't count as one of its tries."""

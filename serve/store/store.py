@@ -14,6 +14,7 @@ from tandem.serve.store.keys import Keys
 from tandem.serve.store.lineage import Lineage
 from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
+from tandem.serve.store.phases import JobPhases
 from tandem.serve.store.retention import Retention
 from tandem.serve.store.tree import VersionTree
 from tandem.serve.store.versions import Versions
@@ -37,6 +38,7 @@ class Store:
         self.datasets = Datasets(self.database)
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)
+        self.phases = JobPhases(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
         self.wandb = WandbArtifacts(self.database)

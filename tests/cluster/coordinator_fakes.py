@@ -47,6 +47,7 @@ class RecordingStore:
     def __init__(self, *jobs, renewals=()):
         self.jobs, self.renewals, self.log = list(jobs), list(renewals), []
         self.num_looks = 0  # calls of next_queued
+        self.phases = {}  # by attempt, and how it ended
 
     def claim_next(self, base_model, owner, lease_s):
         return self.jobs.pop(0) if self.jobs else None
@@ -83,6 +84,9 @@ class RecordingStore:
     def report_waiting(self, job, reason):
         self.log.append(("waiting", reason))
 
+    def record_phases(self, job, phases, outcome=None):
+        self.phases[job.attempt] = (list(phases), outcome)
+
     @property
     def order(self):
         return [entry[0] for entry in self.log]
@@ -100,8 +104,9 @@ class RecordingLearners:
         self.failures, self.step_s, self.in_step, self.log = list(failures), step_s, in_step, []
 
     @contextmanager
-    def training(self, job, num_tokens, warn=None):
+    def training(self, job, num_tokens, warn=None, clock=None):
         """The same object: these learners have one job."""
+        self.clock = clock
         yield self
 
     def start(self, on_wait):
@@ -140,8 +145,10 @@ class LocalPreparation:
     def __init__(self, base, artifacts):
         self.worker = PreparationWorker({base.name: base}, artifacts)
 
-    def batch(self, base_model, job, on_wait=None):
-        return self.worker.batch(base_model, job)
+    def batch(self, base_model, job, on_wait=None, on_cpu=lambda seconds: None):
+        batch, cpu_seconds = self.worker.measured_batch(base_model, job)
+        on_cpu(cpu_seconds)
+        return batch
 
     def plot(self, job_id, sequences, on_wait):
         self.worker.plot(job_id, sequences)

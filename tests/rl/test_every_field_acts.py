@@ -113,7 +113,7 @@ class LocalLearners:
         self._shapes = {name: parameter.shape for name, parameter in policy.parameters.items()}
 
     @contextmanager
-    def training(self, job: str, num_tokens: int, warn: object) -> Iterator[LocalLearners]:
+    def training(self, job: str, num_tokens: int, warn: object, clock: object) -> Iterator[LocalLearners]:
         yield self
 
     def start(self, on_wait: Callable[[], None]) -> None:
@@ -228,7 +228,7 @@ def coordinator_of(store: Store, artifacts: Artifacts, learners: LocalLearners) 
     class LocalPreparation:
         plot = staticmethod(lambda job_id, rows, on_wait: worker.plot(job_id, rows))
 
-        def batch(self, base_model: str, job: Any, on_wait: Any = None) -> Any:
+        def batch(self, base_model: str, job: Any, on_wait: Any = None, on_cpu: Any = None) -> Any:
             return worker.batch(base_model, job)
 
     settings = BaseModelConfig(name=BASE, path="unused", optimizer={"learning_rate": 5e-3})

@@ -26,13 +26,13 @@ class WatchedPreparation(LocalPreparation):
         self.calls, self.gate, self.fault = [], threading.Event(), None
         self.gate.set()
 
-    def batch(self, base_model, job, on_wait=None):
+    def batch(self, base_model, job, on_wait=None, on_cpu=lambda seconds: None):
         self.calls.append((job.id, threading.current_thread().name))
         if on_wait is None:
             assert self.gate.wait(300)
             if self.fault:
                 raise self.fault
-        return super().batch(base_model, job, on_wait)
+        return super().batch(base_model, job, on_wait, on_cpu)
 
     def num_calls(self, job):
         return sum(id == job.id for id, _ in self.calls)

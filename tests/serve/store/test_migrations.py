@@ -31,6 +31,7 @@ ADDED = {
 INDEXES = ("versions_import_key", "models_initial_digest")
 NEW_TABLES = (
     "datasets",
+    *("job_attempts", "job_phases", "usage", "usage_prices", "usage_sources", "sampling_spans"),
     *("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files"),
     *("wandb_files", "wandb_artifacts", "wandb_metadata", "url_secrets"),
 )
