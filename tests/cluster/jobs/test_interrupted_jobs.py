@@ -48,12 +48,14 @@ def stop_the_service(run):
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_job_whose_learner_is_killed_or_whose_service_is_stopped_makes_the_same_version(start, count):
     undisturbed = start("undisturbed", count)
-    _, expected = undisturbed.to_the_end()
+    job, expected = undisturbed.to_the_end()
+    undisturbed.check_accounts(job, count)
 
     killed = start("killed", count, kill_a_learner, learners_of=undisturbed)
     job, digest = killed.to_the_end()
     assert (job.attempt, job.num_handed_back) == (2, 0)
     assert digest == expected
+    killed.check_accounts(job, count)
 
     stopped = start("stopped", count, stop_the_service, learners_of=killed, stop_grace_s=0)
     stopped.coordinator.run()
@@ -62,3 +64,4 @@ def test_a_job_whose_learner_is_killed_or_whose_service_is_stopped_makes_the_sam
     job, digest = stopped.to_the_end()
     assert (job.attempt, job.num_handed_back) == (2, 1)
     assert digest == expected
+    stopped.check_accounts(job, count)

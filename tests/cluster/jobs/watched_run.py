@@ -2,15 +2,18 @@
 
 import uuid
 
+import pytest
 from coordinator_fakes import LocalPreparation, make_coordinator, make_job, trajectory
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
 from tandem.cluster.jobs.patient_store import PatientStore
+from tandem.cluster.jobs.phases import PHASES
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.rl.config import TrainingConfig
 from tandem.serve.store.store import Store
+from tandem.serve.usage.timeline import timeline
 
 CONFIG = TrainingConfig(packed_sequence_length=24, learning_rate=1e-3)
 
@@ -60,6 +63,23 @@ class Run:
         assert (started.type, ended.type) == ("training_started", "training_ended")
         assert [step.type for step in steps] == ["gradient_step"] * started.data["num_gradient_steps"]
         return job, self.store.versions.resolve("default", "tests", "m", 1).digest
+
+    def check_accounts(self, job, num_learners):
+        """Check that every second of the ended job has a name, and 95 % of them another one than idle."""
+        found = timeline(job, self.store.phases.of_job(job.id), self.store.database.now())
+        wall_s = (job.ended_at - job.created_at).total_seconds()
+        seconds = {name: sum(one.seconds for one in found if one.name == name) for name in PHASES}
+        assert sum(seconds.values()) == pytest.approx(wall_s, rel=1e-3, abs=0.05), seconds
+        assert seconds["idle"] <= 0.05 * wall_s, [(one.name, one.reason, one.seconds) for one in found]
+        assert {one.attempt for one in found if one.attempt} == set(range(1, job.attempt + 1))
+        for one in found:
+            held = one.name in ("load", "step", "check_version")
+            if held:
+                assert one.learner_seconds == pytest.approx(num_learners * one.seconds, abs=0.01)
+            elif one.name in ("queued", "prepare", "start_learners", "wait_turn", "checkpoint", "seal"):
+                assert one.learner_seconds < 0.01
+        tokens = [row for row in self.store.phases.of_job(job.id)[-1].phases if row.trained_tokens]
+        assert tokens and {row.name for row in tokens} == {"step"}
 
 
 def store_url(directory):
