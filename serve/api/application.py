@@ -21,6 +21,7 @@ from tandem.serve.api.routes import (
     logs,
     me,
     models,
+    overview,
     readiness,
     supervised_jobs,
     training_jobs,
@@ -41,6 +42,22 @@ ERROR_RESPONSE = {
     "description": "Error",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
 }
+
+_V1 = (
+    models,
+    versions,
+    tree,
+    adapters,
+    logs,
+    downloads,
+    datasets,
+    training_jobs,
+    supervised_jobs,
+    inference,
+    keys,
+    me,
+    overview,
+)
 
 
 class Application(FastAPI):
@@ -82,8 +99,7 @@ def create_app(services: Services) -> Application:
     )
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    model_routes = (models, versions, tree, adapters, logs, downloads)
-    for routes in (*model_routes, datasets, training_jobs, supervised_jobs, inference, keys, me):
+    for routes in _V1:
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -94,9 +94,11 @@ class Models:
         newest_first: bool = False,
         project: str | None = None,
         name: str | None = None,
+        containing: str | None = None,
     ) -> Sequence[ModelRow]:
         """Return models of the entity in order of registration, those after the model `after`.
 
+        `containing`: those whose project/name contains this text, in any case.
         Raises UnknownCursorError for `after`.
         """
         query = select(ModelRow).where(ModelRow.entity == entity, ModelRow.deleted_at.is_(None))
@@ -104,6 +106,8 @@ class Models:
             query = query.where(ModelRow.project == project)
         if name:
             query = query.where(ModelRow.name == name)
+        if containing:
+            query = query.where((ModelRow.project + "/" + ModelRow.name).icontains(containing, autoescape=True))
         query = query.order_by(ModelRow.number.desc() if newest_first else ModelRow.number).limit(limit)
         with self._database.read() as session:
             if after:

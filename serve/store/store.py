@@ -14,6 +14,7 @@ from tandem.serve.store.keys import Keys
 from tandem.serve.store.lineage import Lineage
 from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
+from tandem.serve.store.overview import Overview
 from tandem.serve.store.phases import JobPhases
 from tandem.serve.store.retention import Retention
 from tandem.serve.store.tree import VersionTree
@@ -31,6 +32,7 @@ class Store:
         self.database = Database(url, clock)
         self.keys = Keys(self.database)
         self.models = Models(self.database)
+        self.overview = Overview(self.database)
         self.versions = Versions(self.database)
         self.lineage = Lineage(self.database)
         self.tree = VersionTree(self.database)

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from tandem.serve.keys import create_key
+from tandem.serve.keys import add_key, create_key
 
 KEYS = "/v1/preview/keys"
 
@@ -68,3 +68,11 @@ def test_keys_are_paged(admin):
     assert ([key["name"] for key in first["data"]], first["has_more"]) == (["tests"], True)
     rest = admin.get(KEYS, params={"limit": 1, "after": first["last_id"]}).json()
     assert ([key["name"] for key in rest["data"]], rest["has_more"]) == (["boss"], False)
+
+
+def test_a_key_of_any_role_sees_itself(http, store):
+    for role in ("infer", "train", "admin"):
+        row, key = add_key(store, f"of {role}", "team", role)
+        own = http.get("/v1/preview/me", headers={"Authorization": f"Bearer {key}"}).json()
+        assert (own["id"], own["name"], own["entity"], own["role"]) == (row.id, f"of {role}", "team", role)
+        assert "key" not in own
