@@ -61,9 +61,14 @@ def start_serve(config: TandemConfig, log_level: str) -> None:
     logging.getLogger("ray.serve").setLevel(log_level)
     serve.start(
         http_options=HTTPOptions(host=config.http.host, port=config.http.port),
-        logging_config=LoggingConfig(log_level=log_level),
+        logging_config=serves_logging(config, log_level),
         controller_options={"runtime_env": {"env_vars": PROXY_ENVIRONMENT}},  # the proxies inherit it
     )
+
+
+def serves_logging(config: TandemConfig, log_level: str) -> LoggingConfig:
+    """Return the settings of Ray Serve's own log files."""
+    return LoggingConfig(log_level=log_level, encoding="JSON" if config.logging.format == "json" else "TEXT")
 
 
 def end(config: TandemConfig, ends_serve: bool = False) -> None:
@@ -115,7 +120,7 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
         target=application,
         name=APPLICATION,
         route_prefix="/",
-        logging_config=LoggingConfig(log_level=log_level),
+        logging_config=serves_logging(config, log_level),
     )
     # Wait here rather than in Serve: with a deadline, with progress, and with a way to cancel.
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

@@ -25,6 +25,7 @@ from tandem.cli.stopping import StopSignals
 from tandem.cli.surroundings import UnusableError, check_home, check_surroundings
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.sqlite_urls import sqlite_path
+from tandem.cluster.telemetry.setup import Telemetry
 from tandem.runs.reporting.console import PlainConsole
 
 app = TolerantApp(
@@ -192,6 +193,8 @@ def _service(config: TandemConfig, verbose: bool) -> Iterator[StopSignals]:
         except UnusableError as error:
             err.error(str(error))
             raise typer.Exit(2) from None
+    if config.logging.format == "json":  # in text, people read what the command prints
+        Telemetry.of(config).set_up("cli")
     with startup(err) as start, running(config, verbose, start.progress):
         start.warn_of_open_ray()
         start.ready()

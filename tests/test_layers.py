@@ -26,7 +26,7 @@ FORBIDDEN = {
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
-PARTS = ("adapters", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
+PARTS = ("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
 SERVE = {f"tandem.serve.{part}" for part in PARTS}
 HTTP = {"fastapi", "starlette"}
 RULES = {  # package or module: what no import in its source may name, not even inside a function
@@ -35,10 +35,13 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.jobs": SERVE - {"tandem.serve.store", "tandem.serve.jobs"} | HTTP,
     "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
-    "tandem.serve.api": {f"tandem.serve.{part}" for part in ("app", "finetuning", "modelarts", "wandb", "web")},
+    "tandem.serve.api": {
+        f"tandem.serve.{part}" for part in ("alerts", "app", "finetuning", "modelarts", "wandb", "web")
+    },
     "tandem.serve.web": SERVE - {"tandem.serve.web"},
     "tandem.serve.api.wire.requests": {"tandem.serve.store"},
     "tandem.serve.api.wire.responses": {"tandem.serve.store"},
+    "tandem.serve.alerts": {f"tandem.serve.{part}" for part in ("app", "finetuning", "modelarts", "wandb")},
     "tandem.serve.app": {"tandem.serve.finetuning", "tandem.serve.modelarts", "tandem.serve.wandb"},
     "tandem.serve.finetuning": {"tandem.serve.app", "tandem.serve.modelarts", "tandem.serve.wandb"},
     "tandem.serve.finetuning.store": {f"tandem.serve.finetuning.{part}" for part in ("api", "data", "running")},

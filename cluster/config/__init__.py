@@ -6,6 +6,7 @@ Importing it loads neither torch nor vLLM, so the command line stays quick.
 from tandem.cluster.config.base_model import TINY, BaseModelConfig, LogprobsConfig, LoraLimits
 from tandem.cluster.config.engine import EngineConfig
 from tandem.cluster.config.learners import LearnersConfig
+from tandem.cluster.config.observability import AlertRulesConfig, LoggingConfig, TracingConfig, WebhookConfig
 from tandem.cluster.config.service import (
     CoordinatorConfig,
     DeadlinesConfig,
@@ -20,6 +21,7 @@ from tandem.cluster.config.values import Device
 
 __all__ = [
     "TINY",
+    "AlertRulesConfig",
     "BaseModelConfig",
     "CoordinatorConfig",
     "DeadlinesConfig",
@@ -28,10 +30,13 @@ __all__ = [
     "HttpConfig",
     "LearnersConfig",
     "LimitsConfig",
+    "LoggingConfig",
     "LogprobsConfig",
     "LoraLimits",
     "ProjectConfig",
     "RetentionConfig",
     "TandemConfig",
+    "TracingConfig",
     "TrajectoriesConfig",
+    "WebhookConfig",
 ]

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from tandem.cluster.config.base_model import TINY, BaseModelConfig
+from tandem.cluster.config.observability import AlertRulesConfig, LoggingConfig, TracingConfig, WebhookConfig
 from tandem.cluster.config.service import (
     CoordinatorConfig,
     DeadlinesConfig,
@@ -70,6 +71,10 @@ class TandemConfig(BaseSettings):
     trajectories: TrajectoriesConfig = TrajectoriesConfig()
     projects: dict[str, ProjectConfig] = Field({}, description="Projects by name; all others have the defaults.")
     resource_specs: tuple[ResourceSpecConfig, ...] = ()
+    logging: LoggingConfig = LoggingConfig()
+    tracing: TracingConfig | None = Field(None, description="Traces in OpenTelemetry's form. Unset: none.")
+    alerts: tuple[WebhookConfig, ...] = Field((), description="Addresses that get a POST for each alert.")
+    alert_rules: AlertRulesConfig = AlertRulesConfig()
 
     @field_validator("home", mode="before")
     @classmethod

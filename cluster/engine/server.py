@@ -10,12 +10,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import uvicorn
 
 from tandem.cluster.engine.requests.completions import Completions
-from tandem.cluster.engine.requests.headers import REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
+from tandem.cluster.engine.requests.headers import (
+    MODEL_HEADER,
+    REPLICA_HEADER,
+    STOPPING_HEADER,
+    TOKEN_HEADER,
+    VERSION_HEADER,
+)
 from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app
+from tandem.cluster.telemetry.context import TRACEPARENT, logged_with
+from tandem.cluster.telemetry.tracing import Span, span, valid_traceparent
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_S = 3600  # the API closes connections: a server that does may cross a request on its way
@@ -85,13 +94,29 @@ class EngineServer:
         token = dict(scope["headers"]).get(TOKEN_HEADER.encode(), b"")
         if not secrets.compare_digest(token, self._token.encode()):
             return await error_app(401, "AuthenticationError", "This port is for the API alone.")(scope, receive, send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        # The API has added what makes the id of a generation unique.
+        request_id = headers.get(b"x-request-id", "").rpartition("-")[0]
+        model = unquote(headers.get(MODEL_HEADER.encode(), ""))
+        with (
+            logged_with(
+                request_id=request_id or None,
+                version=headers.get(VERSION_HEADER.encode()),
+                **{TRACEPARENT: valid_traceparent(headers.get(TRACEPARENT.encode()))},
+            ),
+            span(f"engine {scope['path']}", is_server=True, model=model) as spanned,
+        ):
+            await self._answer(scope, receive, send, model, spanned)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, model: str, spanned: Span) -> None:
         named = [self._replica_header, *([(STOPPING_HEADER.encode(), b"1")] if self._is_stopping else [])]
         has_started = has_ended = False
+        status, began = 0, time.monotonic()
 
         async def send_named(message: Message) -> None:
-            nonlocal has_started, has_ended
+            nonlocal has_started, has_ended, status
             if message["type"] == "http.response.start":
-                has_started = True
+                has_started, status = True, message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *named]}
             else:
                 has_ended = not message.get("more_body")
@@ -110,6 +135,8 @@ class EngineServer:
             if has_started:
                 raise  # half of the response is sent; only a closed connection can tell that it failed
             await error_app(500, "InternalServerError", "Internal server error.")(scope, receive, send_named)
+        spanned.note(**{"http.response.status_code": status})
+        logger.info("%s of %s: %d in %.3f s", scope["path"], model, status, time.monotonic() - began)
 
 
 class _Server(uvicorn.Server):

@@ -25,6 +25,7 @@ from tandem.cluster.jobs.job import ClaimedJob, JobStore
 from tandem.cluster.jobs.phases import Outcome, PhaseListener
 from tandem.cluster.jobs.running_job import RunningJob, ServiceStop
 from tandem.cluster.jobs.stages import JobStages
+from tandem.cluster.jobs.tracing import record_end, traced
 
 logger = logging.getLogger(__name__)
 CHANGE_POLL_S = 0.05  # a look takes 20 microseconds
@@ -127,6 +128,11 @@ class Coordinator:
         self.last_error = f"{type(error).__name__}: {error}"
 
     def _run_job(self, claim: ClaimedJob) -> None:
+        with traced(claim):
+            self._run_claimed(claim)
+
+    def _run_claimed(self, claim: ClaimedJob) -> None:
+        logger.info("Claimed job %s, attempt %d, from version %d", claim.id, claim.attempt, claim.version.step)
         try:
             with RunningJob(claim, self._store, self._settings.lease_s, self._stop, self._listeners) as job:
                 self._run_to_its_end(job)
@@ -160,17 +166,18 @@ class Coordinator:
                 self._end(job, "requeued", lambda: self._store.requeue(claim, reason))
             else:
                 reason = f"{error} (attempt {claim.num_tries} of {max_attempts})"
-                self._end(job, "failed", lambda: self._store.fail(claim, reason))
+                self._end(job, "failed", lambda: self._store.fail(claim, reason), reason)
         except Exception as error:
             logger.exception("Job %s failed", claim.id)
             reason = _unexpected(claim, error)
-            self._end(job, "failed", lambda: self._store.fail(claim, reason))
+            self._end(job, "failed", lambda: self._store.fail(claim, reason), reason)
 
     @staticmethod
-    def _end(job: RunningJob, outcome: Outcome, write: Callable[[], None]) -> None:
+    def _end(job: RunningJob, outcome: Outcome, write: Callable[[], None], error: str | None = None) -> None:
         with job.clock.phase("record"):
             write()
         job.outcome = outcome
+        record_end(job.claim, outcome, error)
 
 
 def _interrupted_too_often(max_attempts: int) -> str:

@@ -51,6 +51,9 @@ class ClaimedJob(QueuedJob):
     num_handed_back: int = 0  # earlier attempts that ended because the service was stopped
     fresh_optimizer: bool = False  # training begins with a new optimizer
     lost_optimizer: bool = False  # because the version's optimizer state isn't kept
+    request_id: str | None = None  # of the request that posted the job, for logs
+    traceparent: str | None = None  # of that request's span
+    accepted_at: float | None = None  # in seconds since 1970
 
     @property
     def num_tries(self) -> int:

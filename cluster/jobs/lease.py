@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
+from tandem.cluster.telemetry.context import in_this_context
 
 logger = logging.getLogger(__name__)
 MAX_INTERVAL_S = 2.0  # short, because a cancellation is noticed at a renewal
@@ -30,7 +31,7 @@ class LeaseKeeper:
         self._ended = threading.Event()
         self._lost: LeaseLostError | None = None
         self._cancelled: JobCancelledError | None = None
-        self._thread = threading.Thread(target=self._keep, name=f"lease of {what}", daemon=True)
+        self._thread = threading.Thread(target=in_this_context(self._keep), name=f"lease of {what}", daemon=True)
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()

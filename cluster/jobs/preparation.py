@@ -26,6 +26,9 @@ from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
+from tandem.cluster.telemetry.context import Ids, current_ids, logged_with
+from tandem.cluster.telemetry.setup import Telemetry
+from tandem.cluster.telemetry.tracing import span
 from tandem.rl.errors import RLError
 
 if TYPE_CHECKING:
@@ -79,9 +82,20 @@ class TextModel(Protocol):
 class PreparationWorker:
     """Prepares payloads of the artifact store, and versions 0. A Ray actor in production, a plain object in tests."""
 
-    def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts):
+    def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts, telemetry: Telemetry | None = None):
+        """With `telemetry`, this process has no other purpose."""
         self._base_models, self._artifacts = base_models, artifacts
         self._warm: set[str] = set()
+        if telemetry:
+            telemetry.set_up("preparation")
+
+    def work(self, ids: Ids, method: str, *arguments: Any) -> Any:
+        """Return the result of one of the methods below, called for the request or job of these ids."""
+        with logged_with(**ids), span(f"prepare {method}"):
+            began = time.monotonic()
+            result = getattr(self, method)(*arguments)
+            logger.info("%s in %.3f s", method, time.monotonic() - began)
+            return result
 
     def initial_version(self, base_model: str, lora: LoraSettings | None = None) -> str:
         """See `TextModel.write_initial_version`."""
@@ -177,8 +191,14 @@ class Preparation:
     other error of the worker become a StageError("prepare").
     """
 
-    def __init__(self, base_models: Mapping[str, TextModel], artifacts: Artifacts, deadline_s: float):
-        self._arguments, self._deadline_s = (base_models, artifacts), deadline_s
+    def __init__(
+        self,
+        base_models: Mapping[str, TextModel],
+        artifacts: Artifacts,
+        deadline_s: float,
+        telemetry: Telemetry | None = None,
+    ):
+        self._arguments, self._deadline_s = (base_models, artifacts, telemetry), deadline_s
         self._lock = threading.Lock()
         self._actor: _Actor | None = None
 
@@ -251,7 +271,7 @@ class Preparation:
                 raise
 
     def _result(self, actor: _Actor, method: str, arguments: tuple[Any, ...], deadline: float, on_wait: OnWait) -> Any:
-        ref = getattr(actor.handle, method).remote(*arguments)
+        ref = actor.handle.work.remote(current_ids(), method, *arguments)
         while not ray.wait([ref], timeout=WAIT_PERIOD_S)[0]:
             on_wait()
             if time.monotonic() > deadline:

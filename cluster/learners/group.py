@@ -29,6 +29,8 @@ from tandem.cluster.learners.worker import WATCHING, WRITING, LearnerWorker
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
+from tandem.cluster.telemetry.context import current_ids
+from tandem.cluster.telemetry.setup import Telemetry
 from tandem.rl.step_size import StepSize
 
 if TYPE_CHECKING:
@@ -76,9 +78,11 @@ class LearnerGroup:
         artifacts_root: str,
         deadlines: DeadlinesConfig,
         places: LearnerPlaces | None = None,
+        telemetry: Telemetry | None = None,
     ):
         """Prepare a group; `start` starts it. Without `places`, each learner takes the GPUs of its configuration."""
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
+        self._telemetry = telemetry
         self._places = places or LearnerPlaces(base, deadline_s=deadlines.start_learners_s)
         self.turns = Turns()
         self._memory = StepMemory()
@@ -167,9 +171,13 @@ class LearnerGroup:
 
         Raises StageError, and keeps the learners running, for LoRA settings beyond the limits.
         """
-        workers, deadline_s = self._workers, self._deadlines.load_s
+        workers, deadline_s, ids = self._workers, self._deadlines.load_s, current_ids()
         refused: list[LoraLimitError | None] = self._call(
-            workers, "load", deadline_s, on_wait, lambda worker, _: worker.load.remote(digest, job, fresh_optimizer)
+            workers,
+            "load",
+            deadline_s,
+            on_wait,
+            lambda worker, _: worker.load.remote(digest, job, fresh_optimizer, ids),
         )
         if refused[0] is not None:
             remedy = "Allow it in the configuration of the base model, or register a model with other settings."
@@ -341,7 +349,7 @@ class LearnerGroup:
             runtime_env={"env_vars": environment},
             scheduling_strategy=strategy,
         )
-        return actor.remote(rank, settings.count, self._base, self._artifacts_root)
+        return actor.remote(rank, settings.count, self._base, self._artifacts_root, self._telemetry)
 
     def _call(
         self,

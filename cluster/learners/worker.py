@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
+from tandem.cluster.telemetry.context import Ids, logged_with
+from tandem.cluster.telemetry.setup import Telemetry
+from tandem.cluster.telemetry.tracing import span
 from tandem.rl.checkpoint_files import MANIFEST
 from tandem.rl.errors import LoraLimitError, RLError
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from tandem.rl.settings import LoraSettings
     from tandem.rl.traces.recording import StepTrace
 
+logger = logging.getLogger(__name__)
 PROBE_CHUNK_TOKENS = 1024
 WRITING = "writing"
 """The group of Ray calls that may run beside a gradient step."""
@@ -98,12 +103,23 @@ class LearnerWorker:
     run the model in step: all these ranks need the same calls in the same order.
     """
 
-    def __init__(self, rank: int, world_size: int, base: BaseModelConfig, artifacts_root: str):
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        base: BaseModelConfig,
+        artifacts_root: str,
+        telemetry: Telemetry | None = None,
+    ):
+        """With `telemetry`, this process has no other purpose."""
+        if telemetry:
+            telemetry.set_up("learner", base_model=base.name, rank=rank)
         self._rank, self._world_size, self._base = rank, world_size, base
         self._artifacts = Artifacts(artifacts_root)
         self._sessions: dict[str, _Session] = {}
         self._finished: dict[str, _Finished] = {}
         self._traces: dict[str, list[StepTrace]] = {}
+        self._ids: dict[str, Ids] = {}  # of jobs, for log lines
         self._active: _Session | None = None  # the learner holds this training
         self._kept = KeptStates(base.learners.kept_state_bytes, base.learners.kept_device_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
@@ -187,21 +203,32 @@ class LearnerWorker:
         """Return how far this rank is within a step. Called beside the step."""
         return self._learner.progress.position
 
-    def load(self, digest: str, job: str = "", fresh_optimizer: bool = False) -> LoraLimitError | None:
+    def load(
+        self, digest: str, job: str = "", fresh_optimizer: bool = False, ids: Ids | None = None
+    ) -> LoraLimitError | None:
         """Begin a job's training from a version: from memory, or from a checkpoint after verifying its digests.
 
         With `fresh_optimizer`, every rank begins without optimizer state, whether it still has one or not.
         The error of a version whose LoRA settings are beyond the limits is returned, on every rank, because the ranks
-        can do other work.
+        can do other work. Lines and spans of the job have the `ids`.
         """
-        try:
-            self._load(digest, job, fresh_optimizer)
-        except LoraLimitError as error:
-            return error
-        return None
+        self.drop(job)
+        self._ids[job] = ids or {}
+        with self._for_job(job, "load"):
+            try:
+                self._load(digest, job, fresh_optimizer)
+            except LoraLimitError as error:
+                return error
+            logger.info("Loaded version %s", digest[:12])
+            return None
+
+    @contextmanager
+    def _for_job(self, job: str, work: str) -> Iterator[None]:
+        """Give lines of the block the ids of the job, and trace the work."""
+        with logged_with(**self._ids.get(job, {})), span(f"learner {work}", rank=self._rank):
+            yield
 
     def _load(self, digest: str, job: str, fresh_optimizer: bool) -> None:
-        self.drop(job)
         active = self._active
         if fresh_optimizer:
             self._set_aside()
@@ -281,6 +308,7 @@ class LearnerWorker:
         """Forget a job's training. No error if there is none."""
         self._finished.pop(job, None)
         self._traces.pop(job, None)
+        self._ids.pop(job, None)
         session = self._sessions.pop(job, None)
         if session is not None and session is self._active and session.digest is None:
             self._active = None
@@ -358,9 +386,10 @@ class LearnerWorker:
 
         self._activate(job).digest = None
         began = time.perf_counter()
-        with self._in_step():
+        with self._for_job(job, "gradient step"), self._in_step():
             try:
                 metrics = self._learner.step(sequences, loss, learning_rate, logprob_chunk_size)
+                logger.info("Took a gradient step in %.3f s", time.perf_counter() - began)
             except StepError as error:
                 return error
             except OutOfMemoryError as error:
@@ -428,13 +457,16 @@ class LearnerWorker:
         """Write the finished version as a durable checkpoint, with its logprobs of the probe, and return its digest."""
         from tandem.rl.checkpoints import write_sealed
 
-        checkpoint = write_sealed(self._artifacts.checkpoints_dir, self._sealed(metadata, job))
-        self._artifacts.push_checkpoint(checkpoint.digest)
-        return checkpoint.digest
+        with self._for_job(job, "write checkpoint"):
+            checkpoint = write_sealed(self._artifacts.checkpoints_dir, self._sealed(metadata, job))
+            self._artifacts.push_checkpoint(checkpoint.digest)
+            logger.info("Wrote version %s", checkpoint.digest[:12])
+            return checkpoint.digest
 
     def keep(self, digest: str, job: str = "") -> None:
         """End the job's training, whose state a checkpoint has. Keep it in memory for the model's next job."""
         self._finished.pop(job, None)
+        self._ids.pop(job, None)
         session = self._sessions.pop(job)
         session.digest = digest
         if session.suspended is not None and self._base.learners.kept_state_bytes:

@@ -13,6 +13,7 @@ from tandem.cluster.config import LogprobsConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.logprobs.chunks import ChunkQueue, Kind, Task
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
+from tandem.cluster.telemetry.context import in_this_context
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +128,10 @@ class _Run:
         self.queue = ChunkQueue(self.rows, list(self.working.values()), self.pool.settings)
         self.threads = [
             threading.Thread(
-                target=self._pull, args=(name, self.working[name], score), name=f"score-{name}", daemon=True
+                target=in_this_context(self._pull),
+                args=(name, self.working[name], score),
+                name=f"score-{name}",
+                daemon=True,
             )
             for name, score in scorers.items()
         ]

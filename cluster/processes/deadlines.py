@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from tandem.cluster.telemetry.context import in_this_context
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ def in_thread(call: Callable[[], T], name: str) -> Future[T]:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    threading.Thread(target=in_this_context(run), name=name, daemon=True).start()
     return outcome
 
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from tandem.cluster.telemetry.context import in_this_context
+
 T = TypeVar("T")
 
 MAX_ACCEPTED_AT_ONCE = 8
@@ -51,7 +53,7 @@ async def to_completion(
             raise ClientDisconnect
 
     try:
-        return await loop.run_in_executor(pool, partial(work, check_connected))
+        return await loop.run_in_executor(pool, in_this_context(partial(work, check_connected)))
     except asyncio.CancelledError:
         cancelled.set()
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tandem.serve.api.redaction import without_keys
+from tandem.cluster.telemetry.redaction import without_keys
 from tandem.serve.errors import Problem
 
 

@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, StageError
 from tandem.cluster.payloads.reading import PayloadError
+from tandem.cluster.telemetry.redaction import without_keys
 from tandem.rl.errors import AdapterError, ConfigError, LoraLimitError, TrajectoryError
 from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.bodies.problems import problems_of
 from tandem.serve.api.error_body import error_body
-from tandem.serve.api.redaction import without_keys
 from tandem.serve.api.request_ids import RequestIds, request_id
 from tandem.serve.api.wire.paging import unknown_cursor
 from tandem.serve.errors import (

@@ -15,6 +15,7 @@ from tandem.cluster.config import TandemConfig
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
+from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
 from tandem.serve.app import engine_directory
@@ -49,10 +50,11 @@ class ApiReplica:
         coordinator: DeploymentHandle[Any],
         _runner: DeploymentHandle[Any],
     ):
+        Telemetry.of(config).set_up("api")
         hide_other_gpus()
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
-        preparation = Preparation(bases, artifacts, config.deadlines.prepare_s)
+        preparation = Preparation(bases, artifacts, config.deadlines.prepare_s, Telemetry.of(config))
         for name in bases:
             preparation.warm_up(name)
         store = Store(config.resolved_store_url)
@@ -72,7 +74,7 @@ class ApiReplica:
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
         )
-        engine_directory.publish_config(config.model_dump_json())
+        engine_directory.publish_config(config.model_dump_json(exclude={"alerts"}))  # whose secrets proxies don't need
         start_sweeping(store, artifacts, config.deadlines, config.retention)
 
     async def make_key(self, name: str, entity: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.stages import JobStages
 from tandem.cluster.jobs.traces import JobTraces
+from tandem.cluster.jobs.tracing import TracedPhases
 from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.places import LearnerPlaces
@@ -34,6 +35,7 @@ from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.cluster.placement import Placement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.waiting import OnWait
+from tandem.cluster.telemetry.setup import Telemetry
 from tandem.rl.version_probe import VersionProbe
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
@@ -55,13 +57,15 @@ class CoordinatorReplica:
     """Runs a coordinator and its learners for each base model, each in a thread of its own."""
 
     def __init__(self, placement: Placement, engines: dict[str, DeploymentHandle[Any]]):
-        hide_other_gpus()
         config = placement.config
+        telemetry = Telemetry.of(config)
+        telemetry.set_up("coordinator")
+        hide_other_gpus()
         self._config, self._engines = config, engines
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
         self._store = store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
-        self._preparation = Preparation(bases, artifacts, deadlines.prepare_s)
+        self._preparation = Preparation(bases, artifacts, deadlines.prepare_s, telemetry)
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
         self._agreements: dict[str, EngineAgreement] = {}
         self._stages: dict[str, JobStages] = {}
@@ -74,7 +78,7 @@ class CoordinatorReplica:
             where = LearnerPlaces(
                 settings, placement.of[name], places, placement.engines_first, deadlines.start_learners_s
             )
-            learners = LearnerGroup(settings, config.artifacts_root, deadlines, where)
+            learners = LearnerGroup(settings, config.artifacts_root, deadlines, where, telemetry)
             # Learners that share the weights score a chunk together.
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
             chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})
@@ -95,7 +99,7 @@ class CoordinatorReplica:
                 traces=JobTraces(artifacts, config.trajectories),
             )
             self._stages[name] = stages
-            coordinator = Coordinator(config.coordinator, store, stages)
+            coordinator = Coordinator(config.coordinator, store, stages, [TracedPhases()])
             thread = threading.Thread(
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
             )

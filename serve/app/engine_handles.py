@@ -11,13 +11,14 @@ from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.jobs.engine_agreement import CheckVersion
 from tandem.cluster.jobs.engine_sleep import Answers, EnginesAsleep
 from tandem.cluster.logprobs.engine_scorer import EngineScore
+from tandem.cluster.telemetry.context import current_ids
 
 
 def engine_score(handle: DeploymentHandle[Any]) -> EngineScore:
     """Return the coordinator's way to score sequences. Serve picks the replica with the fewest open requests."""
 
     def score(sequences: list[list[int]], digest: str, timeout_s: float) -> list[list[float]]:
-        response = handle.score.remote(sequences, digest)
+        response = handle.score.remote(sequences, digest, current_ids())
         try:
             logprobs: list[list[float]] = response.result(timeout_s=timeout_s)
         except TimeoutError:
@@ -35,7 +36,7 @@ def engine_check(handle: DeploymentHandle[Any]) -> CheckVersion:
     """
 
     def check(digest: str, files: Any, timeout_s: float) -> list[VersionReport | BaseException | None]:
-        answers = handle.broadcast("check_version", digest, files)
+        answers = handle.broadcast("check_version", digest, files, current_ids())
         return answers.results(timeout_s=timeout_s, return_exceptions=True)
 
     return check

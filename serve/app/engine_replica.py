@@ -21,6 +21,9 @@ from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.engine.versions.version_loader import Files
 from tandem.cluster.placement import BasePlacement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
+from tandem.cluster.telemetry.context import Ids, logged_with
+from tandem.cluster.telemetry.setup import Telemetry
+from tandem.cluster.telemetry.tracing import span
 from tandem.serve.app import engine_directory
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 
@@ -34,6 +37,9 @@ class EngineReplica:
     """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
 
     async def __init__(self, config: TandemConfig, base_model: str):  # type: ignore[misc]  # Serve awaits it
+        telemetry = Telemetry.of(config)
+        telemetry.set_up("engine", base_model=base_model)
+        telemetry.set_up_vllm("engine", base_model=base_model)
         hide_other_gpus()
         self._place = engine_directory.own_place()
         base = ResolvedBaseModel(config.base_model(base_model))
@@ -62,11 +68,15 @@ class EngineReplica:
     async def _announce_place(self) -> None:
         await asyncio.to_thread(engine_directory.announce_place, self._base_model, self._place)
 
-    async def score(self, sequences: list[list[int]], digest: str) -> list[list[float]]:
-        return await self._engine.score(sequences, digest)
+    async def score(self, sequences: list[list[int]], digest: str, ids: Ids | None = None) -> list[list[float]]:
+        with logged_with(**(ids or {})), span("engine score", sequences=len(sequences)):
+            return await self._engine.score(sequences, digest)
 
-    async def check_version(self, digest: str, files: Files | None) -> VersionReport | None:
-        return await self._engine.check_version(digest, files)
+    async def check_version(self, digest: str, files: Files | None, ids: Ids | None = None) -> VersionReport | None:
+        with logged_with(**(ids or {})), span("engine load version", digest=digest):
+            report = await self._engine.check_version(digest, files)
+            logger.info("Loaded version %s, which a job has made", digest[:12])
+            return report
 
     async def sleep(self, holder: str, lease_s: float) -> None:
         """See `EngineSleep.lease`."""

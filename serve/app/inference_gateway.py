@@ -19,12 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.engine.requests.protocols import PATHS
+from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.api.auth import bearer_key, sender
 from tandem.serve.api.bodies.json_body import receive_object
 from tandem.serve.api.engine.completion import complete
 from tandem.serve.api.error_responses import error_response
 from tandem.serve.api.quick_reads import read_quickly
-from tandem.serve.api.request_ids import ID_HEADER, set_request_id
+from tandem.serve.api.request_ids import ID_HEADER, end_span, followed, log_answer, set_request_id
 from tandem.serve.api.services import CompletionServices
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_connections import EngineConnections
@@ -66,21 +67,29 @@ class InferenceGateway:
         await self._app(scope, receive, send)
 
     async def _answer(self, services: CompletionServices, scope: Scope, receive: Receive, send: Send) -> None:
-        id = set_request_id(scope)
-        request = Request(scope, receive)
+        id, began = set_request_id(scope), time.monotonic()
+        with followed(scope, id, f"POST {scope['path']}") as spanned:
+            response = await self._response(services, Request(scope, receive))
+            if response is None:
+                return
+            end_span(spanned, response.status_code)
+            response.headers[ID_HEADER.decode()] = id
+            await response(scope, receive, send)
+            log_answer(scope, response.status_code, began)
+
+    async def _response(self, services: CompletionServices, request: Request) -> Response | None:
+        """Return the answer; None if the client has left."""
         try:
             caller = await read_quickly(services.store, sender, request, services.store, bearer_key(request))
             body = await receive_object(request, services.config)
-            response: Response = await complete(request, scope["path"], body, caller, services)
+            return await complete(request, request.scope["path"], body, caller, services)
         except ClientDisconnect:
-            return
+            return None
         except Exception as error:
             answer = error_response(request, error)
             if answer is None:
                 raise
-            response = answer
-        response.headers[ID_HEADER.decode()] = id
-        await response(scope, receive, send)
+            return answer
 
     async def _services(self) -> CompletionServices | None:
         """Return the services, once for all requests of the next seconds. The first request waits for them."""
@@ -102,5 +111,6 @@ class InferenceGateway:
 
     def _configure(self, text: str) -> _Configured:
         config = TandemConfig.model_validate_json(text)
+        Telemetry.of(config).set_up("gateway")
         names = [base.name for base in config.base_models]
         return _Configured(text, config, Store(config.resolved_store_url), self._connections, names)

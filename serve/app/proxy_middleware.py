@@ -19,9 +19,9 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tandem.cluster.telemetry.redaction import without_keys
 from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.error_body import error_body
-from tandem.serve.api.redaction import without_keys
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id, unexpected_error
 from tandem.serve.app.lazy_gateway import LazyGateway
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from tandem.cluster.artifacts import PAYLOADS, Artifacts
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.telemetry.context import TRACEPARENT, current_ids, logged_with
 from tandem.rl.config import TrainingConfig
 from tandem.serve.jobs.blobs import delete_blobs, stored
 from tandem.serve.jobs.references import kl_reference
@@ -20,6 +22,8 @@ from tandem.serve.store.references import KlReference
 from tandem.serve.store.repeats import Post
 from tandem.serve.store.store import Store
 from tandem.serve.store.tables import DatasetRow, JobRow, ModelRow
+
+logger = logging.getLogger(__name__)
 
 
 class PayloadCheck(Protocol):
@@ -78,7 +82,7 @@ class JobAcceptance:
         if isinstance(config, TrainingConfig):
             reference = kl_reference(config, self._artifacts_root)
         self._store.jobs.check_room(self._limits, model)  # `add_job` decides; this avoids storing a payload in vain
-        job_id = str(uuid.uuid4())
+        job_id, ids = str(uuid.uuid4()), current_ids()
         with self._stored(job_id, offered.payload) as payload_key:
             if self._check_payload:
                 with storage_errors():
@@ -96,7 +100,11 @@ class JobAcceptance:
                 offered.api_key_id,
                 offered.kind,
                 offered.payload.id if isinstance(offered.payload, DatasetRow) else None,
+                request_id=_text(ids.get("request_id")),
+                traceparent=_text(ids.get(TRACEPARENT)),
             )
+            with logged_with(job_id=job.id, model_id=model.id):
+                logger.info("Accepted job %s of %s", job.id, model.path)
         is_repeat = job.id != job_id  # the same request arrived twice at once, and the other one was first
         if is_repeat and not isinstance(offered.payload, DatasetRow):
             delete_blobs(self._artifacts, [payload_key])
@@ -107,3 +115,7 @@ class JobAcceptance:
         if isinstance(payload, DatasetRow):
             return nullcontext(payload.blob_key)
         return stored(self._artifacts, f"{PAYLOADS}/{job_id}.json.zst", payload)
+
+
+def _text(id: str | int | None) -> str | None:
+    return None if id is None else str(id)

@@ -12,6 +12,7 @@ from ray import serve
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
+from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
@@ -35,6 +36,7 @@ class JobRunnerReplica:
     """Runs a JobRunner, and the runners that `others` make, each in a thread."""
 
     def __init__(self, config: TandemConfig, others: Sequence[MakeRunner] = ()):
+        Telemetry.of(config).set_up("job-runner")
         hide_other_gpus()
         self._stop = threading.Event()
         store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)

@@ -89,6 +89,9 @@ class Claims(JobStore):
                 reference_digest=job.reference_digest,
                 reward_std_devs=_reward_std_devs(session, job.model_id),
                 num_handed_back=job.num_handed_back,
+                request_id=job.request_id,
+                traceparent=job.traceparent,
+                accepted_at=job.created_at.timestamp(),
                 **_optimizer(session, version, job.kind),
             )
 

@@ -37,6 +37,8 @@ class Jobs:
         api_key_id: str | None = None,
         kind: str = "rl",
         dataset_id: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> JobRow:
         """Accept a job. For a repeat of an earlier post (see `find_repeated`), return the job of that one.
 
@@ -70,6 +72,8 @@ class Jobs:
                 body_sha256=body_sha256,
                 idempotency_key=idempotency_key,
                 api_key_id=api_key_id,
+                request_id=request_id,
+                traceparent=traceparent,
                 reference_digest=reference_digest,
                 reference_lag=reference and reference.lag,
                 created_at=self._database.now(),

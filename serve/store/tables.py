@@ -168,6 +168,10 @@ class JobRow(Table):
     body_sha256: Mapped[str] = mapped_column(_DIGEST)
     api_key_id: Mapped[str | None] = mapped_column(_ID)
     """The key that posted the job; None for a job of the service itself."""
+    request_id: Mapped[str | None] = mapped_column(_NAME)
+    """The id of the request that posted the job, which its log lines have."""
+    traceparent: Mapped[str | None] = mapped_column(_DIGEST)
+    """The span of that request, which the job's trace links to."""
     attempt: Mapped[int] = mapped_column(default=0)
     """The number of claims; fences the writes of earlier claims."""
     num_handed_back: Mapped[int] = mapped_column(default=0)

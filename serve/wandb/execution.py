@@ -18,8 +18,8 @@ from graphql import (
     validate,
 )
 
+from tandem.cluster.telemetry.redaction import without_keys
 from tandem.serve.api.error_responses import as_serve_error
-from tandem.serve.api.redaction import without_keys
 from tandem.serve.errors import StorageFullError, UnavailableError
 from tandem.serve.names import quoted
 from tandem.serve.wandb.schema import SCHEMA

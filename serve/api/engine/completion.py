@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from starlette.types import Receive, Scope, Send
 
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.telemetry.context import TRACEPARENT, current_ids
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import JsonText
 from tandem.serve.api.connection import while_connected
@@ -56,6 +57,8 @@ async def complete(
         (MODEL_HEADER, quote(name)),
         (VERSION_HEADER, str(policy.step)),
     ]
+    if (parent := current_ids().get(TRACEPARENT)) is not None:
+        forwarded.append((TRACEPARENT, str(parent)))
     stream = services.engine.http(policy.base_model, "POST", path, forwarded, body.raw, policy.digest)
     call = EngineCall(stream, services.config.deadlines.inference_s)
     headers = {VERSION_HEADER: str(policy.step), DIGEST_HEADER: policy.digest}

@@ -11,6 +11,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
+from tandem.cluster.telemetry.context import logged_with
 from tandem.rl.errors import ConfigError
 from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.finetuning.files import remove_leftovers, remove_unused
@@ -70,6 +71,10 @@ class FineTuningRunner:
             remove_leftovers(self._store, self._services.artifacts, before)
 
     def _supervise(self, job: ClaimedFineTuning, stop: threading.Event) -> None:
+        with logged_with(job_id=job.id):
+            self._supervise_job(job, stop)
+
+    def _supervise_job(self, job: ClaimedFineTuning, stop: threading.Event) -> None:
         claims = self._store.claims
         try:
             with Supervision(claims, job, self._services.config.coordinator.lease_s, stop) as supervision:

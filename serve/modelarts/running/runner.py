@@ -11,6 +11,7 @@ import uuid
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
+from tandem.cluster.telemetry.context import logged_with
 from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.modelarts.running.algorithm_job import AlgorithmJob
 from tandem.serve.modelarts.running.boot_job import BootJob
@@ -55,6 +56,10 @@ class JobRunner:
             thread.join(5)
 
     def _supervise(self, job: ClaimedUserJob, stop: threading.Event) -> None:
+        with logged_with(job_id=f"{job.project}/{job.name}/{job.version_id}"):
+            self._supervise_job(job, stop)
+
+    def _supervise_job(self, job: ClaimedUserJob, stop: threading.Event) -> None:
         lease_s = self._config.coordinator.lease_s
         try:
             with Supervision(self._store, job, lease_s, stop) as supervision:

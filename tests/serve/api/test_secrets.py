@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tandem.cli.main import app as tandem
 from tandem.cluster.config import TandemConfig
-from tandem.serve.api.redaction import without_keys
+from tandem.cluster.telemetry.redaction import without_keys
 from tandem.serve.keys import create_key
 from tandem.serve.store.tables import ApiKeyRow
 

@@ -32,7 +32,7 @@ class Replica:
     def __init__(self, ranks):
         self.rank = ray.get(ranks.next.remote())
 
-    async def check_version(self, digest, files):
+    async def check_version(self, digest, files, ids):
         if files is not None:
             assert {name: bytes(data) for name, data in files.items()} == {n: bytes(d) for n, d in FILES.items()}
         if self.rank == 0:

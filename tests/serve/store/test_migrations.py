@@ -10,6 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
+from tandem.serve.alerts import tables as alert_tables  # noqa: F401 - registers them
 from tandem.serve.finetuning.store import tables as finetuning_tables  # noqa: F401 - registers them
 from tandem.serve.modelarts.store import tables as modelarts_tables  # noqa: F401 - registers them
 from tandem.serve.store import migrations
@@ -24,12 +25,13 @@ ADDED = {
         *("retired_at", "files_removed_at", "optimizer_expired_at", "optimizer_removed_at", "optimizer_kind"),
         *("origin", "import_key", "kept_at"),
     ),
-    "jobs": ("api_key_id", "kind", "start_step"),
+    "jobs": ("api_key_id", "kind", "start_step", "request_id", "traceparent"),
     "models": ("lora", "initial_digest", "origin"),
     "user_job_versions": ("config_name",),
 }
 INDEXES = ("versions_import_key", "models_initial_digest")
 NEW_TABLES = (
+    *("alert_deliveries", "alerts", "service_leases"),
     "datasets",
     *("job_attempts", "job_phases", "usage", "usage_prices", "usage_sources", "sampling_spans"),
     *("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files"),
