@@ -28,6 +28,7 @@ FORBIDDEN = {
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
 PARTS = ("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
 SERVE = {f"tandem.serve.{part}" for part in PARTS}
+ABOVE_API = ("alerts", "app", "finetuning", "modelarts", "wandb", "web")
 HTTP = {"fastapi", "starlette"}
 RULES = {  # package or module: what no import in its source may name, not even inside a function
     **{f"tandem.{layer}": {"tandem.cli"} for layer in LAYERS if layer != "cli"},

@@ -1,4 +1,4 @@
-"""The requests that posted jobs; alerts, their deliveries to webhooks, and the lease of the process that evaluates them."""
+"""The request of each job; alerts, their deliveries to webhooks, and the lease of the process that evaluates them."""
 
 import sqlalchemy as sa
 from alembic import op
