@@ -132,6 +132,10 @@ class Accounting:
         if not sequences and self._reasons[place] is None:
             self._reasons[place] = "no_tokens"
 
+    def reason(self, place: Place) -> str | None:
+        """Return why a trajectory that was recorded doesn't train, as far as is known before `close`."""
+        return self._reasons[place]
+
     def close(
         self,
         tokenized: Sequence[TokenizedSequence],

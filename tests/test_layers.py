@@ -26,7 +26,10 @@ FORBIDDEN = {
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
-PARTS = ("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
+PARTS = (
+    *("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "trajectories"),
+    *("wandb", "web"),
+)
 SERVE = {f"tandem.serve.{part}" for part in PARTS}
 ABOVE_API = ("alerts", "app", "finetuning", "modelarts", "wandb", "web")
 HTTP = {"fastapi", "starlette"}
@@ -37,7 +40,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
     "tandem.serve.api": {
-        f"tandem.serve.{part}" for part in ("alerts", "app", "finetuning", "modelarts", "wandb", "web")
+        f"tandem.serve.{part}" for part in ("alerts", "app", "finetuning", "modelarts", "trajectories", "wandb", "web")
     },
     "tandem.serve.web": SERVE - {"tandem.serve.web"},
     "tandem.serve.api.wire.requests": {"tandem.serve.store"},
@@ -50,6 +53,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.finetuning.running": {"tandem.serve.finetuning.api"},
     "tandem.serve.finetuning.api": {"tandem.serve.finetuning.running"},
     "tandem.serve.modelarts": {"tandem.serve.app", "tandem.serve.wandb"},
+    "tandem.serve.trajectories": {f"tandem.serve.{part}" for part in ("app", "finetuning", "modelarts", "wandb")},
     "tandem.serve.wandb": {"tandem.serve.app", "tandem.serve.finetuning", "tandem.serve.modelarts"},
     "tandem.serve.modelarts.store": {f"tandem.serve.modelarts.{part}" for part in ("api", "running", "settings")},
     "tandem.serve.modelarts.settings": {f"tandem.serve.modelarts.{part}" for part in ("api", "running", "store")},
@@ -60,6 +64,7 @@ REGISTRATIONS = {  # these add further APIs to the service, with the options of 
     ("tandem.serve.api.application", "tandem.serve.finetuning.routes"),
     ("tandem.serve.api.application", "tandem.serve.wandb.routes"),
     ("tandem.serve.api.application", "tandem.serve.web.routes"),
+    ("tandem.serve.api.application", "tandem.serve.trajectories.token_routes"),
     ("tandem.serve.api.application", "tandem.serve.modelarts.routes"),
     ("tandem.serve.app.graph", "tandem.serve.finetuning.deployment"),
     ("tandem.serve.app.graph", "tandem.serve.modelarts.deployment"),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tandem.rl.config import TrainingConfig
     from tandem.rl.packing import PackedSequence
     from tandem.rl.settings import LoraSettings
+    from tandem.rl.traces.sent import SentTokens
     from tandem.rl.trajectories import TrajectoryGroup
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,17 @@ _WORK = {"initial_version": "making a version 0", "import_adapter": "reading the
 
 def unmeasured(cpu_seconds: float) -> None:
     """Ignore the cost."""
+
+
+@dataclass(frozen=True)
+class PayloadSource:
+    """A stored payload with trajectory groups, of a job or of a log entry."""
+
+    payload_key: str
+    policy: str
+    """The model as rollouts ask for it: entity/project/name."""
+    config: TrainingConfig | None
+    """The job's options; None for a log."""
 
 
 class TextModel(Protocol):
@@ -167,6 +179,25 @@ class PreparationWorker:
 
         return count_rows(self._artifacts, dataset_key)
 
+    def token_bytes(self, base_model: str, ids: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token stands for."""
+        from tandem.rl.tokens.token_bytes import token_bytes
+
+        return token_bytes(self._base_models[base_model].text.tokenizer, ids)
+
+    def sent_tokens(self, base_model: str, source: PayloadSource, group: int, trajectory: int) -> SentTokens | None:
+        """Return the tokens of a trajectory as it was sent, None if the payload has none there.
+
+        Raise PayloadError for a group that isn't valid, or ArtifactError.
+        """
+        from tandem.cluster.payloads.reading import read_group
+        from tandem.rl.traces.sent import sent_tokens
+
+        found = read_group(self._artifacts, source.payload_key, group, source.config is None, source.policy)
+        if found is None or trajectory >= len(found.trajectories):
+            return None
+        return sent_tokens(found, trajectory, self._base_models[base_model].text, source.config)
+
     def plot(self, job_id: str, sequences: Sequence[PackedSequence]) -> None:
         """Write pictures of packed sequences to the job's artifacts."""
         from tandem.rl.plots import plot_batch
@@ -246,6 +277,18 @@ class Preparation:
         """See `PreparationWorker.count_rows`."""
         counts: RowCounts = self._call("count_rows", (dataset_key,), on_wait)
         return counts
+
+    def token_bytes(self, base_model: str, ids: Sequence[int], on_wait: OnWait = wait_on) -> list[bytes]:
+        """See `PreparationWorker.token_bytes`."""
+        found: list[bytes] = self._call("token_bytes", (base_model, ids), on_wait)
+        return found
+
+    def sent_tokens(
+        self, base_model: str, source: PayloadSource, group: int, trajectory: int, on_wait: OnWait = wait_on
+    ) -> SentTokens | None:
+        """See `PreparationWorker.sent_tokens`."""
+        found: SentTokens | None = self._call("sent_tokens", (base_model, source, group, trajectory), on_wait)
+        return found
 
     def plot(self, job_id: str, sequences: Sequence[PackedSequence], on_wait: OnWait = wait_on) -> None:
         """See `PreparationWorker.plot`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, TypedDict
 
 import zstandard
@@ -67,6 +68,26 @@ def read_groups(
             break
     if faults:
         raise PayloadError(faults)
+
+
+def read_group(
+    artifacts: Artifacts, key: str, index: int, for_log: bool = False, policy: str | None = None
+) -> TrajectoryGroup | None:
+    """Return one trajectory group of a stored body, without parsing those before; None if there are fewer groups.
+
+    Raises as `read_groups` does.
+    """
+    element = next(islice(_elements(artifacts, key), index, None), None)
+    if element is None:
+        return None
+    faults: list[FaultDetails] = []
+    group = _parse(element, index, faults, FOR_LOG if for_log else None)
+    if group is None:
+        raise PayloadError(faults)
+    for trajectory in group.trajectories:
+        if trajectory.exchanges is not None and policy is not None:
+            trajectory.exchanges.of_policy(policy)
+    return group
 
 
 def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
+from tandem.serve.trajectories import token_routes
 from tandem.serve.wandb import routes as wandb
 from tandem.serve.web import routes as web
 
@@ -108,5 +109,6 @@ def create_app(services: Services) -> Application:
     finetuning.add_routes(app)
     modelarts.add_routes(app)
     wandb.add_routes(app)
+    token_routes.add_routes(app)
     web.add_routes(app)
     return app

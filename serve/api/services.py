@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,11 @@ from tandem.serve.api.version_watch import VersionWatch
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
+    from tandem.cluster.jobs.preparation import PayloadSource
     from tandem.cluster.payloads.rows import RowCounts
     from tandem.rl.config import TrainingConfig
     from tandem.rl.settings import LoraSettings
+    from tandem.rl.traces.sent import SentTokens
 
 Headers = list[tuple[str, str]]
 
@@ -47,6 +49,12 @@ class Preparation(Protocol):
 
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the metrics of logged trajectories. Raises PayloadError."""
+
+    def token_bytes(self, base_model: str, ids: Sequence[int]) -> list[bytes]:
+        """Return the bytes that each token stands for."""
+
+    def sent_tokens(self, base_model: str, source: PayloadSource, group: int, trajectory: int) -> SentTokens | None:
+        """Return the tokens of a trajectory as it was sent, None if there is none. Raises PayloadError."""
 
     def initial_version(self, base_model: str, lora: LoraSettings | None = None) -> str:
         """Make version 0 with these LoRA settings durable and return its digest.

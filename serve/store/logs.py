@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import select
 
+from tandem.serve.errors import NotFoundError
 from tandem.serve.store.database import Database, position
 from tandem.serve.store.models import find_model
-from tandem.serve.store.tables import LogRow
+from tandem.serve.store.tables import LogRow, ModelRow
 
 
 class Logs:
@@ -30,6 +31,17 @@ class Logs:
                 created_at=self._database.now(),
             )
             session.add(row)
+        return row
+
+    def get(self, log_id: str, entity: str) -> LogRow:
+        """Return a log entry. Raises NotFoundError."""
+        query = select(LogRow).join(ModelRow, ModelRow.id == LogRow.model_id)
+        with self._database.read() as session:
+            row = session.scalar(query.where(LogRow.id == log_id, ModelRow.entity == entity))
+        if row is None:
+            raise NotFoundError(
+                f"There is no log entry {log_id}: the id is wrong, or it belongs to another entity.", "log_not_found"
+            )
         return row
 
     def page(

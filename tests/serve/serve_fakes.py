@@ -15,6 +15,7 @@ from paths import DATA
 from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST
+from tandem.rl.base_text import BaseText
 from tandem.rl.batch import build_batch, check_groups
 from tandem.rl.version_probe import VersionProbe
 
@@ -29,6 +30,10 @@ class TextModel:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(TOKENIZER)
+
+    @property
+    def text(self):
+        return BaseText(self.tokenizer, max_model_len=256)
 
     def build_batch(self, groups, config, shuffle_seed):
         return build_batch(groups, self.tokenizer, config, max_model_len=256, shuffle_seed=shuffle_seed)

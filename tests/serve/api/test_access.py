@@ -152,6 +152,8 @@ def team(send, services, store):
     ids |= {"file": "adapter_config.json", "file_id": file, "fine_tuning_job_id": tuning}
     row = b'{"messages": [{"role": "user", "content": "x"}]}'
     ids["dataset_id"] = send("POST", "/v1/preview/datasets", "train", content=row).json()["id"]
+    log = send("POST", f"/v1/preview/models/{model}/log", "train", json={**trained, "split": "val"}).json()["id"]
+    ids["trajectory_id"] = f"{log}.0.0"
     bodies = {
         ("POST", "/v1/preview/training-jobs"): trained,
         ("POST", "/v1/preview/models/{model_id}/log"): {**trained, "split": "val"},
