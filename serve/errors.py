@@ -59,6 +59,16 @@ class QueueFullError(ServeError, RuntimeError):
         return type(self), (self.message,)
 
 
+class TooManyStreamsError(ServeError, RuntimeError):
+    """The limit of streams of changes is reached."""
+
+    def __init__(self, message: str):
+        super().__init__(message, "too_many_streams")
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.message,)
+
+
 class TooLargeError(ServeError, ValueError):
     """The body exceeds a limit on its size."""
 

@@ -19,7 +19,8 @@ class HttpConfig(Settings):
 
 
 class LimitsConfig(Settings):
-    """Limits beyond which requests are rejected: 413 for a body, 429 for a full queue, 507 for a nearly full disk."""
+    """Limits beyond which requests are rejected: 413 for a body, 429 for a full queue or too many streams, 507 for a
+    nearly full disk."""
 
     max_payload_bytes: int = Field(
         1 << 30, ge=1, description="Decompressed size of a request with trajectory groups, or of an uploaded file."
@@ -35,6 +36,10 @@ class LimitsConfig(Settings):
         description="A body that the same key posts again within this time, without an Idempotency-Key, while its job "
         "is queued or running, gets that job instead of a new one. 0: every post makes a job.",
     )
+    max_streams: int = Field(
+        200, ge=1, description="Open streams of changes (GET /v1/preview/changes) of one API process; a page has one."
+    )
+    max_streams_per_entity: int = Field(50, ge=1, description="The same for the keys of one entity.")
     min_free_disk_bytes: int = Field(
         1 << 30, ge=0, description="Free space on the disk of the artifacts below which jobs are rejected."
     )

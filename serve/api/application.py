@@ -13,6 +13,7 @@ from tandem.serve.api import error_responses
 from tandem.serve.api.auth import authenticate
 from tandem.serve.api.routes import (
     adapters,
+    changes,
     datasets,
     downloads,
     health,
@@ -101,6 +102,8 @@ def create_app(services: Services) -> Application:
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for routes in _V1:
+        v1.include_router(routes.router)
+    for routes in (changes,):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

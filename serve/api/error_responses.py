@@ -39,6 +39,7 @@ from tandem.serve.errors import (
     StalledError,
     StorageFullError,
     TooLargeError,
+    TooManyStreamsError,
     UnavailableError,
     UnsupportedCodingError,
 )
@@ -59,6 +60,7 @@ _STATUS: dict[type[ServeError], tuple[int, str, dict[str, str]]] = {
     UnsupportedCodingError: (415, "invalid_request_error", {"Accept-Encoding": ", ".join(CODINGS)}),
     InvalidRequestError: (422, "invalid_request_error", {}),
     QueueFullError: (429, "rate_limit_error", {"Retry-After": "10"}),
+    TooManyStreamsError: (429, "rate_limit_error", {"Retry-After": "10"}),
     UnavailableError: (503, "service_unavailable_error", {"Retry-After": "1"}),
     NoAnswerError: (503, "service_unavailable_error", {"Retry-After": "1"}),
     # OpenAI clients would otherwise retry a request that has just proved too long.

@@ -14,6 +14,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.serve.adapters.importing import Trials
 from tandem.serve.api.version_watch import VersionWatch
+from tandem.serve.changes.feed import ChangeFeed, never_stops
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
@@ -118,11 +119,19 @@ class Services:
     """The status of each base model's coordinator."""
     engine_faults: Callable[[], Awaitable[Mapping[str, EngineFault]]]
     """The fault of each base model of which an engine can't answer."""
+    stops: Callable[[], Awaitable[bool]] = never_stops
+    """Whether this process is being stopped, so that streams have to end."""
 
     @cached_property
     def version_watch(self) -> VersionWatch:
         """The waits of this process's requests for new versions."""
         return VersionWatch(self.store)
+
+    @cached_property
+    def change_feed(self) -> ChangeFeed:
+        """The changes that this process's streams report."""
+        limits = self.config.limits
+        return ChangeFeed(self.store, limits.max_streams, limits.max_streams_per_entity, self.stops)
 
 
 async def _services(request: Request) -> Services:

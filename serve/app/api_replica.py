@@ -21,6 +21,7 @@ from tandem.serve.api.services import Services
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_health import EngineHealth
+from tandem.serve.app.replica_stop import ReplicaStop
 from tandem.serve.app.version_trials import VersionTrials
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -73,6 +74,7 @@ class ApiReplica:
                 engines,
                 {base.name: base.engine.replicas for base in config.base_models},
             ).faults,
+            stops=ReplicaStop(serve.get_replica_context()).is_requested,
         )
         engine_directory.publish_config(config.model_dump_json(exclude={"alerts"}))  # whose secrets proxies don't need
         start_sweeping(store, artifacts, config.deadlines, config.retention)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from tandem.serve.store.changes import Changes
 from tandem.serve.store.claims import Claims
 from tandem.serve.store.database import Database, utc_now
 from tandem.serve.store.datasets import Datasets
@@ -41,6 +42,7 @@ class Store:
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)
         self.phases = JobPhases(self.database)
+        self.changes = Changes(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
         self.wandb = WandbArtifacts(self.database)
