@@ -23,6 +23,7 @@ from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.prefix_order import common_length
+from tandem.rl.reward_spread import reward_spread
 from tandem.rl.sampled_trajectories import SampledTrajectory, sampled_trajectories
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
 from tandem.rl.traces.sequences import TracedSequence, traced_sequences
@@ -56,6 +57,8 @@ class TrainingBatch:
     """Over all trajectories; 0 without any."""
     reward_std_dev: float
     """Population standard deviation of the rewards of a group, averaged over the groups; 0 without any."""
+    reward_spread: Mapping[str, float]
+    """Quantiles over all trajectories, under their wire names."""
     traced: tuple[TracedSequence, ...] = ()
     """The sequences of the rows in the order of their trace ids."""
 
@@ -73,6 +76,7 @@ class TrainingBatch:
         return {
             "reward": self.reward_mean,
             "reward_std_dev": self.reward_std_dev,
+            **self.reward_spread,
             "data/step_num_groups_submitted": float(self.num_groups),
             "data/step_num_trajectories": float(self.num_trajectories),
             "data/step_num_sequences_dropped_too_long": float(self.num_dropped_too_long),
@@ -265,4 +269,5 @@ def _describe(
         sampled_versions=tuple(notes.sampled_versions),
         reward_mean=fmean(flat) if flat else 0.0,
         reward_std_dev=fmean(map(reward_std_dev, rewards)) if rewards else 0.0,
+        reward_spread=reward_spread(flat),
     )

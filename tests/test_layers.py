@@ -37,6 +37,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
     **{f"tandem.{layer}": {"tandem.cli"} for layer in LAYERS if layer != "cli"},
     "tandem.serve.store": SERVE - {"tandem.serve.store"} | HTTP,
     "tandem.serve.changes": SERVE - {"tandem.serve.changes", "tandem.serve.store"} | HTTP,
+    "tandem.serve.curves": SERVE - {"tandem.serve.curves", "tandem.serve.store"} | HTTP,
     "tandem.serve.jobs": SERVE - {"tandem.serve.store", "tandem.serve.jobs"} | HTTP,
     "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},

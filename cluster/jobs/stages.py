@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tandem.rl.version_probe import VersionProbe
 
 RESCORED = "logprobs_rescored"
+SAMPLED = "logprobs/sampled_current_"
+"""Metrics that only the first gradient step has: the policy of later ones has sampled nothing."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ class JobStages:
         """Train from the loaded version to the end. Return the metrics of the last step, and those of scoring."""
         work = _WorkOfJob(self, training, job, trace)
         metrics: dict[str, float] = {}
+        of_sampling: dict[str, float] = {}
         try:
             for index, metrics in enumerate(kind.steps(batch, job.claim, work)):
+                of_sampling |= {name: value for name, value in metrics.items() if name.startswith(SAMPLED)}
                 if index == num_steps - 1:  # before the event, so that the next job needn't wait for the store
                     began = time.monotonic()
                     training.finish(job.check_urgent)
@@ -153,7 +157,7 @@ class JobStages:
                 job.check()
         except StepError as error:
             raise StageError("score", str(error), "The job made no version.") from error
-        return {**kind.summary(metrics), **work.scoring}
+        return {**of_sampling, **kind.summary(metrics), **work.scoring}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tandem.serve.api.routes import (
     datasets,
     downloads,
     health,
+    history,
     inference,
     keys,
     logs,
@@ -103,7 +104,7 @@ def create_app(services: Services) -> Application:
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for routes in _V1:
         v1.include_router(routes.router)
-    for routes in (changes,):
+    for routes in (changes, history):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

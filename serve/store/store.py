@@ -7,6 +7,7 @@ from datetime import datetime
 
 from tandem.serve.store.changes import Changes
 from tandem.serve.store.claims import Claims
+from tandem.serve.store.curves import Curves
 from tandem.serve.store.database import Database, utc_now
 from tandem.serve.store.datasets import Datasets
 from tandem.serve.store.garbage import Garbage
@@ -43,6 +44,7 @@ class Store:
         self.claims = Claims(self.database)
         self.phases = JobPhases(self.database)
         self.changes = Changes(self.database)
+        self.curves = Curves(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
         self.wandb = WandbArtifacts(self.database)

@@ -131,6 +131,11 @@ def test_the_batch_describes_itself():
     assert batch.metrics() == {
         "reward": 0.375,
         "reward_std_dev": 0.25,  # 0.5 in one group, 0 in the other
+        "reward/min": 0.0,
+        "reward/quantile_10": pytest.approx(0.075),  # of 0, 0.25, 0.25, 1: at index 0.3
+        "reward/median": 0.25,
+        "reward/quantile_90": pytest.approx(0.775),  # at index 2.7
+        "reward/max": 1.0,
         "data/step_num_groups_submitted": 2.0,
         "data/step_num_groups_trainable": 1.0,
         "data/step_num_trajectories": 4.0,

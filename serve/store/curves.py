@@ -1,0 +1,92 @@
+"""The metrics of many versions and log entries at once, without the ORM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import and_, func, or_, select
+
+from tandem.serve.store.database import Database
+from tandem.serve.store.models import find_model
+from tandem.serve.store.tables import JobRow, LogRow, ModelRow, VersionRow
+
+
+@dataclass(frozen=True)
+class VersionPoint:
+    """A version of a model, with the job that made it."""
+
+    step: int
+    created_at: datetime
+    metrics: Mapping[str, float]
+    is_retired: bool
+    job_id: str | None
+    """None for a version that was imported or forked."""
+    kind: str | None
+    num_gradient_steps: int | None
+    job_created_at: datetime | None
+    job_started_at: datetime | None
+
+
+_POINTS = (
+    select(
+        VersionRow.step,
+        VersionRow.created_at,
+        VersionRow.metrics,
+        VersionRow.retired_at.is_not(None),
+        JobRow.id,
+        JobRow.kind,
+        JobRow.num_gradient_steps,
+        JobRow.created_at,
+        JobRow.started_at,
+    )
+    .join_from(
+        VersionRow,
+        JobRow,
+        and_(JobRow.model_id == VersionRow.model_id, JobRow.step == VersionRow.step, JobRow.state == "succeeded"),
+        isouter=True,
+    )
+    .where(or_(VersionRow.deleted_at.is_(None), VersionRow.retired_at.is_not(None)))
+    .order_by(VersionRow.step)
+)
+
+
+class Curves:
+    """For a caller, models of other entities don't exist."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def model(self, model_id: str, entity: str) -> ModelRow:
+        """Return a model. Raises NotFoundError."""
+        with self._database.read() as session:
+            return find_model(session, model_id, entity)
+
+    def versions(
+        self, model_id: str, first: int = 0, last: int | None = None, limit: int | None = None
+    ) -> list[VersionPoint]:
+        """Return versions from step `first` to `last`, those that retention deleted too, by step."""
+        query = _POINTS.where(VersionRow.model_id == model_id, VersionRow.step >= first).limit(limit)
+        if last is not None:
+            query = query.where(VersionRow.step <= last)
+        with self._database.quick_read() as connection:
+            return [VersionPoint(*row) for row in connection.execute(query)]
+
+    def evaluations(
+        self, model_id: str, without: Sequence[str], limit: int, before: int | None = None
+    ) -> list[tuple[LogRow, int]]:
+        """Return log entries of other splits than these, the newest first, each with the newest version at its time.
+
+        Those before the entry with number `before`.
+        """
+        step = (
+            select(func.coalesce(func.max(VersionRow.step), 0))
+            .where(VersionRow.model_id == model_id, VersionRow.created_at <= LogRow.created_at)
+            .scalar_subquery()
+        )
+        query = select(LogRow, step).where(LogRow.model_id == model_id, LogRow.split.not_in(without))
+        if before is not None:
+            query = query.where(LogRow.number < before)
+        with self._database.read() as session:
+            return [(row, at) for row, at in session.execute(query.order_by(LogRow.number.desc()).limit(limit))]
