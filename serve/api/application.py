@@ -24,6 +24,7 @@ from tandem.serve.api.routes import (
     me,
     models,
     overview,
+    queue,
     readiness,
     supervised_jobs,
     training_jobs,
@@ -104,7 +105,7 @@ def create_app(services: Services) -> Application:
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for routes in _V1:
         v1.include_router(routes.router)
-    for routes in (changes, history):
+    for routes in (changes, history, queue):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)

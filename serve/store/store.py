@@ -18,6 +18,7 @@ from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
 from tandem.serve.store.overview import Overview
 from tandem.serve.store.phases import JobPhases
+from tandem.serve.store.queue import Queue
 from tandem.serve.store.retention import Retention
 from tandem.serve.store.tree import VersionTree
 from tandem.serve.store.versions import Versions
@@ -45,6 +46,7 @@ class Store:
         self.phases = JobPhases(self.database)
         self.changes = Changes(self.database)
         self.curves = Curves(self.database)
+        self.queue = Queue(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
         self.wandb = WandbArtifacts(self.database)
