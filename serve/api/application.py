@@ -61,6 +61,9 @@ _V1 = (
     keys,
     me,
     overview,
+    changes,
+    history,
+    queue,
 )
 
 
@@ -104,8 +107,6 @@ def create_app(services: Services) -> Application:
     app.state.services = services
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for routes in _V1:
-        v1.include_router(routes.router)
-    for routes in (changes, history, queue):
         v1.include_router(routes.router)
     app.include_router(v1)
     app.include_router(health.router)
