@@ -27,8 +27,8 @@ FORBIDDEN = {
 }
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
 PARTS = (
-    *("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "trajectories"),
-    *("wandb", "web"),
+    *("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "observing", "store"),
+    *("trajectories", "wandb", "web"),
 )
 PARTS = ("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
 PARTS += ("changes", "curves")
@@ -56,6 +56,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.finetuning.data": {f"tandem.serve.finetuning.{part}" for part in ("api", "running", "store")},
     "tandem.serve.finetuning.running": {"tandem.serve.finetuning.api"},
     "tandem.serve.finetuning.api": {"tandem.serve.finetuning.running"},
+    "tandem.serve.observing": {f"tandem.serve.{part}" for part in ("app", "finetuning", "modelarts", "wandb")},
     "tandem.serve.modelarts": {"tandem.serve.app", "tandem.serve.wandb"},
     "tandem.serve.trajectories": {f"tandem.serve.{part}" for part in ("app", "finetuning", "modelarts", "wandb")},
     "tandem.serve.wandb": {"tandem.serve.app", "tandem.serve.finetuning", "tandem.serve.modelarts"},
@@ -69,6 +70,7 @@ REGISTRATIONS = {  # these add further APIs to the service, with the options of 
     ("tandem.serve.api.application", "tandem.serve.wandb.routes"),
     ("tandem.serve.api.application", "tandem.serve.web.routes"),
     ("tandem.serve.api.application", "tandem.serve.trajectories.token_routes"),
+    ("tandem.serve.api.application", "tandem.serve.observing.routes"),
     ("tandem.serve.api.application", "tandem.serve.modelarts.routes"),
     ("tandem.serve.app.graph", "tandem.serve.finetuning.deployment"),
     ("tandem.serve.app.graph", "tandem.serve.modelarts.deployment"),

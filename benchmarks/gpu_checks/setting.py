@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from tandem.cluster.metrics.peak_flops import peak_flops
 from tandem.rl.models.attention.masks import Attention, transformers_name
 from tandem.rl.models.faithfulness import check_faithfulness
 from tandem.rl.models.layers.compiled_layers import compile_layers
 from tandem.rl.models.lora.adapter import add_adapter
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings
-
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
-"""Dense bfloat16 operations per second by GPU name, from NVIDIA's data sheets (SXM)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Setting:
     def peak_flops(self) -> float:
         """NaN for a device that isn't in the table."""
         name = torch.cuda.get_device_name(self.device) if self.is_cuda else "CPU"
-        return next((peak for part, peak in PEAK_FLOPS.items() if part in name), math.nan)
+        return peak_flops(name) or math.nan
 
     def policy(
         self, shape: Shape, dtype: torch.dtype, attention: Attention, r: int = 16, compiles: bool = False

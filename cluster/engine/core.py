@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 
 from tandem.cluster.engine.core_process import preload_core, preloaded_core
+from tandem.cluster.engine.engine_stats import EngineStats
 from tandem.cluster.engine.last_words import last_error
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.processes.child_guard import ChildGuard
@@ -56,8 +57,11 @@ class EngineCore:
         preload_core()
         self._is_preloaded = True
 
-    async def start(self, args: Namespace, timeout_s: float) -> None:
-        """Start the core in a thread, because vLLM blocks. Raises TimeoutError, or vLLM's error."""
+    async def start(self, args: Namespace, timeout_s: float, stats: EngineStats | None = None) -> None:
+        """Start the core in a thread, because vLLM blocks. Raises TimeoutError, or vLLM's error.
+
+        `stats` receives the core's load with each step.
+        """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -65,7 +69,8 @@ class EngineCore:
 
         def create() -> AsyncLLM:
             with preloaded_core() if self._is_preloaded else nullcontext():
-                return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+                loggers = [stats.logger()] if stats else None  # with any, vLLM collects its statistics
+                return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args), stat_loggers=loggers)
 
         creation = asyncio.create_task(asyncio.to_thread(create))
         deadline = time.monotonic() + timeout_s

@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.engine_stats import EngineStats
 from tandem.cluster.engine.lora_support import check_architecture, check_modules
 from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.openai_app import (
@@ -61,8 +62,31 @@ SCORING_PRIORITY = 100  # vLLM runs lower numbers first; chat has 0
 class EngineLoad(TypedDict):
     num_unfinished: int
     """Requests that vLLM has accepted and not finished."""
+    num_running: int
+    num_waiting: int
+    kv_usage: float
+    """Fraction of the KV cache."""
+    prefix_hit_rate: float | None
+    """Fraction of prompt tokens, since the start."""
     adapters: list[str]
     """Digests of the loaded policy versions, the least recently used first."""
+    adapter_capacity: int
+    slots: int
+    """Policy versions that a batch can mix."""
+    slots_used: int
+    is_asleep: bool
+    """Learners use its GPU."""
+
+
+class EngineSizes(TypedDict):
+    device: str
+    """The GPU's name, or cpu."""
+    max_model_len: int
+    max_num_seqs: int
+    """Requests in a batch."""
+    dtype: str
+    kv_tokens: int
+    """Tokens that the KV cache holds."""
 
 
 class Engine:
@@ -103,6 +127,7 @@ class Engine:
         self._device: EngineDevice
         self._not_finite = NotFiniteVersions()
         self._checks = VersionChecks()
+        self.stats = EngineStats(served_name)
         self._directory: tempfile.TemporaryDirectory[str]
         self._app: ASGIApp
         self._models: Any  # vLLM's table of adapters by name
@@ -128,7 +153,7 @@ class Engine:
                 )
             )
             await asyncio.to_thread(check_architecture, weights_path(self._config, self._model_path))
-            await self._core.start(args, timeout_s)
+            await self._core.start(args, timeout_s, self.stats)
             for method in ("fix_cpu_lora", "close_lone_groups") if device == "cpu" else ():
                 await self._call_workers(method)
             adapted = await self._call_workers("adapted_modules")
@@ -151,7 +176,9 @@ class Engine:
             self._checks,
             has_own_weights=self._config.path is not None,
         )
-        self._adapters = AdapterPool(self._loader.load, self._loader.unload, self._config.max_cpu_loras)
+        self._adapters = AdapterPool(
+            self._loader.load, self._loader.unload, self._config.max_cpu_loras, self._served_name
+        )
         FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
         TokenTexts.install()
         self._core.watch()
@@ -180,14 +207,47 @@ class Engine:
 
     async def check_health(self) -> None:
         """Raise EngineDeadError if the engine core died or was killed. This engine must then be replaced."""
+        self.check_core()
+
+    def check_core(self) -> None:
+        """The same, in any thread."""
         self._core.check_health()
 
     def not_finite(self) -> list[str]:
         """Return the digests of versions that lately got no completion because their logits aren't finite."""
         return self._not_finite.recent()
 
+    def sizes(self) -> EngineSizes:
+        """Return the sizes that vLLM has chosen."""
+        from vllm.platforms import current_platform
+
+        config = self._core.llm.vllm_config
+        blocks = config.cache_config.num_gpu_blocks or 0  # on a CPU, too
+        return {
+            "device": "cpu" if self._device == "cpu" else current_platform.get_device_name(),
+            "max_model_len": config.model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "kv_tokens": blocks * config.cache_config.block_size,
+        }
+
     def load(self) -> EngineLoad:
-        return {"num_unfinished": self._core.llm.get_num_unfinished_requests(), "adapters": self._adapters.digests}
+        unfinished, stats = self._core.llm.get_num_unfinished_requests(), self.stats
+        lora = self._core.llm.vllm_config.lora_config
+        # vLLM reports with its steps, and aborted requests may have been the last ones.
+        running = min(stats.num_running, unfinished)
+        return {
+            "num_unfinished": unfinished,
+            "num_running": running,
+            "num_waiting": min(stats.num_waiting, unfinished - running),
+            "kv_usage": stats.kv_usage,
+            "prefix_hit_rate": stats.prefix_hit_rate,
+            "adapters": self._adapters.digests,
+            "adapter_capacity": self._config.max_cpu_loras,
+            "slots": lora.max_loras if lora else 0,
+            "slots_used": len(stats.running_adapters) if running else 0,
+            "is_asleep": self.sleep.is_asleep,
+        }
 
     async def _serve(self, digest: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a checked request with the adapter loaded until the answer ends, even if the client disconnects."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 import uvicorn
@@ -29,6 +31,7 @@ from tandem.cluster.telemetry.tracing import Span, span, valid_traceparent
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_S = 3600  # the API closes connections: a server that does may cross a request on its way
 POLL_S = 0.05
+STATE_PATH = "/tandem/state"
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class EngineServer:
     await server.stop(timeout_s)
     """
 
-    def __init__(self, completions: Completions, replica: str):
-        self._completions, self._replica = completions, replica
+    def __init__(self, completions: Completions, replica: str, state: Callable[[], Mapping[str, Any]] = dict):
+        """`state` returns what STATE_PATH answers, as JSON; it may read files, so it runs in a thread."""
+        self._completions, self._replica, self._state = completions, replica, state
         self._token = secrets.token_urlsafe(32)
         self._replica_header = REPLICA_HEADER.encode(), replica.encode()
         self._is_stopping = False
@@ -94,6 +98,8 @@ class EngineServer:
         token = dict(scope["headers"]).get(TOKEN_HEADER.encode(), b"")
         if not secrets.compare_digest(token, self._token.encode()):
             return await error_app(401, "AuthenticationError", "This port is for the API alone.")(scope, receive, send)
+        if scope["path"] == STATE_PATH:
+            return await self._tell_state(send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         # The API has added what makes the id of a generation unique.
         request_id = headers.get(b"x-request-id", "").rpartition("-")[0]
@@ -137,6 +143,13 @@ class EngineServer:
             await error_app(500, "InternalServerError", "Internal server error.")(scope, receive, send_named)
         spanned.note(**{"http.response.status_code": status})
         logger.info("%s of %s: %d in %.3f s", scope["path"], model, status, time.monotonic() - began)
+
+    async def _tell_state(self, send: Send) -> None:
+        content = json.dumps(await asyncio.to_thread(self._state)).encode()
+        length = (b"content-length", str(len(content)).encode())
+        headers = [(b"content-type", b"application/json"), length, self._replica_header]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
 class _Server(uvicorn.Server):

@@ -44,6 +44,10 @@ class EngineSleep:
         self._changed = asyncio.Condition()
         self._ending: asyncio.Task[None] | None = None
 
+    @property
+    def is_asleep(self) -> bool:
+        return self._is_asleep
+
     @asynccontextmanager
     async def awake(self) -> AsyncIterator[None]:
         """Keep the engine awake in the block. Raise EngineAsleepError if that doesn't begin within `hold_s`."""

@@ -56,6 +56,7 @@ class Coordinator:
         self._stop = ServiceStop(settings.stop_grace_s)
         self._running: list[ClaimedJob] = []
         self._look = threading.Event()  # a job may be claimable
+        self._counted = stages.counted
         self.last_error: str | None = None
 
     def run(self) -> None:
@@ -137,6 +138,7 @@ class Coordinator:
             with RunningJob(claim, self._store, self._settings.lease_s, self._stop, self._listeners) as job:
                 self._run_to_its_end(job)
         except LeaseLostError as error:
+            self._counted.lost_lease()
             logger.warning("Job %s was given up: %s", claim.id, error)
         finally:
             self._running.remove(claim)
@@ -146,6 +148,7 @@ class Coordinator:
         claim, max_attempts = job.claim, self._settings.max_attempts
         if claim.num_tries > max_attempts:
             self._end(job, "failed", lambda: self._store.fail(claim, _interrupted_too_often(max_attempts)))
+            self._counted.failed("attempts", "failed")
             return
         try:
             version, metrics = self._stages.train(job)
@@ -157,27 +160,35 @@ class Coordinator:
             logger.info("Job %s is handed back: %s", claim.id, error)
             reason = str(error)
             self._end(job, "handed_back", lambda: self._store.hand_back(claim, reason))
-        except (LeaseLostError, StoreUnavailableError):  # another attempt begins when the lease has run out
+            if isinstance(error, LearnersLostError):
+                self._counted.failed("learners", "learners_lost")
+        except LeaseLostError:
+            raise
+        except StoreUnavailableError:  # another attempt begins when the lease has run out
+            self._counted.failed("store", "store_unavailable")
             raise
         except StageError as error:
             logger.warning("Job %s, attempt %d: %s", claim.id, claim.attempt, error)
             if error.retryable and claim.num_tries < max_attempts:
                 reason = str(error)
                 self._end(job, "requeued", lambda: self._store.requeue(claim, reason))
+                self._counted.failed(error.stage, "retried")
             else:
                 reason = f"{error} (attempt {claim.num_tries} of {max_attempts})"
                 self._end(job, "failed", lambda: self._store.fail(claim, reason), reason)
+                self._counted.failed(error.stage, "failed")
         except Exception as error:
             logger.exception("Job %s failed", claim.id)
             reason = _unexpected(claim, error)
             self._end(job, "failed", lambda: self._store.fail(claim, reason), reason)
+            self._counted.failed("unexpected", "unexpected")
 
-    @staticmethod
-    def _end(job: RunningJob, outcome: Outcome, write: Callable[[], None], error: str | None = None) -> None:
+    def _end(self, job: RunningJob, outcome: Outcome, write: Callable[[], None], error: str | None = None) -> None:
         with job.clock.phase("record"):
             write()
         job.outcome = outcome
         record_end(job.claim, outcome, error)
+        self._counted.ended(outcome)
 
 
 def _interrupted_too_often(max_attempts: int) -> str:

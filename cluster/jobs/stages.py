@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.config import BaseModelConfig
@@ -13,6 +14,7 @@ from tandem.cluster.errors import StageError
 from tandem.cluster.jobs.engine_agreement import EngineAgreement
 from tandem.cluster.jobs.engine_sleep import EnginesAsleep
 from tandem.cluster.jobs.job import PolicyVersion
+from tandem.cluster.jobs.job_metrics import JobMetrics
 from tandem.cluster.jobs.kinds.kind import Batch, JobKind, Outline
 from tandem.cluster.jobs.kinds.registry import KINDS
 from tandem.cluster.jobs.preparation import Preparation
@@ -56,6 +58,10 @@ class JobStages:
     traces: JobTraces | None = None
     """Without it, no tokens are traced."""
 
+    @cached_property
+    def counted(self) -> JobMetrics:
+        return JobMetrics(self.base.name)
+
     def train(self, job: RunningJob) -> tuple[PolicyVersion, dict[str, float]]:
         """Return the version that the job makes, its checkpoint durable, and the metrics of the whole job."""
         claim, kind = job.claim, KINDS[job.claim.kind]
@@ -82,6 +88,7 @@ class JobStages:
                 with self._engines_asleep(job, training):
                     training.load(digest, job.check_urgent, lambda: self._wait_for_learners(job), claim.fresh_optimizer)
                     metrics |= self._gradient_steps(job, training, kind, batch, outline.num_steps, trace)
+                stepped = time.monotonic()
                 if trace:
                     trace.write(training.traces)
                 metadata: dict[str, str | int] = {"base_model": self.base.name, "model_id": claim.model_id}
@@ -91,6 +98,7 @@ class JobStages:
         if self.agreement:
             with job.clock.phase("publish"):
                 self.agreement.after_publishing(job, claim.next_step, digest, offered)
+        self.counted.published(time.monotonic() - stepped)
         for warning in trace.warnings() if trace else ():
             job.record(WARNING, warning)
         return PolicyVersion(claim.model_id, claim.next_step, digest), metrics
@@ -153,6 +161,7 @@ class JobStages:
                     began = time.monotonic()
                     training.finish(job.check_urgent)
                     metrics = metrics | {"time/check_version_s": time.monotonic() - began}
+                self.counted.trained(metrics.get("data/step_trainer_tokens", 0.0))
                 job.record_step(index, kind.event(metrics | work.scoring if index == 0 else metrics))
                 job.check()
         except StepError as error:

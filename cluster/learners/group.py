@@ -18,6 +18,7 @@ from tandem.cluster.jobs.phases import PhaseClock
 from tandem.cluster.learners.failures import cause_of
 from tandem.cluster.learners.gpu_faults import GpuFaults
 from tandem.cluster.learners.gpu_memory import learner_environment
+from tandem.cluster.learners.group_state import LearnerState, learner_states
 from tandem.cluster.learners.memory import NO_VERSION, StepMemory, Warn, first_shortage, no_warning, shortage_behind
 from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.learners.progress import ProgressWatch, Rank, stall_error
@@ -27,6 +28,7 @@ from tandem.cluster.learners.training import SealedVersion, Training
 from tandem.cluster.learners.turns import Turn, Turns
 from tandem.cluster.learners.worker import WATCHING, WRITING, LearnerWorker
 from tandem.cluster.logprobs.pool import Score
+from tandem.cluster.metrics import recording
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.cluster.telemetry.context import current_ids
@@ -113,6 +115,11 @@ class LearnerGroup:
         """True if the learners have started, and none has been lost as far as is known."""
         return self._is_ready
 
+    def states(self) -> list[LearnerState]:
+        """Return the state of each learner that runs, within a second or so."""
+        workers, places = self._workers, self._where
+        return learner_states(workers, places, WATCHING) if self._is_ready else []
+
     def has(self, workers: list[Any]) -> bool:
         """Return whether these actors, from `load`, are still the group's."""
         return workers is self._workers
@@ -157,6 +164,8 @@ class LearnerGroup:
             self.stop()
             raise
         self._is_ready = True
+        recording.count("tandem_learner_starts_total", base_model=self._base.name)
+        recording.set_gauge("tandem_learners_running", count, base_model=self._base.name)
         if count > 1 and settings.sequences_per_step is None and settings.tokens_per_step is None:
             logger.warning(
                 "A gradient step of %s takes %d packed sequences, one for each learner. Set learners.tokens_per_step "
@@ -331,6 +340,7 @@ class LearnerGroup:
         with self._lock:
             workers, self._workers, self._is_ready = self._workers, [], False
             self._where = []
+            recording.set_gauge("tandem_learners_running", 0, base_model=self._base.name)
             for worker in workers:
                 ray.kill(worker)
             self._places.give_back()

@@ -22,6 +22,7 @@ from tandem.cluster.learners.gpu_memory import limit_gpu_memory
 from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 from tandem.cluster.learners.stacks import Whereabouts, whereabouts
+from tandem.cluster.learners.step_meter import Measured, StepMeter
 from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
@@ -128,6 +129,7 @@ class LearnerWorker:
         self._base_probe: list[float] = []  # of the base model
         self._fault: Exception | None = None  # that broke this rank's step with those that share its weights
         self._scoring_limit: RowLimit | None = None
+        self._meter = StepMeter(base.name, rank)
 
     def rendezvous(self) -> str:
         """Return the address at which the group meets. Only for rank 0."""
@@ -189,6 +191,9 @@ class LearnerWorker:
             self._base_probe = policy.probe()  # the adapter of version 0 changes nothing
             self._learner = Learner(policy, self._base.optimizer)
             self._learner.warm_up(default_packed_length(0, base.max_model_len, device.type))
+            if device.type == "cuda":
+                name = torch.cuda.get_device_name(device)
+                self._meter = StepMeter(base.name, self._rank, name, base.geometry.work)
         freeze_heap()
         return str(device)
 
@@ -202,6 +207,10 @@ class LearnerWorker:
     def progress(self) -> Position:
         """Return how far this rank is within a step. Called beside the step."""
         return self._learner.progress.position
+
+    def measured(self) -> Measured:
+        """Return the speed and memory of this rank's last step. Called beside steps."""
+        return self._meter.measured
 
     def load(
         self, digest: str, job: str = "", fresh_optimizer: bool = False, ids: Ids | None = None
@@ -385,6 +394,7 @@ class LearnerWorker:
         from tandem.rl.errors import OutOfMemoryError, StepError
 
         self._activate(job).digest = None
+        self._meter.begin()
         began = time.perf_counter()
         with self._for_job(job, "gradient step"), self._in_step():
             try:
@@ -396,9 +406,11 @@ class LearnerWorker:
                 if self._base.learners.shard > 1:  # the others wait in the middle of a row
                     raise
                 return error
+        seconds = time.perf_counter() - began
+        self._meter.end(sequences, seconds)
         if len(self._learner.trace.ids):
             self._traces.setdefault(job, []).append(self._learner.trace)
-        return metrics | {"time/step_trainer_s": time.perf_counter() - began}
+        return metrics | {"time/step_trainer_s": seconds}
 
     def traces(self, job: str = "") -> StepTrace:
         """Return what this rank has recorded of the job's traced tokens, and forget it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from tandem.cluster.config import BaseModelConfig, EngineConfig
 from tandem.cluster.memory.parts import (
@@ -31,6 +31,20 @@ ALONE = 0.9
 MANY_SLOTS, FEW_SLOTS = 8, 4
 SLOTS_SHARE = 0.02
 """Fraction of a GPU below which an engine gets many LoRA slots."""
+
+
+class PlanNumbers(TypedDict):
+    """Bytes of a plan, for programs and the page."""
+
+    gpu: int
+    learner: int | None
+    engine: int | None
+    """Without the KV cache."""
+    kv_cache: int
+    kv_tokens: int
+    max_loras: int
+    is_shared: bool
+    takes_turns: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,19 @@ class MemoryPlan:
         if self.engine is None:
             return 0.0
         return (self.engine.total - self.engine.overhead + self.kv_cache_bytes) / self.gpu_bytes
+
+    @property
+    def numbers(self) -> PlanNumbers:
+        return {
+            "gpu": self.gpu_bytes,
+            "learner": self.learner.total if self.learner else None,
+            "engine": self.engine.total if self.engine else None,
+            "kv_cache": self.kv_cache_bytes,
+            "kv_tokens": self.kv_tokens,
+            "max_loras": self.max_loras,
+            "is_shared": self.is_shared,
+            "takes_turns": self.takes_turns,
+        }
 
     def __str__(self) -> str:
         lines = [f"Memory plan of {', '.join(self.names)}, for a GPU of {gb(self.gpu_bytes)}:"]

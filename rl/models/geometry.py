@@ -22,6 +22,7 @@ from tandem.rl.models.lora.adapter import add_adapter
 from tandem.rl.models.lora.experts import TARGET
 from tandem.rl.models.lora.linear import LINEAR_LAYERS
 from tandem.rl.settings import LoraSettings
+from tandem.rl.step_work import ModelWork
 
 _FULL = {"full_attention", "attention", "global"}
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
@@ -87,6 +88,8 @@ class Geometry:
     adapted: tuple[AdaptedLayers, ...]
     quantized_bits: int | None
     """Bits of a weight inside the decoder layers in the files; None: as many as the dtype has."""
+    work: ModelWork
+    """What the operations of a gradient step follow from."""
 
     @property
     def num_kv_heads(self) -> int:
@@ -102,6 +105,7 @@ def geometry_of(config: PreTrainedConfig, lora: LoraSettings) -> Geometry:
         of_layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         largest = layers[of_layers.index(max(of_layers))]
         widest, saved = _widths(largest, text)
+        weights = _matmul_weights(model, text)
         neighbours = _linear_shapes(model.get_decoder(), _with_neighbours(lora.target_modules))
         adapter = add_adapter(model, lora)
     return Geometry(
@@ -122,6 +126,7 @@ def geometry_of(config: PreTrainedConfig, lora: LoraSettings) -> Geometry:
         lora_parameters=sum(parameter.numel() for parameter in adapter.values()),
         adapted=_adapted(adapter, neighbours, lora.r),
         quantized_bits=_quantized_bits(config),
+        work=ModelWork(weights, _attention_width(config)),
     )
 
 
@@ -185,6 +190,30 @@ def _parameters(model: PreTrainedModel) -> dict[str, int]:
             kind = "kv" if _KEY_VALUE.search(name) else "split"
         counted[kind] += parameter.numel()
     return counted
+
+
+def _matmul_weights(model: PreTrainedModel, text: PreTrainedConfig) -> int:
+    """Return the weights of the matrix products that a token takes part in: all matrices but the embedding's, of the
+    experts those that are chosen, and the output head."""
+    outside = experts = 0
+    for name, parameter in model.get_decoder().named_parameters():
+        if _EXPERTS.search(name) and parameter.dim() >= 2:
+            experts += parameter.numel()
+        elif parameter.dim() == 2 and "embed" not in name:
+            outside += parameter.numel()
+    chosen = getattr(text, "num_experts_per_tok", None) or getattr(text, "num_experts_per_token", None) or 1
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    of_all = next((int(number) for name in names if (number := getattr(text, name, None))), 1)
+    return outside + experts * int(chosen) // of_all + int(text.hidden_size) * int(text.vocab_size)
+
+
+def _attention_width(config: PreTrainedConfig) -> int:
+    text = text_config(config)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    if rope := getattr(text, "qk_rope_head_dim", None):  # multi-head latent attention: the mean of keys and values
+        size = (int(text.qk_nope_head_dim) + int(rope) + int(text.v_head_dim)) // 2
+    layers = sum(layer.count for layer in kv_layers(config) if layer.reach is None)
+    return layers * int(text.num_attention_heads) * size
 
 
 def _widths(layer: nn.Module, text: PreTrainedConfig) -> tuple[int, int]:

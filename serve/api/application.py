@@ -36,6 +36,7 @@ from tandem.serve.api.wire.errors import ErrorBody, HTTPValidationError
 from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
+from tandem.serve.observing import routes as observing
 from tandem.serve.trajectories import token_routes
 from tandem.serve.wandb import routes as wandb
 from tandem.serve.web import routes as web
@@ -111,6 +112,7 @@ def create_app(services: Services) -> Application:
     app.include_router(v1)
     app.include_router(health.router)
     app.include_router(readiness.router)
+    observing.add_routes(app)
     error_responses.install(app)
     finetuning.add_routes(app)
     modelarts.add_routes(app)

@@ -15,6 +15,7 @@ from tandem.cluster.config import TandemConfig
 from tandem.serve.adapters.importing import Trials
 from tandem.serve.api.version_watch import VersionWatch
 from tandem.serve.changes.feed import ChangeFeed, never_stops
+from tandem.serve.observing.cluster_state import ClusterView
 from tandem.serve.store.store import Store
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class Services:
     """The fault of each base model of which an engine can't answer."""
     stops: Callable[[], Awaitable[bool]] = never_stops
     """Whether this process is being stopped, so that streams have to end."""
+    cluster: ClusterView | None = None
+    """The service's processes on Ray."""
 
     @cached_property
     def version_watch(self) -> VersionWatch:

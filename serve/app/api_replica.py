@@ -19,6 +19,7 @@ from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
 from tandem.serve.app import engine_directory
+from tandem.serve.app.cluster_view import ServeClusterView
 from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.app.replica_stop import ReplicaStop
@@ -59,6 +60,8 @@ class ApiReplica:
         for name in bases:
             preparation.warm_up(name)
         store = Store(config.resolved_store_url)
+        application = serve.get_replica_context().app_name
+        num_engines = {base.name: base.engine.replicas for base in config.base_models}
         ensure_admin_key(store, config)
         self._services = Services(
             config=config,
@@ -69,11 +72,8 @@ class ApiReplica:
             preparation=preparation,
             trials=VersionTrials(coordinator, engines, config.deadlines),
             coordinator_status=lambda: coordinator.status.remote(),
-            engine_faults=EngineHealth(
-                serve.get_replica_context().app_name,
-                engines,
-                {base.name: base.engine.replicas for base in config.base_models},
-            ).faults,
+            engine_faults=EngineHealth(application, engines, num_engines).faults,
+            cluster=ServeClusterView(application, engines, num_engines, coordinator),
             stops=ReplicaStop(serve.get_replica_context()).is_requested,
         )
         engine_directory.publish_config(config.model_dump_json(exclude={"alerts"}))  # whose secrets proxies don't need

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +33,7 @@ from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
+from tandem.cluster.metrics.recording import sample_often
 from tandem.cluster.placement import Placement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.waiting import OnWait
@@ -46,6 +48,8 @@ from tandem.serve.deployment_options import (
     ONE_THREAD,
     STOP_MARGIN_S,
 )
+from tandem.serve.observing.cluster_state import BaseLearners
+from tandem.serve.observing.queue_metrics import QueueMetrics
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -63,7 +67,8 @@ class CoordinatorReplica:
         hide_other_gpus()
         self._config, self._engines = config, engines
         deadlines, artifacts = config.deadlines, Artifacts(config.artifacts_root)
-        self._store = store = PatientStore(Store(config.resolved_store_url).claims, deadlines.publish_s)
+        whole_store = Store(config.resolved_store_url)
+        self._store = store = PatientStore(whole_store.claims, deadlines.publish_s)
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         self._preparation = Preparation(bases, artifacts, deadlines.prepare_s, telemetry)
         self._parts: dict[str, tuple[Coordinator, LearnerGroup, threading.Thread]] = {}
@@ -99,12 +104,13 @@ class CoordinatorReplica:
                 traces=JobTraces(artifacts, config.trajectories),
             )
             self._stages[name] = stages
-            coordinator = Coordinator(config.coordinator, store, stages, [TracedPhases()])
+            coordinator = Coordinator(config.coordinator, store, stages, [TracedPhases(), stages.counted])
             thread = threading.Thread(
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
             )
             self._parts[name] = coordinator, learners, thread
             thread.start()
+        sample_often(QueueMetrics(whole_store.live_state, list(bases)).sample)
 
     def _run(self, name: str, coordinator: Coordinator, learners: LearnerGroup) -> None:
         def on_wait() -> None:
@@ -152,6 +158,21 @@ class CoordinatorReplica:
                 "alarm": self._agreements[name].alarm or (None if learners.is_running else self._refusals.get(name)),
             }
             for name, (coordinator, learners, _) in self._parts.items()
+        }
+
+    def learners(self) -> dict[str, BaseLearners]:
+        """Return for each base model its learners, the jobs that use them, and how fast versions were published."""
+        states = {name: learners.states for name, (_, learners, _) in self._parts.items()}
+        with ThreadPoolExecutor(len(states)) as threads:  # a group that doesn't answer takes its whole time
+            found = {name: threads.submit(read) for name, read in states.items()}
+        status = self.status()
+        return {
+            name: {
+                "status": status[name],
+                "learners": found[name].result(),
+                "publish_s": self._stages[name].counted.recent_publications,
+            }
+            for name in states
         }
 
     async def probe_version(self, base_model: str, digest: str) -> VersionProbe:

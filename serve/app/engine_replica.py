@@ -14,18 +14,22 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.engine import Engine, engine_environment
-from tandem.cluster.engine.gpu_memory import settings_on_gpu
+from tandem.cluster.engine.engine_metrics import EngineMetrics, gpu_memory
+from tandem.cluster.engine.engine_state import StateOfEngine
+from tandem.cluster.engine.gpu_memory import plan_on_gpu, settings_on_gpu
 from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.engine.versions.version_loader import Files
+from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.placement import BasePlacement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.telemetry.context import Ids, logged_with
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.cluster.telemetry.tracing import span
-from tandem.serve.app import engine_directory
+from tandem.serve.app import engine_directory, engine_history
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
+from tandem.serve.observing.cluster_state import Ending
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +49,20 @@ class EngineReplica:
         base = ResolvedBaseModel(config.base_model(base_model))
         self._base_model = base.name
         await self._announce_place()  # learners that share this replica's GPU may start beside it
+        # Its id as in Serve's logs and dashboard.
+        replica, host = serve.get_replica_context().replica_id.unique_id, ray.util.get_node_ip_address()
+        self._life = await asyncio.to_thread(engine_history.record_start, base.name, replica, host)
+        try:
+            await self._start(config, base, replica, host)
+        except Exception as error:
+            await self._record_end("died", str(error))
+            raise
+
+    async def _start(self, config: TandemConfig, base: ResolvedBaseModel, replica: str, host: str) -> None:
         artifacts = Artifacts(config.artifacts_root)
+        plan = await asyncio.to_thread(plan_on_gpu, base)
         self._engine = Engine(
-            await asyncio.to_thread(settings_on_gpu, base),
+            settings_on_gpu(base, plan),
             base.path,
             served_name=base.name,
             fetch=artifacts.pull_verified_adapter,
@@ -57,10 +72,13 @@ class EngineReplica:
             hold_s=config.deadlines.inference_s / 2,
         )
         await self._engine.start(config.deadlines.start_engine_s)
-        # Its id as in Serve's logs and dashboard, on the address at which other nodes reach this node's Ray.
-        self._server = EngineServer(self._engine.completions, serve.get_replica_context().replica_id.unique_id)
-        self._address = await self._server.start(ray.util.get_node_ip_address())
+        EngineMetrics(self._engine, base.name, replica, gpu_memory).start()
+        self._server = EngineServer(self._engine.completions, replica, StateOfEngine(self._engine, plan).read)
+        self._address = await self._server.start(host)  # at which other nodes reach this node's Ray
         await self._announce()
+
+    async def _record_end(self, ending: Ending, reason: str | None = None) -> None:
+        await asyncio.to_thread(engine_history.record_end, self._life, ending, reason)
 
     async def _announce(self) -> None:
         await asyncio.to_thread(engine_directory.announce, self._base_model, self._address)
@@ -87,7 +105,11 @@ class EngineReplica:
         await self._engine.sleep.release(holder)
 
     async def check_health(self) -> None:
-        await self._engine.check_health()
+        try:
+            await self._engine.check_health()
+        except EngineDeadError as error:  # Serve replaces this replica, maybe without another call
+            await self._record_end("died", str(error))
+            raise
         try:
             await self._announce()
             await self._announce_place()
@@ -109,7 +131,10 @@ class EngineReplica:
             with suppress(Exception):
                 await asyncio.to_thread(engine_directory.withdraw, self._base_model, self._address)
             await self._server.stop(DRAIN_S)
-        await self._engine.stop()
+        if hasattr(self, "_life"):
+            await self._record_end("stopped")
+        if hasattr(self, "_engine"):
+            await self._engine.stop()
 
 
 def engine_application(config: TandemConfig, base: BaseModelConfig, placed: BasePlacement) -> serve.Application:

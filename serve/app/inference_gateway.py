@@ -29,6 +29,7 @@ from tandem.serve.api.request_ids import ID_HEADER, end_span, followed, log_answ
 from tandem.serve.api.services import CompletionServices
 from tandem.serve.app import engine_directory
 from tandem.serve.app.engine_connections import EngineConnections
+from tandem.serve.observing.http_metrics import RequestMeter
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,14 @@ class InferenceGateway:
             services = await self._services()
             # Without engines, Serve knows whether the application exists.
             if services is not None and await self._connections.exist():
-                await self._answer(services, scope, receive, send)
+                meter = RequestMeter(scope, send, "gateway")
+                try:
+                    await self._answer(services, scope, receive, meter.send)
+                except Exception:
+                    meter.failed()
+                    raise
+                finally:
+                    meter.end(scope["path"])
                 return
         await self._app(scope, receive, send)
 

@@ -7,6 +7,7 @@ of CPU time instead of 2. That matters while a start is polled.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -29,7 +30,12 @@ def serve_details(timeout_s: float | None = None) -> dict[str, Any] | None:
 def application_status(name: str) -> ApplicationStatusOverview | None:
     """Return an application as `serve.status` does, or None. Raises and waits as `serve_details` does."""
     details = serve_details()
-    if details is None or name not in details["applications"]:
+    return application_of(details, name) if details is not None else None
+
+
+def application_of(details: Mapping[str, Any], name: str) -> ApplicationStatusOverview | None:
+    """Return an application of `serve_details`, or None."""
+    if name not in details["applications"]:
         return None
     application = details["applications"][name]
     return ApplicationStatusOverview(

@@ -14,6 +14,7 @@ from tandem.serve.store.garbage import Garbage
 from tandem.serve.store.jobs import Jobs
 from tandem.serve.store.keys import Keys
 from tandem.serve.store.lineage import Lineage
+from tandem.serve.store.live_state import LiveState
 from tandem.serve.store.logs import Logs
 from tandem.serve.store.models import Models
 from tandem.serve.store.overview import Overview
@@ -39,6 +40,7 @@ class Store:
         self.versions = Versions(self.database)
         self.lineage = Lineage(self.database)
         self.tree = VersionTree(self.database)
+        self.live_state = LiveState(self.database)
         self.logs = Logs(self.database)
         self.datasets = Datasets(self.database)
         self.jobs = Jobs(self.database)

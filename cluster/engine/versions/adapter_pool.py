@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
+from tandem.cluster.metrics.recording import count
 
 
 @dataclass
@@ -32,8 +33,11 @@ class AdapterPool:
         load: Callable[[str], Awaitable[None]],
         unload: Callable[[str], Awaitable[None]],
         capacity: int,
+        base_model: str = "",
     ):
+        """`base_model` labels the metrics."""
         self._load, self._unload, self._capacity = load, unload, capacity
+        self._base_model = base_model
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first
         self._unloading = asyncio.Lock()
 
@@ -61,8 +65,10 @@ class AdapterPool:
         try:
             await self._make_room()
             await self._load(digest)
+            count("tandem_engine_adapter_loads_total", base_model=self._base_model, outcome="loaded")
         except Exception as error:
             del self._entries[digest]
+            count("tandem_engine_adapter_loads_total", base_model=self._base_model, outcome="failed")
             if isinstance(error, (AdapterUnavailableError, EngineDeadError)):
                 raise
             raise AdapterUnavailableError(f"Policy version {digest} can't be loaded: {error}") from error
@@ -73,6 +79,7 @@ class AdapterPool:
             while len(self._entries) > self._capacity and (idle := self._least_recently_used_idle()):
                 del self._entries[idle]
                 await self._unload(idle)
+                count("tandem_engine_adapter_evictions_total", base_model=self._base_model)
 
     def _least_recently_used_idle(self) -> str | None:
         return next((d for d, e in self._entries.items() if e.users == 0 and e.loading.done()), None)

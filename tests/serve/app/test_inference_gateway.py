@@ -7,6 +7,7 @@ import sys
 import anyio
 import httpx
 import pytest
+from recorded_metrics import recorded
 from serve_fakes import Engine
 from starlette.responses import PlainTextResponse
 
@@ -201,3 +202,15 @@ def test_a_proxy_starts_without_the_gateway_and_loads_it_with_its_first_request(
     """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.split() == ["2", "InferenceGateway"]
+
+
+def test_completions_of_the_gateway_are_counted(gateway, engine, key, model):
+    engine.answers(ANSWER)
+    with recorded() as metrics:
+        ask(gateway, **body(), headers={"Authorization": f"Bearer {key}"})
+        ask(gateway, **body())
+        ask(gateway, "/v1/preview/models", "GET")  # left to the API, which counts it
+    labels = {"route": CHAT, "method": "POST", "answered_by": "gateway"}
+    assert metrics.of("tandem_http_requests_total", **labels, status="200") == [1.0]
+    assert metrics.of("tandem_http_requests_total", **labels, status="401") == [1.0]
+    assert metrics.total("tandem_http_requests_total") == 2

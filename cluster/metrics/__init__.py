@@ -1,0 +1,1 @@
+"""Metrics of the service: their catalogue, and recording them through Ray."""
