@@ -84,6 +84,7 @@ def page_files():
 def served(page_files, tmp_path_factory):
     """The application on a port, with the data of seeding.py. Its tests only read it, or make objects of their own."""
     import seeding
+    from cluster_views import FakeView
     from serve_fakes import Engine, TextModel, Trials
 
     from tandem.cluster.artifacts import Artifacts
@@ -117,6 +118,7 @@ def served(page_files, tmp_path_factory):
         preparation=PreparationWorker({base: TextModel()}, artifacts),
         coordinator_status=coordinator_status,
         engine_faults=engine_faults,
+        cluster=FakeView(),
     )
     app = create_app(services)
     app.dependency_overrides[cluster_specs] = lambda: lambda: fakes["SPECS"]

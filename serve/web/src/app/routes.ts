@@ -9,6 +9,13 @@ export const routes: Route[] = [
     nav: { label: "Overview", group: "Train", shortcut: "o" },
   },
   {
+    path: "/cluster",
+    title: "Engines and learners",
+    load: async () => (await import("../views/cluster/Cluster")).Cluster,
+    role: "train",
+    nav: { label: "Cluster", group: "Operate", shortcut: "c" },
+  },
+  {
     path: "/keys",
     title: "Keys",
     load: async () => (await import("../views/keys/Keys")).Keys,
