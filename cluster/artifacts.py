@@ -237,6 +237,14 @@ class Artifacts:
             return []
         return [f"{directory}/{entry['name'].rpartition('/')[2]}" for entry in entries if entry["type"] == "file"]
 
+    def blob_size(self, key: str) -> int:
+        """Return the size of the blob in bytes. Raises ArtifactError if there is none."""
+        try:
+            size: int = self._fs.size(self._url(key))
+        except FileNotFoundError:
+            raise self._missing(key) from None
+        return size
+
     def modified_at(self, key: str) -> datetime:
         """Return when the blob was written, with a time zone. Raises FileNotFoundError if there is none."""
         when: datetime = self._fs.modified(self._url(key))

@@ -67,6 +67,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
 }
 REGISTRATIONS = {  # these add further APIs to the service, with the options of all deployments
     ("tandem.serve.api.application", "tandem.serve.finetuning.routes"),
+    ("tandem.serve.api.application", "tandem.serve.trajectories.routes"),
     ("tandem.serve.api.application", "tandem.serve.wandb.routes"),
     ("tandem.serve.api.application", "tandem.serve.web.routes"),
     ("tandem.serve.api.application", "tandem.serve.trajectories.token_routes"),

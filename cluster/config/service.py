@@ -94,8 +94,19 @@ class RetentionConfig(Settings):
 
 
 class TrajectoriesConfig(Settings):
-    """What is kept of trajectories for people who look at them."""
+    """What is kept of trajectories for people who look at them, and how long.
 
+    Payloads of ended jobs and of logs, with all that is derived from them, exceed the limits from the oldest on; the
+    service applies them every hour. Models, versions, metrics and events stay, and so does all that a queued or running
+    job needs. `tandem retention` shows what would be deleted.
+    """
+
+    keep_days: float | None = Field(
+        90, gt=0, le=36500, description="Days after their arrival. Unset: as long as there is room."
+    )
+    keep_bytes: int | None = Field(
+        200 << 30, ge=0, description="Size of all payloads together, as they are stored. Unset: no limit."
+    )
     traces: Literal["all", "sample", "none"] = Field(
         "all",
         description="Whether a job keeps what each trained token had at its gradient step: logprobs, advantage, mask. "
@@ -135,6 +146,11 @@ class ProjectConfig(Settings):
     )
     roots: tuple[str, ...] = Field(
         (), description="fsspec URLs; jobs may name s3://, file:// and other paths below them."
+    )
+    keep_trajectories: bool = Field(
+        True,
+        description="Keep and index the trajectories of the project's jobs and logs. Off: they are deleted when their "
+        "job has ended, and nobody sees them.",
     )
 
 

@@ -81,11 +81,11 @@ def cut_logprobs(group: bytes) -> tuple[bytes, CutLogprobs]:
         found = _GROUP.decode(group)
     except _FAULTS:
         return group, cut
-    parts, end, start_of_group = list[bytes](), 0, _address(group)
+    parts, end, start_of_group = list[bytes](), 0, address_of(group)
     for turn in _turns(found):
         if (own := _columns(turn)) is None:
             continue
-        start = _address(turn.logprobs) - start_of_group
+        start = address_of(turn.logprobs) - start_of_group
         parts += group[end:start], b'null, "%s": %d' % (cut.key.encode(), len(columns))
         end = start + memoryview(turn.logprobs).nbytes
         columns.append(own)
@@ -122,7 +122,7 @@ def _columns(turn: _Turn) -> TokenColumns | None:
     )
 
 
-def _address(view: bytes | msgspec.Raw) -> int:
+def address_of(view: bytes | msgspec.Raw) -> int:
     """Return where the bytes lie in memory: a Raw is a view of the JSON that it was found in."""
     address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
     return address

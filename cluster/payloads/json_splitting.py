@@ -42,6 +42,8 @@ class JsonSplitter:
         self._in_array = False
         self._element: list[bytes] = []
         self._num_elements = 0
+        self.ends: list[int] = []
+        """The offsets in the body at which the elements of the last `feed` end."""
         self._cuts: list[
             tuple[int, int]
         ] = []  # lengths of envelope and body where the envelope continues after an array
@@ -54,6 +56,7 @@ class JsonSplitter:
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take the next part of the body. Return the elements that end in it."""
         elements: list[bytes] = []
+        self.ends = []
         start = 0
         for at, kind in self._boundaries(chunk):
             if kind == _ARRAY and not self._in_array:
@@ -61,7 +64,9 @@ class JsonSplitter:
                 self._in_array, self._num_elements, start = True, 0, at + 1
                 self.num_arrays += 1
             elif self._in_array:
-                elements += self._end_element(chunk[start:at], is_last=kind != _COMMA)
+                ended = self._end_element(chunk[start:at], is_last=kind != _COMMA)
+                self.ends += [self._num_bytes + at] * len(ended)
+                elements += ended
                 start = at + 1
                 if kind != _COMMA:
                     self._in_array, start = False, at

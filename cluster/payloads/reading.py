@@ -57,7 +57,7 @@ def read_groups(
     ArtifactError if the body is missing or damaged.
     """
     faults: list[FaultDetails] = []
-    for index, element in enumerate(_elements(artifacts, key)):
+    for index, (_, element) in enumerate(read_elements(artifacts, key)):
         group = _parse(element, index, faults, FOR_LOG if for_log else None)
         if group is not None and not faults:
             for exchanges in (trajectory.exchanges for trajectory in group.trajectories):
@@ -77,9 +77,10 @@ def read_group(
 
     Raises as `read_groups` does.
     """
-    element = next(islice(_elements(artifacts, key), index, None), None)
-    if element is None:
+    found = next(islice(read_elements(artifacts, key), index, None), None)
+    if found is None:
         return None
+    _, element = found
     faults: list[FaultDetails] = []
     group = _parse(element, index, faults, FOR_LOG if for_log else None)
     if group is None:
@@ -90,12 +91,18 @@ def read_group(
     return group
 
 
-def _elements(artifacts: Artifacts, key: str) -> Iterator[bytes]:
+def read_elements(artifacts: Artifacts, key: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the JSON of each group of a stored body, unparsed, with its offset in the uncompressed body.
+
+    Raises ArtifactError if the body is missing or damaged.
+    """
     splitter = JsonSplitter()
     try:
         with artifacts.open_blob(key) as file, zstandard.ZstdDecompressor().stream_reader(file) as body:
             while chunk := body.read(CHUNK_BYTES):
-                yield from splitter.feed(chunk)
+                elements = splitter.feed(chunk)
+                for element, end in zip(elements, splitter.ends, strict=True):
+                    yield end - len(element), element
     except zstandard.ZstdError as error:
         raise ArtifactError(f"Blob {key} is damaged: {error}.") from error
     if not splitter.is_complete:

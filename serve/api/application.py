@@ -37,6 +37,7 @@ from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
 from tandem.serve.observing import routes as observing
+from tandem.serve.trajectories import routes as trajectories
 from tandem.serve.trajectories import token_routes
 from tandem.serve.wandb import routes as wandb
 from tandem.serve.web import routes as web
@@ -119,4 +120,5 @@ def create_app(services: Services) -> Application:
     wandb.add_routes(app)
     token_routes.add_routes(app)
     web.add_routes(app)
+    trajectories.add_routes(app)
     return app

@@ -33,6 +33,7 @@ from tandem.serve.deployment_options import (
 from tandem.serve.jobs.sweeping import start_sweeping
 from tandem.serve.keys import add_key, ensure_admin_key
 from tandem.serve.store.store import Store
+from tandem.serve.trajectories.upkeep import start_upkeep
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -78,6 +79,7 @@ class ApiReplica:
         )
         engine_directory.publish_config(config.model_dump_json(exclude={"alerts"}))  # whose secrets proxies don't need
         start_sweeping(store, artifacts, config.deadlines, config.retention)
+        start_upkeep(store, artifacts, config)
 
     async def make_key(self, name: str, entity: str) -> tuple[str, str]:
         """Create a key for training. Return its id and the key: programs on this cluster don't know the store."""

@@ -16,6 +16,7 @@ from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events
 from tandem.serve.store.references import KlReference, pin_reference
 from tandem.serve.store.repeats import Post, find_repeated, may_repeat
 from tandem.serve.store.tables import EventRow, JobRow, ModelRow, is_open
+from tandem.serve.store.trajectory_index import TRAIN, add_source
 
 
 class Jobs:
@@ -79,6 +80,8 @@ class Jobs:
                 created_at=self._database.now(),
             )
             session.add(job)
+            if kind == "rl":
+                add_source(session, job_id, "job", model, TRAIN, payload_key, job.created_at)
         return job
 
     def find_repeated(self, model_id: str, post: Post) -> JobRow | None:

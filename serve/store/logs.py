@@ -9,7 +9,8 @@ from sqlalchemy import select
 from tandem.serve.errors import NotFoundError
 from tandem.serve.store.database import Database, position
 from tandem.serve.store.models import find_model
-from tandem.serve.store.tables import LogRow, ModelRow
+from tandem.serve.store.tables import NO_PAYLOAD, LogRow, ModelRow
+from tandem.serve.store.trajectory_index import add_source
 
 
 class Logs:
@@ -21,7 +22,7 @@ class Logs:
     ) -> LogRow:
         """Add a log entry and return its row. Raises NotFoundError."""
         with self._database.write() as session:
-            find_model(session, model_id, entity, lock=True)
+            model = find_model(session, model_id, entity, lock=True)
             row = LogRow(
                 id=log_id,
                 model_id=model_id,
@@ -31,6 +32,8 @@ class Logs:
                 created_at=self._database.now(),
             )
             session.add(row)
+            if payload_key != NO_PAYLOAD:
+                add_source(session, log_id, "log", model, split, payload_key, row.created_at)
         return row
 
     def get(self, log_id: str, entity: str) -> LogRow:

@@ -17,6 +17,7 @@ from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.store.database import Database, position
 from tandem.serve.store.events import end
 from tandem.serve.store.tables import NO_PAYLOAD, JobRow, LogRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.trajectory_index import forget_sources
 
 MAX_NAMED = 10
 """Versions that a message names."""
@@ -138,6 +139,7 @@ class Models:
             blob_keys = [key for key in keys if key != NO_PAYLOAD and not is_dataset(key)]
             for log in logs:
                 session.delete(log)
+            forget_sources(session, model_id, now)
         return DeletedModel(len(versions), tuple(blob_keys), tuple(job.id for job in all_jobs))
 
 

@@ -22,6 +22,8 @@ from tandem.serve.store.phases import JobPhases
 from tandem.serve.store.queue import Queue
 from tandem.serve.store.retention import Retention
 from tandem.serve.store.tree import VersionTree
+from tandem.serve.store.trajectory_index import TrajectoryIndex
+from tandem.serve.store.trajectory_search import TrajectorySearch
 from tandem.serve.store.versions import Versions
 from tandem.serve.store.wandb import WandbArtifacts
 
@@ -51,6 +53,8 @@ class Store:
         self.queue = Queue(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
+        self.trajectory_index = TrajectoryIndex(self.database)
+        self.trajectories = TrajectorySearch(self.database)
         self.wandb = WandbArtifacts(self.database)
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ ADDED = {
 INDEXES = ("versions_import_key", "models_initial_digest")
 NEW_TABLES = (
     *("alert_deliveries", "alerts", "service_leases"),
+    *("trajectories", "trajectory_groups", "trajectory_sources"),
     "datasets",
     *("job_attempts", "job_phases", "usage", "usage_prices", "usage_sources", "sampling_spans"),
     *("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files"),
