@@ -21,9 +21,9 @@ from tandem.serve.store.overview import Overview
 from tandem.serve.store.phases import JobPhases
 from tandem.serve.store.queue import Queue
 from tandem.serve.store.retention import Retention
-from tandem.serve.store.tree import VersionTree
 from tandem.serve.store.trajectory_index import TrajectoryIndex
 from tandem.serve.store.trajectory_search import TrajectorySearch
+from tandem.serve.store.tree import VersionTree
 from tandem.serve.store.versions import Versions
 from tandem.serve.store.wandb import WandbArtifacts
 
