@@ -238,11 +238,17 @@ def retention(
     keep_optimizer: Annotated[
         int | None, typer.Option(min=1, help="Try this limit instead of retention.keep_optimizer.")
     ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(min=0, help="Try this limit instead of trajectories.keep_days.")
+    ] = None,
+    keep_bytes: Annotated[
+        int | None, typer.Option(min=0, help="Try this limit instead of trajectories.keep_bytes.")
+    ] = None,
     config_path: ConfigOption = None,
     json: Json = False,
 ) -> None:
     """Show what retention would delete now, with sizes. Nothing is deleted: the service does that, every hour."""
-    from tandem.cli.retention_command import COLUMNS, deletions, kept
+    from tandem.cli.retention_command import COLUMNS, deletions, kept, trajectory_deletions
     from tandem.cluster.artifacts import Artifacts
 
     config = _config(config_path)
@@ -251,13 +257,18 @@ def retention(
     with _store_faults(config):
         store = _store(config)
         found, staying = deletions(store, Artifacts(config.artifacts_root), settings), kept(store, settings)
+        of_trajectories = {"keep_days": keep_days, "keep_bytes": keep_bytes}
+        given = {name: limit for name, limit in of_trajectories.items() if limit is not None}
+        trajectories = config.trajectories.model_copy(update=given)
+        found += trajectory_deletions(store, trajectories)
     if staying:
         err.print(f"{len(staying)} versions beyond the limits stay, because a user keeps them: {', '.join(staying)}")
     if json:
         return print_json(out, attributes(found, *COLUMNS.values()))
     print_table(out, COLUMNS, found)
     total = sum(deletion.bytes for deletion in found)
-    limits = ", ".join(f"{name} {limit}" for name, limit in settings.model_dump().items() if limit) or "no limits"
+    tried_limits = settings.model_dump() | trajectories.model_dump(include={"keep_days", "keep_bytes"})
+    limits = ", ".join(f"{name} {limit}" for name, limit in tried_limits.items() if limit is not None) or "no limits"
     err.print(f"{len(found)} deletions of {total / 1e6:.1f} MB with {limits}. Nothing was deleted.")
 
 

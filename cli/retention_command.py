@@ -1,4 +1,4 @@
-"""`tandem retention`: what a limit on versions or optimizer states would delete or keep, and how large it is."""
+"""`tandem retention`: what limits on versions, optimizer states and trajectories would delete, and how large it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tandem.rl.checkpoint_files import OPTIMIZER
 
 if TYPE_CHECKING:
     from tandem.cluster.artifacts import Artifacts
-    from tandem.cluster.config import RetentionConfig
+    from tandem.cluster.config import RetentionConfig, TrajectoriesConfig
     from tandem.serve.store.store import Store
 
 COLUMNS = {"model": "model", "version": "step", "deleted": "deleted", "bytes": "bytes"}
@@ -20,9 +20,9 @@ class Deletion:
     """A row of the list."""
 
     model: str
-    step: int
+    step: int | None
     deleted: str
-    """"version" or "optimizer state"."""
+    """"version", "optimizer state", or "trajectories of N jobs and logs"."""
     bytes: int
     """Of the files. Versions with the same weights share theirs, which count once."""
 
@@ -53,3 +53,16 @@ def deletions(store: Store, artifacts: Artifacts, settings: RetentionConfig) -> 
             if version not in retired:
                 add(version.model, version.step, version.digest, "optimizer state")
     return found
+
+
+def trajectory_deletions(store: Store, settings: TrajectoriesConfig) -> list[Deletion]:
+    """Return the trajectories that the settings would delete now, by model. Changes nothing."""
+    from tandem.serve.trajectories.removal import limits
+
+    sources: dict[str, list[int]] = {}
+    for source in store.trajectory_index.removable(*limits(settings, store.database.now())):
+        sources.setdefault(source.model, []).append(source.num_bytes)
+    return [
+        Deletion(model, None, f"trajectories of {len(sizes)} jobs and logs", sum(sizes))
+        for model, sizes in sources.items()
+    ]
