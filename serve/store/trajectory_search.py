@@ -196,11 +196,12 @@ class TrajectorySearch:
                 rewards[group].append((index, reward))
             return [FoundGroup(row, rewards[row.group_index]) for row in rows]
 
-    def job_of_version(self, model_id: str, step: int, entity: str) -> JobRow | None:
-        """Return the job that made a version; None if none did."""
-        query = select(JobRow).join(JobRow.model).where(ModelRow.entity == entity)
+    def job_of_version(self, model_id: str, step: int | None, entity: str) -> JobRow | None:
+        """Return the job that made a version, or the newest version that any job made; None if none did."""
+        made = JobRow.step.is_not(None) if step is None else JobRow.step == step
+        query = select(JobRow).join(JobRow.model).where(ModelRow.entity == entity, JobRow.model_id == model_id, made)
         with self._database.read() as session:
-            return session.scalar(query.where(JobRow.model_id == model_id, JobRow.step == step).limit(1))
+            return session.scalar(query.order_by(JobRow.step.desc()).limit(1))
 
     def removed(self, entity: str, model_id: str | None = None) -> list[Removed]:
         """Return the counts of an entity's trajectories that are gone, by reason. Deleted models don't count."""

@@ -200,18 +200,19 @@ def list_groups_of_job(
 @router.get("/models/{model_id}/groups", dependencies=[Depends(refuse_unknown)])
 def list_groups_of_version(
     model_id: UUID,
-    step: Step,
     caller: TrainCaller,
     services: ServicesDep,
+    step: Step | None = None,
     sort: GroupSort = "worst",
     after: str | None = None,
     limit: Limit = 20,
 ) -> GroupPage:
-    """List the trajectory groups of the job that made version `step` of a model."""
+    """List the trajectory groups of the job that made version `step` of a model, by default the newest of a job."""
     services.store.models.get(str(model_id), caller.entity)
     job = services.store.trajectories.job_of_version(str(model_id), step, caller.entity)
     if job is None:
-        notes = [f"No training job made version {step}, so it has no trajectory groups."]
+        which = "any version" if step is None else f"version {step}"
+        notes = [f"No training job made {which}, so there are no trajectory groups."]
         return GroupPage(
             data=[],
             first_id=None,
