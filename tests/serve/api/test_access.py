@@ -145,7 +145,6 @@ def team(send, services, store):
     model = send("POST", "/v1/preview/models", "train", json=body).json()["id"]
     trained = {"model_id": model, "trajectory_groups": groups()}
     job = send("POST", "/v1/preview/training-jobs", "train", json=trained).json()["id"]
-    index_next(services.store, services.artifacts, services.config)
     services.artifacts.write_blob(job_artifact_key(job, FILE), b"png")
     create_key(store, "spare", "team", "infer")
     [key] = [row.id for row in store.keys.all("team") if row.name == "spare"]
@@ -156,12 +155,13 @@ def team(send, services, store):
     wanted = {"model": "tandem/tiny", "training_file": file}
     tuning = send("POST", "/v1/fine_tuning/jobs", "train", json=wanted).json()["id"]
     ids = {"model_id": model, "training_job_id": job, "key_id": key, "name": FILE, "step": str(STEP)}
-    ids["trajectory_id"] = f"{job}.0.0"
     ids |= {"file": "adapter_config.json", "file_id": file, "fine_tuning_job_id": tuning}
     row = b'{"messages": [{"role": "user", "content": "x"}]}'
     ids["dataset_id"] = send("POST", "/v1/preview/datasets", "train", content=row).json()["id"]
     log = send("POST", f"/v1/preview/models/{model}/log", "train", json={**trained, "split": "val"}).json()["id"]
     ids["trajectory_id"] = f"{log}.0.0"
+    while index_next(services.store, services.artifacts, services.config):
+        pass
     bodies = {
         ("POST", "/v1/preview/training-jobs"): trained,
         ("POST", "/v1/preview/models/{model_id}/log"): {**trained, "split": "val"},
