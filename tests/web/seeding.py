@@ -5,6 +5,7 @@ need: they find them in `served.seeded[NAME]`. Names begin with the view's, so t
 """
 
 from cluster_views import answer, engines, learner, learners, life, replica
+from seeding_versions import seed_versions
 from serve_fakes import groups
 
 BASE = "tandem/tiny"
@@ -59,4 +60,4 @@ def seed_cluster(served):
     return {"model": model}
 
 
-SEEDS = {"cluster": seed_cluster, "overview": seed_overview}
+SEEDS = {"cluster": seed_cluster, "overview": seed_overview, "versions": seed_versions}
