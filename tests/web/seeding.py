@@ -1,29 +1,68 @@
-"""The data of the service that the page shows in tests. Each owner of a view adds a function to SEEDS.
+"""The data of the service that the page shows in tests. Each view's tests add functions to SEEDS.
 
 A function gets the service (`served.store`, `served.services`, `served.http(role)`), and returns the ids that its tests
-need: they find them in `served.seeded[NAME]`. Names begin with the view's, so that no test depends on another's data.
+need: they find them in `served.seeded[NAME]`. Names of models and projects begin with the view's, so that no test
+depends on another's data. Claims take any queued job, so functions that leave jobs open come last.
 """
+
+import math
+import uuid
 
 from cluster_views import answer, engines, learner, learners, life, replica
 from seeding_versions import seed_versions
 from serve_fakes import groups
 
+from tandem.cluster.jobs.job import PolicyVersion
+
 BASE = "tandem/tiny"
-NUM_MODELS = 3
+
+
+def add_model(served, project, name):
+    """Register a model and return it."""
+    body = {"project": project, "name": name, "base_model": BASE}
+    return served.http("train").post("/v1/preview/models", json=body).json()
+
+
+def post_job(served, model, num_groups=1, **config):
+    """Post a training job and return its id. It is queued."""
+    body = {"model_id": model["id"], "trajectory_groups": groups(num_groups), "experimental_config": config}
+    response = served.http("train").post("/v1/preview/training-jobs", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["id"]
+
+
+def claim(served):
+    """Claim the next job, as a coordinator does."""
+    return served.store.claims.claim_next(BASE, "seeding", 3600)
+
+
+def train(served, model, metrics, **config):
+    """Post a job, and end it with a version of these metrics. Return the job's id."""
+    job_id = post_job(served, model, **config)
+    claimed = claim(served)
+    assert claimed.id == job_id, "an earlier function left a job open"
+    served.store.claims.complete(claimed, PolicyVersion(model["id"], claimed.next_step, uuid.uuid4().hex * 2), metrics)
+    return job_id
+
+
+def fail(served, model, message):
+    """Post a job, and end it with an error. Return its id."""
+    job_id = post_job(served, model)
+    served.store.claims.fail(claim(served), message)
+    return job_id
 
 
 def seed_overview(served):
-    """Three models; the first has a queued job."""
-    http = served.http("train")
-    models = [
-        http.post("/v1/preview/models", json={"project": "overview", "name": f"agent-{i}", "base_model": BASE}).json()
-        for i in range(NUM_MODELS)
-    ]
-    job = http.post(
-        "/v1/preview/training-jobs",
-        json={"model_id": models[0]["id"], "trajectory_groups": groups(), "experimental_config": {}},
-    ).json()
-    return {"models": models, "job": job}
+    """Three models: with a rising reward, with a failed job, and untrained."""
+    models = [add_model(served, "overview", f"agent-{number}") for number in range(3)]
+    for step in range(12):
+        reward = 1 - math.exp(-step / 4) + 0.05 * math.sin(7 * step)
+        train(served, models[0], {"reward": reward, "reward_std_dev": 0.3, "loss/train": -0.1, "loss/entropy": 0.2})
+    train(served, models[1], {"reward": 0.4})
+    failed = fail(
+        served, models[1], "The learner ran out of memory in the backward pass. Set packed_sequence_length lower."
+    )
+    return {"models": models, "failed": failed}
 
 
 def seed_cluster(served):
@@ -60,4 +99,15 @@ def seed_cluster(served):
     return {"model": model}
 
 
-SEEDS = {"cluster": seed_cluster, "overview": seed_overview, "versions": seed_versions}
+def seed_open_jobs(served):
+    """A queued job of the first model of the overview."""
+    return {"job": post_job(served, served.seeded["overview"]["models"][0])}
+
+
+SEEDS = {
+    "cluster": seed_cluster,
+    "overview": seed_overview,
+    "versions": seed_versions,
+    # Those that leave jobs open come last.
+    "open_jobs": seed_open_jobs,
+}

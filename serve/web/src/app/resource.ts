@@ -60,7 +60,7 @@ export function usePages<T>(path: string, params: Params = {}, limit = 100): Pag
   const [state, setState] = useState<Listed>(EMPTY);
   const [round, setRound] = useState(0);
   const asked = `${path} ${JSON.stringify(params)} ${limit}`;
-  const shown = useRef({ asked: "", count: 0 });
+  const shown = useRef({ path: "", asked: "", count: 0 });
   const running = useRef<AbortController | null>(null);
 
   const fetchFrom = useCallback(
@@ -89,8 +89,9 @@ export function usePages<T>(path: string, params: Params = {}, limit = 100): Pag
 
   useEffect(() => {
     const same = shown.current.asked === asked;
-    shown.current = { asked, count: same ? shown.current.count : 0 };
-    setState((old) => (same ? { ...old, error: null, loading: true } : EMPTY));
+    const keep = shown.current.path === path; // another filter of the same list: its rows replace the old ones
+    shown.current = { path, asked, count: same ? shown.current.count : 0 };
+    setState((old) => (keep ? { ...old, error: null, loading: true } : EMPTY));
     void fetchFrom(EMPTY, shown.current.count);
     return () => running.current?.abort();
   }, [asked, round]);

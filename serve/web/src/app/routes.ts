@@ -18,6 +18,7 @@ export const routes: Route[] = [
   {
     path: "/keys",
     title: "Keys",
+    role: "admin",
     load: async () => (await import("../views/keys/Keys")).Keys,
     nav: { label: "Keys", group: "Account", shortcut: "k" },
   },

@@ -1,12 +1,23 @@
 /** A labelled input, with a hint. */
-import type { ComponentChildren } from "preact";
+import { cloneElement, type ComponentChildren, type VNode } from "preact";
+import { useId } from "preact/hooks";
 
-export function Field({ label, hint, children }: { label: string; hint?: ComponentChildren; children: ComponentChildren }) {
+interface FieldProps {
+  label: string;
+  hint?: ComponentChildren;
+  /** The input. */
+  children: VNode<{ "aria-describedby"?: string }>;
+}
+
+export function Field({ label, hint, children }: FieldProps) {
+  const id = useId();
   return (
-    <label class="field">
-      <span class="label">{label}</span>
-      {children}
-      {hint && <span class="hint muted">{hint}</span>}
-    </label>
+    <div class="field">
+      <label>
+        <span class="label">{label}</span>
+        {hint ? cloneElement(children, { "aria-describedby": id }) : children}
+      </label>
+      {hint && <span id={id} class="hint muted">{hint}</span>}
+    </div>
   );
 }
