@@ -33,4 +33,4 @@ def test_a_wrong_key_is_refused_with_the_services_words(open_page, watch):
 
 def test_the_models_are_listed(served, browser_page):
     for model in served.seeded["overview"]["models"]:
-        expect(browser_page.get_by_role("link", name=f"overview/{model['name']}")).to_be_visible()
+        expect(browser_page.get_by_role("link", name=f"overview/{model['name']}", exact=True)).to_be_visible()
