@@ -109,6 +109,7 @@ def up(
         names = ", ".join(base.name for base in config.base_models)
         address = (f"{url(config.http)}/v1", "bold")
         out.print(Text.assemble("\nTandem answers at ", address, f" (base models: {names})."))
+        out.print(Text.assemble("Its page is ", (f"{url(config.http)}/", "bold"), ": sign in with an API key."))
         if not store.keys.exist():
             key = create_key(store, name="first", entity="default", role="admin")
             out.print(f"This is the first start. Your API key, shown only once:\n\n    export TANDEM_API_KEY={key}\n")
@@ -171,15 +172,28 @@ def demo(
     with _service(config, verbose) as stop:
         key = create_key(store, name=f"demo {time.strftime('%Y-%m-%d %H:%M:%S')}", entity="default", role="train")
         environment = {**os.environ, "TANDEM_URL": url(config.http), "TANDEM_API_KEY": key}
+        page = f"{url(config.http)}/"
+        out.print(Text.assemble("Watch it at ", (page, "bold"), f"; sign in with this key: {key}"))
         process = subprocess.Popen([sys.executable, str(script)], env=environment)
         try:
             while process.poll() is None:
                 stop.check()
                 time.sleep(0.1)
+            _end_of_demo(process.returncode, page, stop)
         finally:
             process.terminate()
             revoke_key(store, key)
     raise typer.Exit(process.returncode)
+
+
+def _end_of_demo(status: int, page: str, stop: StopSignals) -> None:
+    """Print where the run is shown. In a terminal, keep the service until Ctrl-C, so that people can look."""
+    if status == 0 and sys.stdin.isatty() and sys.stdout.isatty():
+        out.print(Text.assemble("\nThe run is on the page: ", (page, "bold"), ". Press Ctrl-C to stop the service."))
+        while not stop.wait(1.0):
+            pass
+    elif status == 0:
+        out.print(f"\nThe run is on the page: start the service with `tandem up`, and open {page}")
 
 
 @contextmanager
