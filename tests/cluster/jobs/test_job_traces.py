@@ -35,8 +35,8 @@ class OneLearner:
         self.worker, self.written, self.job = worker, traces, ""
 
     @contextmanager
-    def training(self, job, num_tokens, *others):
-        self.job = job
+    def training(self, job, num_tokens, warn, clock):
+        self.job, self.clock = job, clock
         yield self
 
     def start(self, on_wait):

@@ -69,7 +69,8 @@ class OneLearner:
         self.worker = worker
 
     @contextmanager
-    def training(self, job, num_tokens, warn):
+    def training(self, job, num_tokens, warn, clock):
+        self.clock = clock
         yield self
 
     def start(self, on_wait):

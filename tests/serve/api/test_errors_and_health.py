@@ -20,7 +20,7 @@ from tandem.serve.errors import (
 
 def test_unknown_paths_and_methods_are_json(http):
     for method, path, status in (
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1/models/", 404),
         ("POST", "/v1/models", 405),
