@@ -1,0 +1,98 @@
+"""Every view: accessible by the rules of axe in light and dark, usable by keyboard, and no wider than a phone."""
+
+import pytest
+from paths import ROOT
+from playwright.sync_api import expect
+from views import views
+
+AXE = ROOT / "serve/web/node_modules/axe-core/axe.min.js"
+RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
+PHONE = 390
+CHANGES = "/v1/preview/changes"  # a stream, which doesn't end
+# Wait until no request has been sent for a moment and all that were sent are answered.
+QUIET = """async changes => {
+    const sent = () => performance.getEntriesByType("resource").filter(entry => !entry.name.includes(changes)).length;
+    for (let before = -1, calm = 0; calm < 3; ) {
+        const now = sent();
+        calm = now === before ? calm + 1 : 0;
+        before = now;
+        await new Promise(resolve => setTimeout(resolve, 70));
+    }
+}"""
+KEYLESS = """() => [...document.querySelectorAll("main :is(a, button, summary, input, select, textarea)")]
+    .filter(element => element.checkVisibility() && !element.disabled && element.tabIndex < 0)
+    .map(element => element.outerHTML.slice(0, 120))"""
+
+
+def show(page, served, address):
+    """Go to a view, and wait for its heading and its data."""
+    page.goto(f"{served.url}/{address}")
+    expect(page.get_by_role("main").locator("h1").first).to_be_visible()
+    page.evaluate(QUIET, CHANGES)
+    expect(page.locator("main .loading")).to_have_count(0)
+
+
+def faults(page):
+    """Return what axe finds wrong: the rule, the element, and why."""
+    found = page.evaluate("rules => window.axe.run(document, rules)", RULES)["violations"]
+    nodes = [(rule["id"], node) for rule in found for node in rule["nodes"]]
+    return [f"{rule}: {node['html'][:160]}: {node['failureSummary'][:240]}" for rule, node in nodes]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_view_is_accessible(served, open_page, dark):
+    page = open_page("#/start", role="admin", dark=dark)
+    page.evaluate(AXE.read_text())  # as a developer's console does: the policy holds for the page, not for it
+    found = {}
+    for route, address in views(served).items():
+        show(page, served, address)
+        if wrong := faults(page):
+            found[route] = wrong
+    assert found == {}
+
+
+def test_every_view_fits_a_phone(served, open_page):
+    page = open_page("#/start", role="admin", width=PHONE)
+    wide = {}
+    for route, address in views(served).items():
+        show(page, served, address)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > PHONE:
+            wide[route] = width
+    assert wide == {}
+
+
+def test_the_keyboard_reaches_everything_that_a_click_does(served, open_page):
+    page = open_page("#/start", role="admin")
+    for route, address in views(served).items():
+        show(page, served, address)
+        unreachable = page.evaluate(KEYLESS)
+        assert unreachable == [], route
+
+
+def test_a_walk_by_keyboard_alone(served, open_page):
+    """Skip to the content, go to a view by its shortcut, read the list of shortcuts, and open a model."""
+    page = open_page("#/start", role="admin")
+    expect(page.get_by_role("heading", name="Start")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("main")).to_be_focused()
+    page.keyboard.type("?")
+    expect(page.get_by_role("dialog")).to_contain_text("Go to Overview")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.type("go")
+    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    page.get_by_role("searchbox").focus()
+    page.keyboard.type("overview/agent-0")
+    expect(page.get_by_role("row").filter(has_text="overview/agent-1")).to_have_count(0)
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "overview/agent-0":
+            break
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "the focus is visible"
+    page.keyboard.press("Enter")
+    model = served.seeded["overview"]["models"][0]["id"]
+    page.wait_for_url(f"**/#/models/{model}*")
