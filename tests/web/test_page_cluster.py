@@ -1,7 +1,5 @@
 """Engines and learners, in a real browser."""
 
-import re
-
 import pytest
 from cluster_views import BASE, engines, replica
 from playwright.sync_api import expect
@@ -23,8 +21,7 @@ def test_which_engine_is_unhealthy_and_why(open_page, clicks):
     expect(alarms).to_contain_text("Engine silent2: It doesn't answer.")
     expect(alarms).to_contain_text("Engine dead3: The vLLM engine core died. <img src=x onerror=alert(1)>")
     expect(page.get_by_label("Engine dead3").get_by_text("unhealthy")).to_be_visible()
-    ended = page.get_by_role("region", name="Engines that ended")
-    expect(ended.get_by_role("row").nth(1)).to_contain_text("Out of memory on the GPU.")
+    expect(page.get_by_label("Engines that ended").get_by_role("listitem").first).to_contain_text("Out of memory")
     assert page.locator("main img").count() == 0
 
 
@@ -36,7 +33,7 @@ def test_how_full_are_the_adapter_slots(served, open_page, clicks):
     expect(card).to_contain_text("3 of 4 in the batch")
     expect(card).to_contain_text("4 of 16")
     # Own versions are links, those of others a number.
-    link = card.get_by_role("link", name=re.compile(r"cluster/agent v2"))
+    link = card.get_by_role("link", name="cluster/agent v2")
     expect(link).to_have_attribute("href", f"#/models/{served.seeded['cluster']['model']['id']}/versions")
     expect(card).to_contain_text("and 2 of others")
 

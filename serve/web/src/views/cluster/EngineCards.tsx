@@ -3,7 +3,6 @@ import { href, segment } from "../../app/router";
 import { Badge, type Tone } from "../../components/Badge";
 import { bytes, compact, count, percent } from "../../components/format";
 import { Meter } from "../../components/Meter";
-import { Table } from "../../components/Table";
 import { plain, Text } from "../../components/Text";
 import { Time } from "../../components/Time";
 import type { Ended, Engines, Replica } from "./types";
@@ -21,7 +20,7 @@ const MAX_VERSIONS = 12;
 export function EngineCards({ engines }: { engines: Engines }) {
   return (
     <>
-      <div class="grid">
+      <div class="grid replicas">
         {engines.replicas.map((replica) => <Card key={replica.id} replica={replica} maxSeqs={engines.settings.max_num_seqs} />)}
       </div>
       {engines.ended.length > 0 && <EndedReplicas ended={engines.ended} restarts={engines.num_restarts} />}
@@ -104,18 +103,16 @@ function EndedReplicas({ ended, restarts }: { ended: Ended[]; restarts: number }
       <summary>
         {restarts === 0 ? "No restart" : restarts === 1 ? "1 restart" : `${restarts} restarts`} among the last {ended.length} engines that ended
       </summary>
-      <Table
-        label="Engines that ended"
-        rows={ended}
-        rowKey={(life) => life.id}
-        columns={[
-          { key: "ending", label: "End", width: "90px", cell: (life) => <Badge tone={life.ending === "stopped" ? "neutral" : "bad"}>{life.ending}</Badge> },
-          { key: "at", label: "When", width: "120px", cell: (life) => (life.ended_at ? <Time at={life.ended_at} /> : <span class="muted">unknown</span>) },
-          { key: "why", label: "Why", cell: (life) => <span title={plain(life.sentence)}><Text value={life.sentence} max={300} /></span> },
-          { key: "id", label: "Replica", wide: true, width: "130px", cell: (life) => <span class="mono"><Text value={life.id} max={14} /></span> },
-          { key: "node", label: "Node", wide: true, width: "130px", cell: (life) => <Text value={life.node} max={20} /> },
-        ]}
-      />
+      <ul class="plain lives" aria-label="Engines that ended">
+        {ended.map((life) => (
+          <li key={life.id}>
+            <Badge tone={life.ending === "stopped" ? "neutral" : "bad"}>{life.ending}</Badge>{" "}
+            {life.ended_at && <span class="muted"><Time at={life.ended_at} />: </span>}
+            <Text value={life.sentence} max={1000} />{" "}
+            <span class="muted mono"><Text value={life.id} max={40} /></span> <span class="muted">on <Text value={life.node} max={60} /></span>
+          </li>
+        ))}
+      </ul>
     </details>
   );
 }

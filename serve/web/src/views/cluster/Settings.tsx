@@ -24,7 +24,7 @@ function EngineFacts({ settings }: { settings: Engines["settings"] }) {
       <dt>Longest sequence</dt><dd>{tokens(settings.max_model_len)}</dd>
       <dt>Largest batch</dt><dd>{settings.max_num_seqs === null ? "vLLM's choice" : `${count(settings.max_num_seqs)} requests`}</dd>
       <dt>Weights</dt><dd>{settings.dtype}</dd>
-      <dt>Versions</dt><dd>{count(settings.max_cpu_loras)} loaded{settings.max_loras ? `, ${settings.max_loras} in a batch` : ""}</dd>
+      <dt>Versions</dt><dd>up to {count(settings.max_cpu_loras)} loaded{settings.max_loras ? `, ${settings.max_loras} in a batch` : ""}</dd>
       {settings.sleep && <><dt>Sleep</dt><dd>while learners use the GPU</dd></>}
     </dl>
   );
@@ -33,7 +33,7 @@ function EngineFacts({ settings }: { settings: Engines["settings"] }) {
 function LearnerFacts({ settings }: { settings: Learners["settings"] }) {
   return (
     <dl class="facts">
-      <dt>Learners</dt><dd>{settings.count} on {settings.device}{settings.shard > 1 ? `, ${settings.shard} share the weights` : ""}</dd>
+      <dt>Learners</dt><dd>{settings.count}, device {settings.device}{settings.shard > 1 ? `, ${settings.shard} share the weights` : ""}</dd>
       <dt>Jobs at once</dt><dd>{settings.jobs_at_once}</dd>
       <dt>Weights</dt><dd>{settings.dtype}</dd>
       <dt>LoRA</dt><dd>rank {settings.lora_r}, alpha {settings.lora_alpha}</dd>
