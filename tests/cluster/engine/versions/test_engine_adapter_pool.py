@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from recorded_metrics import recorded
 
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool
 from tandem.cluster.errors import AdapterUnavailableError, ArtifactError
@@ -115,3 +116,16 @@ def test_a_waiter_that_gives_up_does_not_stop_the_load_for_others():
         assert loader.events == ["+a"]
 
     asyncio.run(scenario())
+
+
+def test_loads_and_evictions_are_counted():
+    async def scenario():
+        await (loader := Loader(capacity=1)).touch("a", "b", "a")
+        with pytest.raises(AdapterUnavailableError):
+            await loader.touch("x")
+
+    with recorded() as metrics:
+        asyncio.run(scenario())
+    assert metrics.total("tandem_engine_adapter_loads_total", outcome="loaded") == 3
+    assert metrics.total("tandem_engine_adapter_loads_total", outcome="failed") == 1
+    assert metrics.total("tandem_engine_adapter_evictions_total") >= 2
