@@ -1,5 +1,7 @@
 """Metrics of a real Ray, read back as Prometheus does, and the lives of engines in its key-value store."""
 
+import sys
+
 import httpx
 import pytest
 import ray
@@ -11,6 +13,7 @@ from tandem.serve.app import engine_history
 from tandem.serve.app.cluster_view import metric_addresses
 from tandem.serve.observing.exposition import merged
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find the modules of tests
 BASE = "tandem/ray lane"
 
 
