@@ -13,7 +13,7 @@ SELECTED = -m "not slow"
 PYTEST = .venv/bin/python -m pytest $(SELECTED) --durations=25 --numprocesses
 
 .DEFAULT_GOAL := help
-.PHONY: help install web page-if-possible demo up test test-unit test-ray test-e2e test-all lint format lock tokenizers clean
+.PHONY: help install web screenshots page-if-possible demo up test test-unit test-ray test-e2e test-all lint format lock tokenizers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -49,6 +49,9 @@ test-e2e: install  ## Run the lane of whole services, clusters and jobs
 
 test-all: SELECTED =
 test-all: test  ## Run all tests, including the slow ones: updates in place, lost nodes, random kills
+
+screenshots: web  ## Take the pictures of docs/page.md, in chromium
+	TANDEM_SCREENSHOTS=docs/images/page $(PYTEST) 0 tests/web/test_page_screenshots.py
 
 lint: install  ## Check style and types
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

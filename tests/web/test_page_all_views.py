@@ -3,33 +3,14 @@
 import pytest
 from paths import ROOT
 from playwright.sync_api import expect
-from views import views
+from views import route_paths, show, views
 
 AXE = ROOT / "serve/web/node_modules/axe-core/axe.min.js"
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
 PHONE = 390
-CHANGES = "/v1/preview/changes"  # a stream, which doesn't end
-# Wait until no request has been sent for a moment and all that were sent are answered.
-QUIET = """async changes => {
-    const sent = () => performance.getEntriesByType("resource").filter(entry => !entry.name.includes(changes)).length;
-    for (let before = -1, calm = 0; calm < 3; ) {
-        const now = sent();
-        calm = now === before ? calm + 1 : 0;
-        before = now;
-        await new Promise(resolve => setTimeout(resolve, 70));
-    }
-}"""
 KEYLESS = """() => [...document.querySelectorAll("main :is(a, button, summary, input, select, textarea)")]
     .filter(element => element.checkVisibility() && !element.disabled && element.tabIndex < 0)
     .map(element => element.outerHTML.slice(0, 120))"""
-
-
-def show(page, served, address):
-    """Go to a view, and wait for its heading and its data."""
-    page.goto(f"{served.url}/{address}")
-    expect(page.get_by_role("main").locator("h1").first).to_be_visible()
-    page.evaluate(QUIET, CHANGES)
-    expect(page.locator("main .loading")).to_have_count(0)
 
 
 def faults(page):
@@ -37,6 +18,11 @@ def faults(page):
     found = page.evaluate("rules => window.axe.run(document, rules)", RULES)["violations"]
     nodes = [(rule["id"], node) for rule in found for node in rule["nodes"]]
     return [f"{rule}: {node['html'][:160]}: {node['failureSummary'][:240]}" for rule, node in nodes]
+
+
+def test_each_route_is_among_the_views_that_are_tested(served):
+    missing = "tests/web/views.py needs an address and a picture for each route of routes.ts"
+    assert sorted(views(served)) == sorted(route_paths()), missing
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

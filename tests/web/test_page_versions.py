@@ -57,7 +57,7 @@ def test_the_adapter_of_the_best_version_is_downloaded(served, open_page, seeded
     model = seeded["model"]
     page = open_page(f"#/models/{model.id}/versions")
     with page.expect_download() as download:
-        clicks(page.get_by_role("button", name=f"Download the adapter of version {BEST}"))
+        clicks(page.get_by_role("button", name=f"Download its adapter, version {BEST}"))
     expected = served.http("train").get(f"/v1/preview/models/{model.id}/versions/{BEST}/adapter").content
     assert download.value.suggested_filename == f"adapter-step{BEST}.tar"
     assert open(download.value.path(), "rb").read() == expected

@@ -1,10 +1,37 @@
-"""The address of every view, with data to show, for the tests that look at all views."""
+"""Every view with its picture in the documentation, and an address with data to show, for the tests of all views."""
 
 import re
 
 from paths import ROOT
+from playwright.sync_api import expect
 
 ROUTES = ROOT / "serve" / "web" / "src" / "app" / "routes.ts"
+PICTURES = {
+    "/": "overview",
+    "/cluster": "cluster",
+    "/configurations": "configurations",
+    "/configurations/:id": "configuration",
+    "/fine-tuning": "fine-tuning",
+    "/fine-tuning/:id": "fine-tuning-job",
+    "/keys": "keys",
+    "/models/:id/settings": "settings",
+    "/models/:id/versions": "versions",
+    "/playground": "playground",
+    "/start": "start",
+    "/user-jobs/:id": "user-job",
+}
+"""docs/images/page has these, by the route of the view."""
+CHANGES = "/v1/preview/changes"  # a stream, which doesn't end
+# Wait until no request has been sent for a moment and all that were sent are answered.
+QUIET = """async changes => {
+    const sent = () => performance.getEntriesByType("resource").filter(entry => !entry.name.includes(changes)).length;
+    for (let before = -1, calm = 0; calm < 3; ) {
+        const now = sent();
+        calm = now === before ? calm + 1 : 0;
+        before = now;
+        await new Promise(resolve => setTimeout(resolve, 70));
+    }
+}"""
 
 
 def route_paths():
@@ -30,3 +57,11 @@ def views(served):
         "/start": "#/start?client=tandem",
         "/user-jobs/:id": f"#/user-jobs/{versions['jobs']['versions-first'][0]}",
     }
+
+
+def show(page, served, address):
+    """Go to a view, and wait for its heading and its data."""
+    page.goto(f"{served.url}/{address}")
+    expect(page.get_by_role("main").locator("h1").first).to_be_visible()
+    page.evaluate(QUIET, CHANGES)
+    expect(page.locator("main .loading")).to_have_count(0)

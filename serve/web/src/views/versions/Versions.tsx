@@ -61,7 +61,7 @@ function Shortcut({ model, version, label }: { model: Model; version: TreeVersio
   return (
     <>
       <button type="button" onClick={() => setQuery({ step: version.step })}>{label}</button>
-      <ActionButton label={`Download the adapter of version ${version.step}`} onAction={() => saveFile(`/v1/preview/models/${model.id}/versions/${version.step}/adapter`)}>
+      <ActionButton label={`Download its adapter, version ${version.step}`} onAction={() => saveFile(`/v1/preview/models/${model.id}/versions/${version.step}/adapter`)}>
         Download its adapter
       </ActionButton>
     </>
