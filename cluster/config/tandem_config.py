@@ -113,6 +113,11 @@ class TandemConfig(BaseSettings):
         """True if any project may run its own programs."""
         return any(project.run_code for project in self.projects.values())
 
+    def keeps_trajectories(self, entity: str) -> bool:
+        """Return whether the project lets trajectories and what is derived from them be kept."""
+        project = self.projects.get(entity)
+        return project is None or project.keep_trajectories
+
     def base_model(self, name: str) -> BaseModelConfig:
         """Return the base model of that name, which must be configured."""
         return next(base for base in self.base_models if base.name == name)

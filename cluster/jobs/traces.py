@@ -48,9 +48,9 @@ class JobTraces:
     """
 
     def __init__(
-        self, artifacts: Artifacts, settings: TrajectoriesConfig, keeps: Callable[[str], bool] = lambda policy: True
+        self, artifacts: Artifacts, settings: TrajectoriesConfig, keeps: Callable[[str], bool] = lambda entity: True
     ):
-        """`keeps` says of a model (entity/project/name) whether its owner lets anything be kept."""
+        """`keeps` says of an entity whether it lets anything be kept."""
         self._artifacts, self._settings, self._keeps = artifacts, settings, keeps
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._room = Semaphore(MAX_WAITING)
@@ -58,7 +58,7 @@ class JobTraces:
     def begin(self, claim: ClaimedJob, batch: Batch) -> JobTrace:
         """Choose what is traced of a job."""
         groups, not_kept = set[int](), dict[int, int]()
-        if self._settings.traces != "none" and self._keeps(claim.policy):
+        if self._settings.traces != "none" and self._keeps(claim.policy.partition("/")[0]):
             groups, not_kept = self._chosen(batch)
         return JobTrace(self, claim, batch, groups, not_kept)
 

@@ -101,7 +101,7 @@ class CoordinatorReplica:
             asleep = engines_asleep(engines[name], config) if settings.engine.sleep else None
             stages = JobStages(
                 *(settings, self._preparation, ahead, learners, logprobs, self._agreements[name], asleep),
-                traces=JobTraces(artifacts, config.trajectories),
+                traces=JobTraces(artifacts, config.trajectories, config.keeps_trajectories),
             )
             self._stages[name] = stages
             coordinator = Coordinator(config.coordinator, store, stages, [TracedPhases(), stages.counted])

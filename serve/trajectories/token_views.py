@@ -103,13 +103,12 @@ class _Columns:
     def between(self, start: int, stop: int, bytes_of: TextOf) -> TokenColumns:
         part = slice(start, stop)
         ids = self.ids[part].tolist()
-        spelled = list(bytes_of(ids)) if ids else []
-        texts = [one.decode(errors="replace") for one in spelled]
+        spelled = [_spelled(token) for token in bytes_of(ids)] if ids else []
         return TokenColumns(
             start=start,
             ids=ids,
-            texts=texts,
-            bytes=[None if text.encode() == one else one.hex() for text, one in zip(texts, spelled, strict=True)],
+            texts=[text for text, _ in spelled],
+            bytes=[raw for _, raw in spelled],
             mask=self.mask[part].tolist(),
             sampling_logprobs=_listed(self._sampling[part]),
             learner_logprobs=_listed(self._learner[part]),
@@ -130,9 +129,17 @@ class _Columns:
         order = known[np.argsort(-sizes[known], kind="stable")][:NUM_NOTABLE]
         spelled = bytes_of(self.ids[order].tolist()) if len(order) else []
         return [
-            NotableToken(token=number, text=text.decode(errors="replace"), value=value)
-            for number, text, value in zip(order.tolist(), spelled, _rounded(values[order]), strict=True)
+            NotableToken(token=number, text=text, bytes=raw, value=value)
+            for number, (text, raw), value in zip(
+                order.tolist(), map(_spelled, spelled), _rounded(values[order]), strict=True
+            )
         ]
+
+
+def _spelled(token: bytes) -> tuple[str, str | None]:
+    """Return the text of a token, and its bytes in hexadecimal if that isn't exact."""
+    text = token.decode(errors="replace")
+    return text, None if text.encode() == token else token.hex()
 
 
 def _listed(values: Floats) -> list[float | None]:

@@ -70,6 +70,8 @@ class NotableToken(BaseModel):
     token: int
     """Its number."""
     text: str
+    bytes: str | None
+    """In hexadecimal, if it isn't text by itself."""
     value: float
 
 

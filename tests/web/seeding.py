@@ -11,6 +11,7 @@ import uuid
 from cluster_views import answer, engines, learner, learners, life, replica
 from seeding_versions import seed_versions
 from serve_fakes import groups
+from token_seeding import seed_tokens
 
 from tandem.cluster.jobs.job import PolicyVersion
 
@@ -107,6 +108,7 @@ def seed_open_jobs(served):
 SEEDS = {
     "cluster": seed_cluster,
     "overview": seed_overview,
+    "tokens": seed_tokens,
     "versions": seed_versions,
     # Those that leave jobs open come last.
     "open_jobs": seed_open_jobs,

@@ -11,7 +11,7 @@ from coordinator_fakes import RecordingStore, make_coordinator, make_job, trajec
 
 from tandem.cluster.artifacts import Artifacts, traces_key
 from tandem.cluster.base_models import ResolvedBaseModel
-from tandem.cluster.config import BaseModelConfig, LearnersConfig, TrajectoriesConfig
+from tandem.cluster.config import BaseModelConfig, LearnersConfig, ProjectConfig, TandemConfig, TrajectoriesConfig
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.traces import JobTraces
 from tandem.cluster.learners.worker import LearnerWorker
@@ -93,7 +93,7 @@ GROUPS = [{"trajectories": [trajectory(1.0, 100 + i, 11, 50), trajectory(0.0, 12
 OPTIONS = {"learning_rate": 0.01, "packed_sequence_length": 48}
 
 
-def run(artifacts, worker, zero, settings=None, keeps=lambda policy: True, groups=GROUPS, like=None, **options):
+def run(artifacts, worker, zero, settings=None, keeps=lambda entity: True, groups=GROUPS, like=None, **options):
     """Return the job, its store's record and the attempt's file of traces, None if there is none."""
     settings = TrajectoriesConfig() if settings is None else settings
     config = TrainingConfig(**{**OPTIONS, **options})
@@ -161,7 +161,7 @@ def test_a_configuration_limits_them_and_the_job_says_how_many_it_lacks(artifact
     assert (key, log[-1][0]) == (None, "complete")
     for none in (
         {"settings": TrajectoriesConfig(traces="none")},
-        {"keeps": lambda policy: not policy.startswith("team/")},
+        {"keeps": TandemConfig(projects={"team": ProjectConfig(keep_trajectories=False)}).keeps_trajectories},
     ):
         _, log, key = run(artifacts, worker, zero, **none)
         assert (key, [type_ for type_, *_ in log if type_ == "warning"]) == (None, [])

@@ -16,6 +16,18 @@ export const routes: Route[] = [
     nav: { label: "Cluster", group: "Operate", shortcut: "c" },
   },
   {
+    path: "/trajectories/:id",
+    title: "Trajectory",
+    load: async () => (await import("../views/trajectory/Trajectory")).Trajectory,
+    role: "train",
+  },
+  {
+    path: "/jobs/:id/groups/:group",
+    title: "Group",
+    load: async () => (await import("../views/group/Group")).Group,
+    role: "train",
+  },
+  {
     path: "/keys",
     title: "Keys",
     role: "admin",
