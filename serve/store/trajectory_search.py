@@ -57,6 +57,7 @@ class Found:
 
     row: TrajectoryRow
     source: SourceRow
+    model: ModelRow
     job: JobRow | None
 
 
@@ -287,9 +288,15 @@ def _chunks(sources: Sequence[SourceRow]) -> Iterator[list[SourceRow]]:
 
 def _described(session: Session, rows: Sequence[TrajectoryRow], sources: Sequence[SourceRow]) -> list[Found]:
     by_number = {source.number: source for source in sources}
-    ids = {by_number[row.source_number].id for row in rows if by_number[row.source_number].kind == "job"}
+    found = [by_number[row.source_number] for row in rows]
+    ids = {source.id for source in found if source.kind == "job"}
     jobs = {job.id: job for job in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))} if ids else {}
-    return [Found(row, by_number[row.source_number], jobs.get(by_number[row.source_number].id)) for row in rows]
+    own = select(ModelRow).where(ModelRow.id.in_({source.model_id for source in found}))
+    models = {model.id: model for model in session.scalars(own)} if found else {}
+    return [
+        Found(row, source, models[source.model_id], jobs.get(source.id))
+        for row, source in zip(rows, found, strict=True)
+    ]
 
 
 def _source_number(session: Session, source_id: str, entity: str) -> int:

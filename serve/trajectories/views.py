@@ -27,6 +27,7 @@ def summary_view(found: Found, match: Match | None = None) -> TrajectorySummary:
         job_id=source.id if source.kind == "job" else None,
         log_id=source.id if source.kind == "log" else None,
         model_id=source.model_id,
+        model=f"{found.model.project}/{found.model.name}",
         split=source.split,
         group=row.group_index,
         index=row.trajectory_index,

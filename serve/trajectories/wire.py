@@ -27,6 +27,8 @@ class TrajectorySummary(Listed):
     log_id: str | None
     """The log entry that brought it; null for one of a training job."""
     model_id: str
+    model: str
+    """Its name, project/name."""
     split: str
     """Of the log entry; "train" for a training job."""
     group: int

@@ -9,6 +9,7 @@ import math
 import uuid
 
 from cluster_views import answer, engines, learner, learners, life, replica
+from seeding_find import seed_find
 from seeding_versions import seed_versions
 from serve_fakes import groups
 from token_seeding import seed_tokens
@@ -107,6 +108,7 @@ def seed_open_jobs(served):
 
 SEEDS = {
     "cluster": seed_cluster,
+    "find": seed_find,
     "overview": seed_overview,
     "tokens": seed_tokens,
     "versions": seed_versions,

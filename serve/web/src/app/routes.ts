@@ -28,6 +28,19 @@ export const routes: Route[] = [
     role: "train",
   },
   {
+    path: "/trajectories",
+    title: "Find trajectories",
+    load: async () => (await import("../views/find/Find")).Find,
+    role: "train",
+    nav: { label: "Find", group: "Look", shortcut: "f" },
+  },
+  {
+    path: "/models/:id/groups",
+    title: "Groups of a version",
+    load: async () => (await import("../views/groups/Groups")).Groups,
+    role: "train",
+  },
+  {
     path: "/keys",
     title: "Keys",
     role: "admin",
