@@ -29,7 +29,7 @@ SCROLL = """async ([selector, frames, step]) => {
     const tasks = [], times = [];
     const observer = new PerformanceObserver(list => list.getEntries().forEach(entry => tasks.push(entry.duration)));
     observer.observe({entryTypes: ["longtask"]});
-    const box = document.querySelector(selector);
+    const box = document.querySelector(selector) ?? document.scrollingElement;
     let last = await new Promise(requestAnimationFrame);
     for (let frame = 0; frame < frames; frame++) {
         box.scrollTop += step;
@@ -107,7 +107,7 @@ def test_measure(served, open_page):
     for name, address in (("trajectories", find), ("versions", f"#/models/{curves}/versions")):
         page = open_page(address)
         show(page, served, address)
-        scrolled = page.evaluate(SCROLL, [".table-box, .tree", 240, 60])
+        scrolled = page.evaluate(SCROLL, ["main .table-box", 240, 60])
         result[f"scroll_{name}"] = {
             "frame_ms": summary(scrolled["times"]),
             "frames_over_50_ms": sum(time > 50 for time in scrolled["times"]),
