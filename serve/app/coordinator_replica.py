@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -160,19 +159,19 @@ class CoordinatorReplica:
             for name, (coordinator, learners, _) in self._parts.items()
         }
 
-    def learners(self) -> dict[str, BaseLearners]:
+    async def learners(self) -> dict[str, BaseLearners]:
         """Return for each base model its learners, the jobs that use them, and how fast versions were published."""
-        states = {name: learners.states for name, (_, learners, _) in self._parts.items()}
-        with ThreadPoolExecutor(len(states)) as threads:  # a group that doesn't answer takes its whole time
-            found = {name: threads.submit(read) for name, read in states.items()}
+        groups = {name: learners for name, (_, learners, _) in self._parts.items()}
+        # In threads, because a group that doesn't answer takes its whole time.
+        found = await asyncio.gather(*(asyncio.to_thread(group.states) for group in groups.values()))
         status = self.status()
         return {
             name: {
                 "status": status[name],
-                "learners": found[name].result(),
+                "learners": states,
                 "publish_s": self._stages[name].counted.recent_publications,
             }
-            for name in states
+            for name, states in zip(groups, found, strict=True)
         }
 
     async def probe_version(self, base_model: str, digest: str) -> VersionProbe:
