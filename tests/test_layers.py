@@ -66,6 +66,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.modelarts.api": {"tandem.serve.modelarts.running"},
 }
 REGISTRATIONS = {  # these add further APIs to the service, with the options of all deployments
+    ("tandem.serve.api.application", "tandem.serve.alerts.routes"),
     ("tandem.serve.api.application", "tandem.serve.finetuning.routes"),
     ("tandem.serve.api.application", "tandem.serve.trajectories.routes"),
     ("tandem.serve.api.application", "tandem.serve.wandb.routes"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
-from statistics import median
+from math import pi, sqrt
+from statistics import fmean
 
-# The median of |x - y| for two independent normal values of standard deviation 1.
-MEDIAN_OF_DIFFERENCES = 0.9538725524
+MEAN_OF_DIFFERENCES = 2 / sqrt(pi)
+"""The mean of |x - y| for two independent normal values of standard deviation 1."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ def find_collapse(rewards: Sequence[float], window: int, drop: float, noise: flo
         best - recent > drop * |best|
         best - recent > noise * s * sqrt(2 / window)
 
-    s estimates the standard deviation of one version's reward around its trend: median |r_i - r_(i-1)| / 0.954. The
-    median of neighbouring differences follows neither a trend nor a single jump. sqrt(2 / window) * s is the standard
-    error of the difference of two means. The best of many means lies above their average by chance, so `noise` has to
-    be large: at 6, pure noise rarely raises an alarm in 1,000 versions.
+    s estimates the standard deviation of one version's reward around its trend: mean |r_i - r_(i-1)| / 1.128, which a
+    trend or one jump changes little. sqrt(2 / window) * s is the standard error of the difference of two means. The
+    best of many means lies above their average by chance, so `noise` has to be large: at 6, pure noise rarely raises an
+    alarm in 1,000 versions.
     """
     if len(rewards) < 2 * window:
         return None
@@ -47,7 +47,7 @@ def find_collapse(rewards: Sequence[float], window: int, drop: float, noise: flo
         means.append(total / window)
     recent, earlier = means[-1], means[:-window]
     best = max(earlier)
-    spread = median(abs(b - a) for a, b in pairwise(rewards)) / MEDIAN_OF_DIFFERENCES
+    spread = fmean(abs(b - a) for a, b in pairwise(rewards)) / MEAN_OF_DIFFERENCES
     fall = best - recent
     if fall <= drop * abs(best) or fall <= noise * spread * sqrt(2 / window):
         return None

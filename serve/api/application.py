@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from tandem import __version__
+from tandem.serve.alerts import routes as alerts
 from tandem.serve.api import error_responses
 from tandem.serve.api.auth import authenticate
 from tandem.serve.api.routes import (
@@ -115,6 +116,7 @@ def create_app(services: Services) -> Application:
     app.include_router(readiness.router)
     observing.add_routes(app)
     error_responses.install(app)
+    alerts.add_routes(app)
     finetuning.add_routes(app)
     modelarts.add_routes(app)
     wandb.add_routes(app)

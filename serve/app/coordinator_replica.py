@@ -52,6 +52,7 @@ from tandem.serve.observing.queue_metrics import QueueMetrics
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
+COORDINATOR = "coordinator"  # the name of the deployment
 ENGINE_FIRST_S = 300.0  # a bound; an engine starts within 30 s on an idle machine
 TICK_S = 0.5
 
@@ -227,7 +228,7 @@ def wait_for_engine(
 
 def coordinator_application(placement: Placement, engines: Mapping[str, serve.Application]) -> serve.Application:
     deployment = serve.deployment(
-        name="coordinator",
+        name=COORDINATOR,
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD}},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,

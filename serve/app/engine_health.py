@@ -70,7 +70,7 @@ class EngineHealth:
             return EngineFault("its engine doesn't answer; completions wait for it.")
         except Exception:
             return EngineFault("its engine has died and is being replaced; completions wait for it.")
-        return _not_finite_fault(digests) if digests else None
+        return not_finite_fault(digests) if digests else None
 
 
 def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: int) -> EngineFault | None:
@@ -85,7 +85,7 @@ def deployment_fault(deployment: DeploymentStatusOverview | None, num_replicas: 
     return EngineFault(sentence, completions_wait=num_running == 0)
 
 
-def _not_finite_fault(digests: Sequence[str]) -> EngineFault:
+def not_finite_fault(digests: Sequence[str]) -> EngineFault:
     """Return a fault that concerns the users of these versions alone. A digest tells a stranger nothing."""
     named = ", ".join(digest[:12] for digest in digests[:MAX_NAMED])
     more = f" and {len(digests) - MAX_NAMED} more" if len(digests) > MAX_NAMED else ""

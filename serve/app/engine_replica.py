@@ -137,6 +137,10 @@ class EngineReplica:
             await self._engine.stop()
 
 
+def engine_deployment_name(base_model: str) -> str:
+    return f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base_model)}"
+
+
 def engine_application(config: TandemConfig, base: BaseModelConfig, placed: BasePlacement) -> serve.Application:
     """`placed` are the GPUs of the base model: where learners share them, a replica reserves room for one."""
     settings = base.engine
@@ -145,7 +149,7 @@ def engine_application(config: TandemConfig, base: BaseModelConfig, placed: Base
     resolved = ResolvedBaseModel(base)
     environment = engine_environment(device, resolved.path, threads, resolved.engine_path)
     deployment = serve.deployment(
-        name=f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base.name)}",
+        name=engine_deployment_name(base.name),
         num_replicas=settings.replicas,
         # Serve limits no replicas with bundles; the placement has made sure that their nodes are small enough.
         max_replicas_per_node=None if placed.engine_bundle else settings.max_replicas_per_node,  # type: ignore[arg-type]  # None: no limit

@@ -11,10 +11,12 @@ from ray import serve
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.placement import place
 from tandem.cluster.shared_storage import check_shared
+from tandem.serve.alerts.deployment import alert_watch
 from tandem.serve.app.api_replica import api_application
 from tandem.serve.app.coordinator_replica import coordinator_application
 from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_replica import engine_application
+from tandem.serve.app.service_probe import ServiceProbe
 from tandem.serve.finetuning.deployment import fine_tuning_runner
 from tandem.serve.modelarts.deployment import job_runner_application
 
@@ -34,7 +36,8 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     config = placement.config
     engines = {base.name: engine_application(config, base, placement.of[base.name]) for base in config.base_models}
     coordinator = coordinator_application(placement, engines)
-    runner = job_runner_application(config, [partial(fine_tuning_runner, EngineConnections)])
+    others = [partial(fine_tuning_runner, EngineConnections), partial(alert_watch, ServiceProbe)]
+    runner = job_runner_application(config, others)
     return api_application(config, engines, coordinator, runner, started_by)
 
 

@@ -10,6 +10,8 @@ from serve_fakes import groups, imported
 from tandem.cluster.artifacts import job_artifact_key
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TINY
+from tandem.serve.alerts.findings import Finding
+from tandem.serve.alerts.store import AlertStore
 from tandem.serve.api.auth import ROLES, declared_role
 from tandem.serve.keys import create_key
 from tandem.serve.trajectories.indexing import index_next
@@ -34,7 +36,7 @@ CODES = {
     "permission_error": "insufficient_role",
 }
 OF_A_PROJECT = "/v1/{project_id}/"
-NO_LISTS = {"/v1/preview/me"}
+NO_LISTS = {"/v1/preview/me", "/v1/preview/alerts/count"}
 NOT_BUILT = ("/pause", "/resume")  # refuse, with a sentence
 
 
@@ -162,6 +164,9 @@ def team(send, services, store):
     ids["trajectory_id"] = f"{log}.0.0"
     while index_next(services.store, services.artifacts, services.config):
         pass
+    about = Finding("failed_jobs", model, "title", "cause", "remedy", "team", links={"model_id": model})
+    [alert] = AlertStore(services.store.database).open([about], [])
+    ids["alert_id"] = alert.id
     bodies = {
         ("POST", "/v1/preview/training-jobs"): trained,
         ("POST", "/v1/preview/models/{model_id}/log"): {**trained, "split": "val"},
