@@ -18,7 +18,7 @@ from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_replica import engine_application
 from tandem.serve.app.service_probe import ServiceProbe
 from tandem.serve.finetuning.deployment import fine_tuning_runner
-from tandem.serve.modelarts.deployment import job_runner_application
+from tandem.serve.modelarts.deployment import MakeRunner, job_runner_application
 
 
 def build_application(config: TandemConfig, started_by: str | None = None) -> serve.Application:
@@ -36,7 +36,7 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     config = placement.config
     engines = {base.name: engine_application(config, base, placement.of[base.name]) for base in config.base_models}
     coordinator = coordinator_application(placement, engines)
-    others = [partial(fine_tuning_runner, EngineConnections), partial(alert_watch, ServiceProbe)]
+    others: list[MakeRunner] = [partial(fine_tuning_runner, EngineConnections), partial(alert_watch, ServiceProbe)]
     runner = job_runner_application(config, others)
     return api_application(config, engines, coordinator, runner, started_by)
 
