@@ -14,7 +14,10 @@ from seeding_versions import seed_versions
 from serve_fakes import groups
 from token_seeding import seed_tokens
 
+from tandem.cluster.config import WebhookConfig
 from tandem.cluster.jobs.job import PolicyVersion
+from tandem.serve.alerts.findings import Finding
+from tandem.serve.alerts.store import AlertStore
 
 BASE = "tandem/tiny"
 
@@ -106,7 +109,57 @@ def seed_open_jobs(served):
     return {"job": post_job(served, served.seeded["overview"]["models"][0])}
 
 
+def seed_alerts(served):
+    """Alerts of the entity and of the service, one of them over, with names that are HTML."""
+    model = str(uuid.uuid4())
+    job = str(uuid.uuid4())
+    about = {"model_id": model, "model": "team/alerts/agent"}
+    collapse = Finding(
+        kind="reward_collapse",
+        subject=model,
+        entity="team",
+        severity="critical",
+        title="The reward of team/alerts/agent has collapsed",
+        cause="The mean reward of the last 5 versions, up to 40, is 0.08. Up to version 31 it was 0.74.",
+        remedy="Look at the groups of version 40. To go on from before, fork the model from version 31.",
+        links={**about, "step": 40, "best_step": 31},
+    )
+    stuck = Finding(
+        kind="stuck_job",
+        subject=job,
+        entity="team",
+        title="A job of team/alerts/agent makes no progress <img src=x onerror=alert(1)>",
+        cause="No event for 1:10:00. \u202eevil",
+        remedy="Cancel it, and post it again.",
+        links={**about, "job_id": job},
+    )
+    engine = Finding(
+        kind="engine_unhealthy",
+        subject="tandem/tiny",
+        severity="critical",
+        title="The engine of tandem/tiny isn't healthy",
+        cause="tandem/tiny: its engine isn't running; completions wait for it.",
+        remedy="Read the engine's log.",
+        links={"base_model": "tandem/tiny"},
+    )
+    over = Finding(
+        kind="failed_jobs",
+        subject=model,
+        entity="team",
+        title="The last jobs of team/alerts/agent failed",
+        cause="The last 3 jobs have failed.",
+        remedy="Read the job's error.",
+        links=about,
+    )
+    alerts = AlertStore(served.store.database)
+    alerts.open([over], [])
+    alerts.resolve([over.key], [])
+    rows = alerts.open([collapse, stuck, engine], [WebhookConfig(url="https://hooks.example.com/secret")])
+    return {"model": model, "job": job, "ids": [row.id for row in rows]}
+
+
 SEEDS = {
+    "alerts": seed_alerts,
     "cluster": seed_cluster,
     "find": seed_find,
     "overview": seed_overview,

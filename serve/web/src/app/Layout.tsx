@@ -8,6 +8,7 @@ import { Empty } from "../components/Empty";
 import { ErrorBox } from "../components/ErrorBox";
 import { Loading } from "../components/Loading";
 import { Text } from "../components/Text";
+import { useAlertCount } from "./alertCount";
 import { Boundary } from "./Boundary";
 import { href, match, path, query, go, type Route, type ViewProps } from "./router";
 import { routes } from "./routes";
@@ -27,6 +28,7 @@ export function Layout() {
     }
     return () => removals.forEach((remove) => remove());
   }, []);
+  useAlertCount();
   const main = useRef<HTMLElement>(null);
   return (
     <div class="layout">
@@ -105,6 +107,7 @@ function Navigation() {
                 onClick={() => (menuIsOpen.value = false)}
               >
                 {route.nav?.label}
+                <Count of={route.nav?.count?.() ?? 0} />
               </a>
             ))}
           </section>
@@ -112,6 +115,10 @@ function Navigation() {
       })}
     </nav>
   );
+}
+
+function Count({ of }: { of: number }) {
+  return of === 0 ? null : <Badge tone="bad"><span class="sr-only">(</span>{of > 99 ? "99+" : of}<span class="sr-only"> new)</span></Badge>;
 }
 
 function found(): { route: Route; params: Record<string, string> } | null {

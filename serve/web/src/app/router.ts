@@ -17,8 +17,8 @@ export interface Route {
   load: () => Promise<ComponentType<ViewProps>>;
   /** The role that the view needs, by default infer. */
   role?: Role;
-  /** An entry in the navigation. */
-  nav?: { label: string; group: "Train" | "Look" | "Operate" | "Account"; shortcut?: string };
+  /** An entry in the navigation. `count` is shown beside it unless it is 0. */
+  nav?: { label: string; group: "Train" | "Look" | "Operate" | "Account"; shortcut?: string; count?: () => number };
 }
 
 function read(): { path: string; query: URLSearchParams } {

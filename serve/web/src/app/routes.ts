@@ -1,4 +1,5 @@
 /** The one list of views. The first route that fits is shown; each view's code is loaded when it is first shown. */
+import { alertCount } from "./alertCount";
 import type { Route } from "./router";
 
 export const routes: Route[] = [
@@ -39,6 +40,13 @@ export const routes: Route[] = [
     title: "Groups of a version",
     load: async () => (await import("../views/groups/Groups")).Groups,
     role: "train",
+  },
+  {
+    path: "/alerts",
+    title: "Alerts",
+    role: "train",
+    load: async () => (await import("../views/alerts/Alerts")).Alerts,
+    nav: { label: "Alerts", group: "Operate", shortcut: "a", count: () => alertCount.value?.unacknowledged ?? 0 },
   },
   {
     path: "/keys",
