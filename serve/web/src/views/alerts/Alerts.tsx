@@ -32,7 +32,7 @@ export function Alerts({ query }: ViewProps) {
         <>
           <p role="status">{summary(open.items.length, open.hasMore, critical)}</p>
           <ul class="alerts">
-            {open.items.map((alert) => <AlertCard key={alert.id} alert={alert} onAcknowledge={() => acknowledge(alert, open.reload)} />)}
+            {urgentFirst(open.items).map((alert) => <AlertCard key={alert.id} alert={alert} onAcknowledge={() => acknowledge(alert, open.reload)} />)}
           </ul>
           {open.hasMore && <button type="button" onClick={open.more}>Show more</button>}
         </>
@@ -51,6 +51,12 @@ export function Alerts({ query }: ViewProps) {
       {may("admin") && <TestWebhooks />}
     </>
   );
+}
+
+/** New ones before those that somebody has acknowledged, critical ones before warnings; otherwise the newest first. */
+function urgentFirst(alerts: Alert[]): Alert[] {
+  const rank = (alert: Alert): number => (alert.acknowledged_at ? 2 : 0) + (alert.severity === "critical" ? 0 : 1);
+  return [...alerts].sort((one, other) => rank(one) - rank(other));
 }
 
 function summary(count: number, hasMore: boolean, critical: number): string {
