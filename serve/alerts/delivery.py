@@ -9,8 +9,8 @@ from datetime import timedelta
 
 from tandem.cluster.config import AlertRulesConfig, WebhookConfig
 from tandem.serve.alerts.store import AlertStore, fingerprint
-from tandem.serve.alerts.tables import AlertDeliveryRow, AlertRow
 from tandem.serve.alerts.webhooks import DeliveryError, alert_body, send
+from tandem.serve.store.alert_tables import AlertDeliveryRow, AlertRow
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 100

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from tandem.cluster.config import WebhookConfig
 from tandem.serve.alerts.findings import Finding
-from tandem.serve.alerts.tables import AlertDeliveryRow, AlertRow, LeaseRow
 from tandem.serve.errors import NotFoundError
+from tandem.serve.store.alert_tables import AlertDeliveryRow, AlertRow, LeaseRow
 from tandem.serve.store.database import Database, UnknownCursorError
 
 LEASE = "alerts"

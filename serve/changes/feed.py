@@ -12,7 +12,7 @@ from functools import partial
 
 from tandem.serve.changes.change import Change, Source
 from tandem.serve.changes.history import History
-from tandem.serve.changes.sources import JobSource, ModelSource
+from tandem.serve.changes.sources import AlertSource, JobSource, ModelSource
 from tandem.serve.errors import NoAnswerError, TooManyStreamsError
 from tandem.serve.store.store import Store
 
@@ -150,7 +150,7 @@ class ChangeFeed:
 
     def new_sources(self) -> list[Source]:
         """Return sources that haven't looked yet."""
-        return [ModelSource(self.store.changes), JobSource(self.store.changes)]
+        return [ModelSource(self.store.changes), JobSource(self.store.changes), AlertSource(self.store.changes)]
 
     async def _keep_looking(self, seen: object | None) -> None:
         while self.viewers or time.monotonic() - self._idle_since < KEPT_S:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tandem.serve.changes.change import Change
-from tandem.serve.store.changes import Changes, EventMark, JobMark, ModelMark
+from tandem.serve.store.changes import AlertMark, Changes, EventMark, JobMark, ModelMark
 
 MAX_VERSIONS = 20
 """Versions of one model that are reported together; the newest ones."""
@@ -67,6 +67,30 @@ class ModelSource:
         now, before = self._changes.models(), self._seen
         self._seen = now
         return [] if before is None else [*_created(before, now), *_versions(before, now), *_deleted(before, now)]
+
+
+class AlertSource:
+    """Message `alert`: one has opened, was acknowledged, or is over. Alerts of the whole service have no message."""
+
+    def __init__(self, changes: Changes):
+        self._changes = changes
+        self._seen: Mapping[str, AlertMark] | None = None
+
+    def look(self) -> list[Change]:
+        """See `Source.look`."""
+        before = self._seen
+        known = before or {}
+        now = self._changes.alerts([id for id, alert in known.items() if alert.is_open])
+        self._seen = now
+        if before is None:
+            return []
+        changed = [alert for id, alert in now.items() if known.get(id) != alert]
+        return [Change(alert.entity, "alert", _alert_data(alert), needs_train=True) for alert in changed]
+
+
+def _alert_data(alert: AlertMark) -> dict[str, object]:
+    state = "open" if alert.is_open else "resolved"
+    return {"id": alert.id, "kind": alert.kind, "state": state, "acknowledged": alert.is_acknowledged}
 
 
 def _created(before: Mapping[str, ModelMark], now: Mapping[str, ModelMark]) -> Iterator[Change]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import and_, or_, select
 
+from tandem.serve.store.alert_tables import AlertRow
 from tandem.serve.store.database import Database
 from tandem.serve.store.tables import ApiKeyRow, EventRow, JobRow, ModelRow, is_open
 
@@ -50,6 +51,17 @@ class ModelMark:
 
 
 @dataclass(frozen=True)
+class AlertMark:
+    """The part of an entity's alert that changes."""
+
+    id: str
+    entity: str
+    kind: str
+    is_open: bool
+    is_acknowledged: bool
+
+
+@dataclass(frozen=True)
 class EventMark:
     """One event of a job, without its data."""
 
@@ -77,6 +89,11 @@ _OPEN = _JOBS.where(is_open())
 _MODELS = select(ModelRow.id, ModelRow.entity, ModelRow.next_step).where(ModelRow.deleted_at.is_(None))
 
 
+_ALERTS = select(
+    AlertRow.id, AlertRow.entity, AlertRow.kind, AlertRow.resolved_at.is_(None), AlertRow.acknowledged_at.is_not(None)
+).where(AlertRow.entity.is_not(None))
+
+
 class Changes:
     """Short reads of all entities together. Whoever uses them keeps entities apart."""
 
@@ -97,6 +114,15 @@ class Changes:
         """Return the live models by id."""
         with self._database.quick_read() as connection:
             return {row[0]: ModelMark(*row) for row in connection.execute(_MODELS)}
+
+    def alerts(self, also: Collection[str] = ()) -> dict[str, AlertMark]:
+        """Return by id the open alerts of entities, and those with the ids in `also`."""
+        with self._database.quick_read() as connection:
+            rows: list[Sequence[Any]] = [*connection.execute(_ALERTS.where(AlertRow.resolved_at.is_(None)))]
+            missing = sorted(set(also) - {row[0] for row in rows})
+            for first in range(0, len(missing), MAX_IN_QUERY):
+                rows += connection.execute(_ALERTS.where(AlertRow.id.in_(missing[first : first + MAX_IN_QUERY])))
+        return {row[0]: AlertMark(row[0], row[1], row[2], bool(row[3]), bool(row[4])) for row in rows}
 
     def events(self, after: Mapping[str, int]) -> list[EventMark]:
         """Return the events of each of these jobs after a number, in order; the last MAX_EVENTS of a job with more."""

@@ -3,9 +3,11 @@
 import pytest
 
 from tandem.cluster.jobs.job import PolicyVersion
+from tandem.serve.alerts.findings import Finding
+from tandem.serve.alerts.store import AlertStore, Viewer
 from tandem.serve.changes.change import Change
 from tandem.serve.changes.history import History
-from tandem.serve.changes.sources import MAX_VERSIONS, JobSource, ModelSource
+from tandem.serve.changes.sources import MAX_VERSIONS, AlertSource, JobSource, ModelSource
 from tandem.serve.store.changes import MAX_EVENTS, NUM_RECENT
 
 
@@ -124,3 +126,19 @@ def test_the_history_keeps_the_last_messages_of_each_entity():
     assert history.number_of(history.id_of(3)) == 3
     for unknown in ("", "x", History().id_of(3), history.id_of(5), history.id_of(3) + "x"):
         assert history.number_of(unknown) is None
+
+
+def test_an_alert_opens_is_acknowledged_and_ends(store):
+    alerts, source = AlertStore(store.database), AlertSource(store.changes)
+    alerts.open([Finding("failed_jobs", "old", "title", "cause", "remedy", "team")], [])
+    assert source.look() == []
+    about = ("title", "cause", "remedy")
+    [row, _] = alerts.open([Finding("stuck_job", "1", *about, "team"), Finding("disk_nearly_full", "a", *about)], [])
+    data = {"id": row.id, "kind": "stuck_job", "state": "open", "acknowledged": False}
+    assert source.look() == [Change("team", "alert", data, needs_train=True)]
+    assert source.look() == []
+    alerts.acknowledge(row.id, Viewer("team", False), "key")
+    assert [change.data for change in source.look()] == [data | {"acknowledged": True}]
+    alerts.resolve(["stuck_job:1"], [])
+    assert [change.data["state"] for change in source.look()] == ["resolved"]
+    assert source.look() == []

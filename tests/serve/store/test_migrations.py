@@ -10,7 +10,6 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
-from tandem.serve.alerts import tables as alert_tables  # noqa: F401 - registers them
 from tandem.serve.finetuning.store import tables as finetuning_tables  # noqa: F401 - registers them
 from tandem.serve.modelarts.store import tables as modelarts_tables  # noqa: F401 - registers them
 from tandem.serve.store import migrations
