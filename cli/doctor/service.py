@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tandem.cli.doctor.receivers import check_receivers
 from tandem.cli.doctor.report import FaultError, Report
 from tandem.cli.gpus import Gpu
 from tandem.cli.memory_plans import memory_plan
@@ -28,6 +29,7 @@ def check_service(report: Report, config: TandemConfig, gpus: Sequence[Gpu]) -> 
     """Check all that the configuration names."""
     report.check("store", lambda: _store(config))
     report.check("artifacts", lambda: _artifacts(config))
+    check_receivers(report, config)
     for base in map(ResolvedBaseModel, config.base_models):
         if report.check(f"model {base.name}", lambda base=base: _model(base)):  # type: ignore[misc]
             report.check(

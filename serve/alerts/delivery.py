@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from tandem.cluster.config import AlertRulesConfig, WebhookConfig
+from tandem.cluster.metrics.recording import count
 from tandem.serve.alerts.store import AlertStore, fingerprint
 from tandem.serve.alerts.webhooks import DeliveryError, alert_body, send
 from tandem.serve.store.alert_tables import AlertDeliveryRow, AlertRow
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 100
+DELIVERIES = "tandem_webhook_deliveries_total"
 FIRST_RETRY_S = 5.0
 LAST_RETRY_S = 900.0
 IDLE_S = 5.0
@@ -71,6 +73,7 @@ class Delivery:
             self._retry_later(message, str(error))
             return False
         self._store.delivered(message.id)
+        count(DELIVERIES, outcome="delivered")
         return True
 
     def _retry_later(self, message: AlertDeliveryRow, error: str) -> None:
@@ -82,5 +85,6 @@ class Delivery:
         if next_attempt > deadline:
             logger.error("A message of an alert is given up after %d attempts: %s", message.num_attempts + 1, error)
             self._store.not_delivered(message.id, error, None)
+            count(DELIVERIES, outcome="failed")
         else:
             self._store.not_delivered(message.id, error, next_attempt)

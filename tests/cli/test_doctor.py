@@ -174,3 +174,12 @@ def test_a_library_that_fails_is_a_line(monkeypatch):
 
     monkeypatch.setattr(machine, "local_gpus", broken)
     assert faults(run()) == {"GPUs"}
+
+
+def test_addresses_of_alerts_and_traces_are_found_or_named_without_their_secrets(tmp_path):
+    hooks = [{"url": "http://127.0.0.1:9/secret-path"}, {"url": "https://no-such-host.invalid/secret-path"}]
+    file = tmp_path / "tandem.yaml"
+    file.write_text(json.dumps({"alerts": hooks, "tracing": {"endpoint": "http://127.0.0.1:4318/v1/traces"}}))
+    result = run("--config", str(file))
+    assert faults(result) == {"webhook 2"} and lines(result)["traces"] == "OK"
+    assert "alerts.1.url" in result.output and "secret-path" not in result.output
