@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tandem.cluster.jobs.job import ClaimedJob
-from tandem.cluster.jobs.phases import LEAST_S, Outcome, Phase
+from tandem.cluster.jobs.phases import IDLE, LEAST_S, Outcome, Phase
 from tandem.cluster.telemetry.context import TRACEPARENT, current_ids, logged_with
 from tandem.cluster.telemetry.tracing import (
     Attribute,
@@ -41,7 +41,9 @@ class TracedPhases:
 
     def phase_ended(self, job: ClaimedJob, phase: Phase) -> None:
         parent = current_ids().get(TRACEPARENT)
-        if is_tracing() and parent is not None and phase.ended_at - phase.began_at >= LEAST_S:
+        is_long = phase.ended_at - phase.began_at >= LEAST_S
+        # Idle time lies between the other phases: from its first moment to its last, it would cover them.
+        if is_tracing() and parent is not None and is_long and phase.name != IDLE:
             about = {"tandem.seconds": phase.seconds, "tandem.learner_seconds": phase.learner_seconds}
             reason = {"tandem.reason": phase.reason} if phase.reason else {}
             record_span(PastSpan(phase.name, phase.began_at, phase.ended_at, str(parent), {**about, **reason}))

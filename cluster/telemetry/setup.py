@@ -19,8 +19,8 @@ from tandem.cluster.telemetry.tracing import start_tracing
 if TYPE_CHECKING:
     from tandem.cluster.config import TandemConfig
 
-# Lines of libraries below these levels say nothing that an operator needs.
-QUIET = {"httpx": "WARNING", "httpcore": "WARNING", "asyncio": "WARNING", "filelock": "WARNING", "urllib3": "WARNING"}
+# Libraries whose lines below warnings say nothing that an operator needs.
+QUIET = ("alembic", "httpx", "httpcore", "asyncio", "filelock", "urllib3")
 VLLM_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
 
 
@@ -70,8 +70,8 @@ class Telemetry:
         level = self.log.level.upper()
         root.setLevel("INFO" if level == "DEBUG" else level)
         logging.getLogger("tandem").setLevel(level)
-        for name, level in QUIET.items():
-            logging.getLogger(name).setLevel(level)
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def _adopt_rays_lines(self, facts: dict[str, str | int]) -> None:
         """Give the lines of Ray and Ray Serve the same form; in text they keep their own, which people know."""

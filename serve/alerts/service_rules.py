@@ -55,7 +55,9 @@ class ServiceRules:
         self._since: dict[str, float] = {}
         """When each fault began."""
         self._were_well: set[str] = set()
-        """Base models whose engines have run since this process started."""
+        """Base models whose engines have run since this process started, and the coordinator once it has answered."""
+        self._silent: set[tuple[AlertKind, ...]] = set()
+        """Parts that couldn't be asked last time."""
 
     def find(self) -> tuple[list[Finding], set[AlertKind]]:
         """Return what is wrong, and the kinds about which nothing is known now."""
@@ -69,8 +71,11 @@ class ServiceRules:
         for part, kinds in parts:
             try:
                 findings += part()
-            except Exception:
-                logger.warning("Nothing is known about %s now", ", ".join(kinds), exc_info=True)
+                self._silent.discard(kinds)
+            except Exception as error:
+                if kinds not in self._silent:
+                    logger.info("Nothing is known about %s now: %r", ", ".join(kinds), error)
+                self._silent.add(kinds)
                 unknown.update(kinds)
         return findings, unknown
 
@@ -130,7 +135,9 @@ class ServiceRules:
         try:
             statuses = self._probe.coordinator()
         except Exception as error:
-            if not self._lasts(COORDINATOR, True, self._rules.coordinator_s):
+            starts_s = self._config.deadlines.prepare_s  # in which a coordinator makes version 0
+            patience_s = self._rules.coordinator_s + (0 if COORDINATOR in self._were_well else starts_s)
+            if not self._lasts(COORDINATOR, True, patience_s):
                 raise
             logger.warning("The coordinator doesn't answer: %r", error)
             return [
@@ -139,11 +146,12 @@ class ServiceRules:
                     subject=COORDINATOR,
                     severity="critical",
                     title="The coordinator doesn't answer",
-                    cause=f"It hasn't answered for {self._rules.coordinator_s:g} s. Jobs wait; completions continue.",
+                    cause=f"It hasn't answered for {patience_s:g} s. Jobs wait; completions continue.",
                     remedy="Ray Serve replaces it. If that takes minutes, read its log and check the nodes' memory.",
                 )
             ]
         self._lasts(COORDINATOR, False, 0)
+        self._were_well.add(COORDINATOR)
         return [finding for base, status in statuses.items() for finding in self._of_base(base, status)]
 
     def _of_base(self, base: str, status: CoordinatorStatus) -> Iterable[Finding]:
