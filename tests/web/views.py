@@ -19,6 +19,10 @@ PICTURES = {
     "/playground": "playground",
     "/start": "start",
     "/user-jobs/:id": "user-job",
+    "/jobs/:id/groups/:group": "group",
+    "/models/:id/groups": "groups",
+    "/trajectories": "find",
+    "/trajectories/:id": "trajectory",
 }
 """docs/images/page has these, by the route of the view."""
 CHANGES = "/v1/preview/changes"  # a stream, which doesn't end
@@ -42,7 +46,7 @@ def route_paths():
 def views(served):
     """Return the address of each view by its route. An admin's key sees them all."""
     seeded = served.seeded
-    versions = seeded["versions"]
+    versions, tokens = seeded["versions"], seeded["tokens"]
     return {
         "/": "#/",
         "/cluster": "#/cluster",
@@ -55,6 +59,10 @@ def views(served):
         "/models/:id/versions": f"#/models/{versions['model'].id}/versions",
         "/playground": "#/playground?a=team/versions/agent:step1&b=tandem/tiny",
         "/start": "#/start?client=tandem",
+        "/jobs/:id/groups/:group": f"#/jobs/{tokens['job']}/groups/1",
+        "/models/:id/groups": f"#/models/{seeded['find']['model']['id']}/groups?step=12",
+        "/trajectories": "#/trajectories?model=find%2Fagent",
+        "/trajectories/:id": f"#/trajectories/{tokens['job']}.0.0?color=advantage",
         "/user-jobs/:id": f"#/user-jobs/{versions['jobs']['versions-first'][0]}",
     }
 
