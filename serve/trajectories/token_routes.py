@@ -33,13 +33,15 @@ def get_trajectory_tokens(
     services: ServicesDep,
     start: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_TOKENS)] = DEFAULT_TOKENS,
+    as_sent: bool = False,
 ) -> TrajectoryTokens:
     """Return the tokens of a trajectory as they were trained: ids, texts, mask, logprobs, advantages and versions.
 
     `start` and `limit` choose a range of the tokens; all else is of the whole trajectory. One that trained nothing has
-    the tokens that it was sent with, and the reason. 409 before its job has ended, 410 for traces that aren't kept.
+    the tokens that it was sent with, and the reason. 409 before its job has ended, 410 for traces that aren't kept;
+    with `as_sent`, these too have the tokens that they were sent with.
     """
-    found = find_tokens(services, TrajectoryId.parse(trajectory_id), caller.entity)
+    found = find_tokens(services, TrajectoryId.parse(trajectory_id), caller.entity, as_sent)
 
     def bytes_of(ids: Sequence[int]) -> list[bytes]:
         if found.base_model not in services.base_models:  # no longer configured, so its tokenizer isn't there

@@ -41,8 +41,8 @@ class FoundTokens:
     num_choices_without_ids: int = 0
 
 
-def find_tokens(services: Services, place: TrajectoryId, entity: str) -> FoundTokens:
-    """Return the tokens of a trajectory of a job or of a log entry.
+def find_tokens(services: Services, place: TrajectoryId, entity: str, as_sent: bool = False) -> FoundTokens:
+    """Return the tokens of a trajectory of a job or of a log entry. `as_sent`: those of its choices in any case.
 
     Raises NotFoundError, ConflictError before the job has ended, and GoneError for traces that aren't kept.
     """
@@ -50,6 +50,10 @@ def find_tokens(services: Services, place: TrajectoryId, entity: str) -> FoundTo
         job = services.store.jobs.get(place.source, entity)
     except NotFoundError:
         return _of_log(services, place, entity)
+    if as_sent:
+        model = services.store.models.get(job.model_id, entity)
+        why = ("as_sent", "These are the tokens that it was sent with, whatever it trained.")
+        return _sent(services, place, job, model.path, model.base_model, why)
     if job.state in ("queued", "running"):
         raise ConflictError(
             f"Training job {job.id} is {job.state}: its tokens have their numbers when it has succeeded. Wait for it.",

@@ -90,8 +90,8 @@ def test_from_the_list_of_groups_of_a_version_to_why_one_is_worst(served, seeded
     """Which group of version 12 was worst, and why."""
     found = served.http("train").get(f"/v1/preview/models/{seeded['model']['id']}/groups", params={"step": STEP}).json()
     assert (found["job_id"], found["data"][0]["group"]) == (seeded["job"], 2)  # the worst first
-    page = open_page(f"#/jobs/{seeded['job']}/groups/1")
-    clicks(page.get_by_role("link", name="Next"))
+    page = open_page(f"#/models/{seeded['model']['id']}/groups?step={STEP}")
+    clicks(page.get_by_role("link", name="Group 2", exact=True))
     box = page.get_by_role("region", name="Best and worst")
     box.wait_for()
     text = box.inner_text()

@@ -126,6 +126,9 @@ def test_parts_of_characters_are_bytes_and_ranges_are_parts_of_the_whole(http, p
 def test_a_job_says_before_its_end_and_without_traces_why_there_is_nothing(http, post, services, claim, clock, store):
     job = post()
     assert ask(http, f"{job}.0.0", 409)["code"] == "not_trained_yet"
+    sent_tokens = ask(http, f"{job}.0.0", as_sent=True)
+    assert (sent_tokens["state"], sent_tokens["reason"]) == ("not_trained", "as_sent")
+    assert sent_tokens["tokens"]["ids"][-3:] == [300, 301, 424]
     claimed = claim()
     assert ask(http, f"{job}.0.0", 409)["code"] == "not_trained_yet"
     train(services, claimed, with_traces=False)

@@ -23,14 +23,15 @@ export function Trajectory({ params, query }: ViewProps) {
   const [source = "", group = "0", index = "0"] = id.split(".");
   const path = `v1/preview/trajectories/${segment(id)}`;
   const whole = useGet<Whole>(path);
+  const sent = query.get("sent") === "1" ? true : null;
   // The chunk with the token of the address, so that it is there at once.
   const start = Math.floor(Number(query.get("token") ?? 0) / CHUNK) * CHUNK || 0;
-  const tokens = useGet<TrajectoryTokens>(`${path}/tokens`, { limit: CHUNK, start: useFirst(id, start) });
+  const tokens = useGet<TrajectoryTokens>(`${path}/tokens`, { limit: CHUNK, start: useFirst(id, start), as_sent: sent });
   return (
     <div class="trajectory">
       <h1>Trajectory {index} <span class="muted">of group {group}</span></h1>
       <Facts id={id} source={source} group={group} index={Number(index)} whole={whole} tokens={tokens.data} />
-      <Outcome of={tokens} />
+      <Outcome of={tokens} id={id} />
       {whole.error && <ErrorBox error={whole.error} onRetry={whole.reload} />}
       {whole.data ? <Turns whole={whole.data} /> : whole.loading && <Loading />}
       {tokens.data && tokens.data.num_tokens > 0 && <Tokens key={id} whole={tokens.data} query={query} />}
@@ -110,11 +111,12 @@ function versionsText(from: number | null, to: number | null): string {
 }
 
 /** Whether it was trained; if not, why, and what to do. */
-function Outcome({ of }: { of: Resource<TrajectoryTokens> }) {
+function Outcome({ of, id }: { of: Resource<TrajectoryTokens>; id: string }) {
   if (of.error instanceof ApiError && [404, 409, 410].includes(of.error.status)) {
     return (
       <p class="note warn" role="status">
         <strong>No tokens to show.</strong> <Text value={of.error.message} /> {of.error.status === 409 && <button type="button" class="quiet" onClick={of.reload}>Try again</button>}
+        {of.error.status !== 404 && <> <a href={href(`/trajectories/${segment(id)}`, { sent: 1 })}>Show the tokens that it was sent with</a></>}
       </p>
     );
   }
@@ -126,7 +128,7 @@ function Outcome({ of }: { of: Resource<TrajectoryTokens> }) {
     <>
       {data.state === "not_trained" && (
         <p class="note warn" role="status">
-          <Badge tone="warn">not trained</Badge> <Text value={data.message ?? "It trained nothing."} />
+          {data.reason !== "as_sent" && <Badge tone="warn">not trained</Badge>} <Text value={data.message ?? "It trained nothing."} />
         </p>
       )}
       {data.state === "logged" && <p class="note">It was logged, not sent to train on: its tokens have the sampler's logprobs only.</p>}

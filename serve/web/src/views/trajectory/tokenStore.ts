@@ -41,7 +41,7 @@ export class TokenStore {
   private async load(chunk: number): Promise<void> {
     this.asked.add(chunk);
     try {
-      const part = await get<TrajectoryTokens>(`v1/preview/trajectories/${encodeURIComponent(this.whole.id)}/tokens`, { start: chunk * CHUNK, limit: CHUNK });
+      const part = await get<TrajectoryTokens>(`v1/preview/trajectories/${encodeURIComponent(this.whole.id)}/tokens`, { start: chunk * CHUNK, limit: CHUNK, as_sent: this.whole.reason === "as_sent" || null });
       this.chunks.set(chunk, part.tokens);
     } catch (error) {
       this.error = error instanceof Error ? error : new Error(String(error));
