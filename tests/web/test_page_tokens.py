@@ -94,10 +94,10 @@ def test_from_the_list_of_groups_of_a_version_to_why_one_is_worst(served, seeded
     clicks(page.get_by_role("link", name="Group 2", exact=True))
     box = page.get_by_role("region", name="Best and worst")
     box.wait_for()
+    page.get_by_text("All begin with the same 4 turns").wait_for()  # both are loaded
     text = box.inner_text()
     assert "What tells trajectory 1 (worst) from 0 (best)" in text
     assert re.search(r"Reward\s+0.25\s+−1", text) and re.search(r"refused\s+–\s+1", text)
-    assert page.get_by_text("All begin with the same 4 turns").is_visible()
     columns = page.get_by_role("region", name="Trajectories side by side")
     assert [one.inner_text() for one in columns.get_by_role("heading").all()] == ["Trajectory 0", "Trajectory 1"]
 
