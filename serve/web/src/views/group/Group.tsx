@@ -1,7 +1,7 @@
 /** The trajectories of a group side by side, the best reward first: what they share, and where they differ. */
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { get } from "../../app/api";
-import { usePages, useResource, type Resource } from "../../app/resource";
+import { get, type Page } from "../../app/api";
+import { useGet, usePages, useResource, type Resource } from "../../app/resource";
 import { href, segment, type ViewProps } from "../../app/router";
 import { Badge } from "../../components/Badge";
 import { Empty } from "../../components/Empty";
@@ -30,13 +30,14 @@ export function Group({ params }: ViewProps) {
   const members = usePages<Summary>("v1/preview/trajectories", { job, group, sort: "reward", order: "desc" }, 16);
   const about = useGroup(job, group);
   const [shown, setShown] = useState(AT_ONCE);
+  const lowest = useGet<Page<Summary>>("v1/preview/trajectories", { job, group, sort: "reward", order: "asc", limit: 1 });
   const first = members.items.slice(0, shown);
-  const others = members.items.slice(shown);
-  // The best and the worst first: they say why.
-  const asked = others.length > 0 && !members.hasMore ? [...first.slice(0, -1), members.items[members.items.length - 1] as Summary] : first;
+  // The worst is always shown, after the best: the two say why.
+  const worst = lowest.data?.data[0] ?? null;
+  const asked = worst && first.length > 0 && !first.some((one) => one.id === worst.id) ? [...first, worst] : first;
   const loaded = useMembers(asked);
   const common = useMemo(() => commonTurns(loaded.map((one) => one.turns).filter((turns) => turns !== null)), [loaded]);
-  const left = members.items.length - asked.length;
+  const left = members.items.length - first.length - (asked.length > first.length && members.items.some((one) => one.id === worst?.id) ? 1 : 0);
   return (
     <div class="group-view">
       <h1>Group {group} <span class="muted">side by side</span></h1>
@@ -69,7 +70,7 @@ export function Group({ params }: ViewProps) {
           <button
             type="button"
             onClick={() => {
-              setShown(asked.length + AT_ONCE);
+              setShown(first.length + AT_ONCE);
               if (left <= AT_ONCE) members.more();
             }}
           >
