@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from traced_jobs import tiny_learner, train
 from tandem.cluster.artifacts import traces_key
 from tandem.rl.packing import one_segment
 from tandem.rl.traces.trace_file import write_traces
+from tandem.serve.jobs.sweeping import sweep
 
 JOBS = "/v1/preview/training-jobs"
 SNOWMAN = [226, 152, 131]
@@ -182,6 +184,14 @@ def test_ids_of_others_and_texts_that_are_no_ids_are_not_found(http, post, servi
     headers = {"Authorization": f"Bearer {create_key(store, 'infer', 'team', 'infer')}"}
     with TestClient(app, "http://tandem", headers=headers) as infer:
         assert ask(infer, f"{job}.0.0", 403)["code"] == "insufficient_role"
+
+
+def test_sweeping_deletes_traces_that_belong_to_no_job(http, post, services, claim, store):
+    job, unknown = post(), str(uuid.uuid4())
+    train(services, claim())
+    services.artifacts.write_blob(traces_key(unknown, 1), b"of a job whose model is gone")
+    assert f"traces/{unknown}" in sweep(store, services.artifacts, datetime(2000, 1, 1, tzinfo=UTC))
+    assert services.artifacts.traced_jobs() == [job]
 
 
 def test_deleting_the_model_deletes_its_traces(http, post, services, claim, model):

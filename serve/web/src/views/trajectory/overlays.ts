@@ -45,7 +45,7 @@ export const OVERLAYS: Overlay[] = [
   {
     key: "advantage",
     label: "Advantage",
-    about: "Orange tokens became more probable, blue ones less.",
+    about: "The loss makes orange tokens more probable, and blue ones less.",
     value: (columns, at, sequence) => (columns.mask[at] ? sequence.advantage : null),
     scale: (value, whole) => clamp(value / advantageWidth(whole)),
     legend: (whole) => around(advantageWidth(whole)),
