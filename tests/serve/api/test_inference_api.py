@@ -14,6 +14,7 @@ from tandem.serve.api.services import Services
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "1 + 6 = ?"}]
+TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 ANSWER = {
     "id": "chatcmpl-1",
     "object": "chat.completion",
@@ -331,3 +332,11 @@ def test_a_malformed_request_says_where(http, engine, raw, place):
 
 def test_the_names_one_can_ask_for(client, trained):
     assert [m.id for m in client.models.list()] == ["tandem/tiny", "team/project/agent"]
+
+
+@pytest.mark.parametrize(("sent", "passed_on"), [(TRACEPARENT, TRACEPARENT), ("00-forged", None), (None, None)])
+def test_the_trace_of_a_client_is_passed_on_to_the_engine(http, engine, model, sent, passed_on):
+    engine.answers(ANSWER)
+    http.headers |= {"traceparent": sent} if sent else {}
+    assert chat(http, "team/project/agent").status_code == 200
+    assert engine.asked[0][3].get("traceparent") == passed_on
