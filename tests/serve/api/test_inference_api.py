@@ -337,6 +337,6 @@ def test_the_names_one_can_ask_for(client, trained):
 @pytest.mark.parametrize(("sent", "passed_on"), [(TRACEPARENT, TRACEPARENT), ("00-forged", None), (None, None)])
 def test_the_trace_of_a_client_is_passed_on_to_the_engine(http, engine, model, sent, passed_on):
     engine.answers(ANSWER)
-    http.headers |= {"traceparent": sent} if sent else {}
+    http.headers.update({"traceparent": sent} if sent else {})
     assert chat(http, "team/project/agent").status_code == 200
     assert engine.asked[0][3].get("traceparent") == passed_on
