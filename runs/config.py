@@ -178,6 +178,9 @@ class OutputConfig(Section):
         "Relative paths are relative to that home, because a Ray job's working directory is temporary.",
     )
     keep_batches: bool = Field(False, description="Keep the trajectories of all batches, not only of the current one.")
+    send_rollouts: bool = Field(
+        True, description="Send evaluations, and rollouts that failed, to the service, which shows them on its page."
+    )
 
 
 class TaskConfig(Section):

@@ -14,6 +14,7 @@ from tandem.runs.chat import OpenAIChat
 from tandem.runs.config import EvaluationConfig, TaskConfig
 from tandem.runs.directory import RunDirectory
 from tandem.runs.ledger import Row
+from tandem.runs.recording import Recorder, described
 from tandem.runs.reporting.metrics import rollout_metrics
 from tandem.runs.reporting.notices import Notices
 from tandem.runs.reporting.report import Report
@@ -39,7 +40,9 @@ class Evaluator:
         roller: GroupRoller,
         tasks: Sequence[object],
         report: Report,
+        recorder: Recorder,
     ):
+        self._recorder = recorder
         self._task, self._settings, self._directory, self._openai = task, settings, directory, openai
         self._versions, self._roll_out, self._report = versions, roller, report
         self._notices = Notices(task.environment.class_, report)
@@ -52,12 +55,18 @@ class Evaluator:
                 continue
             await self._versions.at_least(version)
             self._report.progress.evaluating = version
-            row = await self._evaluate(version)
+            row, groups = await self._evaluate(version)
             self._report.progress.evaluating = None
             self._directory.ledger.append(row)
             self._report.row(row)
+            if self._task.output.send_rollouts:
+                about = {"split": "eval", "version": version, "seed": self._task.seed}
+                described_groups = [
+                    described(group, about | {"task": place}, version) for place, group in enumerate(groups)
+                ]
+                self._recorder.offer("eval", described_groups)
 
-    async def _evaluate(self, version: int) -> Row:
+    async def _evaluate(self, version: int) -> tuple[Row, list[RolledOutGroup]]:
         settings, rollouts = self._settings, self._task.rollouts
         sampling: dict[str, Any] = {"temperature": settings.temperature, **(settings.sampling or rollouts.sampling)}
         if rollouts.max_tokens:
@@ -79,10 +88,11 @@ class Evaluator:
         self._notices.of_evaluation(label, groups)
         check_failures(groups, size, rollouts.max_failed_fraction, label)
         metrics = {f"eval/{name}": value for name, value in rollout_metrics(groups).items()}
-        return {
+        row = {
             "kind": "evaluation",
             "version": version,
             "time": time.time(),
             **metrics,
             "seconds/evaluation": time.monotonic() - began,
         }
+        return row, groups

@@ -23,6 +23,7 @@ from tandem.runs.directory import RunDirectory
 from tandem.runs.errors import RolloutsFailedError
 from tandem.runs.judging import GroupJudge
 from tandem.runs.patience import Patience
+from tandem.runs.recording import Recorder, described
 from tandem.runs.reporting.metrics import causes, oldest_versions, rollout_metrics
 from tandem.runs.reporting.notices import Notices
 from tandem.runs.reporting.report import Report
@@ -100,7 +101,9 @@ class BatchRoller:
         stream: TaskStream[Any],
         training: Stopwatch,
         report: Report,
+        recorder: Recorder,
     ):
+        self._recorder = recorder
         self._task, self._directory, self._versions, self._report = task, directory, versions, report
         self._roll_out, self._chat, self._stream, self._training = roller, chat, stream, training
         self._notices = Notices(task.environment.class_, report)
@@ -159,9 +162,17 @@ class BatchRoller:
             "seconds/rollouts_beside_training": self._training.overlap(batch.began, ended),
             "seconds/waiting_for_version": batch.waited_s,
         }
-        trajectories = [group.group for group in groups if group.group.trajectories]
+        about = {"split": "train", "batch": batch.index, "seed": self._task.seed}
+        first = batch.index * batch.num_groups
+        shown = [
+            described(group, about | {"task": self._stream.task_index(first + place)})
+            for place, group in enumerate(groups)
+        ]
+        trajectories = [group for group in shown if group.trajectories]
         await asyncio.to_thread(self._directory.store_batch, batch.index, trajectories, metrics, min(versions))
         self._stored[batch.index].set()
+        if self._task.output.send_rollouts:
+            self._recorder.offer("train", [group for group in shown if not group.trajectories])
 
 
 def check_failures(groups: Sequence[RolledOutGroup], group_size: int, max_fraction: float, label: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tandem.client import AsyncClient, Model, TandemError
 from tandem.rl.environments.base import Environment, Split
 from tandem.rl.environments.loading import EnvironmentLoadingError, load_environment
@@ -20,6 +22,7 @@ from tandem.runs.errors import ForeignVersionError, RequestRefusedError, RunDire
 from tandem.runs.evaluating import Evaluator, versions_to_evaluate
 from tandem.runs.judging import GroupJudge
 from tandem.runs.patience import Patience
+from tandem.runs.recording import Recorder
 from tandem.runs.reporting.report import Report
 from tandem.runs.reporting.stopwatch import Stopwatch
 from tandem.runs.rolling import BatchRoller, GroupRoller
@@ -124,15 +127,26 @@ async def run(plan: Plan, directory: RunDirectory, url: str, key: str, report: R
     """Do everything that is left of a run, against the service at `url`. Raise RunError."""
     patience = Patience(plan.task.service.patience_s, say=report.say)
     try:
-        async with AsyncClient(url, key, retries=patience) as client:
+        headers = {"authorization": f"Bearer {key}"}
+        async with (
+            AsyncClient(url, key, retries=patience) as client,
+            httpx.AsyncClient(base_url=url, headers=headers) as http,
+        ):
             model = await _register(client, plan.task, directory)
-            await _work(plan, directory, client, model, patience, report)
+            async with Recorder(http, model.id, report).running() as recorder:
+                await _work(plan, directory, client, model, patience, report, recorder)
     except TandemError as error:
         raise RequestRefusedError(str(error)) from error
 
 
 async def _work(
-    plan: Plan, directory: RunDirectory, client: AsyncClient, model: Model, patience: Patience, report: Report
+    plan: Plan,
+    directory: RunDirectory,
+    client: AsyncClient,
+    model: Model,
+    patience: Patience,
+    report: Report,
+    recorder: Recorder,
 ) -> None:
     """Roll out, train and evaluate until all is done."""
     task, stopwatch = plan.task, Stopwatch()
@@ -143,11 +157,13 @@ async def _work(
     roller = GroupRoller(plan.environment, patience, report, judge)
     chat = OpenAIChat(openai, model.name, task.rollouts.max_shared(task.rollouts.group_size), **_sampling(task))
     stream = TaskStream(plan.train_tasks, task.seed)
-    batches = BatchRoller(task, directory, versions, roller, chat, stream, stopwatch, report)
+    batches = BatchRoller(task, directory, versions, roller, chat, stream, stopwatch, report, recorder)
     trainer = Trainer(task, directory, client, versions, batches, stopwatch, report)
     work = [batches.run(directory.ledger.num_trained), trainer.run()]
     if task.evaluation:
-        evaluator = Evaluator(task, task.evaluation, directory, openai, versions, roller, plan.eval_tasks, report)
+        evaluator = Evaluator(
+            task, task.evaluation, directory, openai, versions, roller, plan.eval_tasks, report, recorder
+        )
         work.append(evaluator.run())
     async with plan.environment.opened():
         await _together(work, versions.run())

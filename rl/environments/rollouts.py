@@ -36,10 +36,14 @@ class TaskStream(Generic[Task]):
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     def __getitem__(self, index: int) -> Task:
+        return self._tasks[self.task_index(index)]
+
+    def task_index(self, index: int) -> int:
+        """Return the place of item `index` among the tasks."""
         if index < 0:
             raise IndexError(f"A stream begins at item 0 and has no end, so it has no item {index}.")
         epoch, place = divmod(index, len(self._tasks))
-        return self._tasks[self._order(epoch)[place]]
+        return self._order(epoch)[place]
 
     def batch(self, index: int, size: int) -> list[Task]:
         """Return items [index * size, (index + 1) * size)."""

@@ -78,6 +78,8 @@ class ScriptedService:
         self.step = 0
         self.jobs: list[Job] = []
         self.completions: list[tuple[str, int]] = []
+        self.logs: list[dict[str, Any]] = []
+        self.log_status = 200
         """The requested model name and the version that answered."""
         self.completion_bodies: list[dict[str, Any]] = []
         self.requests: list[tuple[float, str, str]] = []
@@ -132,6 +134,7 @@ class ScriptedService:
         routes = [
             Route("/v1/preview/models", self._register, methods=["POST"]),
             Route("/v1/preview/models/{id}/versions", self._versions),
+            Route("/v1/preview/models/{id}/log", self._log, methods=["POST"]),
             Route("/v1/preview/training-jobs", self._post_job, methods=["POST"]),
             Route("/v1/preview/training-jobs/{id}", self._job),
             Route("/v1/preview/training-jobs/{id}/events", self._events),
@@ -164,6 +167,13 @@ class ScriptedService:
             await asyncio.sleep(0.005)
         versions = [{"step": step, "digest": f"{step}", "created_at": TIME} for step in range(after + 1, self.step + 1)]
         return JSONResponse(_page(versions))
+
+    async def _log(self, request: Request) -> Response:
+        if self.log_status != 200:
+            return _error(self.log_status, "No.")
+        with zstandard.ZstdDecompressor().stream_reader(await request.body()) as reader:
+            self.logs.append(json.loads(reader.read()))
+        return JSONResponse({"id": str(uuid.uuid4())})
 
     async def _post_job(self, request: Request) -> Response:
         with zstandard.ZstdDecompressor().stream_reader(await request.body(), read_across_frames=True) as reader:
