@@ -60,7 +60,7 @@ class Evaluator:
             self._directory.ledger.append(row)
             self._report.row(row)
             if self._task.output.send_rollouts:
-                about = {"split": "eval", "version": version, "seed": self._task.seed}
+                about: dict[str, str | int] = {"split": "eval", "version": version, "seed": self._task.seed}
                 described_groups = [
                     described(group, about | {"task": place}, version) for place, group in enumerate(groups)
                 ]

@@ -34,7 +34,7 @@ def described(group: RolledOutGroup, metadata: Metadata, version: int | None = N
 
     Metadata of the environment stays. `version` sampled the rollouts that failed, if it is known.
     """
-    about = {} if version is None else {"policy_version": version}
+    about: dict[str, Any] = {} if version is None else {"policy_version": version}
     failed = [{**_exception(failure), **about, "metadata": dict(metadata)} for failure in group.failures]
     trajectories = [
         trajectory.model_copy(update={"metadata": {**metadata, **trajectory.metadata}})

@@ -162,7 +162,7 @@ class BatchRoller:
             "seconds/rollouts_beside_training": self._training.overlap(batch.began, ended),
             "seconds/waiting_for_version": batch.waited_s,
         }
-        about = {"split": "train", "batch": batch.index, "seed": self._task.seed}
+        about: dict[str, str | int] = {"split": "train", "batch": batch.index, "seed": self._task.seed}
         first = batch.index * batch.num_groups
         shown = [
             described(group, about | {"task": self._stream.task_index(first + place)})
