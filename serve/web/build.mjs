@@ -34,9 +34,8 @@ async function bundle() {
     ...shared,
     entryPoints: ["src/main.tsx"],
     entryNames: "[name]-[hash]",
-    chunkNames: "[name]-[hash]",
     format: "esm",
-    splitting: true,
+    splitting: false, // one file: a chain of small ones takes longer than the whole
     target: ["es2022"],
     jsx: "automatic",
     jsxImportSource: "preact",

@@ -82,3 +82,10 @@ def test_a_walk_by_keyboard_alone(served, open_page):
     page.keyboard.press("Enter")
     model = served.seeded["overview"]["models"][0]["id"]
     page.wait_for_url(f"**/#/models/{model}*")
+
+
+def test_the_page_is_small(page_files):
+    """All of it, as a browser that accepts gzip gets it. The API's reference is loaded only there."""
+    files = [file for file in (page_files / "assets").glob("*.gz") if not file.name.startswith("reference")]
+    assert {file.suffixes[-2] for file in files} == {".js", ".css", ".svg"}
+    assert sum(file.stat().st_size for file in files) < 300_000

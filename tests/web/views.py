@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 ROUTES = ROOT / "serve" / "web" / "src" / "app" / "routes.ts"
 PICTURES = {
     "/": "overview",
+    "/alerts": "alerts",
     "/cluster": "cluster",
     "/configurations": "configurations",
     "/configurations/:id": "configuration",
@@ -49,6 +50,7 @@ def views(served):
     versions, tokens = seeded["versions"], seeded["tokens"]
     return {
         "/": "#/",
+        "/alerts": "#/alerts",
         "/cluster": "#/cluster",
         "/configurations": "#/configurations",
         "/configurations/:id": "#/configurations/versions-nightly",
@@ -62,7 +64,7 @@ def views(served):
         "/jobs/:id/groups/:group": f"#/jobs/{tokens['job']}/groups/1",
         "/models/:id/groups": f"#/models/{seeded['find']['model']['id']}/groups?step=12",
         "/trajectories": "#/trajectories?model=find%2Fagent",
-        "/trajectories/:id": f"#/trajectories/{tokens['job']}.0.0?color=advantage",
+        "/trajectories/:id": f"#/trajectories/{tokens['job']}.0.0?color=advantage&token=12",
         "/user-jobs/:id": f"#/user-jobs/{versions['jobs']['versions-first'][0]}",
     }
 
