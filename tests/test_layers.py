@@ -30,7 +30,6 @@ PARTS = (
     *("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "observing", "store"),
     *("trajectories", "wandb", "web"),
 )
-PARTS = ("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "store", "wandb", "web")
 PARTS += ("changes", "curves")
 SERVE = {f"tandem.serve.{part}" for part in PARTS}
 ABOVE_API = ("alerts", "app", "finetuning", "modelarts", "wandb", "web")
