@@ -48,7 +48,6 @@ _POINTS = (
         isouter=True,
     )
     .where(or_(VersionRow.deleted_at.is_(None), VersionRow.retired_at.is_not(None)))
-    .order_by(VersionRow.step)
 )
 
 
@@ -64,10 +63,16 @@ class Curves:
             return find_model(session, model_id, entity)
 
     def versions(
-        self, model_id: str, first: int = 0, last: int | None = None, limit: int | None = None
+        self,
+        model_id: str,
+        first: int = 0,
+        last: int | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
     ) -> list[VersionPoint]:
         """Return versions from step `first` to `last`, those that retention deleted too, by step."""
-        query = _POINTS.where(VersionRow.model_id == model_id, VersionRow.step >= first).limit(limit)
+        order = VersionRow.step.desc() if newest_first else VersionRow.step
+        query = _POINTS.where(VersionRow.model_id == model_id, VersionRow.step >= first).order_by(order).limit(limit)
         if last is not None:
             query = query.where(VersionRow.step <= last)
         with self._database.quick_read() as connection:

@@ -118,6 +118,7 @@ class Jobs:
         newest_first: bool = True,
         model_id: str | None = None,
         state: str | None = None,
+        kind: str | None = None,
     ) -> Sequence[JobRow]:
         """Return jobs of the entity in order of acceptance, those after the job `after`.
 
@@ -128,6 +129,8 @@ class Jobs:
             query = query.where(JobRow.model_id == model_id)
         if state:
             query = query.where(JobRow.state == state)
+        if kind:
+            query = query.where(JobRow.kind == kind)
         query = query.order_by(JobRow.number.desc() if newest_first else JobRow.number).limit(limit)
         with self._database.read() as session:
             if after:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from tandem.serve.api.auth import TrainCaller
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.history import Evaluation, HistoryPoint, ModelHistory
-from tandem.serve.api.wire.paging import Page, cursor_number, numbered_cursor
+from tandem.serve.api.wire.paging import Order, Page, cursor_number, numbered_cursor
 from tandem.serve.api.wire.requests import MAX_STEP
 from tandem.serve.curves.metrics import CHARTED, alarm_limits, metrics_of, names_in
 from tandem.serve.curves.thinning import buckets, spread
@@ -42,6 +42,7 @@ def get_model_history(
     points: Annotated[int | None, Query(ge=1, le=2000)] = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    order: Order = "asc",
 ) -> ModelHistory:
     """Return metrics of the model's versions by step, those that retention deleted too: the points of its curves.
 
@@ -51,8 +52,8 @@ def get_model_history(
     """
     store = services.store
     model = store.curves.model(str(model_id), caller.entity)
-    first = first_step if after is None else max(first_step, cursor_number(after, model.id) + 1)
-    rows = store.curves.versions(model.id, first, last_step, None if points else limit + 1)
+    first, last = _range(first_step, last_step, None if after is None else cursor_number(after, model.id), order)
+    rows = store.curves.versions(model.id, first, last, None if points else limit + 1, order == "desc")
     metrics = {row.step: metrics_of(row) for row in rows}
     wanted = _known(metric, list(metrics.values()), services, model.id) if metric else list(CHARTED)
     grouped = list(buckets(rows, points)) if points else [[row] for row in rows]
@@ -68,15 +69,24 @@ def get_model_history(
     )
 
 
+def _range(first: int, last: int | None, after: int | None, order: Order) -> tuple[int, int | None]:
+    """Return the range of steps that follows the step `after` in this order."""
+    if after is None:
+        return first, last
+    if order == "asc":
+        return max(first, after + 1), last
+    return first, after - 1 if last is None else min(last, after - 1)
+
+
 def _point(
     model_id: str, versions: Sequence[VersionPoint], metrics: dict[int, dict[str, float]], wanted: Sequence[str]
 ) -> HistoryPoint:
-    last = versions[-1]
+    last = max(versions, key=lambda version: version.step)
     spreads = {name: spread(metrics[version.step].get(name) for version in versions) for name in wanted}
     return HistoryPoint(
         id=numbered_cursor(model_id, last.step),
         step=last.step,
-        first_step=versions[0].step,
+        first_step=min(version.step for version in versions),
         num_versions=len(versions),
         created_at=last.created_at,
         job_id=last.job_id,

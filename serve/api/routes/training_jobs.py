@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -28,6 +28,7 @@ from tandem.serve.names import quoted
 from tandem.serve.store.tables import JobRow
 
 router = APIRouter(prefix="/preview", tags=["training-jobs"])
+JobKindName = Literal["rl", "sft", "dpo"]
 MAX_IDEMPOTENCY_KEY = 255
 REPEAT_HEADER = "x-repeated-job"
 """In the answer to a post: an earlier post made the job."""
@@ -102,6 +103,7 @@ def list_training_jobs(
     services: ServicesDep,
     model_id: UUID | None = None,
     state: JobState | None = None,
+    kind: JobKindName | None = None,
     after: UUID | None = None,
     limit: Limit = 20,
     order: Order = "desc",
@@ -114,6 +116,7 @@ def list_training_jobs(
         newest_first=order == "desc",
         model_id=str(model_id) if model_id else None,
         state=state,
+        kind=kind,
     )
     noted = services.store.jobs.noted_events(rows)
     return Page.of([job_view(row, noted[row.id]) for row in rows], limit)

@@ -128,6 +128,8 @@ class TrainingJob(Listed):
     warnings: list[str]
     """Sentences about data that doesn't train as it might seem; the job's events have them with counts."""
     cancel_requested: bool
+    options: dict[str, Any] = {}
+    """The job's own options, as its post set them; the others have their defaults."""
     num_events: int
     num_gradient_steps: int
     created_at: datetime

@@ -108,6 +108,7 @@ def job_view(row: JobRow, noted: Sequence[EventRow]) -> TrainingJob:
         retokenised_tokens=None if started is None else started.get("num_retokenised_tokens"),
         untrainable_tokens=_counts(warnings, UNTRAINABLE),
         warnings=[str(warning["message"]) for warning in warnings],
+        options={name: value for name, value in row.config.items() if value is not None},
     )
 
 

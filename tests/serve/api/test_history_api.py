@@ -65,6 +65,12 @@ def test_pages_and_ranges(trained, history):
     assert [p["step"] for p in first["data"]] == [1, 2, 3] and first["has_more"]
     rest = history(model, limit=30, after=first["last_id"])
     assert [p["step"] for p in rest["data"]] == [4, 5, 6, 7] and not rest["has_more"]
+    newest = history(model, limit=3, order="desc")
+    assert [p["step"] for p in newest["data"]] == [7, 6, 5] and newest["has_more"]
+    rest = history(model, limit=9, order="desc", after=newest["last_id"])
+    assert [p["step"] for p in rest["data"]] == [4, 3, 2, 1]
+    thinned = history(model, points=3, order="desc")["data"]
+    assert [(p["first_step"], p["step"]) for p in thinned] == [(6, 7), (4, 5), (1, 3)]
     assert [p["step"] for p in history(model, first_step=2, last_step=4)["data"]] == [2, 3, 4]
     assert [p["step"] for p in history(model, first_step=3, last_step=6, points=2)["data"]] == [4, 6]
 

@@ -5,6 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Badge } from "../components/Badge";
 import { Dialog } from "../components/Dialog";
 import { Empty } from "../components/Empty";
+import { LiveMark } from "../components/LiveMark";
 import { ErrorBox } from "../components/ErrorBox";
 import { Loading } from "../components/Loading";
 import { Text } from "../components/Text";
@@ -58,6 +59,7 @@ function Header() {
       </button>
       <a class="brand" href="#/">Tandem</a>
       <span class="grow" />
+      <LiveMark />
       <span class="who">
         <Text value={current.entity} /> <Badge>{current.role}</Badge>
       </span>

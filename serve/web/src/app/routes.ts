@@ -49,6 +49,31 @@ export const routes: Route[] = [
     nav: { label: "Alerts", group: "Operate", shortcut: "a", count: () => alertCount.value?.unacknowledged ?? 0 },
   },
   {
+    path: "/models/:id",
+    title: "Model",
+    role: "train",
+    load: async () => (await import("../views/model/Model")).Model,
+  },
+  {
+    path: "/compare",
+    title: "Compare models",
+    role: "train",
+    load: async () => (await import("../views/compare/Compare")).Compare,
+  },
+  {
+    path: "/jobs",
+    title: "Jobs",
+    role: "train",
+    load: async () => (await import("../views/jobs/Jobs")).Jobs,
+    nav: { label: "Jobs", group: "Train", shortcut: "j" },
+  },
+  {
+    path: "/jobs/:id",
+    title: "Job",
+    role: "train",
+    load: async () => (await import("../views/jobs/Job")).Job,
+  },
+  {
     path: "/keys",
     title: "Keys",
     role: "admin",

@@ -14,6 +14,10 @@ export interface ChartSeries {
   /** The spread around the values, drawn as a band. */
   low?: readonly (number | null)[];
   high?: readonly (number | null)[];
+  /** Draw the line over missing values. */
+  spanGaps?: boolean;
+  /** Mark each value, also of many. */
+  marks?: boolean;
 }
 
 export interface ChartProps {

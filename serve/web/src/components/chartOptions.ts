@@ -75,10 +75,10 @@ function curvesOf({ series, format = number, x }: ChartProps): { curves: uPlot.S
     const index = one.color ?? place;
     const stroke = seriesColor(index);
     const value = (_: uPlot, raw: number | null): string => (raw === null || raw === undefined ? "–" : format(raw));
-    const marks = { show: x.length <= MAX_MARKS, size: 5, fill: stroke };
-    curves.push({ label: plain(one.label), stroke, width: 2, dash: DASHES[index % PALETTE], points: marks, value });
+    const marks = { show: one.marks === true || x.length <= MAX_MARKS, size: 5, fill: stroke };
+    curves.push({ label: plain(one.label), stroke, width: 2, dash: DASHES[index % PALETTE], points: marks, value, spanGaps: one.spanGaps === true });
     if (one.low && one.high) {
-      const edge = { stroke: "transparent", class: "spread", points: { show: false }, value };
+      const edge = { stroke: "transparent", class: "spread", points: { show: false }, value, spanGaps: one.spanGaps === true };
       curves.push({ ...edge, label: "low" }, { ...edge, label: "high" });
       bands.push({ series: [curves.length, curves.length - 1], fill: `${stroke}2e` });
     }
