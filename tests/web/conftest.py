@@ -48,6 +48,8 @@ class Served:
     services: object
     keys: dict
     """One key of entity "team" for each role."""
+    coordinator: dict
+    """The coordinator's status of the base model."""
     seeded: dict = field(default_factory=dict)
 
     @property
@@ -127,7 +129,7 @@ def served(page_files, tmp_path_factory):
     thread.start()
     wait_until(lambda: server.started)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    served = Served(url, services, {role: create_key(store, f"{role} key", ENTITY, role) for role in ROLES})
+    served = Served(url, services, {role: create_key(store, f"{role} key", ENTITY, role) for role in ROLES}, status)
     for name, seed in seeding.SEEDS.items():
         served.seeded[name] = seed(served)
     yield served

@@ -10,6 +10,7 @@ import uuid
 
 from cluster_views import answer, engines, learner, learners, life, replica
 from seeding_find import seed_find
+from seeding_runs import seed_runs
 from seeding_versions import seed_versions
 from serve_fakes import groups
 from token_seeding import seed_tokens
@@ -167,4 +168,5 @@ SEEDS = {
     "versions": seed_versions,
     # Those that leave jobs open come last.
     "open_jobs": seed_open_jobs,
+    "runs": seed_runs,
 }

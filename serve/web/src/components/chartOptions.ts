@@ -14,6 +14,7 @@ export interface AlarmBand {
 
 const PALETTE = 7;
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [], [7, 4], [2, 3]];
+const BORDERS: Record<number, string> = { 0: "solid", 2: "dashed", 4: "double" };
 const MAX_MARKS = 60;
 
 export function seriesColor(index: number): string {
@@ -52,10 +53,13 @@ export function plotOptions(props: ChartProps, width: number, pick: (index: numb
       sync: sync ? { key: sync } : undefined,
       focus: { prox: 24 },
       drag: { x: true, y: false },
-      bind: { click: (chart, _target, handler) => (event) => (picked(chart, series.length, curves, pick), handler(event)) },
     },
-    legend: { live: true },
-    hooks: { drawClear: [(chart) => drawAlarms(chart, props.alarms ?? [])] },
+    legend: { live: true, markers: { dash: (_, index) => BORDERS[curves[index - 1]?.dash?.length ?? 0] ?? "solid" } },
+    hooks: {
+      drawClear: [(chart) => drawAlarms(chart, props.alarms ?? [])],
+      // A click that ends a drag doesn't arrive: uPlot stops it.
+      ready: [(chart) => chart.over.addEventListener("click", () => picked(chart, series.length, curves, pick))],
+    },
   };
 }
 
