@@ -48,15 +48,20 @@ def views(served):
     """Return the address of each view by its route. An admin's key sees them all."""
     seeded = served.seeded
     versions, tokens = seeded["versions"], seeded["tokens"]
+    versions, runs = seeded["versions"], seeded["runs"]
     return {
         "/": "#/",
         "/alerts": "#/alerts",
         "/cluster": "#/cluster",
+        "/compare": f"#/compare?models={runs['fast']},{runs['slow']}",
         "/configurations": "#/configurations",
         "/configurations/:id": "#/configurations/versions-nightly",
         "/fine-tuning": "#/fine-tuning",
         "/fine-tuning/:id": f"#/fine-tuning/{versions['tuning'][1]['id']}",
+        "/jobs": "#/jobs",
+        "/jobs/:id": f"#/jobs/{runs['failed']}",
         "/keys": "#/keys",
+        "/models/:id": f"#/models/{runs['fast']}",
         "/models/:id/settings": f"#/models/{versions['model'].id}/settings",
         "/models/:id/versions": f"#/models/{versions['model'].id}/versions",
         "/playground": "#/playground?a=team/versions/agent:step1&b=tandem/tiny",

@@ -123,9 +123,10 @@ function Curve({ model }: { model: Overviewed }) {
 
 function Activity({ model }: { model: Overviewed }) {
   const more = model.num_queued - (model.activity === "queued" ? 1 : 0);
+  const others = more > 0 ? ` +${more}` : "";
   return (
-    <a class="bare" href={href("/jobs", { model: model.id })} aria-label={`Jobs of ${plain(nameOf(model))}: ${model.activity}`}>
-      <StateBadge state={model.activity} />{more > 0 && <span class="muted"> +{more}</span>}
+    <a class="bare" href={href("/jobs", { model: model.id })} aria-label={`Jobs of ${plain(nameOf(model))}: ${model.activity}${others}`}>
+      <StateBadge state={model.activity} />{others && <span class="muted">{others}</span>}
     </a>
   );
 }
