@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tandem.serve.api.wire.paging import Listed
 from tandem.serve.keys import Role
@@ -128,7 +128,7 @@ class TrainingJob(Listed):
     warnings: list[str]
     """Sentences about data that doesn't train as it might seem; the job's events have them with counts."""
     cancel_requested: bool
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """The job's own options, as its post set them; the others have their defaults."""
     num_events: int
     num_gradient_steps: int
