@@ -14,8 +14,15 @@ import psutil
 import ray
 
 from tandem.cluster.engine.engine import Engine, engine_environment
-from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, TOKEN_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import (
+    CHARGED_HEADER,
+    DIGEST_HEADER,
+    MODEL_HEADER,
+    TOKEN_HEADER,
+    VERSION_HEADER,
+)
 from tandem.cluster.engine.server import EngineAddress, EngineServer
+from tandem.cluster.engine.usage import Charged, UsageBatch
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find the modules of tests
 
@@ -32,6 +39,9 @@ class ServedEngine(Engine):
 
     async def lease_sleep(self, holder: str, lease_s: float) -> None:
         await self.sleep.lease(holder, lease_s)
+
+    async def take_usage(self, acknowledged: int) -> tuple[list[UsageBatch], float]:
+        return self.usage.take(acknowledged), self.usage.busy_s
 
     async def release_sleep(self, holder: str) -> None:
         await self.sleep.release(holder)
@@ -85,7 +95,7 @@ class Asked:
         return answer
 
 
-def ask(address: EngineAddress, digest: str, body: Any, path: str = CHAT) -> Asked:
+def ask(address: EngineAddress, digest: str, body: Any, path: str = CHAT, charged: Charged | None = None) -> Asked:
     """Send a request under a policy version, and return at once."""
     headers = {
         "content-type": "application/json",
@@ -94,6 +104,8 @@ def ask(address: EngineAddress, digest: str, body: Any, path: str = CHAT) -> Ask
         VERSION_HEADER: str(STEP),
         MODEL_HEADER: REQUESTED,
     }
+    if charged is not None:
+        headers[CHARGED_HEADER] = charged.header()
     return Asked(address, path, headers, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 

@@ -36,6 +36,7 @@ from tandem.cluster.engine.requests.vllm_routes import completion_app
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
 from tandem.cluster.engine.sleep import EngineSleep
+from tandem.cluster.engine.usage import Charged, MeteredOutputs, UsageMeter, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool
 from tandem.cluster.engine.versions.finiteness import FiniteOutputs, NotFiniteVersions
@@ -124,6 +125,7 @@ class Engine:
         self._core, self._answer_s = EngineCore(served_name, answer_s), answer_s
         self.sleep = EngineSleep(self._fall_asleep, self._wake_up, hold_s, served_name)
         """While learners use its GPU, with `config.sleep`."""
+        self.usage = UsageMeter()
         self._device: EngineDevice
         self._not_finite = NotFiniteVersions()
         self._checks = VersionChecks()
@@ -180,6 +182,7 @@ class Engine:
             self._loader.load, self._loader.unload, self._config.max_cpu_loras, self._served_name
         )
         FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
+        MeteredOutputs(self._core.llm.output_processor, self.usage).install()
         TokenTexts.install()
         self._core.watch()
         freeze_heap()
@@ -285,12 +288,13 @@ class Engine:
             await app(scope, receive, send)
 
     async def score(
-        self, sequences: Sequence[Sequence[int]], digest: str, priority: int = SCORING_PRIORITY
+        self, sequences: Sequence[Sequence[int]], digest: str, priority: int = SCORING_PRIORITY, job_id: str = ""
     ) -> list[list[float]]:
         """Return the logprob of each token given those before it, under a policy version, at temperature 1.
 
         Args:
             sequences: N lists of 1 to max_model_len token ids.
+            job_id: the job to which the time is charged.
 
         Returns:
             N lists of the same lengths. The first entry of each is NaN.
@@ -303,7 +307,8 @@ class Engine:
         self._not_finite.check(digest)
         async with self.sleep.awake(), self._adapters.use(digest):
             lora = self._models.lora_requests[adapter_name(digest)]
-            tasks = [asyncio.create_task(score_one(self._core, tokens, lora, priority)) for tokens in sequences]
+            with charging(Charged("score", job_id=job_id) if job_id else Charged()):
+                tasks = [asyncio.create_task(score_one(self._core, tokens, lora, priority)) for tokens in sequences]
             try:
                 return await asyncio.gather(*tasks)
             finally:

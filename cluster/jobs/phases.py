@@ -143,6 +143,11 @@ class PhaseClock:
         self._extra_cpu_s = 0.0
         self._last = "the claim"
 
+    @property
+    def job_id(self) -> str:
+        """Empty without a job."""
+        return self._job.id if self._job else ""
+
     def __enter__(self) -> PhaseClock:
         with self._lock:
             thread_clock = time.pthread_getcpuclockid(threading.get_ident())

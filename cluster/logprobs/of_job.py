@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tandem.rl.packing import PackedSequence
 
 
+def _uncharged(engine: EngineScore, job_id: str) -> EngineScore:
+    return engine
+
+
 @dataclass(frozen=True)
 class JobLogprobs:
     """Scores packed rows with the learners and the engines of a base model together."""
@@ -26,6 +30,8 @@ class JobLogprobs:
     learners: LearnerGroup
     engines: Sequence[EngineScore]
     pool: LogprobPool
+    charge: Callable[[EngineScore, str], EngineScore] = _uncharged
+    """Returns an engine that charges its work to the job of this id."""
 
     def score(
         self, training: Training, digest: str, rows: Sequence[PackedSequence], chunk_size: int, on_wait: OnWait
@@ -36,8 +42,9 @@ class JobLogprobs:
         After a cancellation they end the chunks in hand.
         """
         learners = training.scorers(digest, chunk_size)
-        engines = [engine_scorer(engine, digest) for engine in self.engines] if self.pool.uses_engines(rows) else []
-        clock = training.clock
+        clock, engines = training.clock, []
+        if self.engines and self.pool.uses_engines(rows):
+            engines = [engine_scorer(self.charge(engine, clock.job_id), digest) for engine in self.engines]
         try:
             with clock.phase("score", without_learners=None if engines else "wait_turn"):
                 logprobs, report = self.pool.score(rows, learners, engines, on_wait)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -30,6 +31,7 @@ from tandem.cluster.jobs.tracing import TracedPhases
 from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.places import LearnerPlaces
+from tandem.cluster.logprobs.engine_scorer import EngineScore
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.cluster.metrics.recording import sample_often
@@ -40,7 +42,7 @@ from tandem.cluster.telemetry.setup import Telemetry
 from tandem.rl.version_probe import VersionProbe
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
-from tandem.serve.app.engine_handles import engine_check, engine_score, engines_asleep
+from tandem.serve.app.engine_handles import engine_check, engine_score, engine_usage, engines_asleep
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
@@ -50,6 +52,7 @@ from tandem.serve.deployment_options import (
 from tandem.serve.observing.cluster_state import BaseLearners
 from tandem.serve.observing.queue_metrics import QueueMetrics
 from tandem.serve.store.store import Store
+from tandem.serve.usage.collection import UsageCollection
 
 logger = logging.getLogger(__name__)
 COORDINATOR = "coordinator"  # the name of the deployment
@@ -88,7 +91,10 @@ class CoordinatorReplica:
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
             chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})
             pool = LogprobPool(chunks, settings.logprob_tolerance, deadlines.score_s)
-            logprobs = JobLogprobs(learners, [engine_score(engines[name])] * settings.num_scoring_engines, pool)
+            score = engine_score(engines[name])
+            logprobs = JobLogprobs(
+                learners, [score] * settings.num_scoring_engines, pool, partial(_charged_to, engines[name])
+            )
             ahead = PreparingAhead(name, store, self._preparation)
             self._agreements[name] = EngineAgreement(
                 name,
@@ -111,6 +117,9 @@ class CoordinatorReplica:
             self._parts[name] = coordinator, learners, thread
             thread.start()
         sample_often(QueueMetrics(whole_store.live_state, list(bases)).sample)
+        fetches = [engine_usage(engine) for engine in engines.values()]
+        self._usage = UsageCollection(whole_store.usage, fetches, engine_directory.take_left_usage)
+        self._usage.start()
 
     def _run(self, name: str, coordinator: Coordinator, learners: LearnerGroup) -> None:
         def on_wait() -> None:
@@ -201,7 +210,12 @@ class CoordinatorReplica:
             coordinator.stop()
         for _, _, thread in self._parts.values():
             await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(self._usage.stop)
         self._preparation.stop()
+
+
+def _charged_to(handle: DeploymentHandle[Any], _: EngineScore, job_id: str) -> EngineScore:
+    return engine_score(handle, job_id)
 
 
 def has_room_for_all(config: TandemConfig, num_cpus: float) -> bool:

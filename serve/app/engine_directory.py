@@ -1,4 +1,4 @@
-"""The addresses and places of engine replicas, in the key-value store of Ray's GCS.
+"""The addresses and places of engine replicas, and the last amounts of ended ones, in the key-value store of Ray's GCS.
 
 A replica announces its place before it loads the model, its address once it answers, and both with each health check.
 It withdraws them before it stops. Whoever finds that an address refuses connections, or that an actor doesn't exist,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import ray
@@ -16,12 +17,14 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.serve._private.constants import SERVE_NAMESPACE
 
 from tandem.cluster.engine.server import EngineAddress
+from tandem.cluster.engine.usage import EngineUsage
 from tandem.cluster.learners.engine_places import EnginePlace
 
 _NAMESPACE = "tandem"
 _ENGINE = "engine:"
 _PLACE = "place:"
 _CONFIG = "config"
+_USAGE = "usage:"
 
 
 def announce(base_model: str, address: EngineAddress) -> None:
@@ -72,6 +75,20 @@ def places() -> dict[str, list[EnginePlace]]:
         else:
             found[base_model].append(place)
     return found
+
+
+def leave_usage(usage: EngineUsage) -> None:
+    """Leave what a replica that ends has counted, for whoever records it."""
+    _internal_kv_put(_USAGE + usage.source, usage.to_json(), namespace=_NAMESPACE)
+
+
+def take_left_usage() -> Iterator[EngineUsage]:
+    """Return what ended replicas have left. Each is removed when the next one is asked for."""
+    for key in _internal_kv_list(_USAGE, namespace=_NAMESPACE):
+        content = _internal_kv_get(key, namespace=_NAMESPACE)
+        if content is not None:
+            yield EngineUsage.of_json(content)
+        _internal_kv_del(key, namespace=_NAMESPACE)
 
 
 def publish_config(config: str) -> None:

@@ -7,18 +7,23 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import TandemConfig
+from tandem.cluster.engine.usage import EngineUsage
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.jobs.engine_agreement import CheckVersion
 from tandem.cluster.jobs.engine_sleep import Answers, EnginesAsleep
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 from tandem.cluster.telemetry.context import current_ids
+from tandem.serve.usage.collection import FetchUsage
 
 
-def engine_score(handle: DeploymentHandle[Any]) -> EngineScore:
-    """Return the coordinator's way to score sequences. Serve picks the replica with the fewest open requests."""
+def engine_score(handle: DeploymentHandle[Any], job_id: str = "") -> EngineScore:
+    """Return the coordinator's way to score sequences. Serve picks the replica with the fewest open requests.
+
+    The engine charges its time to the job.
+    """
 
     def score(sequences: list[list[int]], digest: str, timeout_s: float) -> list[list[float]]:
-        response = handle.score.remote(sequences, digest, current_ids())
+        response = handle.score.remote(sequences, digest, current_ids(), job_id)
         try:
             logprobs: list[list[float]] = response.result(timeout_s=timeout_s)
         except TimeoutError:
@@ -40,6 +45,16 @@ def engine_check(handle: DeploymentHandle[Any]) -> CheckVersion:
         return answers.results(timeout_s=timeout_s, return_exceptions=True)
 
     return check
+
+
+def engine_usage(handle: DeploymentHandle[Any]) -> FetchUsage:
+    """Return the coordinator's way to fetch from every replica what it has counted."""
+
+    def fetch(acknowledged: dict[str, int], timeout_s: float) -> list[EngineUsage | BaseException]:
+        answers = handle.broadcast("usage", acknowledged)
+        return answers.results(timeout_s=timeout_s, return_exceptions=True)
+
+    return fetch
 
 
 def engines_asleep(handle: DeploymentHandle[Any], config: TandemConfig) -> EnginesAsleep:

@@ -19,6 +19,7 @@ from tandem.cluster.engine.engine_state import StateOfEngine
 from tandem.cluster.engine.gpu_memory import plan_on_gpu, settings_on_gpu
 from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
+from tandem.cluster.engine.usage import EngineUsage
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.engine.versions.version_loader import Files
 from tandem.cluster.errors import EngineDeadError
@@ -72,6 +73,7 @@ class EngineReplica:
             hold_s=config.deadlines.inference_s / 2,
         )
         await self._engine.start(config.deadlines.start_engine_s)
+        self._name = replica
         EngineMetrics(self._engine, base.name, replica, gpu_memory).start()
         self._server = EngineServer(self._engine.completions, replica, StateOfEngine(self._engine, plan).read)
         self._address = await self._server.start(host)  # at which other nodes reach this node's Ray
@@ -86,9 +88,15 @@ class EngineReplica:
     async def _announce_place(self) -> None:
         await asyncio.to_thread(engine_directory.announce_place, self._base_model, self._place)
 
-    async def score(self, sequences: list[list[int]], digest: str, ids: Ids | None = None) -> list[list[float]]:
+    async def score(
+        self, sequences: list[list[int]], digest: str, ids: Ids | None = None, job_id: str = ""
+    ) -> list[list[float]]:
         with logged_with(**(ids or {})), span("engine score", sequences=len(sequences)):
-            return await self._engine.score(sequences, digest)
+            return await self._engine.score(sequences, digest, job_id=job_id)
+
+    async def usage(self, acknowledged: dict[str, int]) -> EngineUsage:
+        """Return what this replica has counted after the batches that are recorded, by replica."""
+        return EngineUsage(self._name, self._base_model, self._engine.usage.take(acknowledged.get(self._name, 0)))
 
     async def check_version(self, digest: str, files: Files | None, ids: Ids | None = None) -> VersionReport | None:
         with logged_with(**(ids or {})), span("engine load version", digest=digest):
@@ -131,6 +139,8 @@ class EngineReplica:
             with suppress(Exception):
                 await asyncio.to_thread(engine_directory.withdraw, self._base_model, self._address)
             await self._server.stop(DRAIN_S)
+            with suppress(Exception):
+                await asyncio.to_thread(engine_directory.leave_usage, await self.usage({}))
         if hasattr(self, "_life"):
             await self._record_end("stopped")
         if hasattr(self, "_engine"):

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
-from tandem.cluster.engine.requests.headers import MODEL_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import CHARGED_HEADER, MODEL_HEADER, VERSION_HEADER
+from tandem.cluster.engine.usage import Charged
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.rl.graders.errors import GraderError
 from tandem.serve.api.engine.call import EngineCall
@@ -30,8 +31,9 @@ class CompletionRefusedError(Exception):
 class OwnCompletions:
     """The models that an entity may use. Use it in one event loop."""
 
-    def __init__(self, services: CompletionServices, entity: str):
-        self._services, self._entity = services, entity
+    def __init__(self, services: CompletionServices, entity: str, key_id: str = "", job_id: str = ""):
+        """The tokens are charged to the entity, and to the key or the fine-tuning job that asks."""
+        self._services, self._entity, self._key_id, self._job_id = services, entity, key_id, job_id
 
     async def __call__(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the chat completion for a body that doesn't stream.
@@ -40,11 +42,13 @@ class OwnCompletions:
         """
         name = str(body["model"])
         policy = await read_quickly(self._services.store, self._pin, name)
+        charged = Charged("sample", self._entity, self._key_id, policy.model_id, job_id=self._job_id)
         headers = [
             ("content-type", "application/json"),
             ("x-request-id", f"fine-tuning-{uuid.uuid4().hex}-{random.getrandbits(32):08x}"),
             (MODEL_HEADER, quote(name)),
             (VERSION_HEADER, str(policy.step)),
+            (CHARGED_HEADER, charged.header()),
         ]
         stream = self._services.engine.http(policy.base_model, "POST", PATH, headers, to_json(body), policy.digest)
         call = EngineCall(stream, self._services.config.deadlines.inference_s)

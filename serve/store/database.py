@@ -36,6 +36,8 @@ class Lock(IntEnum):
     SCHEMA = 0x7A4DE3
     ACCEPT_JOBS = 0x7A4DE4
     NUMBER_ARTIFACTS = 0x7A4DE6
+    RECORD_USAGE = 0x7A4DE7
+    SET_PRICES = 0x7A4DE8
 
 
 class Database:

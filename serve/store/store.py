@@ -24,6 +24,7 @@ from tandem.serve.store.retention import Retention
 from tandem.serve.store.trajectory_index import TrajectoryIndex
 from tandem.serve.store.trajectory_search import TrajectorySearch
 from tandem.serve.store.tree import VersionTree
+from tandem.serve.store.usage import Usage
 from tandem.serve.store.versions import Versions
 from tandem.serve.store.wandb import WandbArtifacts
 
@@ -47,6 +48,7 @@ class Store:
         self.datasets = Datasets(self.database)
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)
+        self.usage = Usage(self.database)
         self.phases = JobPhases(self.database)
         self.changes = Changes(self.database)
         self.curves = Curves(self.database)

@@ -12,6 +12,7 @@ from tandem.serve.store.tables import Table
 
 _ID = String(36)
 _NAME = String(128)
+_JOB = String(64)
 
 
 class AttemptRow(Table):
@@ -66,7 +67,7 @@ class UsageRow(Table):
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """Of the version that was sampled, or that a job made; -1 in rows of a day."""
     key_id: Mapped[str] = mapped_column(_ID, primary_key=True)
-    job_id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(_JOB, primary_key=True)
     """The training job, or the fine-tuning job that sampled."""
     phase: Mapped[str] = mapped_column(String(32), primary_key=True)
     """Of the job, or `sample`."""

@@ -23,6 +23,8 @@ class PinnedPolicy:
     base_model: str
     step: int
     digest: str
+    model_id: str = ""
+    """Empty for the base model itself."""
 
 
 _NAMED = (
@@ -32,7 +34,7 @@ _NAMED = (
     ModelRow.deleted_at.is_(None),
 )
 _NEWEST = (
-    select(ModelRow.base_model, VersionRow.step, VersionRow.digest)
+    select(ModelRow.base_model, VersionRow.step, VersionRow.digest, ModelRow.id)
     .join_from(ModelRow, VersionRow, VersionRow.model_id == ModelRow.id)
     .where(*_NAMED, VersionRow.deleted_at.is_(None))
     .order_by(VersionRow.step.desc())
@@ -41,7 +43,7 @@ _NEWEST = (
 _STEP = _NEWEST.where(VersionRow.step == bindparam("step"))
 _INITIAL_DIGEST = func.coalesce(ModelRow.initial_digest, InitialVersionRow.digest)
 _INITIAL = (
-    select(ModelRow.base_model, literal(0), _INITIAL_DIGEST)
+    select(ModelRow.base_model, literal(0), _INITIAL_DIGEST, ModelRow.id)
     .join_from(ModelRow, InitialVersionRow, InitialVersionRow.base_model == ModelRow.base_model, isouter=True)
     .where(*_NAMED, _INITIAL_DIGEST.is_not(None))
 )
@@ -74,7 +76,7 @@ class Versions:
                     "model",
                 )
             version = need_version(session, model, step, "model")
-        return PinnedPolicy(model.base_model, version.step, version.digest)
+        return PinnedPolicy(model.base_model, version.step, version.digest, model.id)
 
     def get(self, model_id: str, entity: str, step: int) -> PolicyVersion:
         """Return version `step` of a model. Raises NotFoundError, GoneError or UnavailableError."""

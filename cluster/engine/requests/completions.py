@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
-from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import CHARGED_HEADER, DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
 from tandem.cluster.engine.requests.messages_answers import MessagesAnnotator
 from tandem.cluster.engine.requests.messages_fields import checked_count, checked_message
 from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app, forwarded_scope
@@ -24,6 +24,7 @@ from tandem.cluster.engine.requests.responses_answers import ResponsesAnnotator
 from tandem.cluster.engine.requests.responses_fields import checked_response
 from tandem.cluster.engine.requests.sampling import as_chat
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST, ROUTES
+from tandem.cluster.engine.usage import Charged, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.rl.sampling_marks import sampled_with
 
@@ -50,12 +51,14 @@ class Pinned:
     digest: str
     step: int
     requested_name: str
+    charged: Charged
 
     @classmethod
     def of(cls, headers: Mapping[bytes, bytes]) -> Pinned:
         """Read the headers that the API sends. Raises KeyError or ValueError."""
         digest, step, name = (headers[key.encode()].decode() for key in (DIGEST_HEADER, VERSION_HEADER, MODEL_HEADER))
-        return cls(digest, int(step), unquote(name))
+        charged = headers.get(CHARGED_HEADER.encode(), b"///").decode()  # a proxy of the previous release sends none
+        return cls(digest, int(step), unquote(name), Charged.of_header(charged, int(step)))
 
 
 class Completions:
@@ -96,7 +99,8 @@ class Completions:
             annotator = kind(pinned.requested_name, name, pinned.step, sampled_with(as_chat(request, path)))
             app = with_places(partial(self._serve, pinned.digest), path, request)
             scope = {**forwarded_scope(scope), REQUEST: request, ANNOTATOR: annotator}
-        return await app(scope, receive, AnnotatedSend(annotator, send))
+        with charging(pinned.charged):
+            await app(scope, receive, AnnotatedSend(annotator, send))
 
 
 class AnnotatedSend:

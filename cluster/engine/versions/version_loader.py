@@ -22,6 +22,7 @@ from typing_extensions import Buffer
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.engine.core import EngineCore
 from tandem.cluster.engine.scoring import score_one
+from tandem.cluster.engine.usage import Charged, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.versions.version_checks import VersionChecks
@@ -116,7 +117,8 @@ class VersionLoader:
         tokens = probe.token_ids if probe else probe_token_ids(model.hf_config)
         lora = self._models.lora_requests[adapter_name(digest)]
         try:
-            found = await score_one(self._core, tokens[: model.max_model_len], lora, PROBE_PRIORITY)
+            with charging(Charged()):  # not to the request that needs the version
+                found = await score_one(self._core, tokens[: model.max_model_len], lora, PROBE_PRIORITY)
         except VersionNotFiniteError:
             self._not_finite.refuse(digest, "its logits on the probe aren't finite")
             self._not_finite.check(digest)

@@ -18,7 +18,14 @@ from fastapi.responses import Response
 from pydantic_core import from_json
 from starlette.types import Receive, Scope, Send
 
-from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.engine.requests.headers import (
+    CHARGED_HEADER,
+    DIGEST_HEADER,
+    MODEL_HEADER,
+    REPLICA_HEADER,
+    VERSION_HEADER,
+)
+from tandem.cluster.engine.usage import Charged
 from tandem.cluster.telemetry.context import TRACEPARENT, current_ids
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import JsonText
@@ -56,6 +63,7 @@ async def complete(
         ("x-request-id", f"{id}-{random.getrandbits(32):08x}"),
         (MODEL_HEADER, quote(name)),
         (VERSION_HEADER, str(policy.step)),
+        (CHARGED_HEADER, Charged("sample", caller.entity, caller.key_id, policy.model_id).header()),
     ]
     if (parent := current_ids().get(TRACEPARENT)) is not None:
         forwarded.append((TRACEPARENT, str(parent)))

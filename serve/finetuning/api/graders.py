@@ -50,7 +50,7 @@ async def run_grader(
     wanted, began = body.value, time.monotonic()
     check_grader("grader", wanted.grader, caller.entity, services)
     errors, grade = GraderErrors(), Grade(0.0, {})
-    judges = OwnCompletions(services, caller.entity)
+    judges = OwnCompletions(services, caller.entity, key_id=caller.key_id)
     try:
         run = grading(wanted.grader, judges, caller.entity, services.config)
         grade = await run(wanted.item, Sample(wanted.model_sample))

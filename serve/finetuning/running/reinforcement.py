@@ -93,7 +93,7 @@ class ReinforcementTuning:
         claims, job = self._context.claims, self._context.job
         claims.running(job)
         with asyncio.Runner() as loop:
-            self._completions = OwnCompletions(self._context.completion_services(), job.entity)
+            self._completions = OwnCompletions(self._context.completion_services(), job.entity, job_id=job.id)
             self._evaluate(loop, 0, is_last=False)
             for index, place in enumerate(of_rows):
                 training = self._context.training_job(index)

@@ -49,7 +49,7 @@ def upgrade() -> None:
         _key("model_id", _ID),
         _key("step", sa.Integer),
         _key("key_id", _ID),
-        _key("job_id", _ID),
+        _key("job_id", sa.String(64)),
         _key("phase", _WORD),
         _key("prices_id", sa.Integer),
         *_amounts("requests", "prompt_tokens", "cached_prompt_tokens", "sampled_tokens"),
