@@ -7,6 +7,7 @@ from tandem.cluster.config.base_model import TINY, BaseModelConfig, LogprobsConf
 from tandem.cluster.config.engine import EngineConfig
 from tandem.cluster.config.learners import LearnersConfig
 from tandem.cluster.config.observability import AlertRulesConfig, LoggingConfig, TracingConfig, WebhookConfig
+from tandem.cluster.config.prices import PricesConfig, RatesConfig
 from tandem.cluster.config.service import (
     CoordinatorConfig,
     DeadlinesConfig,
@@ -33,7 +34,9 @@ __all__ = [
     "LoggingConfig",
     "LogprobsConfig",
     "LoraLimits",
+    "PricesConfig",
     "ProjectConfig",
+    "RatesConfig",
     "RetentionConfig",
     "TandemConfig",
     "TracingConfig",

@@ -17,6 +17,7 @@ from pydantic_settings import (
 
 from tandem.cluster.config.base_model import TINY, BaseModelConfig
 from tandem.cluster.config.observability import AlertRulesConfig, LoggingConfig, TracingConfig, WebhookConfig
+from tandem.cluster.config.prices import PricesConfig
 from tandem.cluster.config.service import (
     CoordinatorConfig,
     DeadlinesConfig,
@@ -68,6 +69,7 @@ class TandemConfig(BaseSettings):
     deadlines: DeadlinesConfig = DeadlinesConfig()
     limits: LimitsConfig = LimitsConfig()
     retention: RetentionConfig = RetentionConfig()
+    prices: PricesConfig = PricesConfig()
     trajectories: TrajectoriesConfig = TrajectoriesConfig()
     projects: dict[str, ProjectConfig] = Field({}, description="Projects by name; all others have the defaults.")
     resource_specs: tuple[ResourceSpecConfig, ...] = ()
@@ -97,6 +99,16 @@ class TandemConfig(BaseSettings):
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
                 f"base_models has {', '.join(duplicates)} more than once; give each base model its own name."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _priced_base_models(self) -> TandemConfig:
+        names = {base.name for base in self.base_models}
+        if unknown := sorted(set(self.prices.base_models) - names):
+            raise ValueError(
+                f"prices.base_models has {', '.join(unknown)}, which isn't among the base models: "
+                f"{', '.join(sorted(names))}."
             )
         return self
 

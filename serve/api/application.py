@@ -40,6 +40,7 @@ from tandem.serve.modelarts import routes as modelarts
 from tandem.serve.observing import routes as observing
 from tandem.serve.trajectories import routes as trajectories
 from tandem.serve.trajectories import token_routes
+from tandem.serve.usage import routes as usage
 from tandem.serve.wandb import routes as wandb
 from tandem.serve.web import routes as web
 
@@ -111,6 +112,7 @@ def create_app(services: Services) -> Application:
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
     for routes in _V1:
         v1.include_router(routes.router)
+    v1.include_router(usage.router)
     app.include_router(v1)
     app.include_router(health.router)
     app.include_router(readiness.router)

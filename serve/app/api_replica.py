@@ -34,6 +34,7 @@ from tandem.serve.jobs.sweeping import start_sweeping
 from tandem.serve.keys import add_key, ensure_admin_key
 from tandem.serve.store.store import Store
 from tandem.serve.trajectories.upkeep import start_upkeep
+from tandem.serve.usage.costs import prices_content
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -64,6 +65,7 @@ class ApiReplica:
         application = serve.get_replica_context().app_name
         num_engines = {base.name: base.engine.replicas for base in config.base_models}
         ensure_admin_key(store, config)
+        store.usage.set_prices(prices_content(config.prices))
         self._services = Services(
             config=config,
             store=store,

@@ -29,6 +29,7 @@ def start_sweeping(store: Store, artifacts: Artifacts, deadlines: DeadlinesConfi
         while True:
             try:
                 sweep(store, artifacts, datetime.now(UTC) - min_age)
+                store.usage.compact()
                 apply_retention(store, artifacts, retention, store.database.now() - in_use)
             except Exception:
                 logger.warning("Sweeping failed; the next attempt is in %d s", PERIOD_S, exc_info=True)

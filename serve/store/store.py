@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from tandem.serve.store.activity import ActivityOfModels
 from tandem.serve.store.changes import Changes
 from tandem.serve.store.claims import Claims
 from tandem.serve.store.curves import Curves
@@ -25,6 +26,7 @@ from tandem.serve.store.trajectory_index import TrajectoryIndex
 from tandem.serve.store.trajectory_search import TrajectorySearch
 from tandem.serve.store.tree import VersionTree
 from tandem.serve.store.usage import Usage
+from tandem.serve.store.usage_sums import UsageSums
 from tandem.serve.store.versions import Versions
 from tandem.serve.store.wandb import WandbArtifacts
 
@@ -49,6 +51,8 @@ class Store:
         self.jobs = Jobs(self.database)
         self.claims = Claims(self.database)
         self.usage = Usage(self.database)
+        self.activity = ActivityOfModels(self.database)
+        self.usage_sums = UsageSums(self.database)
         self.phases = JobPhases(self.database)
         self.changes = Changes(self.database)
         self.curves = Curves(self.database)

@@ -61,6 +61,7 @@ IN_EACH_PROTOCOL = {
     "a forced call": PLUS | {"tools": [ADD_TOOL], "tool_choice": "required"},
     "no call": PLUS | {"tools": [ADD_TOOL], "tool_choice": "none"},
 }
+IN_THREE = (CHAT, RESPONSES, MESSAGES_PATH)
 LONG = {"messages": MESSAGES, "n": MANY, "ignore_eos": True}  # a minute of work
 
 
@@ -586,11 +587,9 @@ def test_tokens_are_counted_for_who_asked_whatever_the_protocol_and_the_end(clie
     body = HELLO | {"max_tokens": 9}
     options = {"stream_options": {"include_usage": True}}
     plain = {"prompt": [5, 6, 7, 8], "max_tokens": 6, "ignore_eos": True}
-    requests = [
-        (path, request_to(path, body, stream), stream)
-        for path in (CHAT, RESPONSES, MESSAGES_PATH)
-        for stream in (False, True)
-    ] + [(COMPLETIONS, plain | {"stream": stream}, stream) for stream in (False, True)]
+    chat_like = [(path, request_to(path, body, stream), stream) for path in IN_THREE for stream in (False, True)]
+    texts = [(COMPLETIONS, plain | {"stream": stream}, stream) for stream in (False, True)]
+    requests = chat_like + texts
     requests += [(CHAT, body | {"n": 3, "temperature": 1.0, "ignore_eos": True}, False)]
     for number, (path, request, stream) in enumerate(requests):
         charged = Charged("sample", "team", f"key {number}", "m", 3)

@@ -36,7 +36,7 @@ CODES = {
     "permission_error": "insufficient_role",
 }
 OF_A_PROJECT = "/v1/{project_id}/"
-NO_LISTS = {"/v1/preview/me", "/v1/preview/alerts/count"}
+NO_LISTS = {"/v1/preview/me", "/v1/preview/alerts/count", "/v1/preview/usage"}
 NOT_BUILT = ("/pause", "/resume")  # refuse, with a sentence
 
 

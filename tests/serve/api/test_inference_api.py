@@ -95,7 +95,7 @@ def test_a_name_is_pinned_to_a_version(http, engine, trained, name, step, digest
     assert (response.headers["x-policy-version"], response.headers["x-policy-digest"]) == (str(step), digest)
     [(base_model, method, path, headers, _, asked_digest)] = engine.asked
     assert (base_model, method, path, asked_digest) == ("tandem/tiny", "POST", CHAT, digest)
-    assert set(headers) == {"content-type", "x-request-id", "x-policy-version", "x-requested-model"}
+    assert set(headers) == {"content-type", "x-request-id", "x-policy-version", "x-requested-model", "x-charged-to"}
     assert headers["x-request-id"].startswith(response.headers["x-request-id"])
     body = response.json()
     assert (body["model"], body["policy_version"]) == (name, step)
