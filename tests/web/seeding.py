@@ -11,6 +11,7 @@ import uuid
 from cluster_views import answer, engines, learner, learners, life, replica
 from seeding_find import seed_find
 from seeding_runs import seed_runs
+from seeding_usage import seed_usage
 from seeding_versions import seed_versions
 from serve_fakes import groups
 from token_seeding import seed_tokens
@@ -165,6 +166,7 @@ SEEDS = {
     "find": seed_find,
     "overview": seed_overview,
     "tokens": seed_tokens,
+    "usage": lambda served: seed_usage(served, post_job, claim),
     "versions": seed_versions,
     # Those that leave jobs open come last.
     "open_jobs": seed_open_jobs,

@@ -74,6 +74,19 @@ export const routes: Route[] = [
     load: async () => (await import("../views/jobs/Job")).Job,
   },
   {
+    path: "/usage",
+    title: "Usage",
+    role: "train",
+    load: async () => (await import("../views/usage/Usage")).Usage,
+    nav: { label: "Usage", group: "Operate", shortcut: "u" },
+  },
+  {
+    path: "/usage/jobs/:id",
+    title: "Time of a job",
+    role: "train",
+    load: async () => (await import("../views/usage/JobTime")).JobTime,
+  },
+  {
     path: "/keys",
     title: "Keys",
     role: "admin",
