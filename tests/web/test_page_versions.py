@@ -7,10 +7,16 @@ import re
 import pytest
 from playwright.sync_api import expect
 from seeding_versions import BEST, HOSTILE, NUM_VERSIONS
+from serve_fakes import choice
 from waiting import wait_until
+
+from tandem.serve.trajectories.indexing import index_next
 
 SHOWN = "<img src=x onerror=alert(1)>U+202Egnp.exeU+200B"
 """How the page shows the hostile string."""
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
 
 @pytest.fixture
@@ -94,8 +100,7 @@ def test_the_playground_continues_stops_and_shows_tokens_with_an_infer_key(serve
     prompt.fill("Count")
     prompt.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("Tools: this isn't JSON")
-    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
-    page.get_by_label("Tools").fill(json.dumps(tools))
+    page.get_by_label("Tools").fill(json.dumps(TOOLS))
     page.get_by_role("button", name="Show tokens").click()
     prompt.press("Enter")
     answer = page.get_by_label("Answer of A")
@@ -104,7 +109,7 @@ def test_the_playground_continues_stops_and_shows_tokens_with_an_infer_key(serve
     expect(answer.first).to_contain_text('" two", id 102, logprob −0.5, probability 60.7 %')
     expect(answer.first).to_contain_text('"#5" 13.5 %')
     request = served.engine.asked[-1][4]
-    assert (request["temperature"], request["seed"], request["top_logprobs"], request["tools"]) == (0.5, 7, 5, tools)
+    assert (request["temperature"], request["seed"], request["top_logprobs"], request["tools"]) == (0.5, 7, 5, TOOLS)
 
     answers(" never", 60.0, " seen")
     closed = served.engine.closed
@@ -117,6 +122,25 @@ def test_the_playground_continues_stops_and_shows_tokens_with_an_infer_key(serve
     said = served.engine.asked[-1][4]["messages"]
     assert [message["role"] for message in said] == ["system", "user", "assistant", "user"]
     assert said[2]["content"] == "4 one two"
+
+
+def test_a_turn_of_a_trajectory_is_continued(served, open_page, seeded, answers):
+    answers(" more")
+    turns = [{"role": "user", "content": "1 + 6 = ?"}, choice(), {"role": "user", "content": HOSTILE}]
+    rollout = {"messages_and_choices": turns, "tools": TOOLS, "reward": 1.0}
+    body = {"model_id": seeded["small"].id, "split": "val", "trajectory_groups": [{"trajectories": [rollout]}]}
+    log = served.http("train").post(f"/v1/preview/models/{seeded['small'].id}/log", json=body).json()["id"]
+    while index_next(served.services.store, served.services.artifacts, served.services.config):
+        pass
+    page = open_page(f"#/playground?a=team/versions/small&from={log}.0.0.3")
+    expect(page.get_by_text("3 messages of the trajectory")).to_be_visible()
+    expect(page.locator(".context-message").nth(2)).to_contain_text(SHOWN)
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_label("Answer of A")).to_contain_text("9 more")
+    request = served.engine.asked[-1][4]
+    assert [message["role"] for message in request["messages"]] == ["user", "assistant", "user"]
+    assert request["messages"][1] == {"role": "assistant", "content": "seven"}
+    assert request["messages"][2]["content"] == HOSTILE and request["tools"] == TOOLS
 
 
 def test_an_error_in_the_playground_has_the_services_words(open_page, watch):

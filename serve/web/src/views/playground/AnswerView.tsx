@@ -1,5 +1,5 @@
 /** One answer: its choices as text, or token by token, with the version that gave it and how fast. */
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { Badge } from "../../components/Badge";
 import { ErrorBox } from "../../components/ErrorBox";
 import { Text, plain } from "../../components/Text";
@@ -68,12 +68,25 @@ function Status({ answer }: { answer: Answer }) {
 /** Tokens coloured by their probability. A click or the focus shows one, and what else the policy might have said. */
 function Tokens({ tokens }: { tokens: Token[] }) {
   const [at, setAt] = useState<number | null>(null);
+  const line = useRef<HTMLParagraphElement>(null);
   const shown = at === null ? undefined : tokens[at];
+
+  /** The tokens are one stop of the Tab key; arrow keys move between them. */
+  function onKeyDown(event: KeyboardEvent): void {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = Math.min(Math.max(0, (at ?? -1) + step), Math.min(tokens.length, MAX_SHOWN_TOKENS) - 1);
+    setAt(next);
+    const button = line.current?.children[next];
+    if (button instanceof HTMLElement) button.focus();
+  }
+
   return (
     <>
-      <p class="answer-text tokens" dir="auto">
+      <p ref={line} class="answer-text tokens" dir="auto" role="group" aria-label="Tokens. Arrow keys move between them." onKeyDown={onKeyDown}>
         {tokens.slice(0, MAX_SHOWN_TOKENS).map((token, index) => (
-          <button key={index} type="button" class={`token p${bucket(token.logprob)}`} aria-pressed={index === at} title={`${plain(token.text)}: ${percentOf(token.logprob)}`} onClick={() => setAt(index)}>
+          <button key={index} type="button" class={`token p${bucket(token.logprob)}`} tabIndex={index === (at ?? 0) ? 0 : -1} aria-pressed={index === at} title={`${plain(token.text)}: ${percentOf(token.logprob)}`} onClick={() => setAt(index)}>
             <Text value={token.text} />
           </button>
         ))}

@@ -1,15 +1,19 @@
 /** The conversation of a trajectory up to a turn, to continue it in the playground. */
 import { get } from "../../app/api";
 import { segment } from "../../app/router";
-import type { Message, ToolCall } from "./chat";
+import type { Message } from "./chat";
 
 interface SentChoice {
-  message: { role: string; content?: unknown; tool_calls?: ToolCall[] | null };
+  message: Message;
 }
 
-interface SentTrajectory {
+interface History {
   messages_and_choices?: (Message | SentChoice)[];
   tools?: unknown[] | null;
+}
+
+interface SentTrajectory extends History {
+  additional_histories?: History[] | null;
 }
 
 export interface Continued {
@@ -17,13 +21,23 @@ export interface Continued {
   tools: unknown[] | null;
 }
 
-/** Load what stands before a turn: "TID.3" is everything before the choice or message number 3, counted from 0. */
+/**
+ * Load what stands before a turn. "TID.3" is everything before the message or choice number 3 of the trajectory, counted
+ * from 0; "TID.1.3" that of its first additional history.
+ */
 export async function loadFrom(from: string, signal: AbortSignal): Promise<Continued> {
-  const dot = from.lastIndexOf(".");
-  const id = from.slice(0, dot);
-  const turn = Number(from.slice(dot + 1));
-  const found = await get<{ trajectory?: SentTrajectory } & SentTrajectory>(`v1/preview/trajectories/${segment(id)}`, {}, { signal });
-  const trajectory = found.trajectory ?? found;
-  const messages = (trajectory.messages_and_choices ?? []).slice(0, turn).map((item) => ("message" in item ? item.message : item));
-  return { messages: messages as Message[], tools: trajectory.tools ?? null };
+  const parts = from.split(".");
+  const id = parts.slice(0, 3).join(".");
+  const [history, turn] = parts.length > 4 ? [Number(parts[3]), Number(parts[4])] : [0, Number(parts[3])];
+  const { trajectory } = await get<{ trajectory: SentTrajectory }>(`v1/preview/trajectories/${segment(id)}`, {}, { signal });
+  const found = history === 0 ? trajectory : trajectory.additional_histories?.[history - 1];
+  if (!found?.messages_and_choices || !Number.isInteger(turn)) {
+    throw new Error("This turn can't be continued here: its trajectory has no messages and choices at that place, or was sent as exchanges of another protocol.");
+  }
+  const messages = found.messages_and_choices.slice(0, turn).map((item) => withoutNulls("message" in item ? item.message : item));
+  return { messages, tools: found.tools ?? trajectory.tools ?? null };
+}
+
+function withoutNulls(message: Message): Message {
+  return Object.fromEntries(Object.entries(message).filter(([, value]) => value !== null)) as unknown as Message;
 }

@@ -21,27 +21,31 @@ interface TreeProps {
   selected: number | null;
   onSelect: (step: number) => void;
   onLoaded?: (versions: TreeVersion[]) => void;
+  /** The tree is loaded again when this changes. */
+  round?: number;
 }
 
 const PAGE = 100;
 
-export function Tree({ model, selected, onSelect, onLoaded }: TreeProps) {
+export function Tree({ model, selected, onSelect, onLoaded, round = 0 }: TreeProps) {
   const path = `v1/preview/models/${segment(model.id)}/tree`;
   const tree = usePages<TreeItem>(path, {}, PAGE);
-  const [opened, setOpened] = useState<ReadonlyMap<string, TreeItem[]>>(new Map());
+  const [opened, setOpened] = useState<ReadonlyMap<number, TreeItem>>(new Map());
   const [error, setError] = useState<Error | null>(null);
-  const items = useMemo(() => tree.items.flatMap((item) => expanded(item, opened.get(item.id))), [tree.items, opened]);
+  const items = useMemo(() => tree.items.flatMap((item) => expanded(item, opened)), [tree.items, opened]);
   const lanes = useMemo(() => lanesOf(items, model.id), [items, model.id]);
   const width = Math.min(8, Math.max(1, ...lanes.map((one) => one.width)));
+  useEffect(() => {
+    if (round > 0) tree.reload();
+  }, [round]);
   useEffect(() => onLoaded?.(items.flatMap((item) => (item.version ? [item.version] : []))), [items]);
 
   /** Load the newest versions of a run; what remains of it stays a run. */
   async function open(run: TreeItem): Promise<void> {
     setError(null);
     try {
-      const whole = tree.items.find((item) => item.first_step <= run.first_step && item.last_step >= run.last_step) ?? run;
       const page = await get<Page<TreeItem>>(path, { collapse: false, after: `${model.id}:${run.last_step + 1}`, limit: Math.min(PAGE, run.count) });
-      setOpened((old) => new Map(old).set(whole.id, [...(old.get(whole.id) ?? []), ...page.data]));
+      setOpened((old) => new Map([...old, ...page.data.map((item) => [item.first_step, item] as const)]));
     } catch (failure) {
       setError(failure instanceof Error ? failure : new Error(String(failure)));
     }
@@ -85,12 +89,16 @@ export function Tree({ model, selected, onSelect, onLoaded }: TreeProps) {
 }
 
 /** A run whose newest versions are loaded: those, and the rest as a shorter run. */
-function expanded(item: TreeItem, loaded: TreeItem[] | undefined): TreeItem[] {
-  const last = loaded?.[loaded.length - 1];
-  if (!loaded || !last) return [item];
-  const rest = item.count - loaded.length;
-  if (rest <= 0) return loaded;
-  return [...loaded, { ...item, id: `${item.id} rest`, last_step: last.first_step - 1, count: rest }];
+function expanded(run: TreeItem, opened: ReadonlyMap<number, TreeItem>): TreeItem[] {
+  const loaded: TreeItem[] = [];
+  let step = run.last_step;
+  for (let item = opened.get(step); item && run.count > 1 && step >= run.first_step; item = opened.get(step)) {
+    loaded.push(item);
+    step = item.parent?.step ?? -1; // within a run, each version follows the one before
+  }
+  const rest = run.count - loaded.length;
+  if (loaded.length === 0) return [run];
+  return rest > 0 ? [...loaded, { ...run, id: `${run.id} rest`, last_step: step, count: rest }] : loaded;
 }
 
 function VersionRow({ item, version, onSelect }: { item: TreeItem; version: TreeVersion; onSelect: (step: number) => void }) {
@@ -123,7 +131,7 @@ function RunRow({ item, onOpen }: { item: TreeItem; onOpen: () => void }) {
     <>
       <button type="button" class="version-name" onClick={onOpen}>Versions {item.first_step} to {item.last_step}</button>
       <span class="version-badges">
-        <span class="muted">{count(item.count)} versions</span>
+        <span class="muted version-count">{count(item.count)} versions</span>
         {item.state !== "live" && <Badge>{item.state}</Badge>}
         {item.reason && <span class="version-reason muted">{item.reason}</span>}
       </span>

@@ -44,7 +44,7 @@ export function VersionPanel(props: PanelProps) {
       {found.error && <ErrorBox error={found.error} onRetry={found.reload} />}
       {!found.data && !found.error && <Loading />}
       {found.data && !version && <Empty title={`There is no version ${step}`}>Its number was passed over, or hasn't been trained yet.</Empty>}
-      {item && version && (item.state === "live" ? <Live {...props} item={item} version={version} /> : <Gone item={item} version={version} />)}
+      {item && version && (item.state === "live" ? <Live {...props} item={item} version={version} onChange={() => (found.reload(), props.onChange())} /> : <Gone item={item} version={version} />)}
     </aside>
   );
 }

@@ -39,8 +39,8 @@ function VersionsOf({ model, step, reload }: { model: Model; step: number | null
         <button type="button" onClick={changed}>Refresh</button>
       </div>
       <div class={step === null ? "versions" : "versions with-panel"}>
-        <Tree key={round} model={model} selected={step} onSelect={(chosen) => setQuery({ step: chosen })} onLoaded={setFound} />
-        {step !== null && <VersionPanel key={`${step} ${round}`} model={model} step={step} onChange={changed} onClose={() => setQuery({ step: null })} />}
+        <Tree key={model.id} round={round} model={model} selected={step} onSelect={(chosen) => setQuery({ step: chosen })} onLoaded={setFound} />
+        {step !== null && <VersionPanel key={step} model={model} step={step} onChange={changed} onClose={() => setQuery({ step: null })} />}
       </div>
     </>
   );
