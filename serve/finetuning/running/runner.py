@@ -17,9 +17,10 @@ from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.finetuning.files import remove_leftovers, remove_unused
 from tandem.serve.finetuning.running.context import RunnerServices
 from tandem.serve.finetuning.running.fine_tuning import FineTuning
-from tandem.serve.finetuning.running.supervision import JobFailedError, RunnerStoppedError, Supervision
+from tandem.serve.finetuning.running.supervision import JobFailedError, Supervision
 from tandem.serve.finetuning.store.claims import ClaimedFineTuning
 from tandem.serve.finetuning.store.store import FineTuningStore
+from tandem.serve.jobs.supervision import RunnerStoppedError
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.5

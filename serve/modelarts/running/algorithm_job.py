@@ -13,9 +13,10 @@ from tandem.cluster.errors import JobCancelledError
 from tandem.rl.errors import ConfigError
 from tandem.serve.errors import QueueFullError, ServeError, UnavailableError
 from tandem.serve.jobs.accept import JobAcceptance, OfferedJob
+from tandem.serve.jobs.supervision import RunnerStoppedError
 from tandem.serve.modelarts.running.batches import Batch, read_batches
 from tandem.serve.modelarts.running.job_data import data_locations
-from tandem.serve.modelarts.running.supervision import JobFailedError, RunnerStoppedError, Supervision, log_file
+from tandem.serve.modelarts.running.supervision import JobFailedError, Supervision, log_file
 from tandem.serve.modelarts.settings.algorithm_parameters import parse_parameters
 from tandem.serve.modelarts.settings.algorithms import ALGORITHMS
 from tandem.serve.modelarts.settings.project_storage import ProjectStorage

@@ -13,10 +13,11 @@ from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.cluster.telemetry.context import logged_with
 from tandem.serve.errors import ServeError, UnavailableError
+from tandem.serve.jobs.supervision import RunnerStoppedError
 from tandem.serve.modelarts.running.algorithm_job import AlgorithmJob
 from tandem.serve.modelarts.running.boot_job import BootJob
 from tandem.serve.modelarts.running.ray_jobs import RayJobs
-from tandem.serve.modelarts.running.supervision import JobFailedError, RunnerStoppedError, Supervision
+from tandem.serve.modelarts.running.supervision import JobFailedError, Supervision
 from tandem.serve.modelarts.settings.project_storage import StorageError
 from tandem.serve.modelarts.settings.projects import project_storage
 from tandem.serve.modelarts.settings.resource_specs import available_specs, find_spec

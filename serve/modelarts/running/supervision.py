@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 
 from tandem.cluster.errors import JobCancelledError
-from tandem.cluster.jobs.lease import LeaseKeeper
+from tandem.serve.jobs.supervision import JobSupervision
 from tandem.serve.modelarts.settings.project_storage import Location
 from tandem.serve.modelarts.store.claims import ClaimedUserJob
 from tandem.serve.modelarts.store.status import UserJobStatus
@@ -16,10 +15,6 @@ from tandem.serve.modelarts.store.store import ModelArtsStore
 MAX_LOG_LINES = 1_000_000
 """Per log file. The log of a program that writes more is cut here, with a note."""
 MAX_LINE_CHARS = 16_384
-
-
-class RunnerStoppedError(Exception):
-    """The service shuts down. The job continues, and another runner will claim it."""
 
 
 class JobFailedError(Exception):
@@ -35,39 +30,26 @@ def log_file(rank: int) -> str:
     return f"worker-{rank}.log"
 
 
-class Supervision:
-    """One claimed job. Safe to share between the job's threads.
+class Supervision(JobSupervision):
+    """One claimed job, with its status and log files.
 
     with Supervision(store, job, lease_s, stop) as supervision:
         supervision.log("worker-0.log", lines)
         supervision.wait(0.5)    # raises if the job is to stop, the service shuts down, or the claim is lost
-
-    A thread of its own renews the lease, so that slow work (fetching code, a slow job server) can't let it expire.
     """
 
     def __init__(self, store: ModelArtsStore, job: ClaimedUserJob, lease_s: float, stop: threading.Event):
-        self.job, self._store, self._stop = job, store, stop
+        what = f"version {job.version_id} of user job {job.name}"
+        super().__init__(lambda: store.claims.renew(job, lease_s), lease_s, what, stop)
+        self.job, self._store = job, store
         self._lines: dict[str, list[str]] = {}
         self._counts = store.logs.sizes(job)
         self._lock = threading.Lock()
-        self._lease = LeaseKeeper(
-            lambda: store.claims.renew(job, lease_s), lease_s, f"version {job.version_id} of user job {job.name}"
-        )
-
-    def __enter__(self) -> Supervision:
-        self._lease.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lease.__exit__(kind, error, trace)
 
     def wait(self, seconds: float) -> None:
         """Sleep, then store the log. Raises RunnerStoppedError, LeaseLostError, and JobCancelledError after a request
         to stop the job."""
-        if self._stop.wait(seconds):
-            raise RunnerStoppedError
+        self._sleep(seconds)
         self.flush()
         self._lease.check()
         if self.job.stop_requested:

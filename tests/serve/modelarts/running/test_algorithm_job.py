@@ -11,8 +11,9 @@ from waiting import wait_until
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import LimitsConfig, TandemConfig
 from tandem.cluster.jobs.job import PolicyVersion
+from tandem.serve.jobs.supervision import RunnerStoppedError
 from tandem.serve.modelarts.running.algorithm_job import AlgorithmJob
-from tandem.serve.modelarts.running.supervision import JobFailedError, RunnerStoppedError, Supervision
+from tandem.serve.modelarts.running.supervision import JobFailedError, Supervision
 from tandem.serve.modelarts.settings.projects import project_storage
 
 LEASE_S = 300
