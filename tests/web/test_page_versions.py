@@ -265,6 +265,21 @@ def test_a_fine_tuning_job_is_cancelled(served, open_page, seeded, clicks):
     expect(page.get_by_label("Files", exact=True)).to_contain_text("rows <b>.jsonl")
 
 
+def test_a_model_is_registered(open_page, watch):
+    watch.allow("status of 4")
+    page = open_page("#/")
+    page.get_by_role("button", name="New model").click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("input[name=project]").fill("versions")
+    dialog.locator("input[name=name]").fill("not a name")
+    dialog.get_by_role("button", name="Register").click()
+    expect(page.get_by_role("alert")).to_contain_text("body.name")
+    dialog.locator("input[name=name]").fill("registered")
+    dialog.get_by_role("button", name="Register").click()
+    expect(page.get_by_role("heading", name="versions/registered")).to_be_visible()
+    expect(page.get_by_text("rank 8")).to_be_visible()
+
+
 @pytest.mark.parametrize("address", ["#/models/x/versions", "#/configurations", "#/fine-tuning"])
 def test_an_infer_key_learns_which_role_a_view_needs(open_page, address):
     expect(open_page(address, role="infer").get_by_text("needs a key with role train")).to_be_visible()

@@ -13,6 +13,7 @@ import { Table, type Column } from "../../components/Table";
 import { Text, plain } from "../../components/Text";
 import { Time } from "../../components/Time";
 import { number } from "../../components/format";
+import { NewModelButton } from "../models/NewModel";
 
 interface Model {
   id: string;
@@ -56,6 +57,8 @@ function Models({ query }: ViewProps) {
         ) : (
           <span class="muted only-wide">Tick models to compare their curves.</span>
         )}
+        <span class="grow" />
+        <NewModelButton />
       </div>
       {models.error && <ErrorBox error={models.error} onRetry={models.reload} />}
       {models.loading && models.items.length === 0 && <Loading />}
