@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.core import EngineCore
-from tandem.cluster.engine.engine_stats import EngineStats
+from tandem.cluster.engine.engine_stats import EngineCounts, EngineStats
 from tandem.cluster.engine.lora_support import check_architecture, check_modules
 from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.openai_app import (
@@ -233,6 +233,11 @@ class Engine:
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "kv_tokens": blocks * config.cache_config.block_size,
         }
+
+    def counts(self) -> EngineCounts:
+        """Return totals since the start. Tokens are those of completions, as usage counts them."""
+        used = self.usage.total
+        return {**self.stats.counts, "prompt_tokens": used.prompt_tokens, "sampled_tokens": used.sampled_tokens}
 
     def load(self) -> EngineLoad:
         unfinished, stats = self._core.llm.get_num_unfinished_requests(), self.stats

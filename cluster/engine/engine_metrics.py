@@ -69,7 +69,7 @@ class EngineMetrics:
         if memory := self._memory():
             set_gauge("tandem_engine_gpu_memory_bytes", memory["used"], **self._labels, kind="used")
             set_gauge("tandem_engine_gpu_memory_bytes", memory["total"], **self._labels, kind="total")
-        counts = self._engine.stats.counts.copy()
+        counts = self._engine.counts()
         for field, name in _COUNTERS.items():
             count(name, counts[field] - self._counted[field], base_model=self._base)  # type: ignore[literal-required]
         self._counted = counts

@@ -52,7 +52,7 @@ class StateOfEngine:
             "device": sizes["device"],
             "error": error,
             "load": load,
-            "counts": engine.stats.counts,
+            "counts": engine.counts(),
             "max_model_len": sizes["max_model_len"],
             "max_num_seqs": sizes["max_num_seqs"],
             "dtype": sizes["dtype"],

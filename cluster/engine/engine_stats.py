@@ -12,15 +12,20 @@ from typing import Any, TypedDict
 from tandem.cluster.metrics.recording import observe
 
 
-class EngineCounts(TypedDict):
+class StepCounts(TypedDict):
     """Totals since the engine started."""
 
-    prompt_tokens: int
-    sampled_tokens: int
     prefix_queries: int
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int
     preemptions: int
+
+
+class EngineCounts(StepCounts):
+    """The same, with the tokens of completions."""
+
+    prompt_tokens: int
+    sampled_tokens: int
 
 
 @dataclass
@@ -34,11 +39,7 @@ class EngineStats:
     """Fraction."""
     running_adapters: frozenset[str] = frozenset()
     """Names of the adapters in the batch."""
-    counts: EngineCounts = field(
-        default_factory=lambda: EngineCounts(
-            prompt_tokens=0, sampled_tokens=0, prefix_queries=0, prefix_hits=0, preemptions=0
-        )
-    )
+    counts: StepCounts = field(default_factory=lambda: StepCounts(prefix_queries=0, prefix_hits=0, preemptions=0))
 
     def record(self, scheduler: Any, iteration: Any) -> None:
         """Take what vLLM reports with a step: its SchedulerStats and IterationStats, each possibly None."""
@@ -51,8 +52,6 @@ class EngineStats:
             counts["prefix_queries"] += scheduler.prefix_cache_stats.queries
             counts["prefix_hits"] += scheduler.prefix_cache_stats.hits
         if iteration is not None:
-            counts["prompt_tokens"] += iteration.num_prompt_tokens
-            counts["sampled_tokens"] += iteration.num_generation_tokens
             counts["preemptions"] += iteration.num_preempted_reqs
             for seconds in iteration.time_to_first_tokens_iter:
                 observe("tandem_engine_first_token_seconds", seconds, base_model=self.base_model)

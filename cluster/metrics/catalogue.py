@@ -55,14 +55,12 @@ _ALL = (
     ),
     # Tokens
     Metric("tandem_tokens_trained_total", "counter", _BASE, "Trained tokens; one counts once per sequence."),
-    Metric(
-        "tandem_tokens_sampled_total", "counter", _BASE, "Tokens that engines generated; a scored sequence counts one."
-    ),
+    Metric("tandem_tokens_sampled_total", "counter", _BASE, "Tokens of completions, without those of scoring."),
     Metric(
         "tandem_tokens_prompt_total",
         "counter",
         _BASE,
-        "Prompt tokens that engines received, cached and scored ones too.",
+        "Prompt tokens of completions, cached ones too.",
     ),
     # Learners
     Metric("tandem_learners_running", "gauge", _BASE, "Learners that have started."),

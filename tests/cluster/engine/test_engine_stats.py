@@ -22,21 +22,16 @@ def scheduler(running=2, waiting=1, skipped=0, queries=0, hits=0, usage=0.5, ada
     )
 
 
-def iteration(prompt=0, generated=0, preempted=0, first=()):
-    return SimpleNamespace(
-        num_prompt_tokens=prompt,
-        num_generation_tokens=generated,
-        num_preempted_reqs=preempted,
-        time_to_first_tokens_iter=list(first),
-    )
+def iteration(preempted=0, first=()):
+    return SimpleNamespace(num_preempted_reqs=preempted, time_to_first_tokens_iter=list(first))
 
 
 def test_the_last_step_gives_the_load_and_all_steps_the_totals():
     stats = EngineStats("tiny")
     assert stats.prefix_hit_rate is None
     with recorded() as metrics:
-        stats.record(scheduler(queries=30, hits=10, adapters=["a", "b"]), iteration(30, 2, first=[0.1, 0.2]))
-        stats.record(scheduler(3, 4, 5, queries=10, hits=10, usage=0.75, adapters=["b"]), iteration(0, 3, 1))
+        stats.record(scheduler(queries=30, hits=10, adapters=["a", "b"]), iteration(first=[0.1, 0.2]))
+        stats.record(scheduler(3, 4, 5, queries=10, hits=10, usage=0.75, adapters=["b"]), iteration(1))
         stats.record(None, None)
     assert (stats.num_running, stats.num_waiting, stats.kv_usage) == (3, 9, 0.75)
     assert stats.running_adapters == {"b"} and stats.prefix_hit_rate == 0.5
@@ -49,10 +44,14 @@ class Engine:
 
     def __init__(self):
         self.stats, self.dead = EngineStats("tiny"), False
+        self.sampled_tokens = 0
 
     def check_core(self):
         if self.dead:
             raise EngineDeadError("it died")
+
+    def counts(self):
+        return {**self.stats.counts, "prompt_tokens": 0, "sampled_tokens": self.sampled_tokens}
 
     def load(self):
         return {
@@ -77,11 +76,13 @@ def test_samples_set_gauges_and_add_what_is_new(engine):
         engine.stats.record(scheduler(queries=10, hits=4), iteration(preempted=1))
         sampler.sample()
         engine.stats.record(scheduler(queries=10, hits=10), iteration())
+        engine.sampled_tokens = 7
         sampler.sample()
         sampler.sample()
     assert metrics.of("tandem_engine_prefix_queries_total", base_model="tiny") == [10, 10]
     assert metrics.of("tandem_engine_prefix_hits_total") == [4, 10]
     assert metrics.of("tandem_engine_preemptions_total") == [1]
+    assert metrics.of("tandem_tokens_sampled_total", base_model="tiny") == [7]
     labels = {"base_model": "tiny", "replica": "r1"}
     assert metrics.of("tandem_engine_requests_waiting", **labels)[-1] == 3
     assert metrics.of("tandem_engine_adapter_slots_used", **labels)[-1] == 1
