@@ -12,6 +12,7 @@ import { duration } from "../../components/format";
 import { Loaded } from "../../components/Loaded";
 import { Text } from "../../components/Text";
 import { now, Time } from "../../components/Time";
+import { Timeline } from "../../components/Timeline";
 import type { Model } from "../models/types";
 import { Artifacts, Events, Options, Trained } from "./Details";
 import { Failure } from "./Failure";
@@ -40,6 +41,8 @@ export function Job({ params }: ViewProps) {
           <Failure job={found} event={events.items.find((event) => event.type === "training_failed")} />
           {isOpen(found) && <Loaded of={queue}>{(place) => <Waiting queue={place} />}</Loaded>}
           {events.error && <ErrorBox error={events.error} onRetry={events.reload} />}
+          <h2>Where the time went</h2>
+          <Timeline jobId={found.id} />
           <Steps events={events.items} />
           <div class="columns">
             <Trained job={found} />

@@ -5,6 +5,7 @@ import { href, segment, type ViewProps } from "../../app/router";
 import { Empty } from "../../components/Empty";
 import { ErrorBox } from "../../components/ErrorBox";
 import { Loaded } from "../../components/Loaded";
+import { TimeBar } from "../../components/TimeBar";
 import { ModelHead } from "../models/ModelHead";
 import type { Model as ModelData } from "../models/types";
 import { ChartSettings, drawnBy } from "./ChartSettings";
@@ -45,6 +46,8 @@ export function Model({ params, query }: ViewProps) {
                 <>
                   <ChartSettings drawn={drawn} />
                   <Curves modelId={id} history={curves} evaluations={evaluations.items} drawn={drawn} />
+                  <h2>Who waited for whom</h2>
+                  <TimeBar modelId={id} />
                   <h2>Versions</h2>
                   {versions.error && <ErrorBox error={versions.error} onRetry={versions.reload} />}
                   <VersionsTable modelId={id} versions={versions} />
