@@ -175,7 +175,8 @@ class Coordinator:
                 self._counted.failed(error.stage, "retried")
             else:
                 reason = f"{error} (attempt {claim.num_tries} of {max_attempts})"
-                self._end(job, "failed", lambda: self._store.fail(claim, reason), reason)
+                about = {"stage": error.stage, "cause": error.cause, "remedy": error.remedy}
+                self._end(job, "failed", lambda: self._store.fail(claim, reason, about), reason)
                 self._counted.failed(error.stage, "failed")
         except Exception as error:
             logger.exception("Job %s failed", claim.id)

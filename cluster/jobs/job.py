@@ -101,8 +101,8 @@ class JobStore(Protocol):
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
         """In one transaction, add the version, record training_ended and mark the job succeeded."""
 
-    def fail(self, job: ClaimedJob, error_message: str) -> None:
-        """Record training_failed and mark the job failed."""
+    def fail(self, job: ClaimedJob, error_message: str, about: Mapping[str, str] | None = None) -> None:
+        """Record training_failed and mark the job failed. `about`: parts of the message for the event."""
 
     def cancel(self, job: ClaimedJob) -> None:
         """End a job whose cancellation was requested: training_failed event, state cancelled."""

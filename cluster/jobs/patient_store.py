@@ -76,8 +76,8 @@ class PatientStore(JobStore):
     def complete(self, job: ClaimedJob, version: PolicyVersion, metrics: Mapping[str, float]) -> None:
         self._retrying(lambda: self._store.complete(job, version, metrics))
 
-    def fail(self, job: ClaimedJob, error_message: str) -> None:
-        self._retrying(lambda: self._store.fail(job, error_message))
+    def fail(self, job: ClaimedJob, error_message: str, about: Mapping[str, str] | None = None) -> None:
+        self._retrying(lambda: self._store.fail(job, error_message, about))
 
     def cancel(self, job: ClaimedJob) -> None:
         self._retrying(lambda: self._store.cancel(job))

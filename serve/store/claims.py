@@ -183,10 +183,10 @@ class Claims(JobStore):
             row.step, row.reward_std_dev = version.step, metrics.get("reward_std_dev")
             end(session, row, "succeeded", now)
 
-    def fail(self, job: ClaimedJob, error_message: str) -> None:
-        """Record training_failed and mark the job failed."""
+    def fail(self, job: ClaimedJob, error_message: str, about: Mapping[str, str] | None = None) -> None:
+        """Record training_failed and mark the job failed. `about`: parts of the message for the event."""
         with self._database.write() as session:
-            end(session, _held(session, job), "failed", self._database.now(), error_message)
+            end(session, _held(session, job), "failed", self._database.now(), error_message, about)
 
     def cancel(self, job: ClaimedJob) -> None:
         """End a job whose cancellation was requested."""

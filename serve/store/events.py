@@ -28,11 +28,18 @@ def noted_events(session: Session, job_ids: Sequence[str]) -> Sequence[EventRow]
     return session.scalars(query.order_by(EventRow.job_id, EventRow.seq)).all()
 
 
-def end(session: Session, job: JobRow, state: str, now: datetime, error: str | None = None) -> None:
-    """End a job whose row this transaction has locked, with a last event."""
+def end(
+    session: Session,
+    job: JobRow,
+    state: str,
+    now: datetime,
+    error: str | None = None,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """End a job whose row this transaction has locked, with a last event. `about`: parts of the error."""
     if error is None:
         record(session, job, "training_ended", {}, now)
     else:
-        record(session, job, "training_failed", {"error_message": error}, now)
+        record(session, job, "training_failed", {"error_message": error, **(about or {})}, now)
     job.state, job.error, job.ended_at = state, error, now
     job.owner = job.waiting_for = None

@@ -69,7 +69,7 @@ class RecordingStore:
     def complete(self, job, version, metrics):
         self.log.append(("complete", version.step, version.digest))
 
-    def fail(self, job, error_message):
+    def fail(self, job, error_message, about=None):
         self.log.append(("fail", error_message))
 
     def cancel(self, job):

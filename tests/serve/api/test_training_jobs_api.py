@@ -354,3 +354,13 @@ def test_unknown_models_are_not_found(post):
     response = post(model_id=str(uuid.uuid4()))
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_failed_job_says_stage_cause_and_remedy_apart(http, post, store, claim):
+    job_id = post().json()["id"]
+    about = {"stage": "step", "cause": "The loss isn't finite.", "remedy": "Lower learning_rate."}
+    store.claims.fail(claim(), "Stage 'step' failed.", about)
+    last = http.get(f"{JOBS}/{job_id}/events").json()["data"][-1]
+    assert last["data"] == {"error_message": "Stage 'step' failed.", **about}
+    assert http.get(f"{JOBS}?kind=rl").json()["data"][0]["id"] == job_id
+    assert http.get(f"{JOBS}?kind=sft").json()["data"] == []
