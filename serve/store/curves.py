@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import func, or_, select
 
 from tandem.serve.store.database import Database
 from tandem.serve.store.models import find_model
@@ -29,26 +29,14 @@ class VersionPoint:
     job_started_at: datetime | None
 
 
-_POINTS = (
-    select(
-        VersionRow.step,
-        VersionRow.created_at,
-        VersionRow.metrics,
-        VersionRow.retired_at.is_not(None),
-        JobRow.id,
-        JobRow.kind,
-        JobRow.num_gradient_steps,
-        JobRow.created_at,
-        JobRow.started_at,
-    )
-    .join_from(
-        VersionRow,
-        JobRow,
-        and_(JobRow.model_id == VersionRow.model_id, JobRow.step == VersionRow.step, JobRow.state == "succeeded"),
-        isouter=True,
-    )
+_VERSIONS = (
+    select(VersionRow.step, VersionRow.created_at, VersionRow.metrics, VersionRow.retired_at.is_not(None))
     .where(or_(VersionRow.deleted_at.is_(None), VersionRow.retired_at.is_not(None)))
 )
+_JOBS = select(
+    JobRow.step, JobRow.id, JobRow.kind, JobRow.num_gradient_steps, JobRow.created_at, JobRow.started_at
+).where(JobRow.state == "succeeded")
+_NO_JOB = (None, None, None, None, None)
 
 
 class Curves:
@@ -72,11 +60,18 @@ class Curves:
     ) -> list[VersionPoint]:
         """Return versions from step `first` to `last`, those that retention deleted too, by step."""
         order = VersionRow.step.desc() if newest_first else VersionRow.step
-        query = _POINTS.where(VersionRow.model_id == model_id, VersionRow.step >= first).order_by(order).limit(limit)
+        query = _VERSIONS.where(VersionRow.model_id == model_id, VersionRow.step >= first).order_by(order).limit(limit)
         if last is not None:
             query = query.where(VersionRow.step <= last)
         with self._database.quick_read() as connection:
-            return [VersionPoint(*row) for row in connection.execute(query)]
+            rows = connection.execute(query).all()
+            if not rows:
+                return []
+            lowest, highest = sorted((rows[0].step, rows[-1].step))
+            # Not a join: jobs have no index by step, so it would read all jobs of the model once per version.
+            of_model = _JOBS.where(JobRow.model_id == model_id, JobRow.step.between(lowest, highest))
+            jobs = {step: job for step, *job in connection.execute(of_model)}
+        return [VersionPoint(*row, *jobs.get(row.step, _NO_JOB)) for row in rows]
 
     def evaluations(
         self, model_id: str, without: Sequence[str], limit: int, before: int | None = None

@@ -47,8 +47,7 @@ def route_paths():
 def views(served):
     """Return the address of each view by its route. An admin's key sees them all."""
     seeded = served.seeded
-    versions, tokens = seeded["versions"], seeded["tokens"]
-    versions, runs = seeded["versions"], seeded["runs"]
+    versions, tokens, runs = seeded["versions"], seeded["tokens"], seeded["runs"]
     return {
         "/": "#/",
         "/alerts": "#/alerts",
