@@ -38,8 +38,8 @@ def test_take_the_pictures(served, open_page):
         page.wait_for_timeout(300)  # charts draw after their data is there
         save(page, name)
     for name, route, options in (
-        ("dark", "/trajectories/:id", {"dark": True}),
-        ("phone", "/jobs/:id/groups/:group", {"width": 390, "device_scale_factor": 2}),
+        ("dark", "/models/:id", {"dark": True}),
+        ("phone", "/jobs/:id", {"width": 390, "device_scale_factor": 2}),
     ):
         page = open_page("#/start", role="admin", **options)
         show(page, served, addresses[route])

@@ -10,6 +10,12 @@ PICTURES = {
     "/": "overview",
     "/alerts": "alerts",
     "/cluster": "cluster",
+    "/compare": "compare",
+    "/jobs": "jobs",
+    "/jobs/:id": "job",
+    "/models/:id": "model",
+    "/usage": "usage",
+    "/usage/jobs/:id": "usage-job",
     "/configurations": "configurations",
     "/configurations/:id": "configuration",
     "/fine-tuning": "fine-tuning",
@@ -69,6 +75,8 @@ def views(served):
         "/models/:id/groups": f"#/models/{seeded['find']['model']['id']}/groups?step=12",
         "/trajectories": "#/trajectories?model=find%2Fagent",
         "/trajectories/:id": f"#/trajectories/{tokens['job']}.0.0?color=advantage&token=12",
+        "/usage": "#/usage",
+        "/usage/jobs/:id": f"#/usage/jobs/{seeded['usage']['job']}",
         "/user-jobs/:id": f"#/user-jobs/{versions['jobs']['versions-first'][0]}",
     }
 

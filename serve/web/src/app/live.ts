@@ -31,6 +31,7 @@ const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 20_000;
 const LINGER_MS = 3_000; // a view that follows another one uses the same stream
 const RELOAD_MS = 400;
+const FIRST_RESET_MS = 2_500;
 
 type Listener = (change: Change) => void;
 const listeners = new Set<Listener>();
@@ -166,10 +167,20 @@ class Connection {
     this.show("live", null);
     this.waitMs = FIRST_WAIT_MS;
     // What changed between a view's first request and `ready` has no message.
-    const kind = message.event === "ready" && isFirst ? "reset" : message.event;
+    if (message.event === "ready" && isFirst) {
+      // Later, because it makes views load again, and now they load for the first time.
+      window.setTimeout(() => this.tell({ kind: "reset", data: {} }), FIRST_RESET_MS);
+      return;
+    }
+    const kind = message.event;
     if (kind === undefined || !KINDS.includes(kind)) return;
     const data: unknown = JSON.parse(message.data);
     if (typeof data !== "object" || data === null) return;
-    for (const listener of [...listeners]) listener({ kind: kind as Change["kind"], data: data as Change["data"] });
+    this.tell({ kind: kind as Change["kind"], data: data as Change["data"] });
+  }
+
+  private tell(change: Change): void {
+    if (this.closing.signal.aborted) return;
+    for (const listener of [...listeners]) listener(change);
   }
 }

@@ -1,5 +1,6 @@
 /** All models of the entity: the rewards of their newest versions, what they wait for, and their last error. */
 import { useState } from "preact/hooks";
+import { useReloads } from "../../app/live";
 import { usePages } from "../../app/resource";
 import { href, segment, setQuery, type ViewProps } from "../../app/router";
 import { may } from "../../app/session";
@@ -43,6 +44,7 @@ export function Overview(props: ViewProps) {
 function Models({ query }: ViewProps) {
   const search = query.get("search") ?? "";
   const models = usePages<Overviewed>("v1/preview/overview", { search: search || null }, 50);
+  useReloads({ kinds: ["job", "version", "model"] }, models.reload);
   const [chosen, setChosen] = useState<readonly string[]>([]);
   const toggle = (id: string): void =>
     setChosen((old) => (old.includes(id) ? old.filter((one) => one !== id) : [...old, id].slice(-MAX_COMPARED)));
