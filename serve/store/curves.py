@@ -29,10 +29,9 @@ class VersionPoint:
     job_started_at: datetime | None
 
 
-_VERSIONS = (
-    select(VersionRow.step, VersionRow.created_at, VersionRow.metrics, VersionRow.retired_at.is_not(None))
-    .where(or_(VersionRow.deleted_at.is_(None), VersionRow.retired_at.is_not(None)))
-)
+_VERSIONS = select(
+    VersionRow.step, VersionRow.created_at, VersionRow.metrics, VersionRow.retired_at.is_not(None)
+).where(or_(VersionRow.deleted_at.is_(None), VersionRow.retired_at.is_not(None)))
 _JOBS = select(
     JobRow.step, JobRow.id, JobRow.kind, JobRow.num_gradient_steps, JobRow.created_at, JobRow.started_at
 ).where(JobRow.state == "succeeded")
