@@ -73,9 +73,10 @@ def summary(values):
 
 
 def first_paint(open_page, address, selector, least=1):
-    """Return the ms from the load of the page, with its files in no cache, to the first frame with the data."""
+    """Return the ms from the load of the page, with its files in no cache, to the first content and to the data."""
     page = open_page(address)
-    return page.evaluate(SHOWN_AT, [selector, least])
+    shown = page.evaluate(SHOWN_AT, [selector, least])
+    return page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"), shown
 
 
 def change_of_view(page, address, selector, least=1):
@@ -92,11 +93,10 @@ def test_measure(served, open_page):
         "versions": NUM_VERSIONS,
         "trajectories": NUM_JOBS * GROUPS_PER_JOB * GROUP_SIZE,
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0]},
-        "first_paint_ms": {
-            "model": summary([first_paint(open_page, model, chart) for _ in range(REPEATS)]),
-            "trajectories": summary([first_paint(open_page, find, rows, 10) for _ in range(REPEATS)]),
-        },
     }
+    for name, *asked in (("model", model, chart), ("trajectories", find, rows, 10)):
+        content, data = zip(*(first_paint(open_page, *asked) for _ in range(REPEATS)), strict=True)
+        result[f"first_paint_{name}_ms"] = {"content": summary(content), "data": summary(data)}
     page = open_page("#/start")
     show(page, served, "#/start")
     changes = []

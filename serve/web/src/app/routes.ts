@@ -122,7 +122,7 @@ export const routes: Route[] = [
     title: "Saved configurations",
     role: "train",
     load: async () => (await import("../views/configurations/Configurations")).Configurations,
-    nav: { label: "Configurations", group: "Operate", shortcut: "c" },
+    nav: { label: "Configurations", group: "Operate", shortcut: "n" },
   },
   {
     path: "/configurations/:id",
@@ -141,7 +141,7 @@ export const routes: Route[] = [
     title: "Fine-tuning",
     role: "train",
     load: async () => (await import("../views/finetuning/FineTuning")).FineTuning,
-    nav: { label: "Fine-tuning", group: "Train", shortcut: "f" },
+    nav: { label: "Fine-tuning", group: "Train", shortcut: "t" },
   },
   {
     path: "/fine-tuning/:id",
