@@ -236,6 +236,7 @@ for command in (
     service_commands.models,
     service_commands.jobs,
     service_commands.watch,
+    service_commands.usage,
     service_commands.export,
 ):
     app.command()(command)

@@ -96,6 +96,30 @@ def export(
     out.print(f"{directory}: {written}, {adapter.model.version_name(adapter.step)} ({adapter.digest})")
 
 
+def usage(
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="base_model, day, hour, job, key, model, phase, project or version. Repeat it for several."),
+    ] = None,
+    begin: Annotated[str | None, typer.Option("--from", help="A day or time, by default 7 days before --to.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="A day or time that isn't included, by default now.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what your entity has used, and what it cost: tokens, and seconds of learners, engines and CPUs."""
+    from tandem.cli.usage_command import columns, groups, row
+
+    wanted = by if by is not None else ["model"]
+    with _client() as client:
+        if csv:
+            typer.echo(client.usage_csv(begin=begin, end=end, group_by=wanted).decode(), nl=False)
+            return
+        found = list(groups(client, begin, end, wanted))
+    if json:
+        return print_json(out, {"data": found[:-1], "total": found[-1]})
+    print_table(out, columns(wanted), [row(group, wanted) for group in found])
+
+
 def watch(job: str, json: Json = False) -> None:
     """Follow a training job until it ends."""
     if json:

@@ -108,6 +108,8 @@ class AsyncClient:
     keys = _iterator(calls.keys)
     create_key = _call(calls.create_key)
     revoke_key = _call(calls.revoke_key)
+    usage = _call(calls.usage)
+    usage_csv = _call(calls.usage_csv)
     health = _call(calls.health)
 
     capture = staticmethod(capture)

@@ -273,6 +273,32 @@ def revoke_key(key: ApiKey | str) -> Call[None]:
     return Call("DELETE", f"/v1/preview/keys/{_part(key)}", _nothing)
 
 
+def usage(
+    *,
+    begin: str | None = None,
+    end: str | None = None,
+    group_by: Sequence[str] = (),
+    after: str | None = None,
+    limit: int = 1000,
+) -> Call[dict[str, Any]]:
+    """Return what the entity has used and what that cost: a page of groups, and the total of all.
+
+    Args:
+        begin: a day or time in ISO format, without a zone in UTC; default: 7 days before `end`.
+        end: the time before which it was used; default: now.
+        group_by: up to three of base_model, day, hour, job, key, model, phase, project, version.
+        after: the `last_id` of the page before.
+    """
+    params = given(**{"from": begin}, to=end, group_by=list(group_by) or None, after=after, limit=limit)
+    return Call("GET", "/v1/preview/usage", dict, params)
+
+
+def usage_csv(*, begin: str | None = None, end: str | None = None, group_by: Sequence[str] = ()) -> Call[bytes]:
+    """Return all groups of `usage` as CSV."""
+    params = given(**{"from": begin}, to=end, group_by=list(group_by) or None, format="csv")
+    return Call("GET", "/v1/preview/usage", bytes, params, is_json=False)
+
+
 def health() -> Call[Health]:
     """Return the health of the service, with the reasons if a part of it doesn't work."""
     return Call("GET", "/health", Health.parse, accepts=(503,))

@@ -1,11 +1,14 @@
 """`tandem models`, `jobs` and `watch`, which show what the client returns."""
 
+import json
+
 import pytest
 from serve_fakes import groups
 from typer.testing import CliRunner
 
 from tandem.cli.main import app as commands
 from tandem.client import Client
+from tandem.cluster.engine.usage import Charged, EngineUsage, UsageBatch, Used
 
 
 @pytest.fixture
@@ -69,3 +72,18 @@ def test_wrong_settings_are_explained(tandem, monkeypatch, setting, value, statu
     monkeypatch.setenv(setting, value)
     result = tandem("models")
     assert result.exit_code == status and word in result.output
+
+
+def test_usage_is_shown_as_a_table_as_json_and_as_csv(tandem, posted, url, key, services):
+    charged = Charged("sample", "team", "", posted[0].id, 0)
+    batch = UsageBatch(1, {charged: Used(requests=3, sampled_tokens=12_345, engine_seconds=2.5)})
+    services.store.usage.record(EngineUsage("replica", "tandem/tiny", [batch]))
+    services.store.database._clock.advance(1)
+    shown = tandem("usage").output
+    assert "team/project/agent" in shown and "12,345" in shown and "total" in shown
+    found = json.loads(tandem("usage", "--by", "model", "--by", "day", "--json").output)
+    assert found["total"]["sampled_tokens"] == found["data"][0]["sampled_tokens"] == 12_345
+    lines = tandem("usage", "--by", "phase", "--csv").output.splitlines()
+    assert lines[0].startswith("phase,requests") and lines[1].startswith("sample,3,")
+    refused = tandem("usage", "--by", "lunch")
+    assert refused.exit_code == 1 and "group_by" in refused.output
