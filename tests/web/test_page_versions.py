@@ -132,8 +132,9 @@ def test_a_turn_of_a_trajectory_is_continued(served, open_page, seeded, answers)
     log = served.http("train").post(f"/v1/preview/models/{seeded['small'].id}/log", json=body).json()["id"]
     while index_next(served.services.store, served.services.artifacts, served.services.config):
         pass
-    page = open_page(f"#/playground?a=team/versions/small&from={log}.0.0.3")
+    page = open_page(f"#/playground?from={log}.0.0.3")
     expect(page.get_by_text("3 messages of the trajectory")).to_be_visible()
+    expect(page.locator("input[name=model]")).to_have_value("team/versions/small")  # the one that sampled it
     expect(page.locator(".context-message").nth(2)).to_contain_text(SHOWN)
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_label("Answer of A")).to_contain_text("9 more")

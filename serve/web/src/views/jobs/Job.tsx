@@ -4,6 +4,7 @@ import { post } from "../../app/api";
 import { useReloads } from "../../app/live";
 import { useGet, usePages } from "../../app/resource";
 import { href, segment, type ViewProps } from "../../app/router";
+import { AlertMark } from "../../components/AlertMark";
 import { StateBadge } from "../../components/Badge";
 import { CopyButton } from "../../components/CopyButton";
 import { Confirm } from "../../components/Dialog";
@@ -64,7 +65,7 @@ function Head({ job, onChange }: { job: JobData; onChange: () => void }) {
   const waited = secondsBetween(job.created_at, job.started_at ?? job.ended_at, now.value);
   return (
     <>
-      <h1>Job <span class="mono">{shortId(job.id)}</span> <StateBadge state={job.state} /></h1>
+      <h1>Job <span class="mono">{shortId(job.id)}</span> <StateBadge state={job.state} /> <AlertMark job={job.id} /></h1>
       <div class="row">
         <a class="button" href={href(to)}>{model.data ? <Text value={`${model.data.project}/${model.data.name}`} max={50} /> : "Model"}</a>
         {job.step !== null && <a class="button" href={href(`${to}/groups`, { step: job.step })}>Groups of version {job.step}</a>}

@@ -30,7 +30,6 @@ export function Playground({ query }: ViewProps) {
   const names = useGet<NamedModels>("v1/models");
   const suggestions = names.data?.data.map((model) => model.id) ?? [];
   const own = suggestions.find((name) => name.split("/").length === 3) ?? suggestions[0] ?? "";
-  const models: Record<Side, string> = { a: query.get("a") ?? own, b: query.get("b") ?? "" };
   const sides = SIDES.filter((side) => side === "a" || query.has("b"));
   const [options, setOptions] = useState<Options>(DEFAULTS);
   const [turns, setTurns] = useState<Turn[]>([]);
@@ -40,6 +39,7 @@ export function Playground({ query }: ViewProps) {
   const [busy, setBusy] = useState(false);
   const from = query.get("from");
   const start = useResource(async (signal) => (from ? await loadFrom(from, signal) : null), [from]);
+  const models: Record<Side, string> = { a: query.get("a") ?? start.data?.model ?? own, b: query.get("b") ?? "" };
   useEffect(() => {
     setTurns([]);
     if (start.data?.tools) setOptions((old) => ({ ...old, tools: JSON.stringify(start.data?.tools, null, 2) }));

@@ -1,5 +1,6 @@
 /** The versions of a model as a tree, and the one that is selected. */
 import { useState } from "preact/hooks";
+import { useReloads } from "../../app/live";
 import { useGet } from "../../app/resource";
 import { href, segment, setQuery, type ViewProps } from "../../app/router";
 import { ActionButton } from "../../components/ActionButton";
@@ -25,6 +26,7 @@ function VersionsOf({ model, step, reload }: { model: Model; step: number | null
     setRound((old) => old + 1);
     reload();
   }
+  useReloads({ kinds: ["version"], models: [model.id] }, changed);
   const best = found.find((version) => version.is_best);
   return (
     <>
