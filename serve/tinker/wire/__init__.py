@@ -1,0 +1,1 @@
+"""The wire of the Tinker API: protobuf messages and their conversion."""
