@@ -1,0 +1,167 @@
+"""Bodies of forward_backward: protobuf to a call, and the losses' outputs to protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from google.protobuf.message import DecodeError
+from torch import Tensor
+
+from tandem.rl.datums.datum import TARGETS, Call, Datum, DatumError
+from tandem.serve.tinker.wire import messages
+
+MAX_DENSE_CELLS = 1 << 26
+"""Of a sparse tensor once it is dense: a few bytes on the wire could ask for any size."""
+_NUMPY = {
+    messages.FLOAT32: np.dtype("<f4"),
+    messages.INT64: np.dtype("<i8"),
+    messages.INT32: np.dtype("<i4"),
+    messages.BFLOAT16: np.dtype("<u2"),
+}
+
+
+@dataclass(frozen=True)
+class ForwardBackward:
+    model_id: str
+    seq_id: int
+    call: Call
+    forward_only: bool
+    """Return logprobs; accumulate no gradient."""
+
+
+def decompressed(body: bytes, max_bytes: int) -> bytes:
+    """Return the content of a zstd frame. Raises DatumError if it is broken, or longer than `max_bytes`."""
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body) as reader:
+            content = reader.read(max_bytes + 1)
+    except zstandard.ZstdError as error:
+        raise DatumError(f"isn't a zstd frame ({error}); send the body without Content-Encoding", "body") from error
+    if len(content) > max_bytes:
+        raise DatumError(f"has more than {max_bytes} bytes once it is decompressed; send fewer datums", "body")
+    return bytes(content)
+
+
+def read_forward_backward(body: bytes) -> ForwardBackward:
+    """Return the request of a protobuf body. Raises DatumError, which names the place."""
+    try:
+        request = messages.ForwardBackwardRequest.FromString(body)
+    except DecodeError as error:
+        raise DatumError("isn't a ForwardBackwardRequest in protobuf; it may be truncated", "body") from error
+    if request.seq_id < 1:
+        raise DatumError(f"is {request.seq_id}; the first call of a model has 1", "seq_id")
+    datums = [_datum(message, index) for index, message in enumerate(request.data)]
+    call = Call(datums, request.loss_fn, _options(request))
+    return ForwardBackward(request.model_id, request.seq_id, call, request.forward_only)
+
+
+def _options(request: Any) -> dict[str, float]:
+    options = dict(request.loss_fn_config)
+    for name, value in request.loss_fn_config_v2.items():
+        if value.WhichOneof("kind") != "number":
+            raise DatumError(f"is {value.text!r}; it must be a number", "loss_fn_config", name)
+        options[name] = value.number
+    return options
+
+
+def _datum(message: Any, index: int) -> Datum:
+    place = ("data", index, "loss_fn_inputs")
+    inputs = {name: _tensor(tensor, *place, name) for name, tensor in message.loss_fn_inputs.items()}
+    targets = inputs.pop(TARGETS, None)
+    if targets is None:
+        raise DatumError("is missing", *place, TARGETS)
+    if targets.is_floating_point():
+        raise DatumError("has floating-point numbers; token ids are integers", *place, TARGETS)
+    return Datum(_token_ids(message.model_input, index), targets, {name: t.float() for name, t in inputs.items()})
+
+
+def _token_ids(chunks: Sequence[Any], index: int) -> Tensor:
+    ids = []
+    for position, chunk in enumerate(chunks):
+        place = ("data", index, "model_input", "chunks", position)
+        kind = chunk.WhichOneof("kind")
+        if kind != "encoded_text":
+            raise DatumError(f"is {kind or 'empty'}; only encoded_text can be trained here", *place)
+        ids.append(_numbers(chunk.encoded_text.tokens, np.dtype("<i4"), *place, "tokens"))
+    return torch.from_numpy(np.concatenate(ids).astype(np.int64)) if ids else torch.empty(0, dtype=torch.int64)
+
+
+def _tensor(message: Any, *place: str | int) -> Tensor:
+    dtype = _NUMPY.get(message.dtype)
+    if dtype is None:
+        raise DatumError(f"has dtype {message.dtype}; send float32 or int64", *place)
+    shape = list(message.shape)
+    if any(size < 0 for size in shape):
+        raise DatumError(f"has shape {shape}", *place)
+    if message.WhichOneof("kind") == "sparse_csr":
+        return _dense(message, dtype, shape, *place)
+    values = _widened(_numbers(message.dense, dtype, *place), message.dtype)
+    if values.size != int(np.prod(shape, dtype=np.float64) if shape else values.size):
+        raise DatumError(f"has {values.size} numbers, and its shape is {shape}", *place)
+    return torch.from_numpy(values.reshape(shape) if shape else values)
+
+
+def _dense(message: Any, dtype: np.dtype[Any], shape: list[int], *place: str | int) -> Tensor:
+    """Return a sparse tensor with zeros in the cells that it doesn't list."""
+    csr = message.sparse_csr
+    values = _widened(_numbers(csr.values, dtype, *place, "values"), message.dtype)
+    rows = _numbers(csr.crow_indices, np.dtype("<i8"), *place, "crow_indices")
+    columns = _numbers(csr.col_indices, np.dtype("<i8"), *place, "col_indices")
+    if len(shape) != 2:
+        raise DatumError(f"is sparse and has shape {shape}; it needs two dimensions", *place)
+    if shape[0] * shape[1] > MAX_DENSE_CELLS:
+        raise DatumError(f"has shape {shape}, more than {MAX_DENSE_CELLS} cells", *place)
+    counts = np.diff(rows)
+    is_whole = rows.size == shape[0] + 1 and rows[:1].tolist() == [0] and rows[-1] == columns.size == values.size
+    if not is_whole or (counts < 0).any():
+        raise DatumError("has rows that don't fit its values", *place, "crow_indices")
+    if ((columns < 0) | (columns >= shape[1])).any():
+        raise DatumError(f"has a column outside 0 to {shape[1] - 1}", *place, "col_indices")
+    dense = np.zeros(shape, values.dtype)
+    dense[np.repeat(np.arange(shape[0]), counts), columns] = values
+    return torch.from_numpy(dense)
+
+
+def _numbers(content: bytes, dtype: np.dtype[Any], *place: str | int) -> np.ndarray[Any, Any]:
+    if len(content) % dtype.itemsize:
+        raise DatumError(f"has {len(content)} bytes, which isn't a multiple of {dtype.itemsize}", *place)
+    return np.frombuffer(content, dtype)
+
+
+def _widened(values: np.ndarray[Any, Any], dtype: int) -> np.ndarray[Any, Any]:
+    """Return writable numbers: bfloat16 as float32, int32 as int64."""
+    if dtype == messages.BFLOAT16:  # the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.int64) if dtype == messages.INT32 else values.copy()
+
+
+def forward_backward_output(logprobs: Sequence[Tensor], metrics: Mapping[str, float]) -> bytes:
+    """Return the protobuf answer.
+
+    Args:
+        logprobs: of each datum in order, float32 [N] or [N, K]. Neighbours of equal K share a record.
+        metrics: each name ends in ":" and how it is merged over calls, like "loss:sum".
+    """
+    output = messages.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
+    output.metrics.update(metrics)
+    start = 0
+    for stop in range(1, len(logprobs) + 1):
+        if stop == len(logprobs) or logprobs[stop].shape[1:] != logprobs[start].shape[1:]:
+            _add_record(output, logprobs[start:stop])
+            start = stop
+    content: bytes = output.SerializeToString()
+    return content
+
+
+def _add_record(output: Any, logprobs: Sequence[Tensor]) -> None:
+    record = output.loss_fn_outputs.add(num_datums=len(logprobs))
+    column = record.fields["logprobs"]
+    arrays = [own.detach().float().cpu().numpy() for own in logprobs]
+    column.data = b"".join(array.tobytes() for array in arrays)
+    column.offsets = np.cumsum([0, *(array.nbytes for array in arrays)], dtype="<i8").tobytes()
+    column.dtype = messages.FLOAT32
+    column.trailing_shape.extend(arrays[0].shape[1:])
