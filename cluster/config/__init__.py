@@ -18,6 +18,7 @@ from tandem.cluster.config.service import (
     TrajectoriesConfig,
 )
 from tandem.cluster.config.tandem_config import TandemConfig
+from tandem.cluster.config.tinker import TinkerConfig
 from tandem.cluster.config.values import Device
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "RatesConfig",
     "RetentionConfig",
     "TandemConfig",
+    "TinkerConfig",
     "TracingConfig",
     "TrajectoriesConfig",
     "WebhookConfig",

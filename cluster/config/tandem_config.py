@@ -28,6 +28,7 @@ from tandem.cluster.config.service import (
     RetentionConfig,
     TrajectoriesConfig,
 )
+from tandem.cluster.config.tinker import TinkerConfig
 from tandem.cluster.sqlite_urls import sqlite_url
 from tandem.rl.yaml_files import load_mapping
 
@@ -71,6 +72,7 @@ class TandemConfig(BaseSettings):
     retention: RetentionConfig = RetentionConfig()
     prices: PricesConfig = PricesConfig()
     trajectories: TrajectoriesConfig = TrajectoriesConfig()
+    tinker: TinkerConfig = TinkerConfig()
     projects: dict[str, ProjectConfig] = Field({}, description="Projects by name; all others have the defaults.")
     resource_specs: tuple[ResourceSpecConfig, ...] = ()
     logging: LoggingConfig = LoggingConfig()

@@ -12,12 +12,12 @@ import zstandard
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
+from tandem.cluster.calls.wire import messages
 from tandem.rl.datums.datum import TARGETS, Call, Datum, DatumError
-from tandem.serve.tinker.wire import messages
 
 MAX_DENSE_CELLS = 1 << 26
 """Of a sparse tensor once it is dense: a few bytes on the wire could ask for any size."""
-_NUMPY = {
+_NUMPY: dict[int, np.dtype[Any]] = {
     messages.FLOAT32: np.dtype("<f4"),
     messages.INT64: np.dtype("<i8"),
     messages.INT32: np.dtype("<i4"),
