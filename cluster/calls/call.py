@@ -126,6 +126,12 @@ class CallStore(Protocol):
         None if there is none. The run whose call has waited longest is first.
         """
 
+    def ready_runs(self, base_model: str) -> Sequence[str]:
+        """Return the ids of all runs that have a call which can be executed next, claimed or not, in one cheap query.
+
+        The coordinator asks after each change of the store.
+        """
+
     def renew(self, run: ClaimedRun, lease_s: float) -> None:
         """Extend the lease."""
 
@@ -158,7 +164,7 @@ class CallStore(Protocol):
         gradient, and let `applied_seq` be its number. Ignored like a repeated answer."""
 
     def set_anchor(self, run: ClaimedRun, anchor: Anchor) -> Sequence[str]:
-        """Record a later anchor. Return the keys of bodies that aren't needed any more."""
+        """Record a later anchor, unless the run has an even later one. Return the keys of bodies that aren't needed any more."""
 
     def report_waiting(self, run: ClaimedRun, reason: str | None) -> None:
         """Show clients that wait for a result what the run waits for; None for nothing."""
