@@ -81,8 +81,8 @@ def _file() -> descriptor_pb2.FileDescriptorProto:
             enum.value.add(name=value, number=number)
     for name, columns in _MESSAGES.items():
         message = file.message_type.add(name=name)
-        for field, (number, kind) in columns.items():
-            _add_field(message, field, number, kind)
+        for column, (number, kind) in columns.items():
+            _add_field(message, column, number, kind)
         for field in message.field:  # proto3's optional is a group of its own, after all others
             if field.proto3_optional:
                 field.oneof_index = len(message.oneof_decl)
