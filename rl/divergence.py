@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -57,7 +58,16 @@ class StepNumbers:
 _DELETE = "Delete it, so that training continues from the version before."
 
 
-def check_state(policy: Policy, tensors: Iterable[Tensor], last: StepNumbers | None) -> list[float]:
+class TakenStep(Protocol):
+    """The numbers of the last step, which tell why a state isn't finite."""
+
+    @property
+    def step(self) -> int: ...
+
+    def advice(self) -> str: ...
+
+
+def check_state(policy: Policy, tensors: Iterable[Tensor], last: TakenStep | None) -> list[float]:
     """Raise StepError unless the policy's weights, other `tensors` and its logprobs of the probe are finite.
 
     Return these logprobs. `last` is the last gradient step; None for a version as it was loaded.

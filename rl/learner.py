@@ -9,7 +9,6 @@ Base weights may be bfloat16; adapter weights, their gradients and AdamW's momen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tandem.rl.adapter_optimizer import AdapterOptimizer
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, Dpo, LossConfig, Objective
+from tandem.rl.datums.rows import DatumRow
+from tandem.rl.datums.training import AdamNumbers, DatumOutputs, DatumTraining
 from tandem.rl.divergence import StepNumbers, check_state
-from tandem.rl.errors import OutOfMemoryError, PolicyError, StepError
+from tandem.rl.errors import OutOfMemoryError, StepError
 from tandem.rl.losses import (
     LossInputs,
     fresh_differences,
@@ -35,9 +37,9 @@ from tandem.rl.losses import (
 )
 from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence, one_segment
-from tandem.rl.policy import Policy, check_tensors
+from tandem.rl.policy import Policy
 from tandem.rl.progress import UPDATE, Progress
-from tandem.rl.settings import LoraSettings, OptimizerSettings, UpdateRule
+from tandem.rl.settings import AdamStep, LoraSettings, OptimizerSettings, UpdateRule
 from tandem.rl.step_metrics import StepSum, sequence_sums, step_metrics
 from tandem.rl.step_size import StepSize
 from tandem.rl.traces.recording import StepRecorder
@@ -45,15 +47,16 @@ from tandem.rl.traces.recording import StepRecorder
 __all__ = ["Learner", "StepError"]
 
 T = TypeVar("T")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class SuspendedTraining:
-    """A training between two of its gradient steps, on the policy's device."""
+    """A training between two of its gradient steps or calls, on the policy's device."""
 
     state: LearnerState
-    last_step: StepNumbers | None
+    last_step: StepNumbers | AdamNumbers | None
+    gradient: Tensor | None = None
+    """What calls have accumulated; None if there is nothing."""
 
 
 class Learner:
@@ -63,6 +66,8 @@ class Learner:
         for share in my_shares_of_the_steps:
             metrics = learner.step(share, loss, learning_rate)
         state = learner.state()
+
+    Training loops of others use `accumulate` and `apply_adam` instead (`rl.datums.training`).
 
     Between two steps, `suspend` and `resume` let another training take the learner. Neither changes the other's result.
 
@@ -78,29 +83,18 @@ class Learner:
     def __init__(self, policy: Policy, optimizer: OptimizerSettings | None = None) -> None:
         self.policy = policy
         self._settings = optimizer or OptimizerSettings()
-        self._take_parameters()
+        self._optimizer = AdapterOptimizer(policy, self._settings)
         self._sums = StepSum.zeros(policy.device)
         self._sampled_diff_max = torch.zeros((), dtype=torch.float64, device=policy.device)
         self._router_margins = policy.router_margins
-        self._last_step: StepNumbers | None = None  # since `begin`
+        self._last_step: StepNumbers | AdamNumbers | None = None  # since `begin`
         self._shortage: OutOfMemoryError | None = None  # of memory, in the current step
         self._pair_metrics: dict[str, float] = {}  # of the current step
         self._recorder = StepRecorder()
         self.progress = Progress()
+        self._datums = DatumTraining(policy, self._optimizer, self.progress)
         self.trace = self._recorder.take()
         """This learner's share of the traced tokens of the last step that succeeded."""
-
-    def _take_parameters(self) -> None:
-        """Train the parameters that the policy has now, with a new optimizer."""
-        parameters = list(self.policy.parameters.values())
-        self._optimizer = torch.optim.AdamW(
-            parameters,
-            lr=0.0,
-            betas=self._settings.betas,
-            eps=self._settings.eps,
-            weight_decay=self._settings.weight_decay,
-        )
-        self._gradient = _flat_gradient(parameters)
 
     def load_state(self, state: LearnerState) -> None:
         """Load a policy version: its adapter and optimizer state. Accumulated gradients are discarded.
@@ -108,28 +102,8 @@ class Learner:
         Changes over to the state's LoRA settings if they are others. Raises PolicyError, and changes nothing, if the
         state doesn't fit the base model and LoRA settings.
         """
-        parameters = self.policy.parameters
-        restore = self.policy.use_lora(state.lora or self.policy.lora)
-        try:
-            check_tensors("adapter", self._shapes(), state.adapter)
-            if state.optimizer:
-                check_tensors("optimizer state", self._optimizer_shapes(), state.optimizer)
-        except PolicyError:
-            restore()
-            raise
-        if self.policy.parameters is not parameters:
-            self._take_parameters()
-            if self.policy.compiles:
-                self.progress.restart()  # kernels for other ranks
-        self.policy.load_adapter_state(state.adapter)
-        self._optimizer.state.clear()
-        for name, parameter in self.policy.parameters.items() if state.optimizer else ():
-            moments = {key: state.optimizer[f"{name}.{key}"] for key in _MOMENTS}
-            # AdamW counts steps on the CPU, wherever the parameter is.
-            self._optimizer.state[parameter] = {
-                key: tensor.to("cpu" if key == "step" else parameter.device, copy=True)
-                for key, tensor in moments.items()
-            }
+        if self._optimizer.load(state) and self.policy.compiles:
+            self.progress.restart()  # kernels for other ranks
         self.begin()
 
     def begin(self) -> None:
@@ -156,51 +130,50 @@ class Learner:
 
         Return its logprobs of the probe.
         """
-        moments = (tensor for state in self._optimizer.state.values() for tensor in state.values())
-        return check_state(self.policy, moments, self._last_step)
+        return check_state(self.policy, self._optimizer.moments(), self._last_step)
 
     def state(self, device: torch.device | str = "cpu") -> LearnerState:
         """Return a copy of the current version on `device`."""
-        return self._copied(lambda tensor: tensor.to(device, copy=True))
+        return self._optimizer.state(device)
 
     def state_in_background(self) -> Callable[[], LearnerState]:
-        """Begin to copy the current version to the main memory. Return a function that waits for the copy.
-
-        On CUDA the copies follow the last step on its own stream, so nothing can overwrite the weights before, and this
-        process doesn't wait for them. A stream beside it would gain nothing: the next work loads other weights.
-        """
-        is_cuda = self.policy.device.type == "cuda"
-        state = self._copied(_to_pinned_memory) if is_cuda else self.state()
-        copied = torch.cuda.current_stream(self.policy.device).record_event() if is_cuda else None
-
-        def wait() -> LearnerState:
-            if copied is not None:
-                copied.synchronize()
-            return state
-
-        return wait
-
-    def _copied(self, copy: Callable[[Tensor], Tensor]) -> LearnerState:
-        return LearnerState(
-            adapter={name: copy(parameter.detach()) for name, parameter in self.policy.parameters.items()},
-            optimizer={
-                # AdamW counts steps on the CPU, wherever the parameter is.
-                f"{name}.{key}": (torch.clone if key == "step" else copy)(self._optimizer.state[parameter][key])
-                for name, parameter in self.policy.parameters.items()
-                if parameter in self._optimizer.state
-                for key in _MOMENTS
-            },
-            lora=self.policy.lora,
-        )
+        """Begin to copy the current version to the main memory. Return a function that waits for the copy."""
+        return self._optimizer.state_in_background()
 
     def suspend(self) -> SuspendedTraining:
-        """Return a copy of the training, to be resumed after another one. Call it between two steps."""
-        return SuspendedTraining(self.state(self.policy.device), self._last_step)
+        """Return a copy of the training, to be resumed after another one. Call it between two steps or calls."""
+        return SuspendedTraining(self.state(self.policy.device), self._last_step, self._datums.kept())
 
     def resume(self, training: SuspendedTraining) -> None:
         """Continue a training where it was suspended."""
         self.load_state(training.state)
         self._last_step = training.last_step
+        self._datums.put_back(training.gradient)
+
+    def accumulate(
+        self,
+        rows: Sequence[DatumRow],
+        loss: str,
+        options: Mapping[str, float],
+        forward_only: bool = False,
+        chunk_size: int = DEFAULT_LOGPROB_CHUNK_SIZE,
+    ) -> DatumOutputs:
+        """Add the gradient of datums, this learner's share of a call, as `DatumTraining.accumulate` does."""
+        return self._datums.accumulate(rows, loss, options, forward_only, chunk_size)
+
+    def apply_adam(self, step: AdamStep) -> dict[str, float]:
+        """Take an AdamW step with what all learners have accumulated, as `DatumTraining.apply` does."""
+        metrics, self._last_step = self._datums.apply(step)
+        return metrics
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether datums have been accumulated since the last step; the same on every learner."""
+        return self._datums.has_gradient
+
+    def discard_gradient(self) -> None:
+        """Forget what datums have accumulated."""
+        self._datums.discard()
 
     def step(
         self,
@@ -292,12 +265,12 @@ class Learner:
             self._discard()
             raise shortage
         if dist.is_initialized():
-            dist.all_reduce(self._gradient)
+            dist.all_reduce(self._optimizer.gradient)
             dist.all_reduce(self._sampled_diff_max, op=dist.ReduceOp.MAX)
             if self._router_margins.num_routers:
                 dist.all_reduce(self._router_margins.counts)
-        self._gradient /= sums[StepSum.TOKENS] + 1e-6
-        grad_norm = _norm(self._gradient)
+        self._optimizer.gradient /= sums[StepSum.TOKENS] + 1e-6
+        grad_norm = self._optimizer.gradient_norm()
         tokens, unknown = sums[StepSum.TOKENS], sums[StepSum.UNKNOWN]
         loss = mean_over_tokens(sums[StepSum.LOSS], tokens)
         step = self._last_step.step + 1 if self._last_step else 1
@@ -309,10 +282,8 @@ class Learner:
             raise
         if tokens > 0:
             rule: UpdateRule | OptimizerSettings = update or self._settings
-            self._gradient *= min(1.0, rule.max_grad_norm / (grad_norm + 1e-6))
-            for group in self._optimizer.param_groups:
-                group["lr"], group["weight_decay"] = learning_rate, rule.weight_decay
-            self._optimizer.step()
+            self._optimizer.gradient *= min(1.0, rule.max_grad_norm / (grad_norm + 1e-6))
+            self._optimizer.step(learning_rate, rule.weight_decay)
             self._last_step = numbers
         metrics = step_metrics(sums, grad_norm, learning_rate) | self._pair_metrics
         if (sampled := sums[StepSum.SAMPLED_TOKENS]) > 0:
@@ -452,25 +423,13 @@ class Learner:
             self._sampled_diff_max.copy_(torch.maximum(self._sampled_diff_max, differences.max()))
 
     def _discard(self) -> None:
-        self.progress.enter("")
+        self._datums.discard()
         self._shortage = None
         self._pair_metrics = {}
         self._recorder.clear()
-        self._gradient.zero_()
         self._sums.zero_()
         self._sampled_diff_max.zero_()
         self._router_margins.counts.zero_()
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: parameter.shape for name, parameter in self.policy.parameters.items()}
-
-    def _optimizer_shapes(self) -> dict[str, torch.Size]:
-        scalar = torch.Size([])
-        return {
-            f"{name}.{key}": scalar if key == "step" else shape
-            for name, shape in self._shapes().items()
-            for key in _MOMENTS
-        }
 
 
 def _shortage_of_another() -> OutOfMemoryError:
@@ -486,22 +445,3 @@ def _kl_needs_policy(packed: PackedSequence, loss: LossConfig) -> bool:
 
 def _inputs_without_policy(packed: PackedSequence) -> LossInputs:
     return LossInputs.from_packed(packed, torch.full_like(packed.sampling_logprobs, float("nan")))
-
-
-def _flat_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
-    """Return one zero vector with every parameter's .grad as a view, so that one all-reduce sums all gradients."""
-    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter)
-    return flat
-
-
-def _norm(gradient: Tensor) -> float:
-    """Return the L2 norm, also where the squares of a finite gradient overflow float32."""
-    norm = float(torch.linalg.vector_norm(gradient))
-    return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-
-
-def _to_pinned_memory(tensor: Tensor) -> Tensor:
-    """Return where a copy of a tensor on a GPU arrives, in memory that the GPU can write by itself."""
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -4,6 +4,9 @@ The whole logits of a packed sequence would be T x V numbers (32k tokens x 150k 
 over with softmax and gradient. Here only `chunk_size` rows exist at a time. The forward pass keeps of each token its
 logprob's derivative with respect to the hidden state, [H], so the backward pass multiplies by no logits again.
 
+`target_logprobs` is for several tokens after one hidden state, whose derivative depends on the loss: there the backward
+pass makes the logits of these hidden states again.
+
 Some families add a bias to the logits, scale them or cap them softly. `LogitRule` says how.
 
 Shapes: T tokens, H hidden, V vocabulary.
@@ -12,6 +15,7 @@ Shapes: T tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -114,6 +118,98 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (derivative,) = ctx.saved_tensors
         return (grad_logprobs[:, None] * derivative).to(ctx.dtype), None, None, None, None, None
+
+
+def target_logprobs(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    counted: Tensor,
+    chunk_size: int,
+    rule: LogitRule = PLAIN,
+) -> Tensor:
+    """Return the logprobs [M] of tokens `targets` [M] after the hidden states `rows` [M], indices into `hidden` [T, H].
+
+    Equal pairs of hidden state and token are computed once. The result carries the gradient only of those that are
+    `counted` [M], bool; for hidden states without any, nothing is kept for a backward pass.
+    """
+    vocabulary = lm_head_weight.shape[0]
+    keys, place = torch.unique(rows * vocabulary + targets, return_inverse=True)
+    pairs = _Pairs(keys // vocabulary, keys % vocabulary)
+    own = torch.bincount(pairs.rows, minlength=len(hidden))
+    is_counted = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+    is_counted[rows[counted]] = True
+    values = torch.zeros(len(keys), dtype=_FloatHead(lm_head_weight).dtype, device=hidden.device)
+    for of_kind, source in ((~is_counted & (own > 0), hidden.detach()), (is_counted & (own > 1), hidden)):
+        if of_kind.any():
+            index, part = pairs.at(of_kind)
+            found: Tensor = _SeveralLogprobs.apply(  # type: ignore[no-untyped-call]
+                source[of_kind], lm_head_weight, part, chunk_size, rule
+            )
+            values = values.index_copy(0, index, found)
+    if (single := is_counted & (own == 1)).any():
+        index, part = pairs.at(single)
+        found, _ = token_logprobs(hidden[single], lm_head_weight, part.targets, chunk_size, False, rule)
+        values = values.index_copy(0, index, found)
+    return values[place]  # on CUDA, the gradient of equal indices is summed in a fixed order
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Hidden states and tokens, sorted by hidden state and different from each other."""
+
+    rows: Tensor
+    targets: Tensor
+
+    def at(self, of_kind: Tensor) -> tuple[Tensor, _Pairs]:
+        """Return the indices of the pairs whose hidden state is True in `of_kind` [T], and these pairs, with indices
+        into those hidden states alone."""
+        index = of_kind[self.rows].nonzero().squeeze(1)
+        return index, _Pairs((of_kind.cumsum(0) - 1)[self.rows[index]], self.targets[index])
+
+    def chunks(self, num_rows: int, chunk_size: int) -> list[tuple[slice, slice, Tensor, Tensor]]:
+        """Return for each chunk of hidden states: itself, its pairs, and their hidden state in the chunk and token."""
+        chunks = _chunks(num_rows, chunk_size)
+        bounds = torch.tensor([0, *(chunk.stop for chunk in chunks)], device=self.rows.device)
+        starts = torch.searchsorted(self.rows, bounds).tolist()
+        pairs = [slice(start, stop) for start, stop in pairwise(starts)]
+        return [
+            (chunk, own, self.rows[own] - chunk.start, self.targets[own])
+            for chunk, own in zip(chunks, pairs, strict=True)
+        ]
+
+
+class _SeveralLogprobs(torch.autograd.Function):
+    """With the gradient g_k of the logprob of target y_k: d / dx = (sum_k g_k (onehot(y_k) - softmax(z))) dz/dx."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, pairs: _Pairs, chunk_size: int, rule: LogitRule) -> Tensor:
+        head = _FloatHead(weight)
+        logprobs = torch.empty(len(pairs.rows), dtype=head.dtype, device=hidden.device)
+        for chunk, own, rows, targets in pairs.chunks(len(hidden), chunk_size):
+            logits = rule.apply(head.logits(hidden[chunk]))
+            logprobs[own] = logits[rows, targets] - torch.logsumexp(logits, dim=-1)[rows]
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(hidden, weight)
+            ctx.pairs, ctx.chunk_size, ctx.rule = pairs, chunk_size, rule
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor) -> tuple[Tensor, None, None, None, None]:
+        hidden, weight = ctx.saved_tensors
+        head, rule = _FloatHead(weight), ctx.rule
+        gradient = torch.empty(hidden.shape, dtype=head.dtype, device=hidden.device)
+        for chunk, own, rows, targets in ctx.pairs.chunks(len(hidden), ctx.chunk_size):
+            logits = rule.apply(head.logits(hidden[chunk]))
+            slope = rule.slope(logits)
+            total = logits.new_zeros(len(logits)).index_put_((rows,), grad_logprobs[own], accumulate=True)
+            slopes = torch.softmax(logits, dim=-1).mul_(-total[:, None])
+            slopes[rows, targets] += grad_logprobs[own]
+            if slope is not None:
+                slopes.mul_(slope)
+            gradient[chunk] = head.embedding(slopes).mul_(rule.scale)
+        return gradient.to(hidden.dtype), None, None, None, None
 
 
 class _FloatHead:

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from tandem.rl.errors import PolicyError
-from tandem.rl.logprobs import PLAIN, LogitRule, token_logprobs
+from tandem.rl.logprobs import PLAIN, LogitRule, target_logprobs, token_logprobs
 from tandem.rl.losses import shift_left
 from tandem.rl.models.attention.masks import Attention, forward_inputs
 from tandem.rl.models.attention.windows import attention_windows
@@ -194,9 +194,7 @@ class Policy:
         """
         packed = packed.to(self.device)
         predicts = _predicted_positions(packed, trained_only)
-        inputs = forward_inputs(packed, self._attention, self._head.dtype, self._windows, self.shares_prefixes)
-        prune = self.prunes_last_layer and packed.num_tokens - predicts.numel() >= LEAST_PRUNED
-        hidden = hidden_at(self._decoder, inputs, predicts, prune)
+        hidden = self._hidden_at(packed, predicts)
         targets = shift_left(packed.token_ids, 0)
         values, entropy = token_logprobs(hidden, self._head, targets[predicts], chunk_size, with_entropy, self._rule)
 
@@ -204,6 +202,25 @@ class Policy:
             return known.new_full((packed.num_tokens,), float("nan")).index_copy(0, predicts, known)
 
         return spread(values), spread(entropy) if with_entropy else entropy
+
+    def target_logprobs(
+        self, packed: PackedSequence, places: Tensor, targets: Tensor, counted: Tensor, chunk_size: int = 1024
+    ) -> Tensor:
+        """Return float32 logprobs [M] of any tokens `targets` [M] after the tokens `places` [M] of a row.
+
+        A place may occur several times, and its target needn't be in the row. The logprobs carry the gradient where
+        they are `counted` [M], bool, except under torch.no_grad().
+        """
+        wanted, rows = places.to(self.device).unique(return_inverse=True)
+        hidden = self._hidden_at(packed.to(self.device), wanted)
+        targets, counted = targets.to(self.device), counted.to(self.device)
+        return target_logprobs(hidden, self._head, rows, targets, counted, chunk_size, self._rule)
+
+    def _hidden_at(self, packed: PackedSequence, wanted: Tensor) -> Tensor:
+        """Return the decoder's outputs [N, H] at the indices `wanted` [N], sorted, of a row."""
+        inputs = forward_inputs(packed, self._attention, self._head.dtype, self._windows, self.shares_prefixes)
+        prune = self.prunes_last_layer and packed.num_tokens - wanted.numel() >= LEAST_PRUNED
+        return hidden_at(self._decoder, inputs, wanted, prune)
 
     @torch.no_grad()
     def probe(self) -> list[float]:

@@ -92,3 +92,18 @@ class OptimizerSettings(Settings):
         le=1e12,
         description="Gradients are clipped to this global L2 norm. At most 1e12, whose square float32 holds.",
     )
+
+
+class AdamStep(Settings):
+    """One optimizer step of a training loop that isn't ours: every number of AdamW, which may differ in each step."""
+
+    learning_rate: float = Field(1e-4, ge=0, le=1e3)
+    beta1: Beta = Field(0.9, description="Decay rate of the gradient's mean.")
+    beta2: Beta = Field(0.95, description="Decay rate of the gradient's square.")
+    eps: float = Field(1e-12, ge=1e-30, le=1, description="Added to the root of the squares; float32 has no less.")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1e3, description="The step multiplies the weights by 1 - learning_rate * weight_decay."
+    )
+    grad_clip_norm: float = Field(
+        0.0, ge=0, le=1e30, description="The summed gradient is clipped to this global L2 norm; 0: it isn't clipped."
+    )

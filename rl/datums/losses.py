@@ -11,7 +11,7 @@ Nothing is averaged, normalised or clamped beyond the formula, so that a loss of
 the client divides by the count that it wants. A position whose weight or advantage is 0 adds nothing to loss and
 gradient, whatever its other numbers are.
 
-Shapes: N positions of any number of datums, K targets of a position.
+Shapes: N positions of any number of datums. A position with K targets counts as K positions of one target each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 DEFAULT_CLIP = (0.8, 1.2)
 DEFAULT_CISPO_CAP = (0.0, 4.0)
+_THRESHOLDS = ("clip_low_threshold", "clip_high_threshold")
 _POLICY_GRADIENT = ("target_tokens", "logprobs", "advantages")
 
 
@@ -33,16 +34,18 @@ class Columns:
     """Inputs of a loss, of all positions one after the other."""
 
     values: Mapping[str, Tensor]
-    """float32 [N], or [N, K] for the weights of K targets, by the names of `loss_fn_inputs`."""
+    """float32 [N], by the names of `loss_fn_inputs`. NaN in an optional one of a datum that leaves it out."""
     datum_ids: Tensor
-    """int64 [N]. The datum that a position belongs to; from 0."""
+    """int64 [N]. The datum that a position belongs to; from 0, in ascending order."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
 
-    def threshold(self, name: str, options: Mapping[str, float], default: float) -> Tensor | float:
-        """Return a clip threshold: the datums' own one per position, else that of the call."""
-        return self.values[name] if name in self.values else options.get(name, default)
+    def optional(self, name: str, default: float) -> Tensor | float:
+        """Return values that datums may leave out."""
+        if name not in self.values:
+            return default
+        return torch.where(self.values[name].isnan(), default, self.values[name])
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class LossSum:
 
 class Loss(Protocol):
     def __call__(self, policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) -> LossSum:
-        """Return the loss of positions. `policy_logprobs`: float32 [N] or [N, K], with the gradient."""
+        """Return the loss of positions. `policy_logprobs`: float32 [N], with the gradient."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class LossKind:
     """A loss with the names that it reads."""
 
     compute: Loss
+    mask: str
+    """Of its inputs, the one that is 0 where a position adds nothing."""
     required: tuple[str, ...]
     """Of `loss_fn_inputs`."""
     optional: tuple[str, ...] = ()
@@ -74,11 +79,20 @@ class LossKind:
     takes_many_targets: bool = False
     """Whether `target_tokens` may be [N, K]."""
 
+    def counted(self, inputs: Columns) -> Tensor:
+        """Return bool [N]: True where a position may add something to loss and gradient."""
+        if self.mask in inputs.values:
+            return inputs[self.mask] != 0
+        return torch.ones_like(inputs.datum_ids, dtype=torch.bool)
+
 
 def cross_entropy(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) -> LossSum:
-    """Return -sum w l, over K targets of each position where there are several (distillation of the top K)."""
-    weights = inputs["weights"] if "weights" in inputs.values else torch.ones_like(policy_logprobs)
-    return LossSum(-_masked_product(weights, policy_logprobs).sum(), {"weight": weights.sum()})
+    """Return -sum w l, over K targets of each position where there are several (distillation of the top K).
+
+    A datum without weights has a weight of 1 at all its positions.
+    """
+    weights = torch.as_tensor(inputs.optional("weights", 1.0)).expand_as(policy_logprobs)
+    return LossSum(-_masked_product(weights, policy_logprobs).sum(), {"weight": weights.sum(dtype=torch.float64)})
 
 
 def importance_sampling(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) -> LossSum:
@@ -121,10 +135,10 @@ def gspo(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float])
     counted = _Counted(policy_logprobs, inputs)
     in_mask = inputs["sequence_ratio_mask"] != 0
     log_ratio = torch.where(in_mask, policy_logprobs.detach() - inputs["logprobs"], 0.0)
-    num_datums = int(inputs.datum_ids.max()) + 1 if inputs.datum_ids.numel() else 0
-    zeros = log_ratio.new_zeros(num_datums)
-    sums = zeros.index_add(0, inputs.datum_ids, log_ratio)
-    counts = zeros.index_add(0, inputs.datum_ids, in_mask.to(zeros.dtype))
+    lengths = torch.bincount(inputs.datum_ids)
+    # On CUDA, unlike index_add, this sums in a fixed order.
+    sums = torch.segment_reduce(log_ratio, "sum", lengths=lengths)
+    counts = torch.segment_reduce(in_mask.to(log_ratio.dtype), "sum", lengths=lengths)
     mean = (sums / counts.clamp(min=1))[inputs.datum_ids][counted.mask]
     ratio = torch.exp(mean + counted.logprobs - counted.logprobs.detach())
     low, high = counted.thresholds(options, DEFAULT_CLIP)
@@ -145,8 +159,10 @@ class _Counted:
     def thresholds(
         self, options: Mapping[str, float], default: tuple[float, float]
     ) -> tuple[Tensor | float, Tensor | float]:
-        names = ("clip_low_threshold", "clip_high_threshold")
-        low, high = (self._inputs.threshold(*pair) for pair in zip(names, (options, options), default, strict=True))
+        """Return the lower and the upper clip threshold: the datum's own per position, else those of the call."""
+        low, high = (
+            self._inputs.optional(name, options.get(name, own)) for name, own in zip(_THRESHOLDS, default, strict=True)
+        )
         return self._of_counted(low), self._of_counted(high)
 
     def _of_counted(self, threshold: Tensor | float) -> Tensor | float:
@@ -179,12 +195,11 @@ def _clipped(ratio: Tensor, low: Tensor | float, high: Tensor | float, advantage
     return -torch.minimum(ratio * advantages, _clip(ratio, low, high) * advantages).sum()
 
 
-_THRESHOLDS = ("clip_low_threshold", "clip_high_threshold")
 LOSSES: Mapping[str, LossKind] = {
-    "cross_entropy": LossKind(cross_entropy, ("target_tokens",), ("weights",), takes_many_targets=True),
-    "importance_sampling": LossKind(importance_sampling, _POLICY_GRADIENT),
-    "ppo": LossKind(ppo, _POLICY_GRADIENT, _THRESHOLDS, _THRESHOLDS),
-    "cispo": LossKind(cispo, _POLICY_GRADIENT, _THRESHOLDS, _THRESHOLDS),
-    "dro": LossKind(dro, _POLICY_GRADIENT, options=("beta",), required_options=("beta",)),
-    "gspo": LossKind(gspo, (*_POLICY_GRADIENT, "sequence_ratio_mask"), _THRESHOLDS, _THRESHOLDS),
+    "cross_entropy": LossKind(cross_entropy, "weights", ("target_tokens",), ("weights",), takes_many_targets=True),
+    "importance_sampling": LossKind(importance_sampling, "advantages", _POLICY_GRADIENT),
+    "ppo": LossKind(ppo, "advantages", _POLICY_GRADIENT, _THRESHOLDS, _THRESHOLDS),
+    "cispo": LossKind(cispo, "advantages", _POLICY_GRADIENT, _THRESHOLDS, _THRESHOLDS),
+    "dro": LossKind(dro, "advantages", _POLICY_GRADIENT, options=("beta",), required_options=("beta",)),
+    "gspo": LossKind(gspo, "advantages", (*_POLICY_GRADIENT, "sequence_ratio_mask"), _THRESHOLDS, _THRESHOLDS),
 }
