@@ -164,7 +164,10 @@ class CallStore(Protocol):
         gradient, and let `applied_seq` be its number. Ignored like a repeated answer."""
 
     def set_anchor(self, run: ClaimedRun, anchor: Anchor) -> Sequence[str]:
-        """Record a later anchor, unless the run has an even later one. Return the keys of bodies that aren't needed any more."""
+        """Record a later anchor, unless the run has an even later one.
+
+        Return the keys of bodies that aren't needed any more.
+        """
 
     def report_waiting(self, run: ClaimedRun, reason: str | None) -> None:
         """Show clients that wait for a result what the run waits for; None for nothing."""
