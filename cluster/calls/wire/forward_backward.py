@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,12 @@ from torch import Tensor
 from tandem.cluster.calls.wire import messages
 from tandem.rl.datums.datum import TARGETS, Call, Datum, DatumError
 
-MAX_DENSE_CELLS = 1 << 26
-"""Of a sparse tensor once it is dense: a few bytes on the wire could ask for any size."""
+MAX_CELLS = 1 << 26
+"""Of all tensors of a call once they are dense: a few bytes of sparse ones could ask for any size."""
+MAX_NAME = 100
+"""Characters of a name, which errors repeat."""
+SLICE_BYTES = 2048
+"""Of a zstd frame, decompressed at once: zeros make 64 MiB of them."""
 _NUMPY: dict[int, np.dtype[Any]] = {
     messages.FLOAT32: np.dtype("<f4"),
     messages.INT64: np.dtype("<i8"),
@@ -36,14 +41,21 @@ class ForwardBackward:
 
 def decompressed(body: bytes, max_bytes: int) -> bytes:
     """Return the content of a zstd frame. Raises DatumError if it is broken, or longer than `max_bytes`."""
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body) as reader:
-            content = reader.read(max_bytes + 1)
-    except zstandard.ZstdError as error:
-        raise DatumError(f"isn't a zstd frame ({error}); send the body without Content-Encoding", "body") from error
-    if len(content) > max_bytes:
-        raise DatumError(f"has more than {max_bytes} bytes once it is decompressed; send fewer datums", "body")
-    return bytes(content)
+    frame, parts, size = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(), list[bytes](), 0
+    end = 0
+    while end < len(body) and not frame.eof:
+        try:
+            parts.append(frame.decompress(body[end : end + SLICE_BYTES]))
+        except zstandard.ZstdError as error:
+            raise DatumError(f"isn't a zstd frame ({error}); send the body without Content-Encoding", "body") from error
+        end, size = end + SLICE_BYTES, size + len(parts[-1])
+        if size > max_bytes:
+            raise DatumError(f"has more than {max_bytes} bytes once it is decompressed; send fewer datums", "body")
+    if not frame.eof:
+        raise DatumError("is a zstd frame without its end; send all of it", "body")
+    if frame.unused_data or end < len(body):
+        raise DatumError("has bytes after its zstd frame; send one frame", "body")
+    return b"".join(parts)
 
 
 def read_forward_backward(body: bytes) -> ForwardBackward:
@@ -54,7 +66,14 @@ def read_forward_backward(body: bytes) -> ForwardBackward:
         raise DatumError("isn't a ForwardBackwardRequest in protobuf; it may be truncated", "body") from error
     if request.seq_id < 1:
         raise DatumError(f"is {request.seq_id}; the first call of a model has 1", "seq_id")
-    datums = [_datum(message, index) for index, message in enumerate(request.data)]
+    _check_name(request.loss_fn, "loss_fn")
+    datums, cells = list[Datum](), 0
+    for index, message in enumerate(request.data):
+        datum = _datum(message, index)
+        datums.append(datum)
+        cells += datum.targets.numel() + sum(values.numel() for values in datum.values.values())
+        if cells > MAX_CELLS:
+            raise DatumError(f"has, with the datums before it, more than {MAX_CELLS} cells; send fewer", "data", index)
     call = Call(datums, request.loss_fn, _options(request))
     return ForwardBackward(request.model_id, request.seq_id, call, request.forward_only)
 
@@ -62,14 +81,24 @@ def read_forward_backward(body: bytes) -> ForwardBackward:
 def _options(request: Any) -> dict[str, float]:
     options = dict(request.loss_fn_config)
     for name, value in request.loss_fn_config_v2.items():
+        _check_name(name, "loss_fn_config")
         if value.WhichOneof("kind") != "number":
-            raise DatumError(f"is {value.text!r}; it must be a number", "loss_fn_config", name)
+            raise DatumError(f"is {value.text[:MAX_NAME]!r}; it must be a number", "loss_fn_config", name)
         options[name] = value.number
+    for name in options:
+        _check_name(name, "loss_fn_config")
     return options
+
+
+def _check_name(name: str, *place: str | int) -> None:
+    if len(name) > MAX_NAME:
+        raise DatumError(f"has a name of {len(name)} characters; no name has more than {MAX_NAME}", *place)
 
 
 def _datum(message: Any, index: int) -> Datum:
     place = ("data", index, "loss_fn_inputs")
+    for name in message.loss_fn_inputs:
+        _check_name(name, *place)
     inputs = {name: _tensor(tensor, *place, name) for name, tensor in message.loss_fn_inputs.items()}
     targets = inputs.pop(TARGETS, None)
     if targets is None:
@@ -95,12 +124,14 @@ def _tensor(message: Any, *place: str | int) -> Tensor:
     if dtype is None:
         raise DatumError(f"has dtype {message.dtype}; send float32 or int64", *place)
     shape = list(message.shape)
-    if any(size < 0 for size in shape):
-        raise DatumError(f"has shape {shape}", *place)
+    if len(shape) > 2:
+        raise DatumError(f"has {len(shape)} dimensions; it may have one or two", *place)
+    if not all(0 <= size <= MAX_CELLS for size in shape) or math.prod(shape) > MAX_CELLS:
+        raise DatumError(f"has shape {shape}; at most {MAX_CELLS} cells are possible", *place)
     if message.WhichOneof("kind") == "sparse_csr":
         return _dense(message, dtype, shape, *place)
     values = _widened(_numbers(message.dense, dtype, *place), message.dtype)
-    if values.size != int(np.prod(shape, dtype=np.float64) if shape else values.size):
+    if shape and values.size != math.prod(shape):
         raise DatumError(f"has {values.size} numbers, and its shape is {shape}", *place)
     return torch.from_numpy(values.reshape(shape) if shape else values)
 
@@ -113,8 +144,6 @@ def _dense(message: Any, dtype: np.dtype[Any], shape: list[int], *place: str | i
     columns = _numbers(csr.col_indices, np.dtype("<i8"), *place, "col_indices")
     if len(shape) != 2:
         raise DatumError(f"is sparse and has shape {shape}; it needs two dimensions", *place)
-    if shape[0] * shape[1] > MAX_DENSE_CELLS:
-        raise DatumError(f"has shape {shape}, more than {MAX_DENSE_CELLS} cells", *place)
     counts = np.diff(rows)
     is_whole = rows.size == shape[0] + 1 and rows[:1].tolist() == [0] and rows[-1] == columns.size == values.size
     if not is_whole or (counts < 0).any():
