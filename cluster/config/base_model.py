@@ -156,5 +156,6 @@ TINY = BaseModelConfig(
     name="tandem/tiny",
     path="builtin:tiny",
     max_model_len=1024,
+    lora_limits=LoraLimits(max_r=32),  # the default rank of clients of the Tinker API
     engine=EngineConfig(kv_cache_memory_bytes=64 << 20),
 )

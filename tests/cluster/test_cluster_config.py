@@ -118,8 +118,8 @@ def test_an_engine_with_other_weights_or_asleep_scores_nothing_for_the_learners(
 
 
 def test_the_limits_of_lora_settings_are_the_base_models_own_unless_they_are_wider():
-    base = TandemConfig().base_models[0]
-    assert base.largest_lora == base.lora
+    plain = BaseModelConfig(name="m", path="x")
+    assert plain.largest_lora == plain.lora
     settings = {"name": "m", "path": "x", "lora": {"r": 4, "target_modules": ["q_proj"]}}
     wider = BaseModelConfig.model_validate(settings | {"lora_limits": {"max_r": 16, "target_modules": ["v_proj"]}})
     assert (wider.largest_lora.r, wider.largest_lora.target_modules) == (16, ("q_proj", "v_proj"))

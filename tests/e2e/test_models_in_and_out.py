@@ -12,8 +12,8 @@ LORA = {"r": 4, "alpha": 12, "target_modules": ["q_proj", "o_proj", "down_proj"]
 def test_a_version_leaves_the_service_comes_back_and_is_trained_on(service, http, tmp_path):
     openai = service.openai()
     with Client(service.url, service.key) as client:
-        with pytest.raises(InvalidRequestError, match="above 8"):
-            client.register_model("too-wide", project="tests", base_model="tandem/tiny", lora={"r": 16})
+        with pytest.raises(InvalidRequestError, match="above 32"):
+            client.register_model("too-wide", project="tests", base_model="tandem/tiny", lora={"r": 64})
         source, target = (
             client.register_model(name, project="tests", base_model="tandem/tiny", lora=LORA, return_existing=False)
             for name in ("in-and-out", "imported")
