@@ -50,7 +50,7 @@ def _rank(model: Path, work: Workload, rank: int, count: int, meeting: Path, ste
     import torch
     import torch.distributed as dist
 
-    from tandem.cluster.learners.group import shard_by_tokens
+    from tandem.cluster.learners.shards import shard_by_tokens
     from tandem.rl.config import LossConfig
     from tandem.rl.learner import Learner
     from tandem.rl.models.freed_memory import keep_freed_memory

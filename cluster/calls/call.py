@@ -138,8 +138,8 @@ class CallStore(Protocol):
     def release(self, run: ClaimedRun) -> None:
         """Give the claim back. No error if it no longer holds."""
 
-    def answered_since_anchor(self, run: ClaimedRun) -> Sequence[RunCall]:
-        """Return the calls after the run's present anchor that have ended, up to its present `applied_seq`, in order.
+    def answered_since_anchor(self, run: ClaimedRun) -> tuple[Anchor, Sequence[RunCall]]:
+        """Return the run's present anchor, and the calls after it that have ended, up to `applied_seq`, in order.
 
         Failed ones are among them: a failed optim_step has discarded the accumulated gradient.
         """

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tandem.cluster.engine.versions.version_checks import VersionReport, report
 from tandem.cluster.errors import AdapterUnavailableError, StageError, VersionNotFiniteError
-from tandem.cluster.jobs.running_job import RunningJob
 from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 from tandem.cluster.processes.deadlines import in_thread
@@ -31,6 +30,16 @@ Answers = Sequence[VersionReport | BaseException | None]
 CheckVersion = Callable[[str, Any, float], Answers]
 """Takes the digest of a version, Ray's reference to its files (None once it is durable) and a timeout in seconds. Has
 every engine load the version, and returns the verdict or the error of each (`Engine.check_version`)."""
+
+
+class Work(Protocol):
+    """The job or call that makes versions."""
+
+    def check(self) -> None:
+        """Raise an exception if the work has to end."""
+
+    def record(self, event: str, data: Mapping[str, Any]) -> None:
+        """Show its user an event."""
 
 
 @dataclass
@@ -68,7 +77,7 @@ class EngineAgreement:
             )
             logger.error("%s", self.alarm)
 
-    def before_training(self, job: RunningJob) -> None:
+    def before_training(self, job: Work) -> None:
         """Record that the two disagree about the base model. Raise StageError if that is clear."""
         self.compare_base(job.check)
         if self._of_base is None or self.alarm is None:
@@ -87,7 +96,7 @@ class EngineAgreement:
         """
         return in_thread(lambda: self.check_version(version.digest, version.files, ANSWER_S), "offer-version")
 
-    def after_publishing(self, job: RunningJob, step: int, digest: str, offered: Future[Answers] | None = None) -> None:
+    def after_publishing(self, job: Work, step: int, digest: str, offered: Future[Answers] | None = None) -> None:
         """Wait until all engines have loaded the job's new version, which is durable now, but no longer than ANSWER_S.
 
         Records if one doesn't answer as the learners do. One that isn't ready loads the version with its first request.

@@ -28,11 +28,11 @@ class PatientStore(JobStore):
     def __init__(self, store: JobStore, publish_s: float):
         self._store = store
         self._retrying = Retrying(
-            retry=retry_if_exception(_is_fault),
+            retry=retry_if_exception(is_fault),
             wait=wait_exponential(FIRST_PAUSE_S, max=MAX_PAUSE_S),
             stop=stop_before_delay(publish_s),
             before_sleep=before_sleep_log(logger, logging.WARNING, exc_info=True),
-            retry_error_callback=_give_up,
+            retry_error_callback=give_up,
         )
 
     def put_initial_version(self, base_model: str, digest: str) -> None:
@@ -89,11 +89,11 @@ class PatientStore(JobStore):
         self._retrying(lambda: self._store.hand_back(job, reason))
 
 
-def _is_fault(error: BaseException) -> bool:
+def is_fault(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, (LeaseLostError, JobCancelledError))
 
 
-def _give_up(state: RetryCallState) -> None:
+def give_up(state: RetryCallState) -> None:
     assert state.outcome is not None
     error = state.outcome.exception()
     raise StoreUnavailableError(

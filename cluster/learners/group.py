@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
-from tandem.cluster.config import BaseModelConfig, DeadlinesConfig
+from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, TinkerConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.jobs.phases import PhaseClock
 from tandem.cluster.learners.failures import cause_of
@@ -22,11 +22,13 @@ from tandem.cluster.learners.group_state import LearnerState, learner_states
 from tandem.cluster.learners.memory import NO_VERSION, StepMemory, Warn, first_shortage, no_warning, shortage_behind
 from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.learners.progress import ProgressWatch, Rank, stall_error
+from tandem.cluster.learners.run_worker import RunWorker
 from tandem.cluster.learners.scoring import scorers
+from tandem.cluster.learners.shards import shard_by_tokens
 from tandem.cluster.learners.stacks import Whereabouts, stacks_of
 from tandem.cluster.learners.training import SealedVersion, Training
 from tandem.cluster.learners.turns import Turn, Turns
-from tandem.cluster.learners.worker import WATCHING, WRITING, LearnerWorker
+from tandem.cluster.learners.worker import WATCHING, WRITING
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.metrics import recording
 from tandem.cluster.processes.ray_failures import stage_error
@@ -43,22 +45,7 @@ if TYPE_CHECKING:
     from tandem.rl.version_probe import VersionProbe
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T", bound="PackedSequence")
 WRITERS = 4  # checkpoints that a learner writes at once
-
-
-def shard_by_tokens(sequences: Sequence[T], num_shards: int) -> list[list[T]]:
-    """Split sequences over learners so that the largest token count is small (longest first, to the lightest shard).
-
-    Return exactly `num_shards` lists; some are empty when there are fewer sequences. Deterministic.
-    """
-    shards: list[list[T]] = [[] for _ in range(num_shards)]
-    loads = [0] * num_shards
-    for sequence in sorted(sequences, key=lambda s: s.num_tokens, reverse=True):
-        lightest = loads.index(min(loads))
-        shards[lightest].append(sequence)
-        loads[lightest] += sequence.num_tokens
-    return shards
 
 
 class LearnerGroup:
@@ -81,10 +68,14 @@ class LearnerGroup:
         deadlines: DeadlinesConfig,
         places: LearnerPlaces | None = None,
         telemetry: Telemetry | None = None,
+        tinker: TinkerConfig | None = None,
     ):
-        """Prepare a group; `start` starts it. Without `places`, each learner takes the GPUs of its configuration."""
+        """Prepare a group; `start` starts it. Without `places`, each learner takes the GPUs of its configuration.
+
+        `tinker` limits the memory of runs.
+        """
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
-        self._telemetry = telemetry
+        self._telemetry, self._tinker = telemetry, tinker or TinkerConfig()
         self._places = places or LearnerPlaces(base, deadline_s=deadlines.start_learners_s)
         self.turns = Turns()
         self._memory = StepMemory()
@@ -286,13 +277,50 @@ class LearnerGroup:
     ) -> str:
         """Write the finished state of a job as a durable checkpoint and return its digest. Needs no turn.
 
+        The job's training has ended with it. Failures are as in `write`.
+        """
+        digest = self.write(workers, metadata, job, turn, on_wait)
+        for worker in workers:
+            worker.keep.remote(digest, job)
+        return digest
+
+    def write(
+        self,
+        workers: list[Any],
+        metadata: dict[str, str | int],
+        job: str,
+        turn: Turn,
+        on_wait: OnWait = wait_on,
+    ) -> str:
+        """Write a finished state as a durable checkpoint and return its digest. Needs no turn.
+
         A failed or abandoned write leaves the learners running, unless they are lost or the deadline has passed.
         """
         writing = workers[0].write.options(concurrency_group=WRITING).remote(metadata, job)
         digest: str = self._written(writing, workers, turn, on_wait)
-        for worker in workers:
-            worker.keep.remote(digest, job)
         return digest
+
+    @property
+    def count(self) -> int:
+        return self._base.learners.count
+
+    @property
+    def workers(self) -> list[Any]:
+        """The actors that run at present, as `load` returns them."""
+        return self._workers
+
+    def call_all(
+        self, workers: list[Any], stage: str, on_wait: OnWait, call: Callable[[Any], Any], is_watched: bool = False
+    ) -> list[Any]:
+        """Return the results of the same call to each of these actors. The caller has the turn.
+
+        Args:
+            stage: the stage whose deadline and name hold.
+            call: makes the call to an actor.
+            is_watched: end the learners when one makes no progress, as in a gradient step.
+        """
+        deadline_s = getattr(self._deadlines, _DEADLINE_OF[stage])
+        return self._call(workers, stage, deadline_s, on_wait, lambda w, _: call(w), "" if is_watched else None)
 
     def traces(self, workers: list[Any], job: str) -> Callable[[], StepTrace]:
         """Ask the learners for their traces of a job, beside the steps of others. Return a function that waits."""
@@ -352,14 +380,14 @@ class LearnerGroup:
         if settings.num_gpus:
             environment |= learner_environment()
         grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS, WATCHING: 1})  # type: ignore[call-overload]  # Ray's types lack it
-        actor = grouped(LearnerWorker).options(
+        actor = grouped(RunWorker).options(
             num_cpus=settings.num_cpus,
             num_gpus=self._places.num_gpus,
             max_restarts=0,
             runtime_env={"env_vars": environment},
             scheduling_strategy=strategy,
         )
-        return actor.remote(rank, settings.count, self._base, self._artifacts_root, self._telemetry)
+        return actor.remote(rank, settings.count, self._base, self._artifacts_root, self._telemetry, self._tinker)
 
     def _call(
         self,
@@ -370,7 +398,8 @@ class LearnerGroup:
         call: Callable[[Any, int], Any],
         watched_for: str | None = None,
     ) -> list[Any]:
-        """Return the results of a call to each worker. `watched_for`: the job of a step, whose progress is watched."""
+        """Return the results of a call to each worker. `watched_for`: the job of a step, whose progress is watched; ""
+        for a step of no job."""
         if not workers:
             raise LearnersLostError("The learners have just ended. This job begins again.")
         with self._calling:
@@ -392,7 +421,7 @@ class LearnerGroup:
         pending, results, ref = list(refs), {}, None
         called = dict(zip(refs, workers, strict=False))  # some calls go to rank 0 only
         places = self._where  # of a group that another job may end meanwhile
-        watch = self._watch if watched_for else None
+        watch = self._watch if watched_for is not None else None
         if watch:
             watch.begin()
         try:
@@ -401,7 +430,7 @@ class LearnerGroup:
                 for ref in ready:
                     results[ref] = ray.get(ref)
                 on_wait()
-                if watch and watched_for and (stalled := watch.look([called[ref] for ref in pending])):
+                if watch and watched_for is not None and (stalled := watch.look([called[ref] for ref in pending])):
                     raise self._stall(stalled, places, watched_for)
                 if pending and time.monotonic() > deadline:
                     raise _late(stage, len(pending), len(refs), deadline_s)
@@ -426,6 +455,11 @@ class LearnerGroup:
         stacks = "\n".join(f"Learner {rank}, {place}:\n{text}" for rank, (place, text) in enumerate(found))
         job_id, _, attempt = job.partition("/")
         name = f"stacks_of_attempt_{attempt or 1}.txt"
+        if not job:
+            logger.error("Learners have stalled. Their stacks:\n%s", stacks)
+            return stall_error(
+                stalled, places, self._deadlines.step_progress_s, "The coordinator's log has the stacks of all learners."
+            )
         try:
             Artifacts(self._artifacts_root).write_blob(job_artifact_key(job_id, name), stacks.encode())
             kept = f"The stacks of all learners are in the job's artifact {name}."

@@ -39,7 +39,7 @@ class KeptStates:
             if total > self._max_bytes:
                 del self._states[name]
             elif total > self._device_bytes:
-                self._states[name] = replace(kept, state=_in_main_memory(kept.state))
+                self._states[name] = replace(kept, state=in_main_memory(kept.state))
 
     def take(self, digest: str) -> KeptState | None:
         """Remove and return the state; None if it isn't here."""
@@ -51,7 +51,8 @@ def _num_bytes(state: LearnerState) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _in_main_memory(state: LearnerState) -> LearnerState:
+def in_main_memory(state: LearnerState) -> LearnerState:
+    """Return the state with every tensor on the CPU."""
     return replace(
         state,
         adapter={name: tensor.cpu() for name, tensor in state.adapter.items()},

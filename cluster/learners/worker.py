@@ -424,8 +424,11 @@ class LearnerWorker:
 
         free_memory()
 
-    def finish(self, job: str = "") -> StepError | None:
-        """Hold the job's version ready for `write`, on rank 0. Return why it can't be used, or None if it can."""
+    def finish(self, job: str = "", save: str | None = None) -> StepError | None:
+        """Hold the job's version ready for `write`, on rank 0. Return why it can't be used, or None if it can.
+
+        `save` is its name in `seal` and `write`, if that isn't the job's.
+        """
         from tandem.rl.errors import StepError
 
         session = self._activate(job)
@@ -435,7 +438,7 @@ class LearnerWorker:
             except StepError as error:
                 return error
         if self._rank == 0:
-            self._finished[job] = _Finished(
+            self._finished[save or job] = _Finished(
                 self._learner.state_in_background(), probe, session.probe, self._learner.policy.adapter_config()
             )
         session.probe = probe

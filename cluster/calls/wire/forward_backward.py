@@ -22,6 +22,8 @@ MAX_NAME = 100
 """Characters of a name, which errors repeat."""
 SLICE_BYTES = 2048
 """Of a zstd frame, decompressed at once: zeros make 64 MiB of them."""
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""No ForwardBackwardRequest begins with this byte: it would be a number in place of `loss_fn_config`."""
 _NUMPY: dict[int, np.dtype[Any]] = {
     messages.FLOAT32: np.dtype("<f4"),
     messages.INT64: np.dtype("<i8"),
@@ -56,6 +58,11 @@ def decompressed(body: bytes, max_bytes: int) -> bytes:
     if frame.unused_data or end < len(body):
         raise DatumError("has bytes after its zstd frame; send one frame", "body")
     return b"".join(parts)
+
+
+def body_content(body: bytes, max_bytes: int) -> bytes:
+    """Return the protobuf message of a stored body, which may be a zstd frame. Raises DatumError as `decompressed`."""
+    return decompressed(body, max_bytes) if body.startswith(ZSTD_MAGIC) else body
 
 
 def read_forward_backward(body: bytes) -> ForwardBackward:

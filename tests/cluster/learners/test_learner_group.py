@@ -20,7 +20,8 @@ from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig, LogprobsConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.jobs.job import ClaimedJob, PolicyVersion
-from tandem.cluster.learners.group import LearnerGroup, shard_by_tokens
+from tandem.cluster.learners.group import LearnerGroup
+from tandem.cluster.learners.shards import shard_by_tokens
 from tandem.cluster.learners.training import Training
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.checkpoints import read_checkpoint
