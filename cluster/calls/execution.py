@@ -313,7 +313,9 @@ class RunExecution:
         self._training.open(digest, fresh_optimizer=not with_optimizer)
         state.has_gradient, state.failed_seq = False, None
         self.state = state
-        return replace(load_result(self.run, call), usage=self._usage(), anchor=Anchor(digest, call.seq, with_optimizer))
+        return replace(
+            load_result(self.run, call), usage=self._usage(), anchor=Anchor(digest, call.seq, with_optimizer)
+        )
 
     def _refuse(self, call: RunCall, message: str, category: Category) -> None:
         """Record that a call has failed. The learners' state has none of its effects."""

@@ -458,7 +458,10 @@ class LearnerGroup:
         if not job:
             logger.error("Learners have stalled. Their stacks:\n%s", stacks)
             return stall_error(
-                stalled, places, self._deadlines.step_progress_s, "The coordinator's log has the stacks of all learners."
+                stalled,
+                places,
+                self._deadlines.step_progress_s,
+                "The coordinator's log has the stacks of all learners.",
             )
         try:
             Artifacts(self._artifacts_root).write_blob(job_artifact_key(job_id, name), stacks.encode())

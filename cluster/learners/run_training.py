@@ -230,4 +230,3 @@ def _joined(shares: Sequence[RankOutput]) -> CallOutput:
             sums[name] = sums.get(name, 0.0) + value
     logprobs = [of_datum[index] for index in sorted(of_datum)]
     return CallOutput(logprobs, sums, sum(share.num_tokens for share in shares))
-

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,9 @@ class RunWorker(LearnerWorker):
             self._forget_oldest(run)
         return refused
 
-    def accumulate(self, run: str, body_key: str, forward_only: bool = False) -> RankOutput | RLError | OSError | NotHeld:
+    def accumulate(
+        self, run: str, body_key: str, forward_only: bool = False
+    ) -> RankOutput | RLError | OSError | NotHeld:
         """Compute this rank's share of a call, and add its gradient to the run's, unless `forward_only`.
 
         The error of a call that can't be computed is returned; this rank's gradient is then as before.
@@ -155,7 +157,8 @@ class RunWorker(LearnerWorker):
         with self._reading:
             if body_key in self._expected:
                 return
-            self._expected[body_key] = reading = Future()
+            reading: Future[_Read] = Future()
+            self._expected[body_key] = reading
             while len(self._expected) > MAX_EXPECTED:
                 self._expected.popitem(last=False)
         try:

@@ -53,6 +53,20 @@ _ALL = (
         "From the last gradient step until the version is durable and the engines have it.",
         _PUBLISH_S,
     ),
+    # Calls of training loops of clients' own, by the coordinator
+    Metric(
+        "tandem_calls_total",
+        "counter",
+        ("base_model", "kind", "outcome"),
+        "Calls of runs. outcome: answered, user_error, server_error, or repeated (an attempt whose learners died).",
+    ),
+    Metric(
+        "tandem_call_seconds",
+        "histogram",
+        ("base_model", "kind"),
+        "Seconds of executing a call, with its answer's write.",
+        _REQUEST_S,
+    ),
     # Tokens
     Metric("tandem_tokens_trained_total", "counter", _BASE, "Trained tokens; one counts once per sequence."),
     Metric("tandem_tokens_sampled_total", "counter", _BASE, "Tokens of completions, without those of scoring."),
