@@ -130,12 +130,12 @@ def test_a_disk_that_is_nearly_full_takes_no_payloads_and_serves_the_rest(http, 
 
 @pytest.fixture
 def full_disk():
-    """In this block, writing a file beyond 64 KiB fails, as on a full disk."""
+    """In this block, writing a file beyond 1 MiB fails, as on a full disk. The store has less."""
 
     @contextmanager
     def full_disk():
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
         try:
             yield
         finally:
@@ -145,7 +145,7 @@ def full_disk():
 
 
 def test_a_disk_that_fills_up_while_a_job_arrives_keeps_nothing_of_it(http, post, blobs, full_disk):
-    sent = [{**groups()[0], "logs": [os.urandom(1 << 20).hex()]}]
+    sent = [{**groups()[0], "logs": [os.urandom(4 << 20).hex()]}]
     with full_disk():
         response = post(trajectory_groups=sent)
         small = post()

@@ -41,7 +41,7 @@ def accept(tmp_path, store, artifacts, add_model):
 
 
 def fail_with(error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail
