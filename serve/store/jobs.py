@@ -13,6 +13,7 @@ from tandem.serve.errors import NotFoundError, QueueFullError
 from tandem.serve.store.database import Database, Lock, position
 from tandem.serve.store.datasets import lock_dataset
 from tandem.serve.store.events import CANCELLED_MESSAGE, end, noted_events
+from tandem.serve.store.open_runs import check_no_open_run
 from tandem.serve.store.references import KlReference, pin_reference
 from tandem.serve.store.repeats import Post, find_repeated, may_repeat
 from tandem.serve.store.tables import EventRow, JobRow, ModelRow, is_open
@@ -43,9 +44,9 @@ class Jobs:
     ) -> JobRow:
         """Accept a job. For a repeat of an earlier post (see `find_repeated`), return the job of that one.
 
-        Raises NotFoundError if the model was deleted, ConflictError if the idempotency key was used with another body,
-        QueueFullError if too many jobs are open, ConfigError if the KL reference doesn't exist. `dataset_id` is that of
-        the dataset whose blob is the payload.
+        Raises NotFoundError if the model was deleted, ConflictError if the idempotency key was used with another body
+        or a client of the Tinker API trains the model, QueueFullError if too many jobs are open, ConfigError if the KL
+        reference doesn't exist. `dataset_id` is that of the dataset whose blob is the payload.
         """
         post = Post(body_sha256, idempotency_key, api_key_id, limits.repeated_body_s)
         with self._database.write() as session:
@@ -58,6 +59,7 @@ class Jobs:
                 raise NotFoundError(f"There is no model {model_id}: it was deleted.", "model_not_found", "model_id")
             if repeated := find_repeated(session, model_id, post, self._database.now()):
                 return repeated
+            check_no_open_run(session, model)
             if dataset_id is not None:
                 lock_dataset(session, dataset_id)
             reference_digest = reference and pin_reference(session, model, reference)
@@ -95,8 +97,13 @@ class Jobs:
             return may_repeat(session, api_key_id, repeated_body_s, self._database.now())
 
     def check_room(self, limits: LimitsConfig, model: ModelRow | None = None) -> None:
-        """Raise QueueFullError if no job, or none on this model, would be accepted now."""
+        """Raise QueueFullError if no job, or none on this model, would be accepted now.
+
+        Raise ConflictError if a client of the Tinker API trains the model.
+        """
         with self._database.read() as session:
+            if model is not None:
+                check_no_open_run(session, model)
             _check_room(session, limits, model)
 
     def knows_idempotency_key(self, idempotency_key: str, entity: str) -> bool:

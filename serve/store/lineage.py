@@ -13,10 +13,11 @@ from tandem.serve.errors import ConflictError, InvalidRequestError, NotFoundErro
 from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
 from tandem.serve.store.models import already_exists, check_base_model, find_by_name, find_model, new_model
+from tandem.serve.store.open_runs import check_no_open_run
 from tandem.serve.store.tables import JobRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import need_version
 
-IMPORT, FORK = "import", "fork"
+IMPORT, FORK, RUN = "import", "fork", "run"
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ def _find_import(session: Session, model_id: str, content_sha256: str, import_ke
 
 
 def _check_no_job_has_begun(session: Session, model: ModelRow) -> None:
-    """Raise ConflictError for a job whose result would no longer follow the version that it started from."""
+    """Raise ConflictError for a job or a run whose result would no longer follow the version that it started from."""
+    check_no_open_run(session, model)
     begun = select(JobRow.id).where(JobRow.model_id == model.id, is_open(), JobRow.attempt > 0).limit(1)
     if job_id := session.scalar(begun):
         raise ConflictError(

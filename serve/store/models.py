@@ -16,6 +16,7 @@ from tandem.cluster.artifacts import is_dataset
 from tandem.serve.errors import ConflictError, NotFoundError
 from tandem.serve.store.database import Database, position
 from tandem.serve.store.events import end
+from tandem.serve.store.open_runs import unload_run_of
 from tandem.serve.store.tables import NO_PAYLOAD, JobRow, LogRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.trajectory_index import forget_sources
 
@@ -119,11 +120,14 @@ class Models:
     def delete(self, model_id: str, entity: str) -> DeletedModel:
         """Delete a model with its versions and logs. Its open jobs fail; running ones are fenced.
 
+        So do the waiting calls of the client that trains it, and its checkpoints are deleted.
+
         Raises NotFoundError, and ConflictError if one of its versions is kept.
         """
         now = self._database.now()
         with self._database.write() as session:
             model = find_model(session, model_id, entity, lock=True)
+            body_keys = unload_run_of(session, model, now)
             live = select(VersionRow).where(VersionRow.model_id == model_id, VersionRow.deleted_at.is_(None))
             versions = session.scalars(live.with_for_update()).all()
             check_not_kept(model, versions, "model_id")
@@ -136,7 +140,7 @@ class Models:
             logs = session.scalars(select(LogRow).where(LogRow.model_id == model_id)).all()
             all_jobs = session.scalars(jobs).all()
             keys = [job.payload_key for job in all_jobs] + [log.payload_key for log in logs]
-            blob_keys = [key for key in keys if key != NO_PAYLOAD and not is_dataset(key)]
+            blob_keys = [key for key in keys if key != NO_PAYLOAD and not is_dataset(key)] + body_keys
             for log in logs:
                 session.delete(log)
             forget_sources(session, model_id, now)

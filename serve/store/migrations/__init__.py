@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, column, inspect, literal_column, select, table, update
 
-HEAD = "0012_trajectories"
+HEAD = "0013_tinker"
 """The newest revision, written here so that opening a current database doesn't import alembic."""
 FIRST = "0001_initial"
 LAST_OF_DEVELOPMENT = "0003"

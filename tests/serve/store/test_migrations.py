@@ -36,6 +36,7 @@ NEW_TABLES = (
     *("job_attempts", "job_phases", "usage", "usage_prices", "usage_sources", "sampling_spans"),
     *("fine_tuning_checkpoints", "fine_tuning_events", "fine_tuning_jobs", "uploaded_files"),
     *("wandb_files", "wandb_artifacts", "wandb_metadata", "url_secrets"),
+    *("tinker_samplers", "tinker_checkpoints", "tinker_calls", "tinker_runs", "tinker_sessions"),
 )
 BACK_TO_FIRST = [
     *(f"DROP TABLE {table}" for table in NEW_TABLES),

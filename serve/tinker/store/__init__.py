@@ -1,0 +1,1 @@
+"""The durable state of the Tinker API: sessions, runs and their calls, checkpoints and samplers."""
