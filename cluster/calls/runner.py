@@ -11,7 +11,8 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from tandem.cluster.calls.call import ClaimedRun
-from tandem.cluster.calls.execution import CallParts, RunExecution
+from tandem.cluster.calls.execution import RunExecution
+from tandem.cluster.calls.parts import CallParts
 from tandem.cluster.calls.run_state import RunStates
 from tandem.cluster.errors import ClusterError, LeaseLostError, ServiceStopsError
 from tandem.cluster.jobs.lease import LeaseKeeper

@@ -10,7 +10,7 @@ import numpy as np
 
 from tandem.cluster.calls.call import Anchor, CallStore, ClaimedRun, RunCall
 from tandem.cluster.calls.call_metrics import CallMetrics
-from tandem.cluster.calls.execution import CallParts
+from tandem.cluster.calls.parts import CallParts
 from tandem.cluster.calls.runner import CallRunner
 from tandem.cluster.calls.wire import messages
 from tandem.cluster.config import BaseModelConfig, CoordinatorConfig, LearnersConfig, TinkerConfig
