@@ -57,7 +57,14 @@ def learner(rank=0, measured="default", node="10.0.0.1"):
 
 
 def learners(*of_group, publish_s=(), **status):
-    known = {"running_jobs": [], "learners_running": True, "waiting_for": None, "last_error": None, "alarm": None}
+    known = {
+        "running_jobs": [],
+        "running_runs": [],
+        "learners_running": True,
+        "waiting_for": None,
+        "last_error": None,
+        "alarm": None,
+    }
     return {"status": known | status, "learners": list(of_group), "publish_s": list(publish_s)}
 
 

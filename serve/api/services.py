@@ -72,6 +72,8 @@ class Preparation(Protocol):
 
 class CoordinatorStatus(TypedDict):
     running_jobs: list[str]
+    running_runs: list[str]
+    """Training clients whose calls are executed, or were a moment ago."""
     learners_running: bool
     waiting_for: str | None
     """The resources that the cluster lacks to start the learners."""

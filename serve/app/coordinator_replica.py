@@ -1,4 +1,4 @@
-"""The coordinator deployment: it runs the training jobs of all base models."""
+"""The coordinator deployment: it runs the training jobs and the calls of all base models."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ from tandem.cluster.telemetry.setup import Telemetry
 from tandem.rl.version_probe import VersionProbe
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
+from tandem.serve.app.call_runners import call_runners
 from tandem.serve.app.engine_handles import engine_check, engine_score, engine_usage, engines_asleep
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -86,7 +87,7 @@ class CoordinatorReplica:
             where = LearnerPlaces(
                 settings, placement.of[name], places, placement.engines_first, deadlines.start_learners_s
             )
-            learners = LearnerGroup(settings, config.artifacts_root, deadlines, where, telemetry)
+            learners = LearnerGroup(settings, config.artifacts_root, deadlines, where, telemetry, config.tinker)
             # Learners that share the weights score a chunk together.
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
             chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})
@@ -115,6 +116,8 @@ class CoordinatorReplica:
                 target=self._run, args=(name, coordinator, learners), name=f"coordinator-{name}", daemon=True
             )
             self._parts[name] = coordinator, learners, thread
+        self._runners = call_runners(config, whole_store, artifacts, self._stages)
+        for _, _, thread in self._parts.values():
             thread.start()
         sample_often(QueueMetrics(whole_store.live_state, list(bases)).sample)
         fetches = [engine_usage(engine) for engine in engines.values()]
@@ -128,6 +131,9 @@ class CoordinatorReplica:
             if coordinator.is_stopping:
                 raise ServiceStopsError("The service was stopped while the learners started.")
 
+        runner = self._runners[name]
+        calls = threading.Thread(target=runner.run, name=f"runs-{name}", daemon=True)
+        calls.start()
         try:
             self._preparation.warm_up(name)
             if not self._config.base_model(name).engine.sleep:  # otherwise they start while the engine sleeps
@@ -137,6 +143,7 @@ class CoordinatorReplica:
                 self._refusals[name] = error.cause
             logger.exception("The learners of %s didn't start", name)
         coordinator.run()
+        calls.join()
         learners.stop()
 
     def _start_early(self, name: str, coordinator: Coordinator, learners: LearnerGroup, on_wait: OnWait) -> None:
@@ -157,13 +164,14 @@ class CoordinatorReplica:
         )
 
     def status(self) -> dict[str, CoordinatorStatus]:
-        """Return for each base model the running jobs, the state of its learners and the last error."""
+        """Return for each base model the running jobs and runs, the state of its learners and the last error."""
         return {
             name: {
                 "running_jobs": coordinator.running_jobs,
+                "running_runs": self._runners[name].running_runs,
                 "learners_running": learners.is_running,
                 "waiting_for": learners.waiting_for,
-                "last_error": coordinator.last_error,
+                "last_error": coordinator.last_error or self._runners[name].last_error,
                 "alarm": self._agreements[name].alarm or (None if learners.is_running else self._refusals.get(name)),
             }
             for name, (coordinator, learners, _) in self._parts.items()
@@ -205,8 +213,9 @@ class CoordinatorReplica:
             raise RuntimeError(f"The coordinator of {', '.join(dead)} has ended.")
 
     async def __del__(self) -> None:
-        """Stop. Serve waits for this: running jobs have their grace, then they return to the queue."""
-        for coordinator, _, _ in self._parts.values():
+        """Stop. Serve waits for this: running jobs and calls have their grace, then they return to the queue."""
+        for name, (coordinator, _, _) in self._parts.items():
+            self._runners[name].stop()
             coordinator.stop()
         for _, _, thread in self._parts.values():
             await asyncio.to_thread(thread.join)

@@ -156,8 +156,9 @@ def _state_of(found: BaseLearners | None) -> tuple[_State, str]:
     if status["waiting_for"]:
         return "waiting", f"The learners can't start yet: {status['waiting_for']}"
     if status["learners_running"]:
-        jobs = len(status["running_jobs"])
-        return "running", f"The learners work for {jobs} job{'s' * (jobs != 1)}." if jobs else "The learners are free."
+        counts = {"job": len(status["running_jobs"]), "training client": len(status["running_runs"])}
+        users = " and ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items() if count)
+        return "running", f"The learners work for {users}." if users else "The learners are free."
     return "not_started", "The learners start with the next job."
 
 

@@ -174,7 +174,14 @@ def text_model():
 def coordinator():
     """The coordinator's status, which tests change."""
     return {
-        BASE: {"running_jobs": [], "learners_running": True, "waiting_for": None, "last_error": None, "alarm": None}
+        BASE: {
+            "running_jobs": [],
+            "running_runs": [],
+            "learners_running": True,
+            "waiting_for": None,
+            "last_error": None,
+            "alarm": None,
+        }
     }
 
 

@@ -100,7 +100,10 @@ def served(page_files, tmp_path_factory):
 
     home = tmp_path_factory.mktemp("served")
     fakes = runpy.run_path(str(SERVE_TESTS / "conftest.py"))
-    base, status = fakes["BASE"], {"running_jobs": [], "learners_running": True, "waiting_for": None}
+    base, status = (
+        fakes["BASE"],
+        {"running_jobs": [], "running_runs": [], "learners_running": True, "waiting_for": None},
+    )
 
     async def coordinator_status():
         return {base: status | {"last_error": None, "alarm": None}}

@@ -96,12 +96,13 @@ class RunClaims(CallStore):
         with self._database.write() as session:
             _held(session, run).waiting_for = reason
 
-    def answered_since_anchor(self, run: ClaimedRun) -> Sequence[RunCall]:
-        """Return the calls after the anchor that have ended in their turn, in order, failed ones among them."""
+    def answered_since_anchor(self, run: ClaimedRun) -> tuple[Anchor, Sequence[RunCall]]:
+        """Return the anchor, and the calls after it that have ended in their turn, in order, failed ones among them."""
         with self._database.read() as session:
             row = _check_held(session, run, session.scalars(select(RunRow).where(RunRow.id == run.id)).one())
             since = CallRow.run_id == run.id, CallRow.seq > row.anchor_seq, CallRow.seq <= row.applied_seq
-            return [_call(call) for call in session.scalars(_CALLS.where(*since))]
+            anchor = Anchor(row.anchor_digest, row.anchor_seq, row.anchor_has_optimizer)
+            return anchor, [_call(call) for call in session.scalars(_CALLS.where(*since))]
 
     def next_calls(self, run: ClaimedRun) -> Sequence[RunCall]:
         """Return the calls after the last one that has ended in its turn, up to the first missing number."""

@@ -9,7 +9,14 @@ from tandem.serve.alerts.service_rules import EngineState, ServiceRules
 from tandem.serve.api.services import EngineFault
 
 BASE = "tandem/tiny"
-WELL = {"running_jobs": [], "learners_running": True, "waiting_for": None, "last_error": None, "alarm": None}
+WELL = {
+    "running_jobs": [],
+    "running_runs": [],
+    "learners_running": True,
+    "waiting_for": None,
+    "last_error": None,
+    "alarm": None,
+}
 
 
 class Probe:

@@ -113,6 +113,7 @@ def test_learners_with_own_and_other_jobs(get, view, add_model, add_job, claim):
         (learners(learners_running=False), "not_started", "next job"),
         (learners(), "running", "free"),
         (learners(running_jobs=["x"]), "running", "1 job"),
+        (learners(running_jobs=["x"], running_runs=["y", "z"]), "running", "1 job and 2 training clients"),
     ],
 )
 def test_the_state_of_learners_is_a_sentence(get, view, found, state, words):
