@@ -30,12 +30,13 @@ PARTS = (
     *("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "observing", "store"),
     *("trajectories", "wandb", "web"),
 )
-PARTS += ("changes", "curves")
+PARTS += ("changes", "curves", "tinker")
 SERVE = {f"tandem.serve.{part}" for part in PARTS}
 ABOVE_API = ("alerts", "app", "finetuning", "modelarts", "wandb", "web")
 HTTP = {"fastapi", "starlette"}
 RULES = {  # package or module: what no import in its source may name, not even inside a function
     **{f"tandem.{layer}": {"tandem.cli"} for layer in LAYERS if layer != "cli"},
+    "tandem.serve.tinker.store": {"tandem.serve.api", "tandem.serve.tinker.api", "tandem.serve.app"} | HTTP,
     "tandem.serve.store": SERVE - {"tandem.serve.store"} | HTTP,
     "tandem.serve.changes": SERVE - {"tandem.serve.changes", "tandem.serve.store"} | HTTP,
     "tandem.serve.curves": SERVE - {"tandem.serve.curves", "tandem.serve.store"} | HTTP,
@@ -43,7 +44,8 @@ RULES = {  # package or module: what no import in its source may name, not even 
     "tandem.serve.adapters": SERVE - {"tandem.serve.adapters", "tandem.serve.jobs", "tandem.serve.store"} | HTTP,
     "tandem.serve.ingest": SERVE - {"tandem.serve.ingest"},
     "tandem.serve.api": {
-        f"tandem.serve.{part}" for part in ("alerts", "app", "finetuning", "modelarts", "trajectories", "wandb", "web")
+        f"tandem.serve.{part}"
+        for part in ("alerts", "app", "finetuning", "modelarts", "tinker", "trajectories", "wandb", "web")
     },
     "tandem.serve.web": SERVE - {"tandem.serve.web"},
     "tandem.serve.api.wire.requests": {"tandem.serve.store"},
@@ -67,6 +69,7 @@ RULES = {  # package or module: what no import in its source may name, not even 
 REGISTRATIONS = {  # these add further APIs to the service, with the options of all deployments
     ("tandem.serve.api.application", "tandem.serve.alerts.routes"),
     ("tandem.serve.api.application", "tandem.serve.finetuning.routes"),
+    ("tandem.serve.api.application", "tandem.serve.tinker.api.routes"),
     ("tandem.serve.api.application", "tandem.serve.trajectories.routes"),
     ("tandem.serve.api.application", "tandem.serve.wandb.routes"),
     ("tandem.serve.api.application", "tandem.serve.web.routes"),

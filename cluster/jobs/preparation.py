@@ -179,6 +179,11 @@ class PreparationWorker:
 
         return count_rows(self._artifacts, dataset_key)
 
+    def sizes(self, base_model: str) -> tuple[int, int]:
+        """Return the number of token ids of a base model, and its longest sequence in tokens."""
+        text = self._base_models[base_model].text
+        return text.vocab_size or len(text.tokenizer), text.max_model_len
+
     def token_bytes(self, base_model: str, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes that each token stands for."""
         from tandem.rl.tokens.token_bytes import token_bytes
@@ -277,6 +282,11 @@ class Preparation:
         """See `PreparationWorker.count_rows`."""
         counts: RowCounts = self._call("count_rows", (dataset_key,), on_wait)
         return counts
+
+    def sizes(self, base_model: str, on_wait: OnWait = wait_on) -> tuple[int, int]:
+        """See `PreparationWorker.sizes`."""
+        sizes: tuple[int, int] = self._call("sizes", (base_model,), on_wait)
+        return sizes
 
     def token_bytes(self, base_model: str, ids: Sequence[int], on_wait: OnWait = wait_on) -> list[bytes]:
         """See `PreparationWorker.token_bytes`."""

@@ -38,6 +38,7 @@ from tandem.serve.api.wire.requests import REQUEST_BODIES
 from tandem.serve.finetuning import routes as finetuning
 from tandem.serve.modelarts import routes as modelarts
 from tandem.serve.observing import routes as observing
+from tandem.serve.tinker.api import routes as tinker
 from tandem.serve.trajectories import routes as trajectories
 from tandem.serve.trajectories import token_routes
 from tandem.serve.usage import routes as usage
@@ -85,6 +86,7 @@ class Application(FastAPI):
                 *REQUEST_BODIES,
                 *finetuning.REQUEST_BODIES,
                 *modelarts.REQUEST_BODIES,
+                *tinker.REQUEST_BODIES,
             )
             bodies: tuple[type[BaseModel], ...] = (*requests, HTTPValidationError, ErrorBody)
             own = [(body, _VALIDATION) for body in bodies]
@@ -99,7 +101,8 @@ class Application(FastAPI):
 
 
 def create_app(services: Services) -> Application:
-    """Return the application. Every route under /v1 requires a key; /health, /ready and the documentation don't."""
+    """Return the application. Every route under /v1 and /api/v1 requires a key; /health, /ready and the documentation
+    don't."""
     app = Application(
         title="Tandem",
         version=__version__,
@@ -121,6 +124,7 @@ def create_app(services: Services) -> Application:
     alerts.add_routes(app)
     finetuning.add_routes(app)
     modelarts.add_routes(app)
+    tinker.add_routes(app)
     wandb.add_routes(app)
     token_routes.add_routes(app)
     web.add_routes(app)

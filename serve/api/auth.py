@@ -26,6 +26,7 @@ from tandem.serve.store.store import Store
 
 TOKEN_HEADER = "x-auth-token"  # sent instead of a bearer key by clients of the training-job-configs API
 ANTHROPIC_KEY_HEADER = "x-api-key"  # likewise, by clients of Anthropic's Messages, on its routes alone
+SDK_ROUTES, SDK_KEY_HEADER, SDK_PREFIX = "/api/v1/", "x-api-key", "tml-"  # the tinker SDK, and how its keys begin
 BASIC_USER = "api"  # whose password the wandb package sends
 # auto_error would answer in another shape than ours; depending on the scheme keeps it in the OpenAPI document.
 _bearer = HTTPBearer(auto_error=False)
@@ -58,11 +59,16 @@ def authenticate(
 
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:
     """Return the sender of a request, given its bearer key if it has one. Raises AuthenticationError."""
-    is_anthropic = speaks_anthropic(request.scope["path"])
-    header = ANTHROPIC_KEY_HEADER if is_anthropic else TOKEN_HEADER
+    path: str = request.scope["path"]
+    is_anthropic, is_sdk = speaks_anthropic(path), path.startswith(SDK_ROUTES)
+    header = ANTHROPIC_KEY_HEADER if is_anthropic else SDK_KEY_HEADER if is_sdk else TOKEN_HEADER
     key = bearer or _basic_key(request) or request.headers.get(TOKEN_HEADER) or request.headers.get(header)
+    if key and is_sdk:
+        key = key.removeprefix(SDK_PREFIX)
     if not key:
-        shown = f"{ANTHROPIC_KEY_HEADER}: tdm_..." if is_anthropic else "Authorization: Bearer tdm_..."
+        shown = "Authorization: Bearer tdm_..."
+        if is_anthropic or is_sdk:
+            shown = f"{header}: {SDK_PREFIX if is_sdk else ''}tdm_..."
         raise AuthenticationError(
             f"The request has no API key. Send one as '{shown}'; `tandem keys create` creates it."
         )

@@ -52,6 +52,9 @@ class Preparation(Protocol):
     def log_metrics(self, payload_key: str) -> dict[str, float]:
         """Return the metrics of logged trajectories. Raises PayloadError."""
 
+    def sizes(self, base_model: str) -> tuple[int, int]:
+        """Return the number of token ids of a base model, and its longest sequence in tokens."""
+
     def token_bytes(self, base_model: str, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes that each token stands for."""
 

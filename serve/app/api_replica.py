@@ -27,7 +27,7 @@ from tandem.serve.app.version_trials import VersionTrials
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,
-    MAX_REQUESTS,
+    MAX_API_REQUESTS,
     ONE_THREAD,
 )
 from tandem.serve.jobs.sweeping import start_sweeping
@@ -109,7 +109,7 @@ def api_application(
     deployment = serve.deployment(
         name=API,
         num_replicas=config.http.api_replicas,
-        max_ongoing_requests=MAX_REQUESTS,
+        max_ongoing_requests=MAX_API_REQUESTS,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_THREAD | mark}},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,

@@ -24,6 +24,7 @@ from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id, unexpected_error
 from tandem.serve.app.lazy_gateway import LazyGateway
+from tandem.serve.tinker.api.errors import SdkErrors
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ _LOST = (
 
 def middleware() -> list[Middleware]:
     """Return the middleware of a proxy, in the form that Serve's callback requires."""
-    return [Middleware(LazyGateway), Middleware(ProxyAnswers), Middleware(AnthropicErrors)]  # the last is the outermost
+    own = (LazyGateway, ProxyAnswers, AnthropicErrors, SdkErrors)  # the last is the outermost
+    return [Middleware(kind) for kind in own]
 
 
 class ProxyAnswers:

@@ -67,10 +67,19 @@ def body_content(body: bytes, max_bytes: int) -> bytes:
 
 def read_forward_backward(body: bytes) -> ForwardBackward:
     """Return the request of a protobuf body. Raises DatumError, which names the place."""
+    return forward_backward_of(parsed(body))
+
+
+def parsed(body: bytes) -> Any:
+    """Return the message of a protobuf body, with numbers that may be anything. Raises DatumError."""
     try:
-        request = messages.ForwardBackwardRequest.FromString(body)
+        return messages.ForwardBackwardRequest.FromString(body)
     except DecodeError as error:
         raise DatumError("isn't a ForwardBackwardRequest in protobuf; it may be truncated", "body") from error
+
+
+def forward_backward_of(request: Any) -> ForwardBackward:
+    """Return the request of a message. Raises DatumError, which names the place."""
     if request.seq_id < 1:
         raise DatumError(f"is {request.seq_id}; the first call of a model has 1", "seq_id")
     _check_name(request.loss_fn, "loss_fn")

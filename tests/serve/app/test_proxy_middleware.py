@@ -12,6 +12,7 @@ from ray.serve._private.utils import call_function_from_import_path
 from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.app.lazy_gateway import LazyGateway
 from tandem.serve.app.proxy_middleware import PROXY_ENVIRONMENT, ProxyAnswers
+from tandem.serve.tinker.api.errors import RESULTS, SdkErrors
 
 NO_ROUTE = "Path '/v1/models' not found. Ping http://.../-/routes for available routes."
 
@@ -51,7 +52,7 @@ def assert_is_an_error(response, status):
 
 def test_serve_finds_the_middleware():
     found = call_function_from_import_path(PROXY_ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])
-    assert [one.cls for one in found] == [LazyGateway, ProxyAnswers, AnthropicErrors]
+    assert [one.cls for one in found] == [LazyGateway, ProxyAnswers, AnthropicErrors, SdkErrors]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/ready", "/", "/it's"])
@@ -159,3 +160,10 @@ def test_clients_of_anthropics_protocol_get_its_errors_from_a_proxy_too():
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json()["error"]["type"] == "overloaded_error"
     assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_request_for_a_result_whose_api_dies_is_one_that_waits(monkeypatch):
+    monkeypatch.setattr("tandem.serve.tinker.api.errors.HOLD_S", 0)
+    response = ask(SdkErrors(proxy()[0]), RESULTS)
+    assert (response.status_code, response.json()["queue_state"]) == (408, "paused_capacity")
+    assert ask(SdkErrors(proxy()[0]), "/api/v1/healthz").status_code == 503

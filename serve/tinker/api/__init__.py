@@ -1,0 +1,1 @@
+"""The routes of the Tinker API, under /api/v1."""
