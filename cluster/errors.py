@@ -69,6 +69,10 @@ class EngineDeadError(ClusterError, RuntimeError):
     """The vLLM engine core died; the replica must be replaced."""
 
 
+class EngineLostError(EngineDeadError):
+    """The engine replica that was asked for ended, was replaced, or can't be reached."""
+
+
 class PeerLostError(ClusterError, ConnectionError):
     """A learner lost its connection to another learner of its group."""
 

@@ -34,7 +34,7 @@ class ServedEngine(Engine):
     """Starts as a replica of the service does."""
 
     async def listen(self) -> EngineAddress:
-        self._server = EngineServer(self.completions, "replica-1")
+        self._server = EngineServer(self.completions, "replica-1", samples=self.samples)
         return await self._server.start("127.0.0.1")
 
     async def lease_sleep(self, holder: str, lease_s: float) -> None:
@@ -47,11 +47,11 @@ class ServedEngine(Engine):
         await self.sleep.release(holder)
 
 
-def start_engine(model, concurrency: int, *arguments: Any) -> tuple[Any, EngineAddress]:
+def start_engine(model, concurrency: int, *arguments: Any, **options: Any) -> tuple[Any, EngineAddress]:
     """Start an engine as an actor. Return it and its address."""
     environment = {"env_vars": engine_environment("cpu", str(model))}
     actor = ray.remote(num_cpus=1, max_concurrency=concurrency, runtime_env=environment)(ServedEngine).remote(
-        *arguments
+        *arguments, **options
     )
     ray.get(actor.start.remote())
     return actor, ray.get(actor.listen.remote())

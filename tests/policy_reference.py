@@ -42,13 +42,16 @@ class PolicyReference:
         for name in names:
             self._model.load_adapter(str(adapters[name]), name)
 
-    @torch.no_grad()
     def logprobs(self, adapter: str, token_ids: Sequence[int]) -> torch.Tensor:
         """The logprob of each token but the first, given those before it: [T - 1]."""
+        tokens = torch.tensor(token_ids)
+        return self.all_logprobs(adapter, token_ids)[:-1].gather(1, tokens[1:, None]).squeeze(1)
+
+    @torch.no_grad()
+    def all_logprobs(self, adapter: str, token_ids: Sequence[int]) -> torch.Tensor:
+        """The logprobs of all tokens after each position: [T, V]."""
         self._model.set_adapter(adapter)
-        tokens = torch.tensor([list(token_ids)])
-        logits = self._model(tokens).logits[0, :-1].float()
-        return logits.log_softmax(-1).gather(1, tokens[0, 1:, None]).squeeze(1)
+        return self._model(torch.tensor([list(token_ids)])).logits[0].float().log_softmax(-1)
 
 
 def sampled_tokens(choice: Mapping[str, Any]) -> tuple[list[int], torch.Tensor]:

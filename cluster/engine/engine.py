@@ -33,6 +33,9 @@ from tandem.cluster.engine.requests.openai_app import (
 from tandem.cluster.engine.requests.refusals import name_places_of_invalid_fields
 from tandem.cluster.engine.requests.token_texts import TokenTexts
 from tandem.cluster.engine.requests.vllm_routes import completion_app
+from tandem.cluster.engine.samples.futures import SampleLimits
+from tandem.cluster.engine.samples.samples_app import Samples
+from tandem.cluster.engine.samples.sampling import EngineSampling
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
 from tandem.cluster.engine.sleep import EngineSleep
@@ -112,6 +115,7 @@ class Engine:
         lora: LoraSettings,
         answer_s: float = DeadlinesConfig().engine_answer_s,
         hold_s: float = DeadlinesConfig().inference_s / 2,
+        sample_limits: SampleLimits | None = None,
     ):
         """Prepare an engine; `start` starts it.
 
@@ -138,6 +142,9 @@ class Engine:
         self.completions = Completions(self._serve)
         """The ASGI application. Beside errors of the request: 404 for a missing version, 422 for one whose logits
         aren't finite, 503 for a version that can't be loaded now or a dead engine."""
+        self._sample_limits = sample_limits or SampleLimits()
+        self.samples: Samples
+        """The routes of samples for the Tinker API, once the engine has started."""
 
     async def start(self, timeout_s: float = 600) -> None:
         """Load the base model and start the engine core. Raises EngineDeadError, also after `timeout_s`."""
@@ -160,6 +167,7 @@ class Engine:
                 await self._call_workers(method)
             adapted = await self._call_workers("adapted_modules")
             check_modules(self._lora.target_modules, chain.from_iterable(adapted), self._served_name)
+            scores_prompts = all(await self._call_workers("score_prompts"))
             app = await build_openai_app(self._core.llm, args)
             name_places_of_invalid_fields(app)
         except Exception as error:
@@ -181,6 +189,16 @@ class Engine:
         self._adapters = AdapterPool(
             self._loader.load, self._loader.unload, self._config.max_cpu_loras, self._served_name
         )
+        sampling = EngineSampling(
+            self._core,
+            self._models,
+            self._adapters,
+            self.sleep,
+            self._not_finite,
+            self._sample_limits.max_waiting,
+            scores_prompts,
+        )
+        self.samples = Samples(sampling.checked, sampling.sample, self._served_name, self._sample_limits)
         FiniteOutputs(self._core.llm.output_processor, self._see_not_finite).install()
         MeteredOutputs(self._core.llm.output_processor, self.usage).install()
         TokenTexts.install()
@@ -194,6 +212,8 @@ class Engine:
 
     async def stop(self) -> None:
         """End the engine core and remove this engine's files."""
+        if hasattr(self, "samples"):
+            await self.samples.futures.close()
         await self.sleep.close()
         await self._core.stop()
         if hasattr(self, "_directory"):

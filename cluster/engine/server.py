@@ -25,6 +25,7 @@ from tandem.cluster.engine.requests.headers import (
     VERSION_HEADER,
 )
 from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app
+from tandem.cluster.engine.samples.samples_app import CANCEL_PATH, FETCH_PATH, PREFIX, Samples
 from tandem.cluster.telemetry.context import TRACEPARENT, logged_with
 from tandem.cluster.telemetry.tracing import Span, span, valid_traceparent
 
@@ -47,14 +48,20 @@ class EngineAddress:
 class EngineServer:
     """Serves an engine's completions on a port of this node, to callers with this server's token alone.
 
-    server = EngineServer(engine.completions, replica)
+    server = EngineServer(engine.completions, replica, samples=engine.samples)
     address = await server.start(host)
     await server.stop(timeout_s)
     """
 
-    def __init__(self, completions: Completions, replica: str, state: Callable[[], Mapping[str, Any]] = dict):
+    def __init__(
+        self,
+        completions: Completions,
+        replica: str,
+        state: Callable[[], Mapping[str, Any]] = dict,
+        samples: Samples | None = None,
+    ):
         """`state` returns what STATE_PATH answers, as JSON; it may read files, so it runs in a thread."""
-        self._completions, self._replica, self._state = completions, replica, state
+        self._completions, self._replica, self._state, self._samples = completions, replica, state, samples
         self._token = secrets.token_urlsafe(32)
         self._replica_header = REPLICA_HEADER.encode(), replica.encode()
         self._is_stopping = False
@@ -86,13 +93,23 @@ class EngineServer:
         return EngineAddress(self._replica, host, listener.getsockname()[1], self._token)
 
     async def stop(self, timeout_s: float) -> None:
-        """Refuse new requests, wait for the open ones as long as allowed, and close all connections."""
+        """Refuse new requests, wait for the open ones as long as allowed, and close all connections.
+
+        Samples are begun work too, until their clients have fetched them; the others are handed back.
+        """
         self._is_stopping = True
         deadline = time.monotonic() + timeout_s
-        while self._completions.num_open and time.monotonic() < deadline:
+        while (self._completions.num_open or self._num_awaited) and time.monotonic() < deadline:
             await asyncio.sleep(POLL_S)
+        if self._samples is not None:
+            await self._samples.futures.close()
+            await asyncio.sleep(POLL_S)  # for the answers that say so
         self._server.should_exit = self._server.force_exit = True
         await self._serving
+
+    @property
+    def _num_awaited(self) -> int:
+        return self._samples.futures.num_awaited if self._samples is not None else 0
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         token = dict(scope["headers"]).get(TOKEN_HEADER.encode(), b"")
@@ -115,7 +132,9 @@ class EngineServer:
             await self._answer(scope, receive, send, model, spanned)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, model: str, spanned: Span) -> None:
-        named = [self._replica_header, *([(STOPPING_HEADER.encode(), b"1")] if self._is_stopping else [])]
+        is_begun = scope["path"] in (FETCH_PATH, CANCEL_PATH)  # work that a stopping engine still owes
+        is_refused = self._is_stopping and not is_begun
+        named = [self._replica_header, *([(STOPPING_HEADER.encode(), b"1")] if is_refused else [])]
         has_started = has_ended = False
         status, began = 0, time.monotonic()
 
@@ -129,9 +148,11 @@ class EngineServer:
             await send(message)
 
         try:
-            if self._is_stopping:
+            if is_refused:
                 refusal = error_app(503, "ServiceUnavailableError", "The engine is being replaced; retry later.")
                 await refusal(scope, receive, send_named)
+            elif self._samples is not None and scope["path"].startswith(PREFIX):
+                await self._samples(scope, receive, send_named)
             else:
                 await self._completions(scope, receive, send_named)
         except Exception:

@@ -48,6 +48,11 @@ class EngineSleep:
     def is_asleep(self) -> bool:
         return self._is_asleep
 
+    @property
+    def is_leased(self) -> bool:
+        """New work has to wait."""
+        return self._is_asleep or bool(self._leases)
+
     @asynccontextmanager
     async def awake(self) -> AsyncIterator[None]:
         """Keep the engine awake in the block. Raise EngineAsleepError if that doesn't begin within `hold_s`."""

@@ -73,6 +73,28 @@ def charging(charged: Charged) -> Iterator[None]:
 
 
 @dataclass
+class Prefill:
+    """The prompt of a request, once it has been computed."""
+
+    num_cached: int = 0
+    """Of its tokens, those that the prefix cache had."""
+
+
+_PREFILL: ContextVar[Prefill | None] = ContextVar("prefill", default=None)
+
+
+@contextmanager
+def watching_prefill() -> Iterator[Prefill]:
+    """Watch the prompt of the request of this block. One for several choices has one prompt."""
+    prefill = Prefill()
+    token = _PREFILL.set(prefill)
+    try:
+        yield prefill
+    finally:
+        _PREFILL.reset(token)
+
+
+@dataclass
 class Used:
     """Amounts."""
 
@@ -257,6 +279,7 @@ class MeteredOutputs:
             processor.process_outputs,
             processor.abort_requests,
         )
+        self._watched: dict[str, Prefill] = {}
 
     def install(self) -> None:
         processor: Any = self._processor
@@ -267,6 +290,8 @@ class MeteredOutputs:
     def _added(self, request: Any, prompt: Any, parent_req: Any = None, request_index: int = 0, *rest: Any) -> None:
         self._add(request, prompt, parent_req, request_index, *rest)
         self._meter.begin(request.request_id, CHARGED.get(), request_index == 0)
+        if request_index == 0 and (watched := _PREFILL.get()) is not None:
+            self._watched[request.request_id] = watched
 
     def _processed(self, outputs: list[Any], *args: Any, **options: Any) -> Any:
         states, meter = self._processor.request_states, self._meter
@@ -276,16 +301,20 @@ class MeteredOutputs:
                 known.append((output.request_id, state))
                 meter.sampled(output.request_id, len(output.new_token_ids))
                 if state.is_prefilling:
-                    stats = output.prefill_stats
-                    meter.prefilled(output.request_id, state.prompt_len, stats.num_cached_tokens if stats else 0)
+                    num_cached = output.prefill_stats.num_cached_tokens if output.prefill_stats else 0
+                    meter.prefilled(output.request_id, state.prompt_len, num_cached)
+                    if output.request_id in self._watched:
+                        self._watched[output.request_id].num_cached = num_cached
         processed = self._process(outputs, *args, **options)
         for id, _ in known:
             if id not in states:
                 meter.end(id)
+                self._watched.pop(id, None)
         return processed
 
     def _aborted(self, request_ids: Iterable[str], internal: bool) -> list[str]:
         aborted = self._abort(request_ids, internal=internal)
         for id in aborted:
             self._meter.end(id)
+            self._watched.pop(id, None)
         return aborted

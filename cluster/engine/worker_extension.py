@@ -5,19 +5,27 @@ Importing this module imports no vLLM.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tandem.cluster.engine.cpu_lora import fix_cpu_lora
 from tandem.cluster.engine.lora_support import adapted_modules
 from tandem.cluster.engine.process_groups import close_lone_groups
+from tandem.cluster.engine.samples.prompt_scores import PromptScores
 
 
 class WorkerExtension:
     """A base class that vLLM adds to its worker; `collective_rpc` calls its methods."""
+
+    model_runner: Any  # the worker's
 
     def close_lone_groups(self) -> None:
         close_lone_groups()
 
     def fix_cpu_lora(self) -> bool:
         return fix_cpu_lora()
+
+    def score_prompts(self) -> bool:
+        return PromptScores.install(self.model_runner)
 
     def adapted_modules(self) -> list[str]:
         return adapted_modules(self)

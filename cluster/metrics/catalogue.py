@@ -109,6 +109,13 @@ _ALL = (
     Metric("tandem_engine_adapter_slots", "gauge", _REPLICA, "Policy versions that one batch can mix."),
     Metric("tandem_engine_adapter_slots_used", "gauge", _REPLICA, "Policy versions in the current batch."),
     Metric("tandem_engine_adapter_loads_total", "counter", ("base_model", "outcome"), "Loads: loaded or failed."),
+    Metric(
+        "tandem_sample_requests_total",
+        "counter",
+        ("base_model", "outcome"),
+        "Requests for samples through the Tinker API. outcome: sampled, refused (the client's error), full (too many "
+        "wait), dropped (the client left, or the engine handed it back) or failed.",
+    ),
     Metric("tandem_engine_adapter_evictions_total", "counter", _BASE, "Policy versions dropped for others."),
     # HTTP
     Metric(

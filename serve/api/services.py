@@ -32,9 +32,24 @@ class EngineClient(Protocol):
     """The engine replicas of all base models."""
 
     def http(
-        self, base_model: str, method: str, path: str, headers: Headers, body: bytes, digest: str
+        self,
+        base_model: str,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes,
+        digest: str,
+        replica: str | None = None,
     ) -> AsyncGenerator[tuple[int, Headers] | bytes]:
-        """Yield status and headers, then chunks of the body. Closing the generator early aborts the generation."""
+        """Yield status and headers, then chunks of the body. Closing the generator early aborts the generation.
+
+        `replica` names the one to ask. Without it, any may answer, and the request waits while there is none.
+
+        Raises EngineDeadError, which is an EngineLostError if the named replica isn't there any more.
+        """
+
+    async def serves(self, base_model: str) -> bool:
+        """Return True if the base model has a replica that takes requests."""
 
 
 class Preparation(Protocol):

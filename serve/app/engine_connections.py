@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, REPLICA_HEADER, STOPPING_HEADER, TOKEN_HEADER
 from tandem.cluster.engine.server import EngineAddress
-from tandem.cluster.errors import EngineDeadError
+from tandem.cluster.errors import EngineDeadError, EngineLostError
 from tandem.serve.api.services import Headers
 from tandem.serve.app import engine_directory
 from tandem.serve.app.http_connection import ConnectionLostError, HttpConnection, open_connection
@@ -18,6 +18,8 @@ from tandem.serve.app.http_connection import ConnectionLostError, HttpConnection
 logger = logging.getLogger(__name__)
 REFRESH_S = 2.0
 WAIT_S = 0.25
+LEAVING_S = 60.0
+"""How long a replica that has withdrawn its address can be asked by its name."""
 MAX_IDLE = 256
 """Connections that stay open to a replica without a request."""
 
@@ -66,36 +68,54 @@ class EngineConnections:
         """`addresses` lists the replicas by base model, and `withdraw` removes one. Both may block."""
         self._addresses, self._withdraw = addresses, withdraw
         self._replicas: dict[str, dict[EngineAddress, Replica]] = {}
+        self._leaving: dict[str, tuple[Replica, float]] = {}
         self._refreshed_at = -REFRESH_S
         self._refreshing: asyncio.Task[None] | None = None
 
     async def http(
-        self, base_model: str, method: str, path: str, headers: Headers, body: bytes, digest: str
+        self,
+        base_model: str,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes,
+        digest: str,
+        replica: str | None = None,
     ) -> AsyncGenerator[tuple[int, Headers] | bytes]:
         """Yield status and headers first, then chunks of the body. Closing the generator early aborts the generation.
 
-        Raises EngineDeadError."""
+        `replica` names the one to ask, also while it stops. Raises EngineDeadError, and EngineLostError without it.
+        """
         while True:
-            replica, connection = await self._connect(base_model)
-            secret = [(DIGEST_HEADER, digest), (TOKEN_HEADER, replica.address.token)]
+            chosen, connection = await (self._connect_to(base_model, replica) if replica else self._connect(base_model))
+            secret = [(DIGEST_HEADER, digest), (TOKEN_HEADER, chosen.address.token)]
             try:
                 async with aclosing(connection.post(path, [*headers, *secret], body)) as items:
                     start = await anext(items)
                     assert isinstance(start, tuple)
                     answered = dict(start[1])
-                    if answered.get(REPLICA_HEADER) == replica.address.replica and STOPPING_HEADER not in answered:
+                    is_itself = answered.get(REPLICA_HEADER) == chosen.address.replica
+                    if is_itself and STOPPING_HEADER not in answered:
                         yield start
                         async for item in items:
                             yield item
                         return
-                await self._withdrawn(base_model, replica)  # it stops, or another program has its port
+                if is_itself:
+                    self._keep_for_a_while(chosen)
+                await self._withdrawn(base_model, chosen)  # it stops, or another program has its port
             except ConnectionLostError as error:
-                raise EngineDeadError(
+                raise (EngineLostError if replica else EngineDeadError)(
                     f"The engine of {base_model} died while it answered; send the request again."
                 ) from error
             finally:
-                replica.num_open -= 1
-                replica.put_back(connection)
+                chosen.num_open -= 1
+                chosen.put_back(connection)
+
+    async def serves(self, base_model: str) -> bool:
+        """Return True if the base model has a replica that takes requests."""
+        if not self._replicas.get(base_model) and time.monotonic() - self._refreshed_at > WAIT_S:
+            await self._refresh()
+        return bool(self._replicas.get(base_model))
 
     async def exist(self) -> bool:
         """Return True if any base model has a replica."""
@@ -125,6 +145,38 @@ class EngineConnections:
             if not self._replicas.get(base_model):
                 await asyncio.sleep(WAIT_S)
 
+    async def _connect_to(self, base_model: str, name: str) -> tuple[Replica, HttpConnection]:
+        """Return a replica, counted as open, and a connection to it. Raises EngineLostError."""
+        lost = f"The engine replica {name} of {base_model} isn't there any more; send the request again."
+        if (replica := self._find(base_model, name)) is None and time.monotonic() - self._refreshed_at > WAIT_S:
+            await self._refresh()
+            replica = self._find(base_model, name)
+        if replica is None:
+            raise EngineLostError(lost)
+        replica.num_open += 1
+        try:
+            return replica, await replica.connection()
+        except BaseException as error:
+            replica.num_open -= 1
+            if not isinstance(error, OSError):
+                raise
+            self._leaving.pop(name, None)
+            await self._withdrawn(base_model, replica)
+            raise EngineLostError(lost) from error
+
+    def _find(self, base_model: str, name: str) -> Replica | None:
+        known = self._replicas.get(base_model, {}).values()
+        for replica in known:
+            if replica.address.replica == name:
+                return replica
+        return self._leaving[name][0] if name in self._leaving else None
+
+    def _keep_for_a_while(self, replica: Replica) -> None:
+        """Keep a replica that has withdrawn its address: it may stop, and still owe samples."""
+        now = time.monotonic()
+        self._leaving = {name: entry for name, entry in self._leaving.items() if entry[1] > now}
+        self._leaving[replica.address.replica] = Replica(replica.address), now + LEAVING_S
+
     async def _withdrawn(self, base_model: str, replica: Replica) -> None:
         """Forget a replica that was killed, or whose node is lost. If it still answers others, it announces itself."""
         self._replicas.get(base_model, {}).pop(replica.address, None)
@@ -147,7 +199,9 @@ class EngineConnections:
         for base_model in self._replicas.keys() | found.keys():
             known, listed = self._replicas.get(base_model, {}), found.get(base_model, [])
             for address in known.keys() - set(listed):
-                known.pop(address).close()
+                gone = known.pop(address)
+                self._keep_for_a_while(gone)
+                gone.close()
             self._replicas[base_model] = known | {
                 address: Replica(address) for address in listed if address not in known
             }

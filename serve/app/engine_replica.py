@@ -17,6 +17,7 @@ from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.engine.engine_metrics import EngineMetrics, gpu_memory
 from tandem.cluster.engine.engine_state import StateOfEngine
 from tandem.cluster.engine.gpu_memory import plan_on_gpu, settings_on_gpu
+from tandem.cluster.engine.samples.futures import SampleLimits
 from tandem.cluster.engine.server import EngineServer
 from tandem.cluster.engine.settings import EngineDevice
 from tandem.cluster.engine.usage import EngineUsage
@@ -71,11 +72,18 @@ class EngineReplica:
             lora=base.config.largest_lora,
             answer_s=config.deadlines.engine_answer_s,
             hold_s=config.deadlines.inference_s / 2,
+            sample_limits=SampleLimits(
+                max_waiting=config.tinker.max_samples_waiting,
+                max_kept_bytes=config.tinker.max_kept_sample_bytes,
+                ttl_s=config.tinker.sample_s,
+                grace_s=config.tinker.sample_grace_s,
+            ),
         )
         await self._engine.start(config.deadlines.start_engine_s)
         self._name = replica
         EngineMetrics(self._engine, base.name, replica, gpu_memory).start()
-        self._server = EngineServer(self._engine.completions, replica, StateOfEngine(self._engine, plan).read)
+        state = StateOfEngine(self._engine, plan)
+        self._server = EngineServer(self._engine.completions, replica, state.read, self._engine.samples)
         self._address = await self._server.start(host)  # at which other nodes reach this node's Ray
         await self._announce()
 

@@ -53,7 +53,10 @@ class Engine:
     asked: list = field(default_factory=list)
     closed: int = 0
 
-    async def http(self, base_model, method, path, headers, body, digest):
+    async def serves(self, base_model):
+        return True
+
+    async def http(self, base_model, method, path, headers, body, digest, replica=None):
         async def serve(pinned, scope, receive, send):
             self.asked.append((base_model, method, path, dict(headers), scope[REQUEST], pinned))
             await self._answer(scope[ANNOTATOR], send)

@@ -86,7 +86,7 @@ class Completions:
             app = error_app(404, "NotFoundError", f"The engine has no route {method} {path}.")
             return await app(scope, receive, send)
         headers = dict(scope["headers"])
-        pinned, body = Pinned.of(headers), await _body(receive)
+        pinned, body = Pinned.of(headers), await read_whole(receive)
         if body is None:
             return None
         name, kind = adapter_name(pinned.digest), ANNOTATORS.get(path, Annotator)
@@ -143,7 +143,7 @@ def _own_id(path: str, headers: Mapping[bytes, bytes]) -> dict[str, str]:
     return {"request_id": f"resp_{id.decode()}"} if path == RESPONSES and id else {}
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def read_whole(receive: Receive) -> bytes | None:
     """Return the whole body, or None if the client disconnects first."""
     parts = []
     while True:

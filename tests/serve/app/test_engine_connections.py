@@ -8,8 +8,10 @@ import pytest
 
 from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.headers import MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
+from tandem.cluster.engine.samples.sample_request import EngineLimits, SampleRequest
+from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH, Samples
 from tandem.cluster.engine.server import EngineAddress, EngineServer
-from tandem.cluster.errors import EngineDeadError
+from tandem.cluster.errors import EngineDeadError, EngineLostError
 from tandem.serve.app import engine_connections
 from tandem.serve.app.engine_connections import EngineConnections
 
@@ -44,14 +46,18 @@ class Replica:
 
 
 @asynccontextmanager
-async def replicas(num, *more):
+async def replicas(num, *more, kind=Replica):
     """Replicas, their addresses after `more`, and connections to them."""
     async with AsyncExitStack() as stack:
-        started, addresses = [Replica(f"r{k}") for k in range(num)], list(more)
+        started, addresses = [kind(f"r{k}") for k in range(num)], list(more)
         for replica in started:
             addresses.append(await replica.server.start("127.0.0.1"))
             stack.push_async_callback(replica.server.stop, 0)
-        yield started, addresses, EngineConnections(lambda: {BASE: list(addresses)}, lambda _, a: addresses.remove(a))
+
+        def withdraw(_, address):
+            addresses[:] = [one for one in addresses if one != address]
+
+        yield started, addresses, EngineConnections(lambda: {BASE: list(addresses)}, withdraw)
 
 
 def ask(connections, body=b'{"messages": []}'):
@@ -160,5 +166,92 @@ def test_requests_wait_for_the_first_replica(monkeypatch):
             addresses.append(address)
             assert await asyncio.wait_for(asking, 60) == "r0"
             assert await connections.exist()
+
+    asyncio.run(scenario())
+
+
+class Keeping(Replica):
+    """A replica that keeps samples: the one of the name "s" is done once it may be."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.samples = Samples(self._check, self._sample, BASE)
+        self.server = EngineServer(self.completions, name, samples=self.samples)
+
+    def _check(self, body):
+        return SampleRequest.of(body, EngineLimits(context=16, vocab_size=100, max_logprobs=4, max_samples=9))
+
+    async def _sample(self, request, digest, id, progress):
+        await self.may_answer.wait()
+        return f"{self.name} {digest}".encode()
+
+
+async def answer_of(connections, path, body, replica=None):
+    items = connections.http(BASE, "POST", path, HEADERS, json.dumps(body).encode(), "d2", replica)
+    (status, headers), *parts = [item async for item in items]
+    return status, dict(headers)[REPLICA_HEADER], b"".join(parts)
+
+
+SAMPLE = {
+    "sampling_session_id": "s",
+    "seq_id": 1,
+    "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]},
+    "sampling_params": {},
+}
+FETCH = {"session": "s", "seq": 1, "hold_s": 30}
+
+
+def test_a_named_replica_answers_for_its_samples_also_while_it_stops(monkeypatch):
+    monkeypatch.setattr(engine_connections, "WAIT_S", 0.0)
+    monkeypatch.setattr(engine_connections, "REFRESH_S", 0.0)
+
+    async def scenario():
+        async with replicas(2, kind=Keeping) as (started, addresses, connections):
+            for replica in started:
+                replica.may_answer.clear()
+            status, name, _ = await answer_of(connections, START_PATH, SAMPLE)
+            assert status == 200
+            mine = started[int(name[1])]
+            fetching = [asyncio.create_task(answer_of(connections, FETCH_PATH, FETCH, name)) for _ in range(2)]
+            while not mine.samples.futures.num_awaited:
+                await asyncio.sleep(0.01)
+            addresses[:] = [address for address in addresses if address.replica != name]  # it withdraws, and stops
+            stopping = asyncio.create_task(mine.server.stop(60))
+            other = {**SAMPLE, "seq_id": 2}
+            for _ in range(2):
+                assert (await answer_of(connections, START_PATH, other))[1] != name
+            fetching.append(asyncio.create_task(answer_of(connections, FETCH_PATH, FETCH, name)))
+            await asyncio.sleep(0.05)
+            assert not stopping.done()
+            mine.may_answer.set()
+            assert await asyncio.gather(*fetching) == [(200, name, f"{name} d2".encode())] * 3
+            await stopping
+            with pytest.raises(EngineLostError):
+                await answer_of(connections, FETCH_PATH, FETCH, name)
+
+    asyncio.run(scenario())
+
+
+def test_a_stopped_replica_hands_back_what_it_cant_finish():
+    async def scenario():
+        async with replicas(1, kind=Keeping) as ([replica], _, connections):
+            replica.may_answer.clear()
+            _, name, _ = await answer_of(connections, START_PATH, SAMPLE)
+            fetching = asyncio.create_task(answer_of(connections, FETCH_PATH, FETCH, name))
+            while not replica.samples.futures.num_awaited:
+                await asyncio.sleep(0.01)
+            await replica.server.stop(0)
+            assert (await fetching)[0] == 410
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_that_isnt_there_is_lost():
+    async def scenario():
+        async with replicas(0, NOWHERE) as (_, _, connections):
+            for name in ("gone", "never"):
+                with pytest.raises(EngineLostError):
+                    await answer_of(connections, FETCH_PATH, FETCH, name)
+            assert not await connections.serves(BASE)
 
     asyncio.run(scenario())
