@@ -18,7 +18,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from tandem.cli.startup import ServiceLostError, StartError
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.processes.deadlines import within
-from tandem.cluster.processes.local_ray import logs_directory
+from tandem.cluster.processes.local_ray import logs_of_start
 from tandem.serve.app.graph import build_application
 from tandem.serve.app.proxy_middleware import PROXY_ENVIRONMENT
 from tandem.serve.app.serve_state import application_status
@@ -136,7 +136,7 @@ def _deploy(config: TandemConfig, log_level: str, on_progress: Callable[[str], N
             faults = [f"{name}: {_cause(message)}" for name, message in waiting.items()]
             if state is not None and not faults:
                 faults = [_cause(state.message)]
-            logs = f"The full logs are in {logs_directory()}."
+            logs = f"The full logs are in {logs_of_start()}."
             raise StartError("\n".join(["The service didn't start.", *faults, logs]))
         time.sleep(0.5)
 

@@ -5,9 +5,10 @@ vLLM itself only says that the core is dead: its error doesn't leave the core's 
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from tandem.cluster.processes.process_log import error_log
 
 TAIL_BYTES = 1 << 18
 LONGEST = 300
@@ -26,11 +27,11 @@ MORE_MEMORY = (
 def last_error(log: Path | None = None) -> str:
     """Return the last error of memory, GPU or network in a log as a sentence to append, "" if there is none.
 
-    By default in the log that this process writes its errors to, if that is a file.
+    By default in the log of this process, which Ray keeps.
     """
-    log = log or Path(os.readlink("/proc/self/fd/2"))
+    log = log or error_log()
     try:
-        if not log.is_file():
+        if log is None or not log.is_file():
             return ""
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))

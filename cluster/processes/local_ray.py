@@ -22,6 +22,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 
 from tandem.cluster.errors import RayStartError
 from tandem.cluster.processes.import_path import children_import_safely
+from tandem.cluster.processes.process_log import logs_directory
 
 AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
@@ -73,7 +74,7 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
             except Exception as error:  # Ray has no class for it
                 raise RayStartError(
                     f"Ray didn't start on this machine: {error}\nIf the machine is busy, try again later. "
-                    f"Its logs are in {logs_directory()}."
+                    f"Its logs are in {logs_of_start()}."
                 ) from error
         yield
     finally:
@@ -126,12 +127,10 @@ def children_reach_loopback_directly() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def logs_directory() -> Path | None:
+def logs_of_start() -> Path | None:
     """Return the directory with the logs of the Ray that this process is connected to, or has tried to start."""
-    if node := ray._private.worker.global_worker.node:
-        return Path(node.get_logs_dir_path())
     tried = Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}")  # Ray adds the process that starts it
-    return max((session / "logs" for session in tried), default=None)
+    return logs_directory() or max((session / "logs" for session in tried), default=None)
 
 
 def token_authentication_is_on() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.errors import LearnerDevicesError, StageError
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
+from tandem.cluster.processes.process_log import error_log
 from tandem.rl.errors import OutOfMemoryError, PolicyError
 
 logger = logging.getLogger(__name__)
@@ -112,10 +112,8 @@ def _last_words(said: str) -> str:
 
 def _end_of_log(pid: int) -> str:
     """Read the log of another worker process of this node: Ray writes them all to one folder."""
-    logs = Path(os.readlink("/proc/self/fd/2")).parent
-    return "".join(
-        log.read_bytes()[-LAST_WORDS_BYTES:].decode(errors="replace") for log in logs.glob(f"worker-*-{pid}.err")
-    )
+    log = error_log(pid)
+    return log.read_bytes()[-LAST_WORDS_BYTES:].decode(errors="replace") if log else ""
 
 
 def _python_error(stage: str, who: str, error: ray.exceptions.RayTaskError) -> StageError:

@@ -8,7 +8,7 @@ import ray
 from tandem.cli import launch
 from tandem.cli.startup import StartError
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.processes.local_ray import logs_directory
+from tandem.cluster.processes.local_ray import logs_of_start
 
 
 def test_a_ray_that_does_not_start_is_a_start_error(tmp_path, monkeypatch):
@@ -38,8 +38,8 @@ def test_an_empty_address_of_a_cluster_is_none(monkeypatch, address):
 def test_a_failed_start_names_the_logs_of_its_own_ray(tmp_path, monkeypatch):
     monkeypatch.setattr(ray._private.worker.global_worker, "node", None)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert logs_directory() is None
+    assert logs_of_start() is None
     for pid in (os.getpid(), os.getpid() + 1):
         (tmp_path / "ray" / f"session_2026-01-01_00-00-00_000000_{pid}" / "logs").mkdir(parents=True)
     (tmp_path / "ray" / "session_latest").symlink_to(f"session_2026-01-01_00-00-00_000000_{os.getpid() + 1}")
-    assert str(logs_directory()).endswith(f"_{os.getpid()}/logs")
+    assert str(logs_of_start()).endswith(f"_{os.getpid()}/logs")

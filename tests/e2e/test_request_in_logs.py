@@ -5,7 +5,7 @@ import uuid
 from helpers import PROMPT, events_until_end, inference_name, register, roll_out
 from waiting import wait_until
 
-from tandem.cluster.processes.local_ray import logs_directory
+from tandem.cluster.processes.process_log import logs_directory
 
 
 def processes_that_log(word):
