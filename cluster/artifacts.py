@@ -28,6 +28,7 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)  # the files of a checkpoint that an e
 PAYLOADS = "payloads"
 LOGS = "logs"
 DATASETS = "datasets"
+CALLS = "calls"
 JOBS = "jobs"
 TRACES = "traces"
 FILES = "files"

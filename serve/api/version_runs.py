@@ -53,6 +53,11 @@ def _shown(nodes: Sequence[Node]) -> set[int]:
     stand_out = {
         node.step
         for node in nodes
-        if node.step == 0 or node.forks or node.origin or node.kept_at is not None or children[node.step] > 1
+        if node.step == 0 or node.forks or _is_special(node) or node.kept_at is not None or children[node.step] > 1
     }
     return stand_out | set(live[-NEWEST_SHOWN:]) | {step for step in (best_step(nodes),) if step is not None}
+
+
+def _is_special(node: Node) -> bool:
+    """Return whether the version was imported or forked, or has a name. A run makes one for every few of its steps."""
+    return node.origin is not None and (node.run_id is None or node.checkpoint_name is not None)

@@ -80,7 +80,7 @@ class ApiReplica:
             stops=ReplicaStop(serve.get_replica_context()).is_requested,
         )
         engine_directory.publish_config(config.model_dump_json(exclude={"alerts"}))  # whose secrets proxies don't need
-        start_sweeping(store, artifacts, config.deadlines, config.retention)
+        start_sweeping(store, artifacts, config.deadlines, config.retention, config.tinker)
         start_upkeep(store, artifacts, config)
 
     async def make_key(self, name: str, entity: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Removes files that nothing refers to: leftovers of a crash, and checkpoints of deleted versions."""
+"""Removes files that nothing refers to: leftovers of a crash, and checkpoints of deleted versions and runs."""
 
 from __future__ import annotations
 
@@ -6,36 +6,57 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from tandem.cluster.artifacts import DATASETS, LOGS, PAYLOADS, TRACES, UPLOADS, Artifacts
-from tandem.cluster.config import DeadlinesConfig, RetentionConfig
+from tandem.cluster.artifacts import CALLS, DATASETS, LOGS, PAYLOADS, TRACES, UPLOADS, Artifacts
+from tandem.cluster.config import DeadlinesConfig, RetentionConfig, TinkerConfig
 from tandem.serve.jobs.blobs import delete_traces
 from tandem.serve.store.store import Store
 
 logger = logging.getLogger(__name__)
 PERIOD_S = 3600.0
+RUNS_PERIOD_S = 60.0
+"""Runs replace a checkpoint every few minutes."""
 MIN_AGE_S = 3600.0
 
 
-def start_sweeping(store: Store, artifacts: Artifacts, deadlines: DeadlinesConfig, retention: RetentionConfig) -> None:
-    """Sweep now and every hour, in a thread that ends with the process."""
+def start_sweeping(
+    store: Store, artifacts: Artifacts, deadlines: DeadlinesConfig, retention: RetentionConfig, tinker: TinkerConfig
+) -> None:
+    """Sweep now and every hour, and runs every minute, in threads that end with the process."""
     # Longer than a request may take from its first byte to the row that refers to its payload.
     min_age = timedelta(seconds=MIN_AGE_S + 2 * deadlines.prepare_s)
     # Longer than a request, or a job's start, may need a version after it has found it.
     in_use = timedelta(seconds=MIN_AGE_S + max(deadlines.inference_s, deadlines.load_s))
 
-    def run() -> None:
-        while True:
-            try:
-                sweep(store, artifacts, datetime.now(UTC) - min_age)
-                store.usage.compact()
-                apply_retention(store, artifacts, retention, store.database.now() - in_use)
-            except Exception:
-                logger.warning("Sweeping failed; the next attempt is in %d s", PERIOD_S, exc_info=True)
-            time.sleep(PERIOD_S)
+    def everything() -> None:
+        sweep(store, artifacts, datetime.now(UTC) - min_age)
+        store.usage.compact()
+        apply_retention(store, artifacts, retention, store.database.now() - in_use)
 
-    threading.Thread(target=run, name="sweeping", daemon=True).start()
+    def runs() -> None:
+        sweep_runs(store, artifacts, tinker.result_s, store.database.now() - in_use)
+
+    for name, action, period_s in (("sweeping", everything, PERIOD_S), ("sweeping of runs", runs, RUNS_PERIOD_S)):
+        threading.Thread(target=_repeat, args=(action, period_s), name=name, daemon=True).start()
+
+
+def _repeat(action: Callable[[], None], period_s: float) -> None:
+    while True:
+        try:
+            action()
+        except Exception:
+            logger.warning("Sweeping failed; the next attempt is in %d s", period_s, exc_info=True)
+        time.sleep(period_s)
+
+
+def sweep_runs(store: Store, artifacts: Artifacts, result_s: float, retired_before: datetime) -> None:
+    """Forget results older than `result_s`, delete expired checkpoints, and the files that runs don't need any more."""
+    store.run_upkeep.forget_results(result_s)
+    for path in store.run_upkeep.expire_checkpoints():
+        logger.info("Deleted checkpoint %s, whose time is over", path)
+    remove_unused_checkpoints(store, artifacts, retired_before)
 
 
 def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[str]:
@@ -53,7 +74,7 @@ def sweep(store: Store, artifacts: Artifacts, written_before: datetime) -> list[
             else:
                 file.unlink(missing_ok=True)
             removed.append(file.name)
-    blobs = [key for directory in (PAYLOADS, LOGS, DATASETS) for key in artifacts.list_blobs(directory)]
+    blobs = [key for directory in (PAYLOADS, LOGS, DATASETS, CALLS) for key in artifacts.list_blobs(directory)]
     store.wandb.forget_unused(written_before)
     uploads = store.wandb.unknown_blobs(artifacts.list_blobs(UPLOADS))
     for key in (*store.garbage.unknown_blobs(blobs), *uploads):

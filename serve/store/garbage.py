@@ -1,16 +1,18 @@
-"""Finds files that no row needs any more: payloads, and checkpoints of deleted versions."""
+"""Finds files that no row needs any more: payloads, bodies of calls, and checkpoints of deleted versions and runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, or_, select, true
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, delete, or_, select, true
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from tandem.cluster.artifacts import is_dataset
 from tandem.serve.store.database import Database
+from tandem.serve.store.run_files import needed_by_runs
 from tandem.serve.store.tables import DatasetRow, JobRow, LogRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.tinker_tables import CallRow, RunCheckpointRow
 from tandem.serve.store.versions import is_initial
 
 KEYS_PER_QUERY = 500  # databases limit the parameters of a query
@@ -21,7 +23,7 @@ class Garbage:
         self._database = database
 
     def unknown_blobs(self, keys: Sequence[str]) -> list[str]:
-        """Return the keys that are neither a dataset nor the payload of a job or a log.
+        """Return the keys that are neither a dataset, nor the payload of a job or a log, nor the body of a call.
 
         The blob of a dataset stays with its row alone, so that ended jobs don't keep it.
         """
@@ -33,6 +35,8 @@ class Garbage:
                 known.update(key for key in session.scalars(of_job) if not is_dataset(key))
                 known.update(session.scalars(select(DatasetRow.blob_key).where(DatasetRow.blob_key.in_(asked))))
                 known.update(session.scalars(select(LogRow.payload_key).where(LogRow.payload_key.in_(asked))))
+                bodies = session.scalars(select(CallRow.body_key).where(CallRow.body_key.in_(asked)))
+                known.update(key for key in bodies if key is not None)
         return [key for key in keys if key not in known]
 
     def jobs_without_model(self, job_ids: Sequence[str]) -> list[str]:
@@ -46,15 +50,28 @@ class Garbage:
         return [job_id for job_id in job_ids if job_id not in known]
 
     def unused_digests(self, retired_before: datetime | None = None) -> Sequence[str]:
-        """Return checkpoints of deleted versions that no version of any model and no open job needs any more.
+        """Return checkpoints of deleted versions and runs that no version, open job, run or sampler needs any more.
 
         Those of versions that retention deleted are left out, unless it did so before the given time.
         """
-        dead, live, lagged = VersionRow, aliased(VersionRow), aliased(VersionRow)
-        needed_by_version = select(live.step).where(live.digest == dead.digest, live.deleted_at.is_(None)).exists()
+        of_versions = select(VersionRow.digest).where(
+            VersionRow.deleted_at.is_not(None), VersionRow.files_removed_at.is_(None)
+        )
+        of_runs = select(RunCheckpointRow.digest).where(RunCheckpointRow.deleted_at.is_not(None))
+        with self._database.read() as session:
+            unused = {
+                *session.scalars(of_versions.where(~self._needed(VersionRow.digest, retired_before)).distinct()),
+                *session.scalars(of_runs.where(~self._needed(RunCheckpointRow.digest, retired_before)).distinct()),
+            }
+        return sorted(unused)
+
+    def _needed(self, digest: InstrumentedAttribute[str], retired_before: datetime | None) -> ColumnElement[bool]:
+        """True for a checkpoint that something needs."""
+        live, lagged = aliased(VersionRow), aliased(VersionRow)
+        needed_by_version = select(live.step).where(live.digest == digest, live.deleted_at.is_(None)).exists()
         needed_by_job = (
             select(JobRow.number)
-            .where(is_open(), or_(JobRow.start_digest == dead.digest, JobRow.reference_digest == dead.digest))
+            .where(is_open(), or_(JobRow.start_digest == digest, JobRow.reference_digest == digest))
             .exists()
         )
         # A job with a reference lag may need any version that existed when it was accepted.
@@ -62,7 +79,7 @@ class Garbage:
             select(JobRow.number)
             .join(lagged, lagged.model_id == JobRow.model_id)
             .where(is_open(), JobRow.reference_lag.is_not(None), lagged.deleted_at > JobRow.created_at)
-            .where(lagged.digest == dead.digest)
+            .where(lagged.digest == digest)
             .exists()
         )
         # A job that started where the deleted version's job started may make the same checkpoint. It would find the
@@ -72,30 +89,33 @@ class Garbage:
             select(repeating.number)
             .join(maker, maker.start_digest == repeating.start_digest)
             .join(made, (made.model_id == maker.model_id) & (made.step == maker.step))
-            .where(is_open(repeating), made.digest == dead.digest)
+            .where(is_open(repeating), made.digest == digest)
             .exists()
         )
         # A request that began before may need the files of a retired version.
         retired = aliased(VersionRow)
         is_recent = true() if retired_before is None else retired.retired_at >= retired_before
         is_retired = retired.retired_at.is_not(None) & retired.files_removed_at.is_(None)
-        needed_by_request = select(retired.step).where(retired.digest == dead.digest, is_retired, is_recent).exists()
-        with self._database.read() as session:
-            dead_digests = select(dead.digest).where(dead.deleted_at.is_not(None), dead.files_removed_at.is_(None))
-            needed = (
-                needed_by_version
-                | needed_by_job
-                | needed_by_lag
-                | needed_by_repetition
-                | needed_by_request
-                | is_initial(dead.digest)
-            )
-            return session.scalars(dead_digests.where(~needed).distinct()).all()
+        needed_by_request = select(retired.step).where(retired.digest == digest, is_retired, is_recent).exists()
+        return (
+            needed_by_version
+            | needed_by_job
+            | needed_by_lag
+            | needed_by_repetition
+            | needed_by_request
+            | needed_by_runs(digest, self._database.now())
+            | is_initial(digest)
+        )
 
     def forget_digest(self, digest: str) -> None:
-        """Delete the rows of deleted versions with this digest, once its files are gone. Mark those of retired ones."""
+        """Delete the rows of deleted versions and checkpoints with this digest, once its files are gone.
+
+        Those of retired versions are marked.
+        """
         dead = VersionRow.digest == digest, VersionRow.deleted_at.is_not(None)
         with self._database.write() as session:
             session.execute(delete(VersionRow).where(*dead, VersionRow.retired_at.is_(None)))
+            of_runs = RunCheckpointRow.digest == digest, RunCheckpointRow.deleted_at.is_not(None)
+            session.execute(delete(RunCheckpointRow).where(*of_runs))
             for row in session.scalars(select(VersionRow).where(*dead)):
                 row.files_removed_at = self._database.now()

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from tandem.serve.store.database import Database
+from tandem.serve.store.run_files import keeps_version, needed_optimizer
 from tandem.serve.store.tables import JobRow, ModelRow, VersionRow, is_open
 from tandem.serve.store.versions import is_initial
 
@@ -28,7 +29,8 @@ class Surplus:
 
 
 class Retention:
-    """The newest `keep` versions of each model stay, and so do those that a user keeps and all that an open job needs.
+    """The newest `keep` versions of each model stay, and so do those that a user keeps or has named as a checkpoint of
+    a run, those that samplers use, and all that an open job needs.
 
     Version 0 has no row here, and is never surplus.
     """
@@ -38,11 +40,11 @@ class Retention:
 
     def surplus_versions(self, keep: int) -> list[Surplus]:
         """Return the versions that `retire` would mark."""
-        return self._surplus(keep, _is_needed())
+        return self._surplus(keep, self._is_needed())
 
     def retire(self, keep: int) -> list[Surplus]:
         """Mark surplus versions as deleted by retention, and return them."""
-        return self._mark(keep, _is_needed(), ("deleted_at", "retired_at"))
+        return self._mark(keep, self._is_needed(), ("deleted_at", "retired_at"))
 
     def kept_versions(self, keep: int) -> list[Surplus]:
         """Return the versions that would be surplus if no user kept them."""
@@ -68,8 +70,12 @@ class Retention:
             VersionRow.optimizer_removed_at.is_(None),
         )
         with self._database.read() as session:
-            initial = is_initial(VersionRow.digest)
-            return session.scalars(query.where(~is_needed, ~initial, ~_starts_open_job()).distinct()).all()
+            initial, by_job, by_run = (
+                is_initial(VersionRow.digest),
+                _starts_open_job(),
+                needed_optimizer(VersionRow.digest),
+            )
+            return session.scalars(query.where(~is_needed, ~initial, ~by_job, ~by_run).distinct()).all()
 
     def optimizer_removed(self, digest: str) -> None:
         """Record that the file is gone."""
@@ -85,6 +91,9 @@ class Retention:
             session.execute(
                 delete(VersionRow).where(VersionRow.files_removed_at.is_not(None), VersionRow.model_id.in_(gone))
             )
+
+    def _is_needed(self) -> ColumnElement[bool]:
+        return _needed_by_open_job() | VersionRow.kept_at.is_not(None) | keeps_version(self._database.now())
 
     def _surplus(self, keep: int, is_needed: ColumnElement[bool]) -> list[Surplus]:
         with self._database.read() as session:
@@ -150,10 +159,6 @@ def _starts_open_job() -> ColumnElement[bool]:
 def _needs_optimizer() -> ColumnElement[bool]:
     """The version's optimizer state stays, or has expired already."""
     return _starts_open_job() | VersionRow.kept_at.is_not(None) | VersionRow.optimizer_expired_at.is_not(None)
-
-
-def _is_needed() -> ColumnElement[bool]:
-    return _needed_by_open_job() | VersionRow.kept_at.is_not(None)
 
 
 def _needed_by_open_job() -> ColumnElement[bool]:

@@ -22,6 +22,7 @@ from tandem.serve.store.overview import Overview
 from tandem.serve.store.phases import JobPhases
 from tandem.serve.store.queue import Queue
 from tandem.serve.store.retention import Retention
+from tandem.serve.store.run_upkeep import RunUpkeep
 from tandem.serve.store.trajectory_index import TrajectoryIndex
 from tandem.serve.store.trajectory_search import TrajectorySearch
 from tandem.serve.store.tree import VersionTree
@@ -59,6 +60,7 @@ class Store:
         self.queue = Queue(self.database)
         self.garbage = Garbage(self.database)
         self.retention = Retention(self.database)
+        self.run_upkeep = RunUpkeep(self.database)
         self.trajectory_index = TrajectoryIndex(self.database)
         self.trajectories = TrajectorySearch(self.database)
         self.wandb = WandbArtifacts(self.database)

@@ -99,7 +99,7 @@ class ModelRow(Table):
 
 
 class VersionRow(Table):
-    """A policy version that a job made, or that was imported or forked.
+    """A policy version that a job or a client of the Tinker API made, or that was imported or forked.
 
     The row of a deleted version stays until its files are gone; that of a retired one stays, so that requests learn
     what became of it.
@@ -131,7 +131,7 @@ class VersionRow(Table):
     optimizer_removed_at: Mapped[datetime | None]
     """When the optimizer state was gone from the checkpoint."""
     origin: Mapped[dict[str, Any] | None] = mapped_column(_JSON_OR_NULL)
-    """Of a version that no job made: its kind, import or fork, and where it came from."""
+    """Of a version that no job made: its kind, import, fork or run, and where it came from."""
     import_key: Mapped[str | None] = mapped_column(String(255))
     """The Idempotency-Key of the request that imported the version."""
 

@@ -182,7 +182,7 @@ class RunCheckpointRow(Table):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
-    files_removed_at: Mapped[datetime | None]
+    """The row stays until the files are gone."""
 
     @property
     def path(self) -> str:

@@ -1,7 +1,8 @@
 """The tree of a model's versions: where each one comes from, what became of it, and the models forked from it.
 
 A job's version follows the version that the job started from. That is the newest one, so the tree has a branch where
-newer versions were deleted before the next job began. Imported versions follow none.
+newer versions were deleted before the next job began. A version that a client of the Tinker API made follows the one
+whose weights the client saved or loaded last. Imported versions follow none.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.lineage import FORK
+from tandem.serve.store.lineage import FORK, RUN
 from tandem.serve.store.models import find_model
 from tandem.serve.store.tables import JobRow, ModelRow, VersionRow
 from tandem.serve.store.versions import initial_digest
@@ -73,6 +74,16 @@ class Node:
     forks: list[ForkedModel] = field(default_factory=list)
 
     @property
+    def run_id(self) -> str | None:
+        """The run of the Tinker API that made the version."""
+        return self.origin["run"] if self.origin and self.origin["kind"] == RUN else None
+
+    @property
+    def checkpoint_name(self) -> str | None:
+        """The name that the run's client gave it."""
+        return self.origin.get("name") if self.origin and self.origin["kind"] == RUN else None
+
+    @property
     def reward(self) -> float | None:
         """The mean reward of the trajectories that it was trained on, if there were any."""
         reward = self.metrics.get("reward")
@@ -94,6 +105,7 @@ class VersionTree:
                 if step in nodes:
                     nodes[step].forks = forks
             _link_origins(session, model, nodes)
+            _link_runs(session, model, nodes)
         return [nodes[step] for step in sorted(nodes)]
 
 
@@ -164,3 +176,19 @@ def _link_origins(session: Session, model: ModelRow, nodes: Mapping[int, Node]) 
     for step, origin in origins.items():
         source = origin["model_id"]
         nodes[step].parent = Parent(source, origin["step"], origin["model"], source in existing)
+
+
+def _link_runs(session: Session, model: ModelRow, nodes: Mapping[int, Node]) -> None:
+    """Link the versions that a run made with the versions that their weights come from."""
+    parents = {
+        node.step: node.origin["parent"]
+        for node in nodes.values()
+        if node.origin and node.origin["kind"] == RUN and node.origin.get("parent")
+    }
+    ids = {parent["model_id"] for parent in parents.values()} - {model.id}
+    others = {row.id: row for row in session.scalars(select(ModelRow).where(ModelRow.id.in_(ids)))} if ids else {}
+    for step, parent in parents.items():
+        if parent["model_id"] == model.id:
+            nodes[step].parent = Parent(model.id, parent["step"])
+        elif (other := others.get(parent["model_id"])) is not None and other.entity == model.entity:
+            nodes[step].parent = Parent(other.id, parent["step"], other.path, other.deleted_at is None)

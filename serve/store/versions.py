@@ -144,10 +144,11 @@ class Versions:
             return {model_id: step for model_id, step in session.execute(query)}
 
     def imported_steps(self, model_ids: Collection[str]) -> dict[str, int]:
-        """Return the newest step of each of these models that no job made."""
+        """Return the newest step of each of these models that neither a job nor a run made."""
         query = (
             select(VersionRow.model_id, func.max(VersionRow.step))
             .where(VersionRow.model_id.in_(model_ids), VersionRow.deleted_at.is_(None), VersionRow.origin.is_not(None))
+            .where(VersionRow.origin["kind"].as_string() != "run")
             .group_by(VersionRow.model_id)
         )
         with self._database.read() as session:

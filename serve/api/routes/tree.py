@@ -18,7 +18,7 @@ from tandem.serve.api.wire.paging import Limit, Page, cursor_number, numbered_cu
 from tandem.serve.api.wire.requests import MAX_STEP
 from tandem.serve.api.wire.tree import CheckpointDetails, TreeFork, TreeItem, TreeParent, TreeVersion
 from tandem.serve.api.wire.views import checkpoint_view, initial_checkpoint_view
-from tandem.serve.store.lineage import FORK, IMPORT
+from tandem.serve.store.lineage import FORK, IMPORT, RUN
 from tandem.serve.store.tree import Node
 
 router = APIRouter(prefix="/preview/models/{model_id}", tags=["models"])
@@ -72,7 +72,7 @@ class _View:
 
     def _version(self, node: Node) -> TreeVersion:
         kind = (node.origin or {}).get("kind")
-        known = {IMPORT: "import", FORK: "fork", None: "job" if node.job else "unknown"}
+        known = {IMPORT: "import", FORK: "fork", RUN: "run", None: "job" if node.job else "unknown"}
         return TreeVersion.model_validate(
             {
                 "step": node.step,
@@ -81,6 +81,8 @@ class _View:
                 "created_at": node.created_at,
                 "job_id": node.job and node.job.id,
                 "job_kind": node.job and node.job.kind,
+                "run_id": node.run_id,
+                "checkpoint_name": node.checkpoint_name,
                 "imported_from": node.origin if kind == IMPORT else None,
                 "metrics": node.metrics,
                 "has_optimizer": node.has_optimizer,

@@ -55,7 +55,7 @@ class Version(Listed):
 
 class Checkpoint(Listed):
     origin: dict[str, Any] | None = None
-    """Of a version that no job made: its kind, "import" or "fork", and where it comes from."""
+    """Of a version that no job made: its kind, "import", "fork" or "run", and where it comes from."""
     step: int
     metrics: dict[str, float]
     digest: str

@@ -36,12 +36,16 @@ class TreeVersion(BaseModel):
     """One version. Of one whose files are gone, little is known but the job that made it."""
 
     step: int
-    origin: Literal["initial", "job", "import", "fork", "unknown"]
+    origin: Literal["initial", "job", "run", "import", "fork", "unknown"]
     digest: str | None
     created_at: datetime | None
     job_id: str | None
     job_kind: str | None
     """rl, sft or dpo; others may follow."""
+    run_id: str | None
+    """The run of the Tinker API that made it."""
+    checkpoint_name: str | None
+    """The name that the run's client gave it: tinker://{run_id}/sampler_weights/{checkpoint_name}."""
     imported_from: dict[str, Any] | None
     """Of an imported version: what its import recorded."""
     metrics: dict[str, float]

@@ -141,13 +141,14 @@ def find_checkpoint(
         row, model, run = found
         if lock and row.step is not None:
             need_version(session, model, row.step, place, lock=True)
-        return _of_run(row, model, run)
+        version = None if row.step is None else session.get(VersionRow, (row.model_id, row.step))
+        return _of_run(row, model, run, row.has_optimizer and (version is None or _has_optimizer(version)))
     if address.step is not None and ":" not in address.owner:
         return _of_model(session, entity, address, address.step, place, lock)
     raise _no_checkpoint(address, place)
 
 
-def _of_run(row: RunCheckpointRow, model: ModelRow, run: RunRow) -> Checkpoint:
+def _of_run(row: RunCheckpointRow, model: ModelRow, run: RunRow, has_optimizer: bool) -> Checkpoint:
     own_version = None if row.step is None else {"model_id": row.model_id, "step": row.step}
     return Checkpoint(
         path=row.path,
@@ -159,7 +160,7 @@ def _of_run(row: RunCheckpointRow, model: ModelRow, run: RunRow) -> Checkpoint:
         base_model=model.base_model,
         lora=model.lora,
         initial_digest=model.initial_digest,
-        has_optimizer=row.has_optimizer,
+        has_optimizer=has_optimizer,
         run_id=row.run_id,
         flags=run.flags,
         step=row.step,
@@ -176,7 +177,6 @@ def _of_model(session: Session, entity: str, address: CheckpointPath, step: int,
     model = find_model(session, address.owner, entity)
     version = need_version(session, model, step, place, lock)
     row = session.get(VersionRow, (model.id, version.step)) if version.step else None
-    has_optimizer = row is not None and row.optimizer_kind is not None and row.optimizer_expired_at is None
     return Checkpoint(
         path=str(address),
         kind=address.kind,
@@ -187,11 +187,15 @@ def _of_model(session: Session, entity: str, address: CheckpointPath, step: int,
         base_model=model.base_model,
         lora=model.lora,
         initial_digest=model.initial_digest,
-        has_optimizer=has_optimizer,
+        has_optimizer=row is not None and _has_optimizer(row),
         step=version.step,
         parent={"model_id": model.id, "step": version.step},
         created_at=row.created_at if row else model.created_at,
     )
+
+
+def _has_optimizer(version: VersionRow) -> bool:
+    return version.optimizer_kind is not None and version.optimizer_expired_at is None
 
 
 def _own(session: Session, entity: str, address: CheckpointPath, now: datetime) -> RunCheckpointRow:

@@ -104,7 +104,6 @@ def upgrade() -> None:
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("expires_at", _TIME),
         sa.Column("deleted_at", _TIME),
-        sa.Column("files_removed_at", _TIME),
     )
     op.create_index(
         "tinker_checkpoints_live",

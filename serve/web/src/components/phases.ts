@@ -57,6 +57,12 @@ const LOOKS: Record<string, Look> = {
   checkpoint: { label: "Write checkpoint", about: "the checkpoint becomes durable", tone: "part-2" },
   publish: { label: "Publish", about: "engines load the new version", tone: "part-4" },
   record: { label: "Record", about: "writes to the store", tone: "part-7" },
+  forward_backward: { label: "Forward and backward", about: "gradients for a training client", tone: "part-1" },
+  forward: { label: "Forward", about: "logprobs for a training client", tone: "part-3" },
+  optim_step: { label: "Optimizer step", about: "a training client's optimizer step", tone: "part-5" },
+  save_weights: { label: "Save state", about: "a training client's checkpoint", tone: "part-2" },
+  save_for_sampler: { label: "Save for sampling", about: "a training client's version is published", tone: "part-4" },
+  load_weights: { label: "Load state", about: "a training client loads a checkpoint", tone: "part-6" },
   idle: { label: "Idle", about: "none of these", tone: "part-idle" },
 };
 

@@ -112,6 +112,7 @@ function VersionRow({ item, version, onSelect }: { item: TreeItem; version: Tree
         {version.is_best && <Badge tone="good">best</Badge>}
         {version.kept_at && <Badge tone="warn">kept</Badge>}
         {version.origin === "import" && <Badge>imported</Badge>}
+        {version.checkpoint_name && <Badge>{version.checkpoint_name}</Badge>}
         {version.origin === "fork" && <Badge>forked</Badge>}
         {version.job_kind && version.job_kind !== "rl" && <Badge>{version.job_kind}</Badge>}
         {item.state !== "live" && <Badge>{item.state}</Badge>}

@@ -116,6 +116,7 @@ function Live({ model, step, item, version, onChange, onClose }: PanelProps & { 
 const ORIGINS: Record<TreeVersion["origin"], string> = {
   initial: "the untrained adapter",
   job: "a training job",
+  run: "a training client",
   import: "an imported adapter",
   fork: "another model's version",
   unknown: "not known any more",
@@ -127,6 +128,12 @@ function Came({ item, version }: { item: TreeItem; version: TreeVersion }) {
     <>
       <dt>Made by</dt>
       <dd>{version.job_id ? <a href={href(`/jobs/${segment(version.job_id)}`)}>{version.job_kind} job {version.job_id.slice(0, 8)}</a> : ORIGINS[version.origin]}</dd>
+      {version.run_id && (
+        <>
+          <dt>Run</dt>
+          <dd><Text value={version.run_id} max={60} />{version.checkpoint_name && <>, as <Text value={version.checkpoint_name} max={60} /></>}</dd>
+        </>
+      )}
       {parent && (
         <>
           <dt>Follows</dt>

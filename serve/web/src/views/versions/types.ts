@@ -8,11 +8,13 @@ export interface TreeParent {
 
 export interface TreeVersion {
   step: number;
-  origin: "initial" | "job" | "import" | "fork" | "unknown";
+  origin: "initial" | "job" | "run" | "import" | "fork" | "unknown";
   digest: string | null;
   created_at: string | null;
   job_id: string | null;
   job_kind: string | null;
+  run_id: string | null;
+  checkpoint_name: string | null;
   imported_from: Record<string, unknown> | null;
   metrics: Record<string, number>;
   has_optimizer: boolean;
