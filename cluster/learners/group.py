@@ -19,16 +19,16 @@ from tandem.cluster.learners.failures import cause_of
 from tandem.cluster.learners.gpu_faults import GpuFaults
 from tandem.cluster.learners.gpu_memory import learner_environment
 from tandem.cluster.learners.group_state import LearnerState, learner_states
+from tandem.cluster.learners.job_worker import WATCHING, WRITING
 from tandem.cluster.learners.memory import NO_VERSION, StepMemory, Warn, first_shortage, no_warning, shortage_behind
 from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.learners.progress import ProgressWatch, Rank, stall_error
-from tandem.cluster.learners.run_worker import RunWorker
 from tandem.cluster.learners.scoring import scorers
 from tandem.cluster.learners.shards import shard_by_tokens
 from tandem.cluster.learners.stacks import Whereabouts, stacks_of
 from tandem.cluster.learners.training import SealedVersion, Training
 from tandem.cluster.learners.turns import Turn, Turns
-from tandem.cluster.learners.worker import WATCHING, WRITING
+from tandem.cluster.learners.worker import LearnerWorker
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.metrics import recording
 from tandem.cluster.processes.ray_failures import stage_error
@@ -380,7 +380,7 @@ class LearnerGroup:
         if settings.num_gpus:
             environment |= learner_environment()
         grouped: Any = ray.remote(concurrency_groups={WRITING: WRITERS, WATCHING: 1})  # type: ignore[call-overload]  # Ray's types lack it
-        actor = grouped(RunWorker).options(
+        actor = grouped(LearnerWorker).options(
             num_cpus=settings.num_cpus,
             num_gpus=self._places.num_gpus,
             max_restarts=0,

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.errors import LearnersLostError
-from tandem.cluster.learners.run_worker import NotHeld, RankOutput
+from tandem.cluster.learners.job_worker import WRITING
 from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.learners.turns import Turn
-from tandem.cluster.learners.worker import WRITING
+from tandem.cluster.learners.worker import NotHeld, RankOutput
 from tandem.cluster.processes.waiting import OnWait, wait_on
 from tandem.cluster.telemetry.context import current_ids
 

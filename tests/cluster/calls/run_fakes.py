@@ -15,9 +15,9 @@ from tandem.cluster.calls.runner import CallRunner
 from tandem.cluster.calls.wire import messages
 from tandem.cluster.config import BaseModelConfig, CoordinatorConfig, LearnersConfig, TinkerConfig
 from tandem.cluster.errors import LearnersLostError, LeaseLostError, StageError
-from tandem.cluster.learners.run_worker import RunWorker
 from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.learners.turns import Turns
+from tandem.cluster.learners.worker import LearnerWorker
 
 CONFIG = BaseModelConfig(
     name="tandem/tiny", path="builtin:tiny", max_model_len=256, learners=LearnersConfig(device="cpu")
@@ -239,7 +239,7 @@ class PlainGroup:
 
     def start(self, on_wait):
         if not self.workers:
-            worker = RunWorker(0, 1, CONFIG, self._root, None, self._limits)
+            worker = LearnerWorker(0, 1, CONFIG, self._root, None, self._limits)
             worker.start(None, 60)
             self.workers, self.num_starts = [_Actor(worker)], self.num_starts + 1
 

@@ -8,8 +8,8 @@ from ray._private.label_utils import validate_label_selector
 
 from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.gpu_faults import GpuFaults
+from tandem.cluster.learners.job_worker import _connected
 from tandem.cluster.learners.stacks import Whereabouts
-from tandem.cluster.learners.worker import _connected
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.rl.errors import OutOfMemoryError
