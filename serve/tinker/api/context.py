@@ -13,6 +13,8 @@ from tandem.cluster.processes.deadlines import in_thread
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.tinker.api.base_models import BaseModels
 from tandem.serve.tinker.api.result_watch import ResultWatch
+from tandem.serve.tinker.sampling.known_samplers import KnownSamplers
+from tandem.serve.tinker.sampling.sampling import Sampling
 from tandem.serve.tinker.store.store import TinkerStore
 
 
@@ -36,6 +38,12 @@ class Tinker:
     def results(self) -> ResultWatch:
         """The waits of this process's requests for results."""
         return ResultWatch(self.services.store.database)
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        services = self.services
+        samplers = KnownSamplers(services.store, self.store.samplers)
+        return Sampling(services.engine, samplers, self.config, services.base_models)
 
     @cached_property
     def base_models(self) -> BaseModels:

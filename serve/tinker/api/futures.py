@@ -14,10 +14,12 @@ from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.api.connection import while_connected
 from tandem.serve.api.quick_reads import read_quickly
+from tandem.serve.api.request_ids import request_id
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.errors import try_again
+from tandem.serve.tinker.sampling.sample_ids import PREFIX as SAMPLE
 from tandem.serve.tinker.store.outcomes import Answered, Failed, Outcome, Waiting
 from tandem.serve.tinker.store.paths import parse_request_id
 from tandem.serve.tinker.wire.requests import AnyFields, CancelFuture, RetrieveFuture
@@ -42,7 +44,11 @@ async def retrieve_future(
     408 with what the call waits for if it hasn't ended in time; 410 if its result isn't kept any more.
     """
     wanted = body.value
-    outcome = await while_connected(request, _outcome(tinker, caller, wanted.request_id))
+    if wanted.request_id.startswith(SAMPLE):
+        waiting = tinker.sampling.outcome(caller, wanted.request_id, request_id(request.scope))
+    else:
+        waiting = _outcome(tinker, caller, wanted.request_id)
+    outcome = await while_connected(request, waiting)
     match outcome:
         case Waiting():
             return JSONResponse(try_again(wanted.request_id, outcome.state, outcome.reason), 408)
@@ -52,18 +58,18 @@ async def retrieve_future(
             return _answer(outcome, wanted.allow_metadata_only, request.headers.get("accept", ""))
 
 
-async def _outcome(tinker: Tinker, caller: Caller, request_id: str) -> Outcome:
+async def _outcome(tinker: Tinker, caller: Caller, id: str) -> Outcome:
     """Return the outcome of a call, after waiting for it. Raises NotFoundError or GoneError."""
     now, calls = asyncio.get_running_loop().time, tinker.store.calls
     deadline = now() + tinker.config.hold_s
     while True:
-        found = await read_quickly(tinker.services.store, calls.poll, request_id, caller.entity)
+        found = await read_quickly(tinker.services.store, calls.poll, id, caller.entity)
         remaining = deadline - now()
         if found is not None:
             return found
         if remaining <= 0:
-            return await run_in_threadpool(calls.outcome, request_id, caller.entity)
-        run_id, seq = parse_request_id(request_id)
+            return await run_in_threadpool(calls.outcome, id, caller.entity)
+        run_id, seq = parse_request_id(id)
         await tinker.results.wait(run_id, seq or 0, min(RECHECK_S, remaining))
 
 
@@ -78,11 +84,17 @@ def _answer(outcome: Answered, allow_metadata_only: bool, accept: str) -> Respon
 
 
 @router.post("/cancel_future", **documented(CancelFuture))
-def cancel_future(
-    caller: SdkInferCaller, body: Annotated[Received[CancelFuture], Depends(json_body(CancelFuture))], tinker: TinkerDep
+async def cancel_future(
+    request: Request,
+    caller: SdkInferCaller,
+    body: Annotated[Received[CancelFuture], Depends(json_body(CancelFuture))],
+    tinker: TinkerDep,
 ) -> Cancelled:
     """Stop a sample that nobody waits for. Calls of training can't be cancelled: later ones depend on them."""
-    tinker.store.calls.outcome(body.value.request_id, caller.entity)
+    if body.value.request_id.startswith(SAMPLE):
+        await tinker.sampling.cancel(caller, body.value.request_id, request_id(request.scope))
+        return Cancelled(request_id=body.value.request_id)
+    await run_in_threadpool(tinker.store.calls.outcome, body.value.request_id, caller.entity)
     message = "names a call of training, which can't be cancelled: later ones depend on it"
     raise InvalidRequestError([Problem(("body", "request_id"), message)], "not_available")
 

@@ -179,6 +179,15 @@ class LoadWeights(SdkBody):
     type: Literal["load_weights"] = "load_weights"
 
 
+class CreateSamplingSession(SdkBody):
+    session_id: Text
+    sampling_session_seq_id: Sequence
+    base_model: Text | None = None
+    model_path: Text | None = None
+    """tinker://..."""
+    type: Literal["create_sampling_session"] = "create_sampling_session"
+
+
 class RetrieveFuture(SdkBody):
     request_id: Text
     allow_metadata_only: bool = False
@@ -198,6 +207,7 @@ REQUEST_BODIES: tuple[type[RequestBody], ...] = (
     AskConfig,
     CancelFuture,
     CreateRun,
+    CreateSamplingSession,
     CreateSession,
     FinishSession,
     GetInfo,

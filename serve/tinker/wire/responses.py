@@ -110,4 +110,22 @@ class Cancelled(Response):
     request_id: str
 
 
+class SamplingSessionCreated(Response):
+    type: Literal["create_sampling_session"] = "create_sampling_session"
+    sampling_session_id: str
+
+
+class SamplerShown(Response):
+    sampler_id: str
+    base_model: str
+    model_path: str | None = None
+
+
+class SamplePromise(Response):
+    """The id by which the result is retrieved, and a name for each of its sequences."""
+
+    request_id: str
+    sample_sequence_ids: list[str]
+
+
 JsonObject = dict[str, Any]

@@ -170,6 +170,9 @@ def team(send, services, store):
     ids["alert_id"] = alert.id
     opened = {"tags": [], "sdk_version": "0.38.0"}
     ids["session_id"] = send("POST", "/api/v1/create_session", "infer", json=opened).json()["session_id"]
+    sampling = {"session_id": ids["session_id"], "sampling_session_seq_id": 0, "base_model": "tandem/tiny"}
+    opened = send("POST", "/api/v1/create_sampling_session", "infer", json=sampling).json()
+    ids["sampler_id"] = opened["sampling_session_id"]
     bodies = {
         ("POST", "/api/v1/sessions/{session_id}/finish"): {"reason": {"type": "success"}},
         ("POST", "/v1/preview/training-jobs"): trained,

@@ -1,0 +1,60 @@
+"""Routes of sampling clients. Their results are retrieved as those of calls are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+
+from tandem.serve.api.bodies.json_body import JsonText, Received, documented, json_body, json_text
+from tandem.serve.api.connection import while_connected
+from tandem.serve.api.error_responses import error_content
+from tandem.serve.api.request_ids import request_id
+from tandem.serve.errors import QueueFullError
+from tandem.serve.tinker.api.auth import SdkInferCaller
+from tandem.serve.tinker.api.context import TinkerDep
+from tandem.serve.tinker.wire.requests import CreateSamplingSession
+from tandem.serve.tinker.wire.responses import SamplePromise, SamplerShown, SamplingSessionCreated
+
+BACKPRESSURE = {"X-Tinker-Sampling-Backpressure": "1"}
+"""With status 429, tells the SDK to wait a second and send the sample again, for as long as it takes."""
+router = APIRouter(tags=["tinker"])
+
+
+@router.post("/create_sampling_session", **documented(CreateSamplingSession))
+def create_sampling_session(
+    caller: SdkInferCaller,
+    body: Annotated[Received[CreateSamplingSession], Depends(json_body(CreateSamplingSession))],
+    tinker: TinkerDep,
+) -> SamplingSessionCreated:
+    """Pin a sampling client to a checkpoint, or to a base model. A repeat returns the same one."""
+    wanted = body.value
+    sampler = tinker.store.samplers.create(
+        caller.entity,
+        caller.key_id,
+        wanted.session_id,
+        wanted.sampling_session_seq_id,
+        wanted.base_model,
+        wanted.model_path,
+    )
+    return SamplingSessionCreated(sampling_session_id=sampler.id)
+
+
+@router.get("/samplers/{sampler_id}", response_model_exclude_none=True)
+def get_sampler(sampler_id: str, caller: SdkInferCaller, tinker: TinkerDep) -> SamplerShown:
+    """Return what a sampling client samples."""
+    sampler = tinker.store.samplers.get(caller.entity, sampler_id)
+    return SamplerShown(sampler_id=sampler.id, base_model=sampler.base_model, model_path=sampler.path)
+
+
+@router.post("/asample", response_model=SamplePromise, **documented())
+async def asample(
+    request: Request, caller: SdkInferCaller, body: Annotated[JsonText, Depends(json_text)], tinker: TinkerDep
+) -> SamplePromise | JSONResponse:
+    """Start a sample on an engine, which keeps it until it is retrieved."""
+    try:
+        sample, num = await while_connected(request, tinker.sampling.start(caller, body, request_id(request.scope)))
+    except QueueFullError as error:
+        return JSONResponse(error_content(error), 429, BACKPRESSURE)
+    return SamplePromise(request_id=str(sample), sample_sequence_ids=sample.sequence_ids(num))
