@@ -584,7 +584,8 @@ def test_tokens_are_counted_for_who_asked_whatever_the_protocol_and_the_end(clie
     client.wait_until_idle()
     batches, busy_s = ray.get(client.actor.take_usage.remote(0))
     asked: dict[Charged, tuple[int, int]] = {}
-    body = HELLO | {"max_tokens": 9}
+    kind = {"role": "system", "content": "Be kind. " * 20}  # longer than a block of the cache, whose size may be 128
+    body = HELLO | {"messages": [kind, *HELLO["messages"][1:]], "max_tokens": 9}
     options = {"stream_options": {"include_usage": True}}
     plain = {"prompt": [5, 6, 7, 8], "max_tokens": 6, "ignore_eos": True}
     chat_like = [(path, request_to(path, body, stream), stream) for path in IN_THREE for stream in (False, True)]
