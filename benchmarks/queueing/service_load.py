@@ -20,7 +20,7 @@ ROLES = {
     "engine": "ray::ServeReplica:tandem:engine",
     "core": "VLLM::EngineCore",
     "coordinator": "ray::ServeReplica:tandem:coordinator",
-    "learner": "ray::RunWorker",
+    "learner": "ray::LearnerWorker",
     "preparation": "ray::PreparationWorker",
 }
 """Titles of the service's processes."""

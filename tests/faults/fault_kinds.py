@@ -8,7 +8,7 @@ from signal import SIGKILL, SIGSTOP, SIGTERM, Signals
 
 from service_process import ServiceProcess, send, wait_until
 
-LEARNER = "ray::RunWorker"
+LEARNER = "ray::LearnerWorker"
 PREPARATION = "ray::PreparationWorker"
 COORDINATOR = "ray::ServeReplica:tandem:coordinator"
 API = "ray::ServeReplica:tandem:api"

@@ -87,7 +87,7 @@ def ask_each_replica(openai, name, num=2):
 
 def test_engines_and_learners_are_spread_over_the_nodes(nodes, http, openai, model):
     train(http, openai, model)
-    for part in ("RunWorker", "engine-tandem-tiny"):
+    for part in ("LearnerWorker", "engine-tandem-tiny"):
         assert sorted(nodes.actors(part)) == sorted(node.node_id for node in nodes.workers), part
 
 
@@ -124,7 +124,7 @@ def test_a_job_survives_a_lost_node_and_resumes_when_another_joins(nodes, http, 
     assert [step["type"] for step in steps] == ["gradient_step"] * started["data"]["num_gradient_steps"]
     versions = get(http, f"/preview/models/{model['id']}/versions")["data"]
     assert sorted(version["step"] for version in versions) == [1, 2, 3]
-    assert joined.node_id in nodes.actors("RunWorker")
+    assert joined.node_id in nodes.actors("LearnerWorker")
 
     after = ask_each_replica(openai, name)
     print(f"{time.monotonic() - joined_at:.0f} s after a node has joined two engines answer")

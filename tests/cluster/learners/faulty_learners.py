@@ -13,13 +13,13 @@ from trees import branching_group
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
 from tandem.cluster.learners import group
 from tandem.cluster.learners.group import LearnerGroup
-from tandem.cluster.learners.run_worker import RunWorker
+from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.packing import PackedSequence, pack
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers don't have the tests' folder
 
 
-class FaultyLearner(RunWorker):
+class FaultyLearner(LearnerWorker):
     """A learner that a test can order to fail, or to wait, in its next rows."""
 
     def limit_memory(self, room: int) -> None:
@@ -48,7 +48,7 @@ class FaultyLearner(RunWorker):
 
 
 def faulty_group(monkeypatch: Any, root: str, count: int, deadlines: DeadlinesConfig | None = None) -> LearnerGroup:
-    monkeypatch.setattr(group, "RunWorker", FaultyLearner)
+    monkeypatch.setattr(group, "LearnerWorker", FaultyLearner)
     learners = LearnersConfig(count=count, num_cpus=0.5, num_gpus=0, sequences_per_step=2)
     base = BaseModelConfig(name="tandem/tiny", path="builtin:tiny", learners=learners)
     return LearnerGroup(base, root, deadlines or DeadlinesConfig())

@@ -13,7 +13,7 @@ from tandem.cluster.errors import LearnerDevicesError, StageError
 from tandem.cluster.learners import group
 from tandem.cluster.learners.devices import RankDevice, collision, compare_devices, learner_device
 from tandem.cluster.learners.rendezvous import init_method, meet
-from tandem.cluster.learners.run_worker import RunWorker
+from tandem.cluster.learners.worker import LearnerWorker
 from tandem.cluster.processes.held_ports import hold_port
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers don't have the tests' folder
@@ -61,7 +61,7 @@ def test_every_rank_learns_it_at_the_rendezvous(gpus, collide):
     assert (raised[0] is not None) == collide
 
 
-class OnOneGpu(RunWorker):
+class OnOneGpu(LearnerWorker):
     """A learner on a CPU that takes itself for one on a GPU."""
 
     def _own_device(self, device):
@@ -69,7 +69,7 @@ class OnOneGpu(RunWorker):
 
 
 def test_a_group_on_one_gpu_is_refused_and_not_tried_again(ray_local, monkeypatch, tmp_path):
-    monkeypatch.setattr(group, "RunWorker", OnOneGpu)
+    monkeypatch.setattr(group, "LearnerWorker", OnOneGpu)
     learners = LearnersConfig(count=2, num_cpus=0.5, num_gpus=0)
     base = BaseModelConfig(name="tandem/tiny", path="builtin:tiny", learners=learners)
     two = group.LearnerGroup(base, str(tmp_path), DeadlinesConfig())
