@@ -6,10 +6,9 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from tandem.cluster.calls.call import PROTOBUF
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.api.connection import while_connected
@@ -18,17 +17,15 @@ from tandem.serve.api.request_ids import request_id
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
-from tandem.serve.tinker.api.errors import try_again
+from tandem.serve.tinker.api.outcome_answers import outcome_answer
 from tandem.serve.tinker.sampling.sample_ids import PREFIX as SAMPLE
-from tandem.serve.tinker.store.outcomes import Answered, Failed, Outcome, Waiting
+from tandem.serve.tinker.store.outcomes import Outcome
 from tandem.serve.tinker.store.paths import parse_request_id
 from tandem.serve.tinker.wire.requests import AnyFields, CancelFuture, RetrieveFuture
 from tandem.serve.tinker.wire.responses import Cancelled
 
 RECHECK_S = 5.0
 """How often a waiting request looks itself: a call that failed before its turn came isn't noticed otherwise."""
-MAX_INLINE_BYTES = 4 << 20
-"""A larger result is announced first, so that the client makes room for it."""
 router = APIRouter(tags=["tinker"])
 
 
@@ -49,13 +46,7 @@ async def retrieve_future(
     else:
         waiting = _outcome(tinker, caller, wanted.request_id)
     outcome = await while_connected(request, waiting)
-    match outcome:
-        case Waiting():
-            return JSONResponse(try_again(wanted.request_id, outcome.state, outcome.reason), 408)
-        case Failed():
-            return JSONResponse({"error": outcome.message, "category": outcome.category})
-        case Answered():
-            return _answer(outcome, wanted.allow_metadata_only, request.headers.get("accept", ""))
+    return outcome_answer(outcome, wanted.request_id, wanted.allow_metadata_only, request.headers.get("accept", ""))
 
 
 async def _outcome(tinker: Tinker, caller: Caller, id: str) -> Outcome:
@@ -71,16 +62,6 @@ async def _outcome(tinker: Tinker, caller: Caller, id: str) -> Outcome:
             return await run_in_threadpool(calls.outcome, id, caller.entity)
         run_id, seq = parse_request_id(id)
         await tinker.results.wait(run_id, seq or 0, min(RECHECK_S, remaining))
-
-
-def _answer(outcome: Answered, allow_metadata_only: bool, accept: str) -> Response:
-    if allow_metadata_only and len(outcome.content) > MAX_INLINE_BYTES:
-        return JSONResponse({"status": "complete_metadata", "response_payload_size": len(outcome.content)})
-    if outcome.media_type == PROTOBUF and PROTOBUF not in accept:
-        from tandem.serve.tinker.api.json_datums import output_as_json
-
-        return JSONResponse(output_as_json(outcome.content))
-    return Response(outcome.content, media_type=outcome.media_type)
 
 
 @router.post("/cancel_future", **documented(CancelFuture))

@@ -5,20 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from tandem.serve.api.bodies.json_body import JsonText, Received, documented, json_body, json_text
-from tandem.serve.api.connection import while_connected
-from tandem.serve.api.error_responses import error_content
-from tandem.serve.api.request_ids import request_id
-from tandem.serve.errors import QueueFullError
 from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import TinkerDep
+from tandem.serve.tinker.sampling.sample_routes import start_sample
 from tandem.serve.tinker.wire.requests import CreateSamplingSession
 from tandem.serve.tinker.wire.responses import SamplePromise, SamplerShown, SamplingSessionCreated
 
-BACKPRESSURE = {"X-Tinker-Sampling-Backpressure": "1"}
-"""With status 429, tells the SDK to wait a second and send the sample again, for as long as it takes."""
 router = APIRouter(tags=["tinker"])
 
 
@@ -51,10 +46,6 @@ def get_sampler(sampler_id: str, caller: SdkInferCaller, tinker: TinkerDep) -> S
 @router.post("/asample", response_model=SamplePromise, **documented())
 async def asample(
     request: Request, caller: SdkInferCaller, body: Annotated[JsonText, Depends(json_text)], tinker: TinkerDep
-) -> SamplePromise | JSONResponse:
+) -> Response:
     """Start a sample on an engine, which keeps it until it is retrieved."""
-    try:
-        sample, num = await while_connected(request, tinker.sampling.start(caller, body, request_id(request.scope)))
-    except QueueFullError as error:
-        return JSONResponse(error_content(error), 429, BACKPRESSURE)
-    return SamplePromise(request_id=str(sample), sample_sequence_ids=sample.sequence_ids(num))
+    return await start_sample(request, caller, body, tinker.sampling)

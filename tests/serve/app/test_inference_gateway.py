@@ -1,5 +1,6 @@
 """The gateway of the proxies answers as the API does, and leaves everything else to it."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,10 +13,14 @@ from serve_fakes import Engine
 from starlette.responses import PlainTextResponse
 
 from tandem.cluster.engine.requests.protocols import PATHS
+from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH
 from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.app.inference_gateway import InferenceGateway
 from tandem.serve.app.proxy_middleware import ProxyAnswers
 from tandem.serve.keys import create_key
+from tandem.serve.tinker.sampling.sample_ids import SampleId
+from tandem.serve.tinker.sampling.sample_routes import ASAMPLE, RETRIEVE
+from tandem.serve.tinker.store.store import TinkerStore
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "1 + 6 = ?"}]
@@ -214,3 +219,95 @@ def test_completions_of_the_gateway_are_counted(gateway, engine, key, model):
     assert metrics.of("tandem_http_requests_total", **labels, status="200") == [1.0]
     assert metrics.of("tandem_http_requests_total", **labels, status="401") == [1.0]
     assert metrics.total("tandem_http_requests_total") == 2
+
+
+PROMISE = {"sampling_session_id": "s", "seq_id": 0, "sampling_params": {}, "prompt": {"chunks": []}}
+
+
+class SampleReplica(Engines):
+    """Answers for samples as a test says, and hangs on the requests that it names."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer, self.asked_for, self.left = (200, b'{"num_samples": 2}'), [], asyncio.Event()
+
+    async def http(self, base_model, method, path, headers, body, digest, replica=None):
+        self.asked_for.append((path, replica, digest, dict(headers)))
+        try:
+            if self.answer is None:
+                await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        status, content = self.answer
+        yield status, [("x-engine-replica", "r1")]
+        yield content
+
+
+@pytest.fixture
+def replica(gateway):
+    gateway._connections = SampleReplica()
+    return gateway._connections
+
+
+@pytest.fixture
+def sampler(services):
+    store = TinkerStore(services.store.database, services.config.tinker)
+    session = store.sessions.create("team", None, tags=[], user_metadata={}, sdk_version="0.38.0", idempotency_key=None)
+    return store.samplers.create("team", None, session.id, 0, "tandem/tiny", None).id
+
+
+def test_samples_are_started_and_fetched_without_the_api(gateway, replica, sampler, key):
+    sdk = {"X-API-Key": f"tml-{key}"}
+    started = ask(gateway, ASAMPLE, json={**PROMISE, "sampling_session_id": sampler}, headers=sdk)
+    assert started.status_code == 200 and len(started.json()["sample_sequence_ids"]) == 2
+    id = started.json()["request_id"]
+    replica.answer = 200, b"protobuf"
+    sdk |= {"Accept": "application/x-protobuf"}
+    fetched = ask(gateway, RETRIEVE, json={"request_id": id}, headers=sdk)
+    assert (fetched.status_code, fetched.content) == (200, b"protobuf")
+    assert fetched.headers["content-type"] == "application/x-protobuf"
+    assert [(path, name) for path, name, *_ in replica.asked_for] == [(START_PATH, None), (FETCH_PATH, "r1")]
+    replica.answer = 429, b'{"error": "many"}'
+    refused = ask(gateway, ASAMPLE, json={**PROMISE, "sampling_session_id": sampler}, headers=sdk)
+    assert (refused.status_code, refused.headers["x-tinker-sampling-backpressure"]) == (429, "1")
+    assert ask(gateway, ASAMPLE, json=PROMISE, headers=sdk).status_code == 404
+    assert ask(gateway, RETRIEVE, json={"request_id": id}).status_code == 401
+    assert ask(gateway, RETRIEVE, json={"x": "sample/", "request_id": "call/y/1"}, headers=sdk).status_code == 404
+
+
+def test_other_results_are_left_to_the_api_with_their_body(gateway, replica, key):
+    async def api(scope, receive, send):
+        message = await receive()
+        await PlainTextResponse(message["body"])(scope, receive, send)
+
+    gateway._app = api
+    response = ask(gateway, RETRIEVE, json={"request_id": "call/run/1"}, headers={"X-API-Key": f"tml-{key}"})
+    assert response.json() == {"request_id": "call/run/1"}
+    assert not replica.asked_for
+
+
+def test_a_client_that_leaves_isnt_waited_for(gateway, replica, sampler, key):
+    replica.answer = None
+    id = str(SampleId("tandem/tiny", "r1", sampler, 0))
+
+    async def scenario():
+        messages = [{"type": "http.request", "body": json.dumps({"request_id": id}).encode(), "more_body": False}]
+        leaves = asyncio.Event()
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await leaves.wait()
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "method": "POST", "path": RETRIEVE, "query_string": b"", "root_path": ""}
+        scope["headers"] = [(b"x-api-key", f"tml-{key}".encode())]
+        answering = asyncio.create_task(gateway(scope, receive, None))
+        while not replica.asked_for:
+            await asyncio.sleep(0.01)
+        leaves.set()
+        await answering
+        assert replica.left.is_set()
+
+    asyncio.run(scenario())
