@@ -1,12 +1,13 @@
-"""An adapter's files as a sequence of bytes: one file, or all of them as a tar archive that is always the same."""
+"""Files as a sequence of bytes: one of an adapter, or several as a tar archive that is always the same."""
 
 from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import BinaryIO
 
 from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
@@ -67,6 +68,11 @@ def adapter_file(artifacts: Artifacts, digest: str, name: str) -> tuple[Content,
 def adapter_archive(artifacts: Artifacts, digest: str) -> Content:
     """Return both files of a version's adapter as an uncompressed tar archive. Raises OSError, also ArtifactError."""
     directory = artifacts.pull_adapter(digest)
+    return tar_archive([(name, directory / name) for name in ADAPTER_FILES])
+
+
+def tar_archive(files: Iterable[tuple[str, Path]]) -> Content:
+    """Return files, under the names that they have in it, as an uncompressed tar archive. Raises OSError."""
     parts: list[bytes | BinaryIO] = []
     sizes: list[int] = []
 
@@ -74,13 +80,13 @@ def adapter_archive(artifacts: Artifacts, digest: str) -> Content:
         parts.append(part)
         sizes.append(size)
 
-    for name in ADAPTER_FILES:
-        size = (directory / name).stat().st_size
+    for name, path in files:
+        size = path.stat().st_size
         entry = tarfile.TarInfo(name)
         entry.size, entry.mode = size, 0o644
         header = entry.tobuf(tarfile.PAX_FORMAT)
         add(header, len(header))
-        add(open(directory / name, "rb"), size)
+        add(open(path, "rb"), size)
         padding = -size % tarfile.BLOCKSIZE
         add(bytes(padding), padding)
     add(bytes(2 * tarfile.BLOCKSIZE), 2 * tarfile.BLOCKSIZE)
