@@ -31,8 +31,9 @@ _JSON_OR_NULL = JSON(none_as_null=True)
 _LIVE = text("deleted_at IS NULL")
 _UNANSWERED = text("answered_at IS NULL")
 
-WEIGHTS, SAMPLER_WEIGHTS, ANCHOR, UNNAMED = "weights", "sampler_weights", "anchor", "unnamed"
-"""Kinds of checkpoints. The first two are parts of their paths; clients see no others."""
+WEIGHTS, SAMPLER_WEIGHTS, EXTERNAL_WEIGHTS = "weights", "sampler_weights", "external_weights"
+ANCHOR, UNNAMED = "anchor", "unnamed"
+"""Kinds of checkpoints. The first three are parts of their paths; clients see no others."""
 
 
 class SessionRow(Table):
@@ -54,10 +55,16 @@ class SessionRow(Table):
     tags: Mapped[list[str]] = mapped_column(JSON)
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column(_JSON_OR_NULL)
     sdk_version: Mapped[str] = mapped_column(_NAME)
+    project: Mapped[str | None] = mapped_column(_NAME)
+    """Of the models of its runs; None: `tinker.project`."""
+    display_name: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
     """When the client was last heard of."""
     finished_at: Mapped[datetime | None]
+    finish_reason: Mapped[str | None] = mapped_column(_KIND)
+    """What the client said at its end: success, errored or interrupted."""
+    finish_detail: Mapped[str | None] = mapped_column(Text)
 
 
 class RunRow(Table):

@@ -85,6 +85,8 @@ def create_session(
         user_metadata=wanted.user_metadata or {},
         sdk_version=wanted.sdk_version,
         idempotency_key=request.headers.get("x-idempotency-key"),
+        project=wanted.project_id,
+        display_name=wanted.display_name,
     )
     may_train = caller.role != "infer"
     if may_train:
@@ -117,6 +119,7 @@ def finish_session(
     tinker: TinkerDep,
 ) -> SessionFinished:
     """End a session. Its models stay; unload_model ends one."""
-    logger.info("Session %s finished: %s", session_id, body.value.reason.type)
-    tinker.store.sessions.finish(caller.entity, session_id)
+    wanted = body.value
+    logger.info("Session %s finished: %s", session_id, wanted.reason.type)
+    tinker.store.sessions.finish(caller.entity, session_id, wanted.reason.type, wanted.detail)
     return SessionFinished(session_id=session_id)

@@ -69,16 +69,15 @@ def save_weights_external(
     call: Annotated[Ordered[SaveWeightsExternal], Depends(ordered_body(SaveWeightsExternal))],
     tinker: TinkerDep,
 ) -> Future:
-    """Refuse, as the call's result: any checkpoint can be downloaded in PEFT's format without an export."""
-    return submit(tinker, caller, call, "save_weights", _external)
+    """Save the model for download, in PEFT's files, under a name."""
+    return submit(tinker, caller, call, "save_weights", _exported)
 
 
-def _external(call: SaveWeightsExternal) -> dict[str, Any]:
-    message = (
-        "exports aren't made; use save_weights_for_sampler, whose checkpoint can be downloaded in PEFT's format "
-        "(tinker checkpoint download, or GET /v1/preview/models/MODEL/versions/STEP/adapter)"
-    )
-    raise InvalidRequestError([Problem(("body", "path"), message)], "not_available")
+def _exported(call: SaveWeightsExternal) -> dict[str, Any]:
+    if call.age_encryption_recipients is not None:
+        message = "files aren't encrypted here; leave this out, and encrypt them after the download"
+        raise InvalidRequestError([Problem(("body", "age_encryption_recipients"), message)], "not_available")
+    return save_options(call.path, call.ttl_seconds, is_export=True)
 
 
 @router.post("/load_weights", **documented(LoadWeights))

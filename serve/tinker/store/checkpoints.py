@@ -15,9 +15,9 @@ from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
 from tandem.serve.store.models import check_not_kept, find_model
 from tandem.serve.store.tables import ModelRow, VersionRow
-from tandem.serve.store.tinker_tables import SAMPLER_WEIGHTS, WEIGHTS, RunCheckpointRow, RunRow
+from tandem.serve.store.tinker_tables import EXTERNAL_WEIGHTS, SAMPLER_WEIGHTS, WEIGHTS, RunCheckpointRow, RunRow
 from tandem.serve.store.versions import need_version
-from tandem.serve.tinker.store.paths import CheckpointPath, Kind, parse_path
+from tandem.serve.tinker.store.paths import CheckpointPath, Kind, kind_of, parse_path
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Checkpoints:
         self, entity: str, limit: int, offset: int = 0, run_id: str | None = None
     ) -> tuple[Sequence[RunCheckpointRow], int]:
         """Return checkpoints of an entity or of one of its runs, the newest first, and how many there are."""
-        wanted = [RunCheckpointRow.entity == entity, *_are_there(self._database.now())]
+        wanted = [RunCheckpointRow.entity == entity, *are_there(self._database.now())]
         if run_id is not None:
             wanted.append(RunCheckpointRow.run_id == run_id)
         query = select(RunCheckpointRow).where(*wanted).order_by(RunCheckpointRow.number.desc())
@@ -82,7 +82,7 @@ class Checkpoints:
         now = self._database.now()
         numbers = (
             select(func.max(RunCheckpointRow.number))
-            .where(RunCheckpointRow.run_id.in_(run_ids), *_are_there(now))
+            .where(RunCheckpointRow.run_id.in_(run_ids), *are_there(now))
             .group_by(RunCheckpointRow.run_id, RunCheckpointRow.kind)
         )
         with self._database.read() as session:
@@ -152,7 +152,7 @@ def _of_run(row: RunCheckpointRow, model: ModelRow, run: RunRow, has_optimizer: 
     own_version = None if row.step is None else {"model_id": row.model_id, "step": row.step}
     return Checkpoint(
         path=row.path,
-        kind="weights" if row.kind == WEIGHTS else "sampler_weights",
+        kind=kind_of(row.kind),
         digest=row.digest,
         entity=row.entity,
         model_id=row.model_id,
@@ -218,17 +218,17 @@ def _lock_version(session: Session, row: RunCheckpointRow) -> tuple[ModelRow, Ve
 
 def _addressed(address: CheckpointPath, now: datetime) -> list[ColumnElement[bool]]:
     row = RunCheckpointRow
-    return [row.run_id == address.owner, row.kind == address.kind, row.name == address.name, *_are_there(now)]
+    return [row.run_id == address.owner, row.kind == address.kind, row.name == address.name, *are_there(now)]
 
 
-def _are_there(now: datetime) -> list[ColumnElement[bool]]:
+def are_there(now: datetime) -> list[ColumnElement[bool]]:
     """True for checkpoints that clients see: named, not deleted, not expired, and with a live version if it is one."""
     row = RunCheckpointRow
     version: Select[int] = select(VersionRow.step).where(
         VersionRow.model_id == row.model_id, VersionRow.step == row.step, VersionRow.deleted_at.is_(None)
     )
     return [
-        row.kind.in_((WEIGHTS, SAMPLER_WEIGHTS)),
+        row.kind.in_((WEIGHTS, SAMPLER_WEIGHTS, EXTERNAL_WEIGHTS)),
         row.deleted_at.is_(None),
         or_(row.expires_at.is_(None), row.expires_at > now),
         or_(row.step.is_(None), version.exists()),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from tandem.serve.errors import BadRequestError, NotFoundError, Problem
 from tandem.serve.names import NAME, NAME_RULE, quoted
 
-Kind = Literal["weights", "sampler_weights"]
-_PATH = re.compile(r"tinker://([^/]+)/(weights|sampler_weights)/([^/]+)")
+Kind = Literal["weights", "sampler_weights", "external_weights"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_PATH = re.compile(rf"tinker://([^/]+)/({'|'.join(KINDS)})/([^/]+)")
 _STEP = re.compile(r"step(0|[1-9][0-9]{0,8})")
 _CALL = re.compile(r"call/([^/]+)/(0|[1-9][0-9]{0,9})")
 _UNLOAD = re.compile(r"unload/([^/]+)")
@@ -40,11 +41,16 @@ def parse_path(path: str, place: str = "path") -> CheckpointPath:
     if found is None:
         message = (
             f"{quoted(path)} isn't a checkpoint's address. Send tinker://RUN/weights/NAME, "
-            "tinker://RUN/sampler_weights/NAME, or tinker://MODEL_ID/sampler_weights/stepN for a version of a model"
+            "tinker://RUN/sampler_weights/NAME, tinker://RUN/external_weights/NAME, or, for a version of a model, "
+            "tinker://MODEL_ID/sampler_weights/stepN"
         )
         raise BadRequestError([Problem(("body", place), message)], "invalid_tinker_path")
-    kind: Kind = "weights" if found[2] == "weights" else "sampler_weights"
-    return CheckpointPath(found[1], kind, found[3])
+    return CheckpointPath(found[1], kind_of(found[2]), found[3])
+
+
+def kind_of(text: str) -> Kind:
+    """Return a part of an address, or of a row, that is a kind."""
+    return next(kind for kind in KINDS if kind == text)
 
 
 def check_name(name: str, place: str = "path") -> str:

@@ -61,7 +61,7 @@ class Runs:
     """For a caller, runs of other entities don't exist."""
 
     def __init__(self, database: Database, project: str):
-        """`project` is that of the runs' models."""
+        """`project` is that of the models of runs whose session names none."""
         self._database, self._project = database, project
 
     def create(
@@ -89,23 +89,24 @@ class Runs:
         new = _NewRun(session_id, model_seq_id, base_model, lora, initial_digest, flags, user_metadata, start)
         try:
             with self._database.write() as session:
-                find_session(session, entity, new.session_id)
+                project = find_session(session, entity, new.session_id).project or self._project
                 if (first := session.scalar(_of_session(new))) is not None:
                     return _same(first, new)
-                return self._create(session, entity, key_id, new)
+                return self._create(session, entity, key_id, project, new)
         except IntegrityError:
             with self._database.read() as session:
                 first = session.scalar(_of_session(new))
-                taken = find_by_name(session, entity, self._project, _model_name(new))
+                project = find_session(session, entity, new.session_id).project or self._project
+                taken = find_by_name(session, entity, project, _model_name(new))
             if first is None:
                 assert taken is not None, "the run broke another constraint"
                 message = f"is the name of a model of its own, {taken.path}. Delete that model, or send a new number"
                 raise BadRequestError([Problem(("body", "model_seq_id"), message)], "model_exists") from None
             return _same(first, new)
 
-    def _create(self, session: Session, entity: str, key_id: str | None, new: _NewRun) -> RunRow:
+    def _create(self, session: Session, entity: str, key_id: str | None, project: str, new: _NewRun) -> RunRow:
         now = self._database.now()
-        model = new_model(entity, self._project, _model_name(new), new.base_model, now)
+        model = new_model(entity, project, _model_name(new), new.base_model, now)
         model.lora, model.initial_digest = None if new.lora is None else dict(new.lora), new.initial_digest
         run = RunRow(
             id=run_id(new.session_id, new.model_seq_id),

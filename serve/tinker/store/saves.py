@@ -15,6 +15,7 @@ from tandem.serve.store.lineage import RUN
 from tandem.serve.store.tables import ModelRow, VersionRow
 from tandem.serve.store.tinker_tables import (
     ANCHOR,
+    EXTERNAL_WEIGHTS,
     SAMPLER_WEIGHTS,
     UNNAMED,
     WEIGHTS,
@@ -36,25 +37,33 @@ def save_options(
     user_metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
     sampler_seq: int | None = None,
+    is_export: bool = False,
 ) -> dict[str, Any]:
-    """Return the options of a save. `sampler_seq`: instead of a name, the number of the sampler that it makes."""
+    """Return the options of a save. `sampler_seq`: instead of a name, the number of the sampler that it makes.
+
+    `is_export`: of save_weights, that the checkpoint is for download.
+    """
     return {
         "name": name,
         "ttl_s": ttl_s,
         "user_metadata": None if user_metadata is None else dict(user_metadata),
         "overwrite": overwrite,
         "sampler_seq": sampler_seq,
+        "is_export": is_export,
     }
 
 
 def add_weights(session: Session, run: RunRow, call: RunCall, saved: SavedState, now: datetime) -> bytes:
     """Add the checkpoint of save_weights, and return the result. Raises SaveRefusedError if its name is taken."""
     name = call.options.get("name") or f"{call.seq:06d}"
-    _make_room(session, run, WEIGHTS, name, bool(call.options.get("overwrite")), now)
-    row = _checkpoint(run, WEIGHTS, name, call, saved, now)
+    kind = EXTERNAL_WEIGHTS if call.options.get("is_export") else WEIGHTS
+    _make_room(session, run, kind, name, bool(call.options.get("overwrite")), now)
+    row = _checkpoint(run, kind, name, call, saved, now)
     row.parent = run.parent
     session.add(row)
-    return json.dumps({"path": row.path, "type": "save_weights"}).encode()
+    if kind == WEIGHTS:
+        return json.dumps({"path": row.path, "type": "save_weights"}).encode()
+    return json.dumps({"path": row.path, "size_bytes": saved.num_bytes, "type": "save_weights_external"}).encode()
 
 
 def add_version(

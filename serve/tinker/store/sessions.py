@@ -34,6 +34,8 @@ class Sessions:
         user_metadata: Mapping[str, Any] | None = None,
         sdk_version: str = "",
         idempotency_key: str | None = None,
+        project: str | None = None,
+        display_name: str | None = None,
     ) -> SessionRow:
         """Open a session. A repeat with the same idempotency key returns the session of the first request."""
         now = self._database.now()
@@ -45,6 +47,8 @@ class Sessions:
             tags=list(tags),
             user_metadata=None if user_metadata is None else dict(user_metadata),
             sdk_version=sdk_version[:128],
+            project=project,
+            display_name=display_name,
             created_at=now,
             heartbeat_at=now,
         )
@@ -70,11 +74,15 @@ class Sessions:
         with self._database.write() as session:
             self._living(find_session(session, entity, session_id, lock=True)).heartbeat_at = now
 
-    def finish(self, entity: str, session_id: str) -> None:
-        """Record that the client has ended. Its runs stay. A repeat changes nothing. Raises NotFoundError."""
+    def finish(self, entity: str, session_id: str, reason: str = "success", detail: str | None = None) -> None:
+        """Record that the client has ended, and what it said. Its runs stay. A repeat changes nothing.
+
+        Raises NotFoundError.
+        """
         with self._database.write() as session:
             row = find_session(session, entity, session_id, lock=True)
-            row.finished_at = row.finished_at or self._database.now()
+            if row.finished_at is None:
+                row.finished_at, row.finish_reason, row.finish_detail = self._database.now(), reason, detail
 
     def page(self, entity: str, limit: int, offset: int = 0) -> tuple[Sequence[SessionRow], int]:
         """Return sessions, the newest first, and how many there are."""

@@ -156,8 +156,9 @@ class SaveWeightsForSampler(Call):
 
 
 class SaveWeightsExternal(Call):
-    path: Text
-    ttl_seconds: int | None = None
+    path: CheckpointName
+    """The checkpoint's name."""
+    ttl_seconds: Ttl | None = None
     age_encryption_recipients: list[Text] | None = None
     type: Literal["save_weights_external"] = "save_weights_external"
 

@@ -23,9 +23,13 @@ def upgrade() -> None:
         sa.Column("tags", sa.JSON, nullable=False),
         sa.Column("user_metadata", sa.JSON),
         sa.Column("sdk_version", _NAME, nullable=False),
+        sa.Column("project", _NAME),
+        sa.Column("display_name", sa.Text),
         sa.Column("created_at", _TIME, nullable=False),
         sa.Column("heartbeat_at", _TIME, nullable=False),
         sa.Column("finished_at", _TIME),
+        sa.Column("finish_reason", _KIND),
+        sa.Column("finish_detail", sa.Text),
         sa.UniqueConstraint("entity", "idempotency_key", name="tinker_sessions_idempotency"),
     )
     op.create_index("tinker_sessions_entity", "tinker_sessions", ["entity", "number"])

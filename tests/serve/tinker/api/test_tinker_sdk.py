@@ -103,8 +103,10 @@ def test_states_are_saved_and_loaded(service, trainer):
         assert other.optim_step(types.AdamParams()).result().metrics
     sampled = trainer.save_weights_for_sampler("s").result().path
     assert sampled == f"tinker://{trainer.model_id}/sampler_weights/s"
-    with pytest.raises(tinker.RequestFailedError, match="PEFT"):
-        trainer.save_weights_external("x").result()
+    exported = trainer.save_weights_external("x", ttl_seconds=3600).result().path
+    assert exported == f"tinker://{trainer.model_id}/external_weights/x"
+    with pytest.raises(tinker.RequestFailedError, match="encrypt"):
+        trainer.save_weights_external("y", age_encryption_recipients=["age1x"]).result()
 
 
 def test_awaited(address, app, key, executor):
