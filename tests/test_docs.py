@@ -127,7 +127,12 @@ def test_the_role_of_every_route_is_documented():
     declared = [
         (declared_role([dependency.call for dependency in route.dependant.dependencies]), method, route.path)
         for route in create_app(services=None).routes
-        if route.path.startswith("/v1/") or route.path in {*OF_WANDB, "/metrics"}
+        if route.path.startswith(("/v1/", "/api/v1/")) or route.path in {*OF_WANDB, "/metrics"}
         for method in route.methods
     ]
     assert sorted(table) == sorted(declared)
+
+
+def test_every_option_of_the_tinker_api_is_documented():
+    table = (ROOT / "docs/tinker.md").read_text().partition("## Configuration")[2]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(TandemConfig.model_fields["tinker"].annotation.model_fields)

@@ -14,6 +14,11 @@ class TinkerConfig(Settings):
     project: str = Field(
         "tinker", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Project of the models that clients make."
     )
+    tokenizers: dict[str, str] = Field(
+        {},
+        description="By the name of a base model, where its clients load its tokenizer: a Hugging Face id, or a "
+        "directory that they have. Unset: its path if it is an id or the client is on this machine, else its name.",
+    )
     lora_alpha: Amount = Field(32, gt=0, description="LoRA's alpha of these models, whose clients set only the rank.")
     gap_s: Seconds = Field(
         60, gt=0, description="A call waits this long for one with a lower number that hasn't arrived; then it fails."

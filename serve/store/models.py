@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ from tandem.serve.store.database import Database, position
 from tandem.serve.store.events import end
 from tandem.serve.store.open_runs import unload_run_of
 from tandem.serve.store.tables import NO_PAYLOAD, JobRow, LogRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.tinker_tables import RunRow
 from tandem.serve.store.trajectory_index import forget_sources
 
 MAX_NAMED = 10
@@ -87,6 +88,12 @@ class Models:
         """Return a model. Raises NotFoundError."""
         with self._database.read() as session:
             return find_model(session, model_id, entity)
+
+    def client_runs(self, model_ids: Collection[str]) -> dict[str, str]:
+        """Return the run of each of these models that a client of the Tinker API trains, by the model."""
+        query = select(RunRow.model_id, RunRow.id).where(RunRow.model_id.in_(model_ids))
+        with self._database.read() as session:
+            return {model_id: run_id for model_id, run_id in session.execute(query)}
 
     def page(
         self,

@@ -141,7 +141,11 @@ def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> 
 def _with_steps(services: Services, rows: Sequence[ModelRow]) -> list[Model]:
     ids = [row.id for row in rows]
     steps, imported = services.store.versions.newest_steps(ids), services.store.versions.imported_steps(ids)
-    return [model_view(row, steps.get(row.id, 0), _lora_of(services, row), imported.get(row.id)) for row in rows]
+    runs = services.store.models.client_runs(ids)
+    return [
+        model_view(row, steps.get(row.id, 0), _lora_of(services, row), imported.get(row.id), runs.get(row.id))
+        for row in rows
+    ]
 
 
 def _lora_of(services: Services, row: ModelRow) -> LoraSettings | None:

@@ -37,7 +37,7 @@ class Model(Listed):
     """Its LoRA settings: its own or those of its base model. Null if that isn't configured any more."""
     origin: dict[str, Any] | None = None
     """Where it comes from if not from training alone: kind is "fork" (with model, step, optimizer) or "import" (with
-    the step of the newest imported version)."""
+    the step of the newest imported version) or "run" (with the run of a client of the Tinker API)."""
 
 
 class ModelDeleted(BaseModel):

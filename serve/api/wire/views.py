@@ -39,9 +39,17 @@ TRAINED = {
 """The counts of a job by kind, and their names in its training_started event."""
 
 
-def model_view(row: ModelRow, step: int, lora: LoraSettings | None = None, imported_step: int | None = None) -> Model:
-    """`lora`: its settings. `imported_step`: of its newest version that was imported."""
+def model_view(
+    row: ModelRow,
+    step: int,
+    lora: LoraSettings | None = None,
+    imported_step: int | None = None,
+    client_run: str | None = None,
+) -> Model:
+    """`lora`: its settings. `imported_step`: of its newest version that was imported. `client_run`: that trains it."""
     origin = {"kind": "fork", **row.origin} if row.origin else None
+    if origin is None and client_run is not None:
+        origin = {"kind": "run", "run": client_run}
     if origin is None and imported_step is not None:
         origin = {"kind": "import", "step": imported_step}
     return Model(

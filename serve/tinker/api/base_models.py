@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from tandem.rl.lora_parts import MLP_MODULES
 from tandem.rl.settings import LoraSettings
-from tandem.rl.tiny.model import resolve_model
 from tandem.serve.api.services import Services
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.names import quoted
+
+MLP_MODULES = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "experts"})
+"""The modules of LoRA settings that `train_mlp` means; `train_attn` means all others."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,6 @@ class BaseModels:
                 found = self._sizes.get(name) or Sizes(*self._services.preparation.sizes(name))
                 self._sizes[name] = found
         return found
-
-    def tokenizer(self, name: str) -> str:
-        """Return where the tokenizer is: a Hugging Face id, or a directory on this machine."""
-        return resolve_model(self._services.config.base_model(name).path)
 
     def lora_modules(self, name: str, train_attn: bool, train_mlp: bool) -> tuple[str, ...]:
         """Return the base model's own modules of these kinds."""

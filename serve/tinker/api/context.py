@@ -15,6 +15,10 @@ from tandem.serve.tinker.api.base_models import BaseModels
 from tandem.serve.tinker.api.result_watch import ResultWatch
 from tandem.serve.tinker.sampling.known_samplers import KnownSamplers
 from tandem.serve.tinker.sampling.sampling import Sampling
+from tandem.serve.tinker.store.catalog import Catalog
+from tandem.serve.tinker.store.copies import Copies
+from tandem.serve.tinker.store.run_states import RunStates
+from tandem.serve.tinker.store.session_search import SessionSearch
 from tandem.serve.tinker.store.store import TinkerStore
 
 
@@ -44,6 +48,23 @@ class Tinker:
         services = self.services
         samplers = KnownSamplers(services.store, self.store.samplers)
         return Sampling(services.engine, samplers, self.config, services.base_models)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What clients list."""
+        return Catalog(self.services.store.database)
+
+    @cached_property
+    def copies(self) -> Copies:
+        return Copies(self.services.store.database, self.config.project)
+
+    @cached_property
+    def session_search(self) -> SessionSearch:
+        return SessionSearch(self.services.store.database, self.config.project)
+
+    @cached_property
+    def run_states(self) -> RunStates:
+        return RunStates(self.services.store.database)
 
     @cached_property
     def base_models(self) -> BaseModels:

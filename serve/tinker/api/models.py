@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from tandem.rl.errors import LoraLimitError
 from tandem.rl.settings import LoraSettings
@@ -17,6 +17,7 @@ from tandem.serve.jobs.blobs import delete_blobs
 from tandem.serve.tinker.api.auth import SdkTrainCaller
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
+from tandem.serve.tinker.api.tokenizers import tokenizer_id
 from tandem.serve.tinker.store.paths import call_request_id, run_id, unload_request_id
 from tandem.serve.tinker.wire.requests import CreateRun, GetInfo, OptimizerConfig, UnloadModel
 from tandem.serve.tinker.wire.responses import Future, ModelData, ModelInfo
@@ -92,11 +93,14 @@ def _seed(id: str) -> int:
 
 @router.post("/get_info", response_model_exclude_none=True, **documented(GetInfo))
 def get_info(
-    caller: SdkTrainCaller, body: Annotated[Received[GetInfo], Depends(json_body(GetInfo))], tinker: TinkerDep
+    request: Request,
+    caller: SdkTrainCaller,
+    body: Annotated[Received[GetInfo], Depends(json_body(GetInfo))],
+    tinker: TinkerDep,
 ) -> ModelInfo:
     """Describe a model: base model, tokenizer and rank."""
     run, model = tinker.store.runs.with_model(caller.entity, body.value.model_id)
-    tokenizer = tinker.base_models.tokenizer(run.base_model)
+    tokenizer = tokenizer_id(request, tinker.services.config, run.base_model)
     return ModelInfo(
         model_data=ModelData(model_name=run.base_model, tokenizer_id=tokenizer),
         model_id=run.id,
