@@ -55,7 +55,7 @@ class Model(Record):
     lora: dict[str, Any] | None = None
     """Its LoRA settings: r, alpha, target_modules, seed."""
     origin: dict[str, Any] | None = None
-    """Where it comes from, if not from training alone: its kind, "fork" or "import", and the version."""
+    """Where it comes from, if not from training jobs alone: its kind, "fork" or "import" with the version, or "run"."""
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
@@ -67,6 +67,8 @@ class Model(Record):
         match self.origin:
             case {"kind": "fork", "model": model, "step": step}:
                 return f"fork of {model}:step{step}"
+            case {"kind": "run", "run": run}:
+                return f"tinker run {run}"
             case {"kind": "import", "step": step}:
                 return f"step {step} imported"
         return None

@@ -13,7 +13,16 @@ from waiting import wait_until
 from tandem.cluster.jobs.job import PolicyVersion
 
 DEADLINE_S = 60
-CLIENTS = ("curl", "openai", "tandem.client", "openpipe-art", "anthropic", "OpenAI Agents SDK", "tandem train")
+CLIENTS = (
+    "curl",
+    "openai",
+    "tandem.client",
+    "openpipe-art",
+    "tinker",
+    "anthropic",
+    "OpenAI Agents SDK",
+    "tandem train",
+)
 
 
 def lines(page, served, client, role="train"):

@@ -15,9 +15,11 @@ const STATES: Record<string, Tone> = {
   failed: "bad",
   cancelled: "neutral",
   idle: "neutral",
+  waiting: "warn",
+  unloaded: "neutral",
 };
 
-/** The state of a job. */
+/** The state of a job, or of a run. */
 export function StateBadge({ state }: { state: string }) {
   return <Badge tone={STATES[state] ?? "neutral"}>{state}</Badge>;
 }

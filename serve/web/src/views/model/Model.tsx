@@ -9,6 +9,7 @@ import { TimeBar } from "../../components/TimeBar";
 import { ModelHead } from "../models/ModelHead";
 import type { Model as ModelData } from "../models/types";
 import { ChartSettings, drawnBy } from "./ChartSettings";
+import { ClientRun } from "./ClientRun";
 import { CompareWith } from "./CompareWith";
 import { Curves } from "./Curves";
 import type { Evaluation, ModelHistory, Point } from "./types";
@@ -36,11 +37,12 @@ export function Model({ params, query }: ViewProps) {
             <a class="button" href={href("/jobs", { model: id })}>Jobs</a>
             <CompareWith id={id} />
           </div>
+          <ClientRun modelId={id} />
           <Loaded of={history}>
             {(curves) =>
               curves.data.length === 0 ? (
                 <Empty title="This model has no versions yet">
-                  The first training job makes version 1. <a href="#/start">Start</a> has the lines to copy; <a href={href("/jobs", { model: id })}>its jobs</a> say what they wait for.
+                  The first training job makes version 1, or the first save of a client that trains it. <a href="#/start">Start</a> has the lines to copy; <a href={href("/jobs", { model: id })}>its jobs</a> say what they wait for.
                 </Empty>
               ) : (
                 <>

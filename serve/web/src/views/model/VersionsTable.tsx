@@ -35,7 +35,7 @@ export function VersionsTable({ modelId, versions }: { modelId: string; versions
     {
       key: "job",
       label: "Made by",
-      cell: (point) => (point.job_id ? <a href={href(`/jobs/${segment(point.job_id)}`)}>{point.kind} job</a> : <span class="muted">import or fork</span>),
+      cell: (point) => (point.job_id ? <a href={href(`/jobs/${segment(point.job_id)}`)}>{point.kind} job</a> : <span class="muted">no job</span>),
     },
     { key: "created", label: "Created", cell: (point) => <Time at={point.created_at} /> },
   ];

@@ -67,7 +67,7 @@ function Origin({ origin }: { origin: NonNullable<Model["origin"]> }) {
             version {origin.step} of <a href={href(`/models/${segment(origin.model_id)}/versions`, { step: origin.step })}><Text value={origin.model ?? origin.model_id} /></a>
             {origin.optimizer ? ", with its optimizer state" : ", with a new optimizer"}
           </>
-        ) : <>an adapter that was imported as version {origin.step}</>}
+        ) : origin.run ? <>run <code>{origin.run}</code> of a client of the Tinker API</> : <>an adapter that was imported as version {origin.step}</>}
       </dd>
     </>
   );

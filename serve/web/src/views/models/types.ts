@@ -16,7 +16,7 @@ export interface Model {
   step: number;
   created_at: string;
   lora: Lora | null;
-  origin: { kind: string; model?: string; model_id?: string; step: number; optimizer?: boolean } | null;
+  origin: { kind: string; model?: string; model_id?: string; step?: number; optimizer?: boolean; run?: string } | null;
 }
 
 /** Return the model's name for completions, of one version if a step is given. */

@@ -100,6 +100,33 @@ async def main():
 asyncio.run(main())`,
   },
   {
+    id: "tinker",
+    label: "tinker",
+    install: "pip install tinker transformers",
+    about: "The Tinker SDK works unchanged: losses and data stay in your loop, and each save is a version. Its key is this one behind tml-.",
+    code: ({ url, key, baseModel }) => `import tinker
+
+service = tinker.ServiceClient(base_url=${text(url)}, api_key=${text(`tml-${key}`)})
+training = service.create_lora_training_client(${text(baseModel)}, rank=8).result()
+tokenizer = training.get_tokenizer()
+
+question, answer = tokenizer.encode(${text(QUESTION)}), tokenizer.encode(" 17")
+tokens = question + answer
+datum = tinker.Datum(
+    model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+    loss_fn_inputs={"target_tokens": tokens[1:], "weights": [0.0] * (len(question) - 1) + [1.0] * len(answer)},
+)
+for _ in range(5):
+    loss = training.forward_backward([datum], "cross_entropy")
+    training.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
+    print(loss.result().metrics["loss:sum"])
+
+sampler = training.save_weights_and_get_sampling_client().result()
+prompt = tinker.ModelInput.from_ints(question)
+sample = sampler.sample(prompt, 1, tinker.SamplingParams(max_tokens=8)).result()
+print(tokenizer.decode(sample.sequences[0].tokens))`,
+  },
+  {
     id: "anthropic",
     label: "anthropic",
     install: "pip install 'anthropic<1'   # for capture()",

@@ -116,7 +116,7 @@ function Live({ model, step, item, version, onChange, onClose }: PanelProps & { 
 const ORIGINS: Record<TreeVersion["origin"], string> = {
   initial: "the untrained adapter",
   job: "a training job",
-  run: "a training client",
+  run: "a client of the Tinker API",
   import: "an imported adapter",
   fork: "another model's version",
   unknown: "not known any more",
