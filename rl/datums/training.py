@@ -202,16 +202,15 @@ class DatumTraining:
 
 def _shrink(limit: RowLimit, shortage: OutOfMemoryError, failed: DatumRow) -> None:
     """Halve what didn't fit. Raise DatumError if that is a single datum with the smallest chunk already."""
-    is_divisible = failed.longest < failed.num_tokens
-    if not is_divisible and shortage.chunk_size <= LEAST_CHUNK_SIZE:
-        index = [shape[0] for shape in failed.shapes].index(failed.longest)
+    is_single = len(failed.datums) == 1
+    if is_single and shortage.chunk_size <= LEAST_CHUNK_SIZE:
         raise DatumError(
-            f"has {failed.longest} tokens, which don't fit into the memory of the learner ({shortage.said}); "
+            f"has {failed.num_tokens} tokens, which don't fit into the memory of the learner ({shortage.said}); "
             "send a shorter one",
             "data",
-            failed.datums[index],
+            failed.datums[0],
         )
-    if is_divisible:
+    if not is_single:
         limit.row_tokens = min(failed.num_tokens // 2, limit.row_tokens or failed.num_tokens)
     limit.chunk_size = max(LEAST_CHUNK_SIZE, shortage.chunk_size // 2)
 
