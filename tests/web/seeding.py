@@ -9,6 +9,7 @@ import math
 import uuid
 
 from cluster_views import answer, engines, learner, learners, life, replica
+from seeding_clients import seed_clients
 from seeding_find import seed_find
 from seeding_runs import seed_runs
 from seeding_usage import seed_usage
@@ -162,6 +163,7 @@ def seed_alerts(served):
 
 SEEDS = {
     "alerts": seed_alerts,
+    "clients": seed_clients,
     "cluster": seed_cluster,
     "find": seed_find,
     "overview": seed_overview,

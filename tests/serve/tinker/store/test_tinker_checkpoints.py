@@ -169,7 +169,7 @@ def test_versions_of_any_model_have_addresses(store, tinker, add_model, add_job,
             tinker.checkpoints.resolve(entity, f"tinker://{model.id}/weights/step{step}")
     with pytest.raises(NotFoundError):
         tinker.checkpoints.resolve("team", f"tinker://{model.id}/weights/last")
-    for wrong in ("step1", "tinker://a/b", "tinker://a/weights/b/c", "tinker://a/external_weights/b", "/etc/passwd"):
+    for wrong in ("step1", "tinker://a/b", "tinker://a/weights/b/c", "tinker://a/other_weights/b", "/etc/passwd"):
         with pytest.raises(BadRequestError):
             tinker.checkpoints.resolve("team", wrong)
 
