@@ -20,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     text,
 )
+from sqlalchemy import Table as SqlTable
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -47,6 +48,12 @@ class UtcTime(TypeDecorator[datetime]):
 
 class Table(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, dict[str, float]: JSON, datetime: UtcTime}  # noqa: RUF012
+
+
+def plain(row: type[Table]) -> SqlTable:
+    """Return the table without the ORM, for writes that have to be quick."""
+    assert isinstance(row.__table__, SqlTable)
+    return row.__table__
 
 
 class ApiKeyRow(Table):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
+from functools import cache
 
-from sqlalchemy import func, select
+from sqlalchemy import Executable, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from tandem.serve.store.tables import plain
 from tandem.serve.store.usage_tables import PricesRow, UsageRow
 
 NO_STEP = -1
@@ -52,9 +54,12 @@ AMOUNTS = tuple(field.name for field in fields(Amounts))
 KEY = ("entity", "start", "base_model", "model_id", "step", "key_id", "job_id", "phase", "prices_id")
 
 
+_NEWEST_PRICES = select(func.max(PricesRow.id))
+
+
 def add_amounts(session: Session, now: datetime, charged: Iterable[tuple[Account, Amounts]]) -> None:
     """Add amounts to the rows of this hour, at the prices of now."""
-    prices_id = session.scalar(select(func.max(PricesRow.id))) or 0
+    prices_id = session.connection().scalar(_NEWEST_PRICES) or 0
     start = now.replace(minute=0, second=0, microsecond=0)
     rows = [{"start": start, "prices_id": prices_id, **vars(account), **vars(amounts)} for account, amounts in charged]
     add_rows(session, rows)
@@ -64,8 +69,14 @@ def add_rows(session: Session, rows: list[dict[str, object]]) -> None:
     """Add rows of `UsageRow` to those with the same key, in an order in which two writers can't deadlock."""
     if not rows:
         return
-    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    adding = dialect.insert(UsageRow)
-    sums = {name: getattr(UsageRow, name) + adding.excluded[name] for name in AMOUNTS}
     ordered = sorted(rows, key=lambda row: tuple(str(row[name]) for name in KEY))
-    session.execute(adding.on_conflict_do_update(index_elements=KEY, set_=sums), ordered)
+    session.connection().execute(_adding(session.get_bind().dialect.name), ordered)
+
+
+@cache
+def _adding(dialect_name: str) -> Executable:
+    """Return the statement that adds rows. Building it takes longer than running it."""
+    table = plain(UsageRow)
+    adding: sqlite.Insert | postgresql.Insert = (sqlite if dialect_name == "sqlite" else postgresql).insert(table)
+    sums = {name: table.c[name] + adding.excluded[name] for name in AMOUNTS}
+    return adding.on_conflict_do_update(index_elements=KEY, set_=sums)

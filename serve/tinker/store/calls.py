@@ -5,24 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from tandem.cluster.calls.call import CallKind
 from tandem.cluster.config.tinker import TinkerConfig
 from tandem.serve.errors import BadRequestError, Problem, QueueFullError
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.tables import ModelRow, plain
 from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
 from tandem.serve.tinker.store.checkpoints import find_checkpoint
 from tandem.serve.tinker.store.outcomes import Outcome, Outcomes
 from tandem.serve.tinker.store.paths import call_request_id, parse_path
-from tandem.serve.tinker.store.runs import find_run
+from tandem.serve.tinker.store.runs import no_run
 
 MAX_AHEAD = 4096
 """How far a number may lie beyond the highest one that has arrived."""
+
+
+UNWRITTEN = timedelta(seconds=1)
+"""Requests that follow each other more closely aren't recorded as the run's last one."""
 
 
 class Calls:
@@ -38,7 +44,8 @@ class Calls:
         Raises NotFoundError without the run, BadRequestError if the number was used for another call.
         """
         with self._database.read() as session:
-            return _find(session, find_run(session, entity, run_id), seq, kind, body_sha256)
+            is_repeat = _place(session, entity, run_id, seq).is_repeat(run_id, seq, kind, body_sha256)
+        return call_request_id(run_id, seq) if is_repeat else None
 
     def submit(
         self,
@@ -58,19 +65,20 @@ class Calls:
         was used for another call or the checkpoint doesn't fit, QueueFullError if too many calls wait.
         """
         with self._database.write() as session:
-            run = find_run(session, entity, run_id, lock=True)
-            if (request_id := _find(session, run, seq, kind, body_sha256)) is not None:
-                return request_id
-            call = self._new(session, run, seq, kind, body_sha256)
-            if run.unloaded_at is not None:
-                call.answered_at, call.category = call.arrived_at, "user"
-                call.error = f"The model was unloaded at {run.unloaded_at:%Y-%m-%d %H:%M:%S} UTC. Create a new one."
+            place = self._take(session, entity, run_id, seq, kind, body_sha256)
+            if place is None:
+                return call_request_id(run_id, seq)
+            now = self._database.now()
+            call = self._new(run_id, seq, kind, body_sha256, now)
+            if place.unloaded_at is not None:
+                error = f"The model was unloaded at {place.unloaded_at:%Y-%m-%d %H:%M:%S} UTC. Create a new one."
+                call |= {"answered_at": now, "category": "user", "error": error}
             else:
-                self._check_room(session, run, seq)
-                call.body_key, call.num_bytes, call.options = body_key, num_bytes, dict(options)
+                self._check_room(run_id, place)
+                call |= {"body_key": body_key, "num_bytes": num_bytes, "options": dict(options)}
                 if kind == "load_weights":
-                    self._pin(session, run, call)
-            session.add(call)
+                    call |= self._pin(session, entity, run_id, options)
+            session.connection().execute(_ADD, call)
         return call_request_id(run_id, seq)
 
     def submit_refused(self, entity: str, run_id: str, seq: int, kind: CallKind, body_sha256: str, message: str) -> str:
@@ -79,12 +87,11 @@ class Calls:
         Raises NotFoundError without the run, BadRequestError if the number was used for another call.
         """
         with self._database.write() as session:
-            run = find_run(session, entity, run_id, lock=True)
-            if (request_id := _find(session, run, seq, kind, body_sha256)) is not None:
-                return request_id
-            call = self._new(session, run, seq, kind, body_sha256)
-            call.answered_at, call.error, call.category = call.arrived_at, message, "user"
-            session.add(call)
+            if self._take(session, entity, run_id, seq, kind, body_sha256) is not None:
+                now = self._database.now()
+                call = self._new(run_id, seq, kind, body_sha256, now)
+                call |= {"answered_at": now, "error": message, "category": "user"}
+                session.connection().execute(_ADD, call)
         return call_request_id(run_id, seq)
 
     def outcome(self, request_id: str, entity: str) -> Outcome:
@@ -95,34 +102,42 @@ class Calls:
         """See `Outcomes.poll`."""
         return self._outcomes.poll(request_id, entity)
 
-    def _new(self, session: Session, run: RunRow, seq: int, kind: CallKind, body_sha256: str) -> CallRow:
-        highest = session.scalar(select(func.max(CallRow.seq)).where(CallRow.run_id == run.id)) or run.applied_seq
-        if seq > highest + MAX_AHEAD:
+    def _take(self, session: Session, entity: str, run_id: str, seq: int, kind: str, body_sha256: str) -> _Place | None:
+        """Lock the run and return the place of a new call; None for a repeat. Raises what `find` does."""
+        place = _place(session, entity, run_id, seq, lock=True)
+        if place.is_repeat(run_id, seq, kind, body_sha256):
+            return None
+        if seq > place.highest + MAX_AHEAD:
             message = (
-                f"is {seq}, but the highest number of a call of {run.id} so far is {highest}: the calls of a model "
-                "have the numbers 1, 2, 3, ..."
+                f"is {seq}, but the highest number of a call of {run_id} so far is {place.highest}: the calls of a "
+                "model have the numbers 1, 2, 3, ..."
             )
             raise BadRequestError([Problem(("body", "seq_id"), message)], "sequence_number_too_high")
         now = self._database.now()
-        run.last_request_at = now
-        return CallRow(
-            run_id=run.id, seq=seq, kind=kind, body_sha256=body_sha256, num_bytes=0, options={}, arrived_at=now
-        )
+        if now - place.last_request_at > UNWRITTEN:
+            session.connection().execute(_REQUESTED, {"of_run": run_id, "last_request_at": now})
+        return place
 
-    def _check_room(self, session: Session, run: RunRow, seq: int) -> None:
+    @staticmethod
+    def _new(run_id: str, seq: int, kind: str, body_sha256: str, now: datetime) -> dict[str, Any]:
+        empty = dict.fromkeys(("body_key", "digest", "answered_at", "result", "media_type", "error", "category"))
+        call = {"run_id": run_id, "seq": seq, "kind": kind, "body_sha256": body_sha256, "arrived_at": now}
+        return {**empty, **call, "num_bytes": 0, "options": {}}
+
+    def _check_room(self, run_id: str, place: _Place) -> None:
         """A number that others wait for always has room."""
-        before = select(func.count()).where(CallRow.run_id == run.id, is_unanswered(), CallRow.seq < seq)
-        if (count := session.scalar(before) or 0) >= self._config.max_waiting_calls:
+        if place.num_before >= self._config.max_waiting_calls:
             raise QueueFullError(
-                f"{count} calls of {run.id} wait to be run; the limit is {self._config.max_waiting_calls} "
+                f"{place.num_before} calls of {run_id} wait to be run; the limit is {self._config.max_waiting_calls} "
                 "(tinker.max_waiting_calls). Send this one again when some have ended."
             )
 
-    def _pin(self, session: Session, run: RunRow, call: CallRow) -> None:
-        """Find the checkpoint that the call loads, and keep its files while the call waits."""
-        path = str(call.options["path"])
-        found = find_checkpoint(session, run.entity, parse_path(path), "path", self._database.now(), lock=True)
-        model = session.scalars(select(ModelRow).where(ModelRow.id == run.model_id)).one()
+    def _pin(self, session: Session, entity: str, run_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Find the checkpoint that a call loads, and return what keeps its files while the call waits."""
+        path = str(options["path"])
+        found = find_checkpoint(session, entity, parse_path(path), "path", self._database.now(), lock=True)
+        of_run = select(ModelRow).join(RunRow, RunRow.model_id == ModelRow.id).where(RunRow.id == run_id)
+        model = session.scalars(of_run).one()
         if found.base_model != model.base_model:
             message = f"{path} is on base model {found.base_model}, but the model is on {model.base_model}"
             raise BadRequestError([Problem(("body", "path"), message)])
@@ -132,11 +147,11 @@ class Calls:
                 "create a new model from the checkpoint"
             )
             raise BadRequestError([Problem(("body", "path"), message)])
-        if call.options.get("optimizer") and not found.has_optimizer:
+        if options.get("optimizer") and not found.has_optimizer:
             message = f"the checkpoint {path} has no optimizer state; send false for a new optimizer"
             raise BadRequestError([Problem(("body", "optimizer"), message)])
-        call.digest = found.digest
-        call.options = {**call.options, "digest": found.digest, "parent": found.parent and dict(found.parent)}
+        pinned = {"digest": found.digest, "parent": found.parent and dict(found.parent)}
+        return {"digest": found.digest, "options": {**options, **pinned}}
 
 
 def digest_of(options: Mapping[str, Any]) -> str:
@@ -144,18 +159,60 @@ def digest_of(options: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
-def _find(session: Session, run: RunRow, seq: int, kind: str, body_sha256: str) -> str | None:
-    if seq < 1:
-        message = f"is {seq}: the calls of a model have the numbers 1, 2, 3, ..."
-        raise BadRequestError([Problem(("body", "seq_id"), message)])
-    first = session.get(CallRow, (run.id, seq))
-    if first is None and seq > run.applied_seq:
-        return None
-    known = None if first is None or first.kind == "missing" else (first.kind, first.body_sha256)
-    if known not in (None, (kind, body_sha256)):  # of None, only the number is known
-        message = (
-            f"{seq} is the number of another call of {run.id}, a {known and known[0]}. A repeat must be equal; a new "
-            "call needs the next number"
-        )
-        raise BadRequestError([Problem(("body", "seq_id"), message)], "sequence_number_reused")
-    return call_request_id(run.id, seq)
+@dataclass(frozen=True)
+class _Place:
+    """What a run knows of a number."""
+
+    unloaded_at: datetime | None
+    applied_seq: int
+    last_request_at: datetime
+    kind: str | None
+    """Of the call that has the number, None if there is none."""
+    body_sha256: str | None
+    highest: int
+    num_before: int
+    """Waiting calls with lower numbers."""
+
+    def is_repeat(self, run_id: str, seq: int, kind: str, body_sha256: str) -> bool:
+        """Return whether the call has arrived before. Raises BadRequestError if another one has the number."""
+        if seq < 1:
+            message = f"is {seq}: the calls of a model have the numbers 1, 2, 3, ..."
+            raise BadRequestError([Problem(("body", "seq_id"), message)])
+        if self.kind in (None, "missing"):  # of a call that is long past, only the number is known
+            return self.kind is not None or seq <= self.applied_seq
+        if (self.kind, self.body_sha256) != (kind, body_sha256):
+            message = (
+                f"{seq} is the number of another call of {run_id}, a {self.kind}. A repeat must be equal; a new call "
+                "needs the next number"
+            )
+            raise BadRequestError([Problem(("body", "seq_id"), message)], "sequence_number_reused")
+        return True
+
+
+_OF_RUN = CallRow.run_id == bindparam("of_run")
+_WITH_NUMBER = _OF_RUN, CallRow.seq == bindparam("of_call")
+_RUN = select(RunRow.unloaded_at, RunRow.applied_seq, RunRow.last_request_at).where(
+    RunRow.id == bindparam("of_run"), RunRow.entity == bindparam("entity")
+)
+_LOCKED_RUN = _RUN.with_for_update()
+_NUMBER = select(
+    select(CallRow.kind).where(*_WITH_NUMBER).scalar_subquery(),
+    select(CallRow.body_sha256).where(*_WITH_NUMBER).scalar_subquery(),
+    select(func.max(CallRow.seq)).where(_OF_RUN).scalar_subquery(),
+    select(func.count())
+    .select_from(CallRow)
+    .where(_OF_RUN, is_unanswered(), CallRow.seq < bindparam("of_call"))
+    .scalar_subquery(),
+)
+_REQUESTED = update(plain(RunRow)).where(RunRow.id == bindparam("of_run"))
+_ADD = insert(plain(CallRow))
+
+
+def _place(session: Session, entity: str, run_id: str, seq: int, lock: bool = False) -> _Place:
+    """Return what a run knows of a number. Raises NotFoundError without the run."""
+    connection = session.connection()
+    run = connection.execute(_LOCKED_RUN if lock else _RUN, {"of_run": run_id, "entity": entity}).first()
+    if run is None:
+        raise no_run(run_id)
+    kind, body_sha256, highest, num_before = connection.execute(_NUMBER, {"of_run": run_id, "of_call": seq}).one()
+    return _Place(*run, kind, body_sha256, highest or run.applied_seq, num_before)

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, select
-from sqlalchemy.orm import Session, aliased, load_only
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select
+from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.calls.call import (
     JSON,
     Anchor,
-    CallKind,
     CallOutcome,
     CallResult,
     CallStore,
-    CallUsage,
     Category,
     ClaimedRun,
     RunCall,
 )
-from tandem.cluster.errors import LeaseLostError
 from tandem.serve.store.database import Database
 from tandem.serve.store.open_runs import forget_anchors, forget_bodies
 from tandem.serve.store.tables import NEVER, ModelRow
 from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
-from tandem.serve.store.usage_amounts import Account, Amounts, add_amounts
 from tandem.serve.tinker.store.gaps import fail_gaps
+from tandem.serve.tinker.store.quick_answers import answer_quickly, charge, check_held
 from tandem.serve.tinker.store.saves import SaveRefusedError, add_anchor, add_version, add_weights
 
 _SAVES = ("save_weights", "save_for_sampler")
+_PLAIN = ("forward_backward", "forward", "optim_step")
 
 
 class RunClaims(CallStore):
@@ -98,22 +97,22 @@ class RunClaims(CallStore):
 
     def answered_since_anchor(self, run: ClaimedRun) -> tuple[Anchor, Sequence[RunCall]]:
         """Return the anchor, and the calls after it that have ended in their turn, in order, failed ones among them."""
-        with self._database.read() as session:
-            row = _check_held(session, run, session.scalars(select(RunRow).where(RunRow.id == run.id)).one())
-            since = CallRow.run_id == run.id, CallRow.seq > row.anchor_seq, CallRow.seq <= row.applied_seq
-            anchor = Anchor(row.anchor_digest, row.anchor_seq, row.anchor_has_optimizer)
-            return anchor, [_call(call) for call in session.scalars(_CALLS.where(*since))]
+        with self._database.quick_read() as connection:
+            now = _progress(connection, run)
+            since = {"of_run": run.id, "first": now.anchor_seq, "last": now.applied_seq}
+            calls = [_call(row) for row in connection.execute(_CALLS_UNTIL, since)]
+            return Anchor(now.anchor_digest, now.anchor_seq, now.anchor_has_optimizer), calls
 
     def next_calls(self, run: ClaimedRun) -> Sequence[RunCall]:
         """Return the calls after the last one that has ended in its turn, up to the first missing number."""
-        with self._database.read() as session:
-            row = _check_held(session, run, session.scalars(select(RunRow).where(RunRow.id == run.id)).one())
-            after = session.scalars(_CALLS.where(CallRow.run_id == run.id, CallRow.seq > row.applied_seq))
+        with self._database.quick_read() as connection:
+            applied_seq = _progress(connection, run).applied_seq
             calls: list[RunCall] = []
-            for number, call in enumerate(after, start=row.applied_seq + 1):
-                if call.seq != number:
+            after = connection.execute(_CALLS, {"of_run": run.id, "first": applied_seq})
+            for number, row in enumerate(after, start=applied_seq + 1):
+                if row.seq != number:
                     break
-                calls.append(_call(call))
+                calls.append(_call(row))
             return calls
 
     def answer(self, run: ClaimedRun, call: RunCall, result: CallResult) -> Sequence[str]:
@@ -123,6 +122,8 @@ class RunClaims(CallStore):
         """
         now = self._database.now()
         with self._database.write() as session:
+            if call.kind in _PLAIN and result.anchor is None:
+                return answer_quickly(session, run, call, result, now)
             query = select(ModelRow).where(ModelRow.id == run.model_id)
             model = session.scalars(query.with_for_update() if call.kind == "save_for_sampler" else query).one()
             row = _held(session, run)
@@ -147,12 +148,11 @@ class RunClaims(CallStore):
             if stored.error is None:
                 stored.result = content
             row.applied_seq = max(row.applied_seq, call.seq)
-            add_amounts(session, now, [(_account(run, model, call), _amounts(result.usage))])
-            keys = self._forget_body(stored)
-            if result.anchor is not None:
-                session.flush()
-                keys += self._move_anchor(session, row, result.anchor)
-            return keys
+            charge(session, run, call, result.usage, model.next_step, now)
+            if result.anchor is None:
+                return []
+            session.flush()
+            return self._move_anchor(session, row, result.anchor)
 
     def refuse(self, run: ClaimedRun, call: RunCall, message: str, category: Category) -> None:
         """Record that the call has failed. A repeat, or the refusal of a call that has ended, changes nothing."""
@@ -184,28 +184,11 @@ class RunClaims(CallStore):
         forget_anchors(session, run.id, self._database.now(), but=anchor.digest)
         return forget_bodies(session, run.id, anchor.seq)
 
-    @staticmethod
-    def _forget_body(call: CallRow) -> list[str]:
-        """Forget the body of a call that has no effect, so that nothing replays it."""
-        if call.kind != "forward" or call.body_key is None:
-            return []
-        key, call.body_key = call.body_key, None
-        return [key]
-
 
 def _held(session: Session, run: ClaimedRun) -> RunRow:
     """Lock and return the run's row. Raises LeaseLostError if the claim no longer holds."""
     row = session.scalars(select(RunRow).where(RunRow.id == run.id).with_for_update()).one()
-    return _check_held(session, run, row)
-
-
-def _check_held(session: Session, run: ClaimedRun, row: RunRow) -> RunRow:
-    if row.unloaded_at is not None:
-        raise LeaseLostError(f"Run {run.id} was unloaded; attempt {run.attempt} can no longer change it.")
-    if row.attempt != run.attempt:
-        raise LeaseLostError(
-            f"Run {run.id} was taken over: attempt {row.attempt} runs; attempt {run.attempt} can no longer change it."
-        )
+    check_held(run, row.attempt, row.unloaded_at)
     return row
 
 
@@ -240,35 +223,30 @@ _CLAIMABLE = (
     .order_by(CallRow.arrived_at, RunRow.number)
     .limit(1)
 )
+_PROGRESS = select(
+    *(RunRow.attempt, RunRow.unloaded_at, RunRow.applied_seq),
+    *(RunRow.anchor_digest, RunRow.anchor_seq, RunRow.anchor_has_optimizer),
+).where(RunRow.id == bindparam("of_run"))
 _CALLS = (
-    select(CallRow)
-    .options(
-        load_only(
-            *(CallRow.kind, CallRow.body_key, CallRow.options, CallRow.num_bytes, CallRow.answered_at, CallRow.error)
-        )
+    select(
+        *(CallRow.seq, CallRow.kind, CallRow.body_key, CallRow.options, CallRow.num_bytes),
+        *(CallRow.answered_at, CallRow.error),
     )
+    .where(CallRow.run_id == bindparam("of_run"), CallRow.seq > bindparam("first"))
     .order_by(CallRow.seq)
 )
+_CALLS_UNTIL = _CALLS.where(CallRow.seq <= bindparam("last"))
 
 
-def _call(row: CallRow) -> RunCall:
-    kind: CallKind = row.kind  # type: ignore[assignment]  # the journal writes no other
+def _progress(connection: Connection, run: ClaimedRun) -> Row[int, datetime | None, int, str, int, bool]:
+    """Return how far a claimed run is. Raises LeaseLostError if the claim no longer holds."""
+    row = connection.execute(_PROGRESS, {"of_run": run.id}).one()
+    check_held(run, row.attempt, row.unloaded_at)
+    return row
+
+
+def _call(row: Row[Any]) -> RunCall:
     outcome: CallOutcome | None = None
     if row.answered_at is not None:
         outcome = "answered" if row.error is None else "failed"
-    return RunCall(row.seq, kind, row.body_key, row.options, row.num_bytes, outcome)
-
-
-def _account(run: ClaimedRun, model: ModelRow, call: RunCall) -> Account:
-    return Account(
-        entity=model.entity,
-        base_model=model.base_model,
-        model_id=model.id,
-        step=model.next_step,
-        key_id=run.key_id or "",
-        phase=call.kind,
-    )
-
-
-def _amounts(usage: CallUsage) -> Amounts:
-    return Amounts(requests=1, **vars(usage))
+    return RunCall(row.seq, row.kind, row.body_key, row.options, row.num_bytes, outcome)

@@ -95,14 +95,13 @@ def test_an_answer_counts_once(store, client, clock):
             one.amounts.trained_tokens,
             one.amounts.scored_tokens,
             one.amounts.learner_seconds,
-            one.amounts.requests,
         )
         for one in sums
     }
     assert found == {
-        "forward_backward": (10, 0, 0.5, 1),
-        "forward": (0, 5, 0.25, 1),
-        "optim_step": (0, 0, 0.125, 1),
+        "forward_backward": (10, 0, 0.5),
+        "forward": (0, 5, 0.25),
+        "optim_step": (0, 0, 0.125),
     }
     assert {(dict(one.group)["key"], dict(one.group)["model"]) for one in sums} == {("key", client.run.model_id)}
 

@@ -91,7 +91,7 @@ function Tile({ name, value, note }: { name: string; value: string; note?: strin
 }
 
 function isEmpty(total: Amounts): boolean {
-  return total.requests + total.sampled_tokens + total.seconds + total.engine_seconds === 0;
+  return total.requests + total.sampled_tokens + total.seconds + total.engine_seconds + total.learner_seconds === 0;
 }
 
 const COLUMNS: Column<UsageItem>[] = [
