@@ -16,6 +16,7 @@ from tandem.rl.datums.losses import LOSSES, LossKind
 from tandem.rl.errors import RLError
 
 TARGETS = "target_tokens"
+_RATIO_MASK = "sequence_ratio_mask"
 
 
 class DatumError(RLError, ValueError):
@@ -129,9 +130,14 @@ def _are_numbers_right(datums: Sequence[Datum], vocabulary_size: int) -> bool:
 
 
 def _counted(datum: Datum, name: str) -> Tensor:
-    """Return values with 0 for those that nothing reads: a logprob counts where the advantage isn't 0."""
+    """Return values with 0 for those that nothing reads: a logprob counts where advantage or mask isn't 0."""
     values = datum.values[name]
-    return torch.where(datum.values["advantages"] != 0, values, 0.0) if name == "logprobs" else values
+    if name != "logprobs":
+        return values
+    is_read = datum.values["advantages"] != 0
+    if _RATIO_MASK in datum.values:
+        is_read = is_read | (datum.values[_RATIO_MASK] != 0)
+    return torch.where(is_read, values, 0.0)
 
 
 def _check_numbers(datum: Datum, index: int, vocabulary_size: int) -> None:
@@ -140,7 +146,7 @@ def _check_numbers(datum: Datum, index: int, vocabulary_size: int) -> None:
     _check_ids(datum.targets, vocabulary_size, *inputs, TARGETS)
     for name in datum.values:
         if not _counted(datum, name).isfinite().all():
-            where = " at a position whose advantage isn't 0" if name == "logprobs" else ""
+            where = " at a position whose advantage or mask isn't 0" if name == "logprobs" else ""
             raise DatumError(f"has a number that isn't finite{where}", *inputs, name)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tandem.rl.logprobs import LogitRule, token_logprobs
+from tandem.rl.logprobs import PLAIN, LogitRule, target_logprobs, token_logprobs
 
 NUM_TOKENS, HIDDEN, VOCABULARY = 10, 6, 17
 
@@ -134,3 +134,36 @@ def test_the_logits_of_all_tokens_never_exist_together() -> None:
         logprobs, _ = token_logprobs(hidden, weight, torch.arange(num_tokens), chunk_size)
         logprobs.sum().backward()
     assert largest.elements == chunk_size * 101
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 1024])
+@pytest.mark.parametrize("rule", [PLAIN, LogitRule(scale=0.25), LogitRule(torch.arange(17.0).double() / 9, 3.0, 1.5)])
+def test_several_targets_after_one_hidden_state(chunk_size: int, rule: LogitRule) -> None:
+    """One hidden state has no target, some have one, and pairs repeat. Nothing counts at some hidden states."""
+    hidden, weight, _ = problem()
+    rows = torch.tensor([4, 4, 4, 2, 9, 9, 0, 5, 5, 7, 7, 1, 3, 8])
+    targets = torch.tensor([3, 3, 16, 0, 1, 2, 5, 6, 7, 8, 8, 9, 10, 11])
+    counted = torch.tensor([1, 1, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1]).bool()
+    factors = torch.linspace(-1, 2, len(rows), dtype=torch.float64) * counted
+    logits = rule.scale * (hidden @ weight.t() + (0 if rule.bias is None else rule.bias))
+    log_softmax = torch.log_softmax(logits if rule.cap is None else rule.cap * torch.tanh(logits / rule.cap), dim=-1)
+    full = log_softmax[rows, targets]
+    (expected_gradient,) = torch.autograd.grad((full * factors).sum(), hidden)
+
+    logprobs = target_logprobs(hidden, weight, rows, targets, counted, chunk_size, rule)
+    (gradient,) = torch.autograd.grad((logprobs * factors).sum(), hidden)
+
+    torch.testing.assert_close(logprobs, full, rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-13)
+    with torch.no_grad():
+        again = target_logprobs(hidden, weight, rows, targets, torch.zeros_like(counted), chunk_size, rule)
+    torch.testing.assert_close(again, full, rtol=0, atol=1e-13)
+
+
+def test_hidden_states_that_do_not_count_keep_nothing_for_a_backward_pass() -> None:
+    hidden, weight, targets = problem()
+    rows = torch.arange(NUM_TOKENS)
+    counted = rows == 3
+    logprobs = target_logprobs(hidden, weight, rows, targets, counted, 4)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
+    assert gradient.abs().sum(dim=1).nonzero().flatten().tolist() == [3]
