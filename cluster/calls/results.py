@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-import torch
-
 from tandem.cluster.calls.call import JSON, PROTOBUF, CallResult, CallUsage, ClaimedRun, RunCall
-from tandem.cluster.calls.wire.forward_backward import forward_backward_output
 from tandem.cluster.learners.run_training import CallOutput
 
 
@@ -17,6 +14,10 @@ def output_result(output: CallOutput, usage: CallUsage) -> CallResult:
 
     Metrics are sums, which the client adds up where it has split a call.
     """
+    import torch
+
+    from tandem.cluster.calls.wire.forward_backward import forward_backward_output
+
     logprobs = [torch.from_numpy(own) for own in output.logprobs]
     metrics = {f"{name}:sum": value for name, value in output.sums.items()}
     return CallResult(forward_backward_output(logprobs, metrics), PROTOBUF, usage)

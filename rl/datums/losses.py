@@ -109,7 +109,7 @@ def ppo(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) 
 
 
 def cispo(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) -> LossSum:
-    """Return -sum sg[clip(r, low, high)] l A (MiniMax-M1, eq. 4, arXiv:2506.13585): the ratio is only a weight."""
+    """Return -sum sg[clip(r, low, high)] l A (MiniMax-M1, eq. 4 and 5, arXiv:2506.13585): the ratio is a weight."""
     counted = _Counted(policy_logprobs, inputs)
     low, high = counted.thresholds(options, DEFAULT_CISPO_CAP)
     ratio = _clip(counted.ratio.detach(), low, high)
@@ -117,8 +117,9 @@ def cispo(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]
 
 
 def dro(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) -> LossSum:
-    """Return -sum (l A - beta/2 (l - q)^2) (direct reward optimisation, eq. 5, arXiv:2405.19107, per token).
+    """Return -sum (l A - beta/2 (l - q)^2), after direct reward optimisation (Richemond et al. 2024, arXiv:2405.19107).
 
+    Departures: the loss is per token, and the advantage is the client's own in place of reward minus learned value.
     Positions with advantage 0 are masked, like those of the other losses, although the quadratic term knows no
     advantage: clients mark prompts in that way.
     """
@@ -128,7 +129,7 @@ def dro(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) 
 
 
 def gspo(policy_logprobs: Tensor, inputs: Columns, options: Mapping[str, float]) -> LossSum:
-    """Return PPO's loss of sequence ratios (GSPO-token, eq. 13 and 14, arXiv:2507.18071):
+    """Return PPO's loss of sequence ratios (GSPO-token: Zheng et al. 2025, section 4.3, arXiv:2507.18071):
 
     s_i = exp(mean over the datum's mask of (sg[l] - q)  +  l_i - sg[l_i])
     """

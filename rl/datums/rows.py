@@ -45,6 +45,11 @@ class DatumRow:
     def num_tokens(self) -> int:
         return self.row.num_tokens
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest datum: no row that has it can be shorter."""
+        return max(shape[0] for shape in self.shapes)
+
     def unpacked(self) -> list[Datum]:
         """Return the datums, in the order of `datums`."""
         lengths = [torch.Size(shape).numel() for shape in self.shapes]
@@ -71,8 +76,11 @@ def pack_datums(datums: Sequence[Datum], packed_length: int, shares_prefixes: bo
 
 
 def split_datums(row: DatumRow, packed_length: int, shares_prefixes: bool) -> list[DatumRow]:
-    """Return the datums of a row in rows of at most `packed_length` tokens, or of one datum where that is longer."""
-    if row.num_tokens <= packed_length or len(row.datums) == 1:
+    """Return the datums of a row in rows of at most `packed_length` tokens, or of the longest one's where it has more.
+
+    Such a row has no other datum but those that begin the longest one.
+    """
+    if row.num_tokens <= max(packed_length, row.longest):
         return [row]
     return _pack(row.unpacked(), row.datums, packed_length, shares_prefixes)
 
@@ -81,7 +89,8 @@ def _pack(datums: Sequence[Datum], numbers: Sequence[int], packed_length: int, s
     rows = [_Row()]
     for index, num_shared in _ordered(datums, shares):
         datum = datums[index]
-        if rows[-1].num_tokens + rows[-1].num_added(datum, num_shared) > packed_length and rows[-1].datums:
+        added = rows[-1].num_added(datum, num_shared)
+        if rows[-1].datums and added and rows[-1].num_tokens + added > packed_length:
             rows.append(_Row())
         rows[-1].add(datum, numbers[index], num_shared)
     return [row.packed() for row in rows if row.datums]

@@ -202,15 +202,16 @@ class DatumTraining:
 
 def _shrink(limit: RowLimit, shortage: OutOfMemoryError, failed: DatumRow) -> None:
     """Halve what didn't fit. Raise DatumError if that is a single datum with the smallest chunk already."""
-    is_single = len(failed.datums) == 1
-    if is_single and shortage.chunk_size <= LEAST_CHUNK_SIZE:
+    is_divisible = failed.longest < failed.num_tokens
+    if not is_divisible and shortage.chunk_size <= LEAST_CHUNK_SIZE:
+        index = [shape[0] for shape in failed.shapes].index(failed.longest)
         raise DatumError(
-            f"has {failed.num_tokens} tokens, which don't fit into the memory of the learner ({shortage.said}); "
+            f"has {failed.longest} tokens, which don't fit into the memory of the learner ({shortage.said}); "
             "send a shorter one",
             "data",
-            failed.datums[0],
+            failed.datums[index],
         )
-    if not is_single:
+    if is_divisible:
         limit.row_tokens = min(failed.num_tokens // 2, limit.row_tokens or failed.num_tokens)
     limit.chunk_size = max(LEAST_CHUNK_SIZE, shortage.chunk_size // 2)
 

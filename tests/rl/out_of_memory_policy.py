@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from small_models import randomise_adapter
+from torch import Tensor
 
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence
@@ -23,11 +24,21 @@ class SmallDevice(Policy):
 
     def logprobs(self, packed: PackedSequence, chunk_size: int = 1024, *args: Any, **kwargs: Any) -> Any:
         found = super().logprobs(packed, chunk_size, *args, **kwargs)  # the graph exists when the memory runs out
+        self._allocate(packed, chunk_size)
+        return found
+
+    def target_logprobs(
+        self, packed: PackedSequence, places: Tensor, targets: Tensor, counted: Tensor, chunk_size: int = 1024
+    ) -> Tensor:
+        found = super().target_logprobs(packed, places, targets, counted, chunk_size)
+        self._allocate(packed, chunk_size)
+        return found
+
+    def _allocate(self, packed: PackedSequence, chunk_size: int) -> None:
         room = self.room if torch.is_grad_enabled() else 2 * self.room
         if packed.num_tokens > room or chunk_size > self.room_chunk_size:
             self.num_failures += 1
             torch.empty(1 << 60, dtype=torch.uint8)
-        return found
 
 
 def new_learner(path: Path) -> Learner:

@@ -11,15 +11,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from model_families import FULL, LINEAR, WINDOWED, adapted, family, save
+from plain_losses import call_datums
 from small_models import packed_group, randomise_adapter, save_model, with_reference
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import LossConfig
+from tandem.rl.datums.rows import DatumRow, pack_datums
+from tandem.rl.datums.training import DatumOutputs
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
-from tandem.rl.settings import LoraSettings, OptimizerSettings
+from tandem.rl.settings import AdamStep, LoraSettings, OptimizerSettings
 
 SHARD, REPLICAS = 2, 2
 UNCLIPPED = OptimizerSettings(max_grad_norm=1e9)
@@ -83,6 +87,25 @@ def train(learner: Learner, shares: list[tuple[LossConfig, list[PackedSequence]]
     return {"metrics": metrics, "state": learner.state()}
 
 
+def train_datums(learner: Learner, shares: list[list[DatumRow]]) -> dict[str, Any]:
+    """Train and score datums: this learner's rows of each call, possibly none."""
+    learner.load_state(LearnerState(learner.state().adapter))
+    outputs = []
+    for share in shares:
+        outputs.append(learner.accumulate(share, "cross_entropy", {}))
+        outputs.append(learner.accumulate(share, "cross_entropy", {}, forward_only=True))
+        learner.apply_adam(AdamStep(learning_rate=0.01, eps=1e-4))
+    return {"outputs": outputs, "state": learner.state()}
+
+
+def datum_shares() -> list[list[list[DatumRow]]]:
+    """Return the rows of calls, of each of four learners. Nothing counts in the rows of the second call but one."""
+    first, second = (pack_datums(call_datums("cross_entropy", seed=seed), 40, True) for seed in range(2))
+    for row in second[1:]:
+        row.values["weights"][:] = 0
+    return [[first[:2], first[2:], [], []], [second[1:2], [second[0], *second[2:]], [], []]]
+
+
 def one_rank(rank: int, path: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     world = SHARD * REPLICAS
@@ -98,6 +121,7 @@ def one_rank(rank: int, path: Path, folder: Path) -> None:
         found["probe", checkpoints] = own.policy.probe()
         found["trained", checkpoints] = train(own, [(loss, shares[rank]) for loss, shares in steps()])
         assert layer_bytes(own) == found["bytes"]
+    found["datums"] = train_datums(learner(path, group), [shares[rank] for shares in datum_shares()])
     for name in FAMILIES:
         found["family", name] = policy_of(name, path / name, group).probe()
     torch.save(found, folder / f"{rank}.pt")
@@ -131,6 +155,15 @@ def test_learners_that_share_the_weights_equal_one(model_path: Path, tmp_path: P
             same(mine["state"].adapter, trained["state"].adapter, 1e-5)
             same(mine["state"].optimizer, trained["state"].optimizer, 1e-5)
             same(mine["state"].adapter, ranks[0]["trained", checkpoints]["state"].adapter, 0)
+    datums = train_datums(learner(model_path), [[row for rows in shares for row in rows] for shares in datum_shares()])
+    for found in ranks:
+        same(found["datums"]["state"].adapter, datums["state"].adapter, 1e-5)
+        same(found["datums"]["state"].adapter, ranks[0]["datums"]["state"].adapter, 0)
+    for index, together in enumerate(datums["outputs"]):
+        joined = DatumOutputs.joined(found["datums"]["outputs"][index] for found in ranks)
+        assert joined.sums == pytest.approx(together.sums, rel=1e-5)
+        for number, logprobs in joined.logprobs.items():
+            torch.testing.assert_close(logprobs, together.logprobs[number], rtol=0, atol=1e-4)
     for name in FAMILIES:
         probe = policy_of(name, model_path / name).probe()
         assert all(found["family", name] == probe for found in ranks)
