@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from tandem.rl.lora_parts import MLP_MODULES
 from tandem.rl.settings import LoraSettings
 from tandem.serve.api.services import Services
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.names import quoted
-
-MLP_MODULES = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "experts"})
-"""The modules of LoRA settings that `train_mlp` means; `train_attn` means all others."""
 
 
 @dataclass(frozen=True)
