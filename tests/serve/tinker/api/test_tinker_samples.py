@@ -11,7 +11,6 @@ import pytest
 import tinker
 from sample_engines import SampleEngines
 from tinker import types
-from waiting import wait_until
 
 from tandem.cluster.engine.samples.sample_body import SampleError
 from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH
@@ -140,20 +139,6 @@ def test_a_lost_replica_makes_the_client_send_its_sample_again(client, engines):
     engines.replicas = {"r2": engines._new()}
     assert len(sampled.result(timeout=60).sequences) == 1
     assert engines.asked[-1] == (FETCH_PATH, "r2")
-
-
-def test_a_client_that_gives_up_stops_its_sample(client, engines):
-    started = threading.Event()
-
-    async def hang(progress):
-        started.set()
-        await asyncio.sleep(1000)
-
-    engines.before = hang
-    sampled = client.sample(PROMPT, 1, PARAMS)
-    assert started.wait(60)
-    sampled.future().cancel()
-    wait_until(lambda: not engines.replicas["r1"].futures.num_waiting)
 
 
 def test_beyond_the_limit_clients_are_held_off_and_none_fails(client, engines):
