@@ -90,7 +90,8 @@ def test_of_things_that_are_not_there(http, v1, store):
 def test_of_paths_and_methods_that_are_not_there(http, app):
     for method, path in routes(app):
         check_shape(http.request("PATCH", path), 405)
-        check_shape(http.request(method, f"{path}/more/of/it/nothing"), 404)
+        if not path.startswith("/api/v1/training_runs/"):  # whose checkpoints have ids with slashes
+            check_shape(http.request(method, f"{path}/more/of/it/nothing"), 404)
 
 
 def test_of_bodies(http, v1, configure, store):
