@@ -81,5 +81,7 @@ def read_body(content: bytes) -> SampleBody:
         place = ".".join(str(part) for part in first["loc"]) or "body"
         if first["type"] == "extra_forbidden":
             raise SampleError(f"{place[:200]} isn't a field that this service supports here. Leave it out.") from None
-        reason = str(first["msg"]).removeprefix("Value error, ")
+        reason = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+        if first["type"] == "missing":
+            reason = "is missing"
         raise SampleError(f"{place[:200]}: {reason[:300]}") from None
