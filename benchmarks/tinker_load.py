@@ -116,10 +116,14 @@ class Load:
 
     def clients(self):
         made = [self.client() for _ in range(self._options["clients"])]
+        asyncio.run(self._once_each([sampler for _, sampler in made]))  # opens connections
         until = time.perf_counter() + self._options["seconds"]
         return self._measured(
             made[0][0], lambda *found: [self.keep_asking(sampler, until, *found) for _, sampler in made]
         )
+
+    async def _once_each(self, samplers):
+        await asyncio.gather(*(self.sample(sampler, [], []) for sampler in samplers))
 
     def _measured(self, service, work):
         seconds, errors = [], []
