@@ -176,7 +176,7 @@ def test_a_result_expires(run, send, retrieve, executor, clock, services):
 
 
 def test_a_large_result_is_announced_once(run, send, retrieve, executor, monkeypatch):
-    monkeypatch.setattr("tandem.serve.tinker.api.futures.MAX_INLINE_BYTES", 10)
+    monkeypatch.setattr("tandem.serve.tinker.api.outcome_answers.MAX_INLINE_BYTES", 10)
     request_id = send(request(run))
     executor.step()
     announced = retrieve(request_id, allow_metadata_only=True)
