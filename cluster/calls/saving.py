@@ -22,6 +22,7 @@ from tandem.rl.errors import RLError
 
 if TYPE_CHECKING:
     from tandem.cluster.jobs.engine_agreement import EngineAgreement
+    from tandem.cluster.learners.run_training import RunTraining
 
 logger = logging.getLogger(__name__)
 
@@ -61,25 +62,43 @@ class Saving:
         metadata = self._metadata()
         if is_version:
             metadata["step"] = next_step
-        publication, agreement = _Publication(self.run, self.on_wait), self.agreement if is_version else None
+        agreement = self.agreement if is_version else None
         if agreement:
             self.engines.need_engines()
-            agreement.before_training(publication)
+            agreement.before_training(self._publication)
         name = f"{self.run.id}/{call.seq}"
         self.engines.need_learners()
         training.finish(name)
-        offered = None
-        if agreement:
-            self.engines.need_engines()
-            offered = agreement.offer(training.seal(name, metadata))
-        digest = training.write(name, metadata)
-        if agreement:
-            try:
-                agreement.after_publishing(publication, next_step, digest, offered)
-            except StageError as error:  # its logits aren't finite
-                raise UnusableStateError(str(error)) from error
+        try:
+            digest = self._write(training, name, metadata, agreement, next_step)
+        finally:
+            training.close_save(name)
         num_bytes = sum(self.artifacts.checkpoint_sizes(digest).values())
         return SavedState(digest, num_bytes, is_anchor=state.is_whole, has_optimizer=True)
+
+    def _write(
+        self,
+        training: RunTraining,
+        name: str,
+        metadata: dict[str, str | int],
+        agreement: EngineAgreement | None,
+        next_step: int,
+    ) -> str:
+        """Make a finished state durable, while the engines load it, and return its digest."""
+        if agreement is None:
+            return training.write(name, metadata)
+        self.engines.need_engines()
+        offered = agreement.offer(training.seal(name, metadata))
+        digest = training.write(name, metadata)
+        try:
+            agreement.after_publishing(self._publication, next_step, digest, offered)
+        except StageError as error:  # its logits aren't finite
+            raise UnusableStateError(str(error)) from error
+        return digest
+
+    @property
+    def _publication(self) -> _Publication:
+        return _Publication(self.run, self.on_wait)
 
     def _metadata(self) -> dict[str, str | int]:
         return {"base_model": self.run.base_model, "model_id": self.run.model_id}
@@ -131,8 +150,10 @@ class AnchorWriter:
             digest = state.training.write(name, metadata)
             self._bodies.delete(self._store.set_anchor(self._run, Anchor(digest, seq, has_optimizer=True)))
             logger.info("Run %s has an anchor after call %d: %s", self._run.id, seq, digest[:12])
-        except ClusterError as error:  # the next one may succeed; the journal stays longer until then
+        except (ClusterError, OSError) as error:  # the next one may succeed; the journal stays longer until then
             logger.warning("Run %s has no anchor after call %d: %s", self._run.id, seq, error)
+        finally:
+            state.training.close_save(name)
 
     def close(self) -> None:
         """Wait for the anchor that is being written."""

@@ -53,6 +53,7 @@ class RunTraining:
         training.finish(save)                         # the learners are free for others
         sealed = training.seal(save, metadata)
         digest = training.write(save, metadata)
+        training.close_save(save)
 
     Every method but `open` raises RunNotHeldError if the state was lost, and LearnersLostError if it is lost now. A
     StageError has ended the learners. RLErrors and OSErrors of calls are raised as they are; the learners keep running.
@@ -145,11 +146,13 @@ class RunTraining:
 
     def write(self, save: str, metadata: dict[str, str | int]) -> str:
         """Make a finished state durable and return its digest, while the learners work for others."""
-        workers = self._held()
-        digest = self._group.write(workers, metadata, save, self._no_turn(), self._on_wait)
-        for worker in workers:
-            worker.drop.remote(save)
-        return digest
+        return self._group.write(self._held(), metadata, save, self._no_turn(), self._on_wait)
+
+    def close_save(self, save: str) -> None:
+        """Let the learners forget a finished state, whether it was written or not."""
+        if self._workers is not None and self.is_held:
+            for worker in self._workers:
+                worker.drop.remote(save)
 
     def forget(self) -> None:
         """Let the learners forget the state."""
