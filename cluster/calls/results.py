@@ -18,7 +18,7 @@ def output_result(output: CallOutput, usage: CallUsage) -> CallResult:
 
     from tandem.cluster.calls.wire.forward_backward import forward_backward_output
 
-    logprobs = [torch.from_numpy(own) for own in output.logprobs]
+    logprobs = [torch.from_numpy(own if own.flags.writeable else own.copy()) for own in output.logprobs]  # as Ray's are
     metrics = {f"{name}:sum": value for name, value in output.sums.items()}
     return CallResult(forward_backward_output(logprobs, metrics), PROTOBUF, usage)
 
