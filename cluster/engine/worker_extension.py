@@ -10,7 +10,6 @@ from typing import Any
 from tandem.cluster.engine.cpu_lora import fix_cpu_lora
 from tandem.cluster.engine.lora_support import adapted_modules
 from tandem.cluster.engine.process_groups import close_lone_groups
-from tandem.cluster.engine.samples.mixed_logprobs import MixedLogprobs
 from tandem.cluster.engine.samples.prompt_scores import PromptScores
 
 
@@ -25,9 +24,7 @@ class WorkerExtension:
     def fix_cpu_lora(self) -> bool:
         return fix_cpu_lora()
 
-    def extend_logprobs(self) -> bool:
-        """Return False if the model runner can't score what `PromptScores` does."""
-        MixedLogprobs.install(self.model_runner)
+    def score_prompts(self) -> bool:
         return PromptScores.install(self.model_runner)
 
     def adapted_modules(self) -> list[str]:

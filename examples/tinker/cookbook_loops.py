@@ -153,7 +153,7 @@ def sft(logs: Path, steps: int) -> Any:
 
 
 def rl(logs: Path, steps: int) -> Any:
-    data = Questions(steps=steps, batch_size=32, group_size=8)
+    data = Questions(steps=steps, batch_size=16, group_size=8)
     return rl_train.main, rl_train.Config(
         dataset_builder=data, max_tokens=MAX_TOKENS, loss_fn="cispo", eval_every=5, save_every=5, **options(logs)
     )
@@ -161,8 +161,8 @@ def rl(logs: Path, steps: int) -> Any:
 
 def rl_async(logs: Path, steps: int) -> Any:
     """Sample ahead of training. Such runs have a loss of their own, whose default is `stable_reinforce`."""
-    data = Questions(steps=steps, batch_size=32, group_size=8)
-    ahead = rl_train.AsyncConfig(max_steps_off_policy=1, groups_per_batch=32, loss_fn="ppo")
+    data = Questions(steps=steps, batch_size=16, group_size=8)
+    ahead = rl_train.AsyncConfig(max_steps_off_policy=1, groups_per_batch=16, loss_fn="ppo")
     return rl_train.main, rl_train.Config(
         dataset_builder=data, max_tokens=MAX_TOKENS, async_config=ahead, eval_every=0, save_every=5, **options(logs)
     )

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
-from starlette.concurrency import run_in_threadpool
 
 from tandem.cluster.engine.requests.protocols import speaks_anthropic
-from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.api.tickets import PARAMETER, Tickets
 from tandem.serve.errors import AuthenticationError, ForbiddenError
@@ -43,7 +41,7 @@ class Caller:
     role: str
 
 
-async def authenticate(
+def authenticate(
     request: Request,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -54,10 +52,9 @@ async def authenticate(
     """
     ticket = request.query_params.get(PARAMETER)
     if ticket and request.method in ("GET", "HEAD") and not has_key(request):
-        key = await run_in_threadpool(Tickets(services.store).holder, ticket, request.scope["path"])
+        key = Tickets(services.store).holder(ticket, request.scope["path"])
         return Caller(key.id, key.entity, key.role)
-    bearer = credentials.credentials if credentials else None
-    return await read_quickly(services.store, sender, request, services.store, bearer)
+    return sender(request, services.store, credentials.credentials if credentials else None)
 
 
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:
@@ -106,8 +103,8 @@ def has_key(request: Request) -> bool:
     return any(request.headers.get(header) for header in ("authorization", TOKEN_HEADER))
 
 
-def _caller_with(role: Role) -> Callable[..., Awaitable[Caller]]:
-    async def check(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+def _caller_with(role: Role) -> Callable[..., Caller]:
+    def check(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if caller.role not in ROLES[ROLES.index(role) :]:
             raise ForbiddenError(
                 f"{request.method} {request.scope['route'].path} requires a key with role {role}; this key has role "
@@ -120,7 +117,7 @@ def _caller_with(role: Role) -> Callable[..., Awaitable[Caller]]:
     return check
 
 
-_CHECKS: dict[Role, Callable[..., Awaitable[Caller]]] = {role: _caller_with(role) for role in ROLES}
+_CHECKS: dict[Role, Callable[..., Caller]] = {role: _caller_with(role) for role in ROLES}
 InferCaller = Annotated[Caller, Depends(_CHECKS["infer"])]
 TrainCaller = Annotated[Caller, Depends(_CHECKS["train"])]
 AdminCaller = Annotated[Caller, Depends(_CHECKS["admin"])]

@@ -70,3 +70,12 @@ def pytest_runtest_teardown(nextitem):
 def http(service):
     with service.http() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def sdk(service):
+    """A session of the tinker SDK."""
+    from tinker_service import connect
+
+    with connect(service) as client:
+        yield client
