@@ -167,7 +167,7 @@ class Engine:
                 await self._call_workers(method)
             adapted = await self._call_workers("adapted_modules")
             check_modules(self._lora.target_modules, chain.from_iterable(adapted), self._served_name)
-            scores_prompts = all(await self._call_workers("score_prompts"))
+            scores_prompts = all(await self._call_workers("extend_logprobs"))
             app = await build_openai_app(self._core.llm, args)
             name_places_of_invalid_fields(app)
         except Exception as error:

@@ -6,15 +6,11 @@ import asyncio
 import json
 import logging
 import secrets
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
-
-import uvicorn
 
 from tandem.cluster.engine.requests.completions import Completions
 from tandem.cluster.engine.requests.headers import (
@@ -26,11 +22,11 @@ from tandem.cluster.engine.requests.headers import (
 )
 from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app
 from tandem.cluster.engine.samples.samples_app import CANCEL_PATH, FETCH_PATH, PREFIX, Samples
+from tandem.cluster.processes.private_server import PrivateServer
 from tandem.cluster.telemetry.context import TRACEPARENT, logged_with
 from tandem.cluster.telemetry.tracing import Span, span, valid_traceparent
 
 logger = logging.getLogger(__name__)
-KEEP_ALIVE_S = 3600  # the API closes connections: a server that does may cross a request on its way
 POLL_S = 0.05
 STATE_PATH = "/tandem/state"
 
@@ -65,32 +61,12 @@ class EngineServer:
         self._token = secrets.token_urlsafe(32)
         self._replica_header = REPLICA_HEADER.encode(), replica.encode()
         self._is_stopping = False
-        self._server: _Server
-        self._serving: asyncio.Task[None]
+        self._server = PrivateServer(self._app)
 
     async def start(self, host: str) -> EngineAddress:
         """Listen on a free port of the address. Return once requests are taken."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, 0), family=family, backlog=2048)
-        config = uvicorn.Config(
-            self._app,
-            interface="asgi3",
-            proxy_headers=False,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_keep_alive=KEEP_ALIVE_S,
-            date_header=False,
-            server_header=False,
-            ws="none",
-        )
-        self._server = _Server(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        while not self._server.started and not self._serving.done():
-            await asyncio.sleep(POLL_S)
-        if self._serving.done():
-            self._serving.result()
-        return EngineAddress(self._replica, host, listener.getsockname()[1], self._token)
+        port = await self._server.start(host)
+        return EngineAddress(self._replica, host, port, self._token)
 
     async def stop(self, timeout_s: float) -> None:
         """Refuse new requests, wait for the open ones as long as allowed, and close all connections.
@@ -104,8 +80,7 @@ class EngineServer:
         if self._samples is not None:
             await self._samples.futures.close()
             await asyncio.sleep(POLL_S)  # for the answers that say so
-        self._server.should_exit = self._server.force_exit = True
-        await self._serving
+        await self._server.stop()
 
     @property
     def _num_awaited(self) -> int:
@@ -171,11 +146,3 @@ class EngineServer:
         headers = [(b"content-type", b"application/json"), length, self._replica_header]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content, "more_body": False})
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the process that it runs in."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

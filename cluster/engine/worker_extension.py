@@ -10,6 +10,7 @@ from typing import Any
 from tandem.cluster.engine.cpu_lora import fix_cpu_lora
 from tandem.cluster.engine.lora_support import adapted_modules
 from tandem.cluster.engine.process_groups import close_lone_groups
+from tandem.cluster.engine.samples.mixed_logprobs import MixedLogprobs
 from tandem.cluster.engine.samples.prompt_scores import PromptScores
 
 
@@ -24,7 +25,9 @@ class WorkerExtension:
     def fix_cpu_lora(self) -> bool:
         return fix_cpu_lora()
 
-    def score_prompts(self) -> bool:
+    def extend_logprobs(self) -> bool:
+        """Return False if the model runner can't score what `PromptScores` does."""
+        MixedLogprobs.install(self.model_runner)
         return PromptScores.install(self.model_runner)
 
     def adapted_modules(self) -> list[str]:

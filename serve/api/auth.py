@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
+from starlette.concurrency import run_in_threadpool
 
 from tandem.cluster.engine.requests.protocols import speaks_anthropic
+from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.api.tickets import PARAMETER, Tickets
 from tandem.serve.errors import AuthenticationError, ForbiddenError
@@ -41,7 +43,7 @@ class Caller:
     role: str
 
 
-def authenticate(
+async def authenticate(
     request: Request,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -52,9 +54,10 @@ def authenticate(
     """
     ticket = request.query_params.get(PARAMETER)
     if ticket and request.method in ("GET", "HEAD") and not has_key(request):
-        key = Tickets(services.store).holder(ticket, request.scope["path"])
+        key = await run_in_threadpool(Tickets(services.store).holder, ticket, request.scope["path"])
         return Caller(key.id, key.entity, key.role)
-    return sender(request, services.store, credentials.credentials if credentials else None)
+    bearer = credentials.credentials if credentials else None
+    return await read_quickly(services.store, sender, request, services.store, bearer)
 
 
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:
@@ -103,8 +106,8 @@ def has_key(request: Request) -> bool:
     return any(request.headers.get(header) for header in ("authorization", TOKEN_HEADER))
 
 
-def _caller_with(role: Role) -> Callable[..., Caller]:
-    def check(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+def _caller_with(role: Role) -> Callable[..., Awaitable[Caller]]:
+    async def check(request: Request, caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if caller.role not in ROLES[ROLES.index(role) :]:
             raise ForbiddenError(
                 f"{request.method} {request.scope['route'].path} requires a key with role {role}; this key has role "
@@ -117,7 +120,7 @@ def _caller_with(role: Role) -> Callable[..., Caller]:
     return check
 
 
-_CHECKS: dict[Role, Callable[..., Caller]] = {role: _caller_with(role) for role in ROLES}
+_CHECKS: dict[Role, Callable[..., Awaitable[Caller]]] = {role: _caller_with(role) for role in ROLES}
 InferCaller = Annotated[Caller, Depends(_CHECKS["infer"])]
 TrainCaller = Annotated[Caller, Depends(_CHECKS["train"])]
 AdminCaller = Annotated[Caller, Depends(_CHECKS["admin"])]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -18,11 +21,12 @@ from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
-from tandem.serve.app import engine_directory
+from tandem.serve.app import engine_directory, sdk_directory
 from tandem.serve.app.cluster_view import ServeClusterView
 from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.app.replica_stop import ReplicaStop
+from tandem.serve.app.sdk_server import SdkServer
 from tandem.serve.app.version_trials import VersionTrials
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -39,9 +43,13 @@ from tandem.serve.usage.costs import prices_content
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tandem.cluster.engine.server import EngineAddress
+
 API = "api"  # the deployment that also makes keys for programs on the cluster
 STARTED_BY = "TANDEM_STARTED_BY"  # environment variable of the replicas
 STOP_S = 20.0  # for open requests to end
+SDK_DRAIN_S = 2.0
+logger = logging.getLogger(__name__)
 
 
 class ApiReplica:
@@ -55,6 +63,7 @@ class ApiReplica:
         _runner: DeploymentHandle[Any],
     ):
         Telemetry.of(config).set_up("api")
+        self._address: EngineAddress | None = None
         hide_other_gpus()
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
@@ -94,7 +103,24 @@ class ApiReplica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(self._services)
         freeze_heap()
+        self._sdk = SdkServer(app, serve.get_replica_context().replica_id.unique_id)
         return app
+
+    async def check_health(self) -> None:
+        """Announce this replica to the proxies, which pass on requests of the Tinker API themselves."""
+        try:
+            if self._address is None:
+                self._address = await self._sdk.start(ray.util.get_node_ip_address())
+            await asyncio.to_thread(sdk_directory.announce, self._address)
+        except Exception:  # Ray's GCS restarts
+            logger.warning("This replica isn't announced yet; the next check tries again", exc_info=True)
+
+    async def __del__(self) -> None:
+        """Stop. Proxies send requests elsewhere, and those that wait for results are sent again."""
+        if self._address is not None:
+            with suppress(Exception):
+                await asyncio.to_thread(sdk_directory.withdraw, sdk_directory.API, self._address)
+            await self._sdk.stop(SDK_DRAIN_S)
 
 
 def api_application(

@@ -1,6 +1,6 @@
-"""Loads the gateway of a proxy after the proxy's start: Serve ends one that takes too long to start on a busy machine.
+"""Loads the gateways of a proxy after the proxy's start: Serve ends one that takes too long to start on a busy machine.
 
-Importing this module imports neither the gateway nor what it needs, which takes half a second.
+Importing this module imports neither the gateways nor what they need, which takes half a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 _GATEWAY = "tandem.serve.app.inference_gateway"
+_SDK_GATEWAY = "tandem.serve.app.sdk_gateway"
 
 
 class LazyGateway:
@@ -29,7 +30,8 @@ class LazyGateway:
 
     async def _load(self) -> None:
         try:
-            module = await asyncio.to_thread(importlib.import_module, _GATEWAY)
-            self._next = module.InferenceGateway(self._app)
+            sdk = await asyncio.to_thread(importlib.import_module, _SDK_GATEWAY)
+            inference = await asyncio.to_thread(importlib.import_module, _GATEWAY)
+            self._next = inference.InferenceGateway(sdk.SdkGateway(self._app))
         except Exception:
-            logger.exception("This proxy answers no completions by itself; the API does")
+            logger.exception("This proxy passes all requests on in Serve's own way")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -27,12 +26,11 @@ from tandem.serve.tinker.wire.rest import ExternalWeights
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["tinker"])
-open_router = APIRouter(prefix="/tinker", tags=["tinker"])
+open_router = APIRouter(prefix="/tinker", include_in_schema=False)
 """Of routes whose path carries a signature instead of a key."""
 VALID_FOR = timedelta(hours=1)
 TAR = "application/x-tar"
 ARCHIVE = "checkpoint.tar"
-_BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
 @router.get(f"{OF_RUN}/external_weights_urls")
@@ -67,8 +65,8 @@ class _Links:
         return f"{self._base}/tinker/files/{self._tokens.make({**self._allowed, 'file': name}, VALID_FOR)}/{name}"
 
 
-@open_router.get("/files/{token}/{name}", response_class=Response, responses={200: {"content": {"*/*": _BYTES}}})
-@open_router.head("/files/{token}/{name}", response_class=Response, include_in_schema=False)
+@open_router.get("/files/{token}/{name}", response_class=Response)
+@open_router.head("/files/{token}/{name}", response_class=Response)
 def get_file(request: Request, token: str, name: str, tinker: TinkerDep) -> Response:
     """Return the file that a URL stands for."""
     allowed = _tokens(tinker).read(token)

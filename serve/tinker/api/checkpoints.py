@@ -11,6 +11,7 @@ from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.errors import BadRequestError, Problem
 from tandem.serve.names import quoted
 from tandem.serve.tinker.api.auth import SdkInferCaller, SdkTrainCaller
+from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.rest_views import TYPES
 from tandem.serve.tinker.store.checkpoints import Checkpoint
@@ -20,8 +21,6 @@ from tandem.serve.tinker.wire.rest import AskWeights, CopyWeights, SetTtl, Weigh
 router = APIRouter(tags=["tinker"])
 OF_RUN = "/training_runs/{run_id}/checkpoints/{checkpoint_id:path}"
 NO_CONTENT: dict[str, Any] = {"status_code": 204, "response_class": Response}
-MLP_MODULES = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "experts"})
-"""Target modules of LoRA outside attention."""
 
 
 def path_of(run_id: str, checkpoint_id: str) -> str:
@@ -40,8 +39,13 @@ def weights_info(
     """Return what a new run needs to know to continue from a checkpoint."""
     found = tinker.store.checkpoints.resolve(caller.entity, body.value.tinker_path, "tinker_path")
     lora = lora_of(tinker, found)
-    is_mlp = [name in MLP_MODULES for name in lora.target_modules]
-    return WeightsInfo(base_model=found.base_model, lora_rank=lora.r, train_mlp=any(is_mlp), train_attn=not all(is_mlp))
+    flags = flags_of(lora)
+    return WeightsInfo(
+        base_model=found.base_model,
+        lora_rank=lora.r,
+        train_mlp=bool(flags["train_mlp"]),
+        train_attn=bool(flags["train_attn"]),
+    )
 
 
 @router.post("/copy_weights", **documented(CopyWeights))

@@ -115,7 +115,7 @@ def test_a_failure_after_the_answer_leaves_the_connection_open():
         async with served(serve) as (server, client):
             for _ in range(3):
                 assert (await client.post(CHAT, json=BODY)).status_code == 200
-                assert len(server._server.server_state.connections) == 1
+                assert server._server.num_connections == 1
 
     asyncio.run(scenario())
 

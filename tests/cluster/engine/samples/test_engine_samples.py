@@ -170,6 +170,20 @@ def test_the_likeliest_tokens_are_those_of_the_reference(client, reference):
         check_row(row, logits[len(PROMPT) - 1 + step], 4)
 
 
+def test_the_likeliest_tokens_are_right_beside_scores(client, reference):
+    """Both are rows of one batch, of which vLLM's sampler makes one table."""
+    sequences = [[40 + (k + j) % 60 for j in range(length)] for k, length in enumerate([100, 30, 2] * 8)]
+    expected = [of_reference(reference, OTHER, tokens) for tokens in sequences]
+    for _ in range(3):
+        scoring = client.actor.score.remote(sequences, OTHER)
+        answer = client.sample(params={"max_tokens": 30, "seed": 5, "stop": []}, topk_sample_logprobs=4)
+        logits = reference.all_logprobs(OTHER, PROMPT + answer.sequences[0].tokens)
+        for step, row in enumerate(answer.sequences[0].topk_logprobs):
+            check_row(row, logits[len(PROMPT) - 1 + step], 4)
+        for found, logprobs in zip(ray.get(scoring), expected, strict=True):
+            assert found[1:] == pytest.approx(logprobs, abs=TOLERANCE)
+
+
 def check_row(row: list[tuple[int, float]], logprobs: torch.Tensor, k: int) -> None:
     assert [logprob for _, logprob in row] == pytest.approx(logprobs.topk(k).values.tolist(), abs=TOLERANCE)
     assert [logprobs[token].item() for token, _ in row] == pytest.approx([p for _, p in row], abs=TOLERANCE)

@@ -102,7 +102,7 @@ asyncio.run(main())`,
   {
     id: "tinker",
     label: "tinker",
-    install: "pip install tinker transformers",
+    install: "pip install tinker",
     about: "The Tinker SDK works unchanged: losses and data stay in your loop, and each save is a version. Its key is this one behind tml-.",
     code: ({ url, key, baseModel }) => `import tinker
 
