@@ -88,7 +88,7 @@ def test_packed_gradients_of_experts_are_those_of_the_sequences(tmp_path: Path) 
     learner, sequences, gradients = Learner(policy), branching_group(seed=3), []
     for rows in (pack(sequences, 500, min_gain=1), [row for s in sequences for row in pack([s], s.num_tokens)]):
         learner.forward_backward(rows, LossConfig())
-        gradients.append(learner._gradient.clone())
+        gradients.append(learner._optimizer.gradient.clone())
         learner._discard()
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[1].abs().max()
 
@@ -103,7 +103,7 @@ def test_compiled_layers_adapt_experts_too(tmp_path: Path, monkeypatch: pytest.M
         randomise_adapter(policy)
         learner = Learner(policy)
         learner.forward_backward(pack(branching_group(seed=3), 500), LossConfig())
-        gradients.append(learner._gradient.clone())
+        gradients.append(learner._optimizer.gradient.clone())
         assert policy.router_margins.counts[1] > 0
     assert (gradients[1] - gradients[0]).abs().max() <= 1e-5 * gradients[0].abs().max()
 
