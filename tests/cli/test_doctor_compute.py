@@ -7,6 +7,7 @@ from tandem.cli.doctor.report import FaultError, Report
 from tandem.runs.reporting.console import PlainConsole
 
 
+@pytest.mark.slow
 def test_a_learner_and_an_engine_agree_on_the_cpu():
     report = Report(PlainConsole())
     compute.check_compute(report, [], "cpu", "builtin:tiny")

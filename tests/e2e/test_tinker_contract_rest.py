@@ -165,7 +165,7 @@ def test_copies(rest, sdk, paths):
     copies = [
         rest.copy_weights(paths["weights"], "archive", ttl_seconds=3600).result(),
         asyncio.run(rest.copy_weights_async(paths["weights"], "archive")),
-        sdk.copy_weights(paths["weights"]).result(),
+        sdk.copy_weights(paths["weights"], destination_project_id="copies").result(),
     ]
     assert len({*copies, paths["weights"]}) == 4
     for copy in copies:

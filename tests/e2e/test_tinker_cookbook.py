@@ -51,6 +51,7 @@ def test_reinforcement_learning(loops, tmp_path):
     assert len(rewards) == 7 and sum(rewards[-2:]) / 2 > rewards[0] + 0.1
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_that_samples_ahead(loops, tmp_path):
     metrics = loops.run("rl_async", tmp_path, steps=3)
     assert len(values(metrics, "env/all/reward/total")) == 3
@@ -68,6 +69,7 @@ def teacher(service, program):
         return trained.save_weights_for_sampler("teacher").result().path
 
 
+@pytest.mark.slow
 def test_distillation(loops, teacher, tmp_path):
     kl = values(loops.run("on_policy", tmp_path / "on", steps=6, teacher=teacher), "teacher_kl")
     assert len(kl) == 6 and kl[-1] < kl[0]

@@ -24,6 +24,7 @@ def test_sft_and_distillation(sdk, example):
     assert after > before + 0.15
 
 
+@pytest.mark.slow
 def test_grpo(sdk, example):
     rewards = example("grpo").run(sdk, steps=8)
     assert rewards[0] < 0.5 and mean(rewards[-3:]) > rewards[0] + 0.2
@@ -35,6 +36,7 @@ def test_dpo(sdk, example):
     assert mean(losses[-3:]) < 0.5 and mean(preferred[-3:]) > 0.75
 
 
+@pytest.mark.slow
 def test_tools(sdk, example):
     rewards = example("tools").run(sdk, steps=6)
     assert mean(rewards[-2:]) > rewards[0] + 0.1

@@ -73,6 +73,7 @@ def test_seeds_repeat(base):
     assert tokens[0] == tokens[1] != tokens[2]
 
 
+@pytest.mark.slow
 def test_a_few_hundred_samples_at_once_have_no_error(service, sdk, base):
     """Of one client, then of many with a session of their own; heartbeats and other requests are answered meanwhile."""
     asked = [sample(base, PROMPT[: 8 + k % 24]) for k in range(AT_ONCE)]
