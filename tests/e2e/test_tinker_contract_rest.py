@@ -158,15 +158,16 @@ def test_deletion(rest, run):
         rest.delete_checkpoint_from_tinker_path(names[1]).result(timeout=60)
 
 
-def test_copies(rest, sdk, paths):
+def test_copies(rest, sdk, service, paths):
     """A copy belongs to a run of its own, which can't be trained; a new run continues from it."""
     tokens = random_tokens(1, 12)
     wanted = sdk.create_sampling_client(model_path=paths["weights"]).result().compute_logprobs(prompt(tokens)).result()
     copies = [
         rest.copy_weights(paths["weights"], "archive", ttl_seconds=3600).result(),
         asyncio.run(rest.copy_weights_async(paths["weights"], "archive")),
-        sdk.copy_weights(paths["weights"], destination_project_id="copies").result(),
     ]
+    with connect(service, project_id="copies") as other:  # a copy of this client needs a project
+        copies.append(other.copy_weights(paths["weights"]).result())
     assert len({*copies, paths["weights"]}) == 4
     for copy in copies:
         sampler = sdk.create_sampling_client(model_path=copy).result()
