@@ -29,8 +29,6 @@ TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Periods of Ray's background work, which would otherwise take most of an idle service's CPU time.
-# Ray keeps the log of each process in a file, by default of any size.
-ROTATION = {"RAY_ROTATION_MAX_BYTES": str(128 << 20), "RAY_ROTATION_BACKUP_COUNT": "2"}
 QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # default 0.1; health checks have periods of 5 s and more
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # default 100; Ray itself reports metrics every 10 s
@@ -52,7 +50,7 @@ def local_ray(token_file: Path, with_job_server: bool = False, **options: Any) -
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     # Kill a replica that fails its health checks at once: if it hangs, it can't use a grace period.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-    for name, value in (QUIET | ROTATION).items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # Ray reads these once per process, at import or first use. A cluster that other nodes may join, the default on
     # Linux, listens on all interfaces; others listen on the loopback interface.

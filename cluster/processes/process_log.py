@@ -17,7 +17,8 @@ def logs_directory() -> Path | None:
 def error_log(pid: int | None = None) -> Path | None:
     """Return the file with the errors of a worker process of this node, by default this one's; None if there is none.
 
-    A log that Ray bounds reaches its file through a pipe, so the process itself doesn't have the file open.
+    With RAY_ROTATION_MAX_BYTES, a log reaches its file through a pipe in the process itself, so the last lines of a
+    crash may be missing.
     """
     directory = logs_directory()
     return next(directory.glob(f"worker-*-{pid or os.getpid()}.err"), None) if directory else None
