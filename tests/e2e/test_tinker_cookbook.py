@@ -45,6 +45,7 @@ def test_supervised_training_goes_on_where_it_stopped(loops, tmp_path):
     assert len(values(resumed, "train_mean_nll")) >= 12
 
 
+@pytest.mark.slow
 def test_reinforcement_learning(loops, tmp_path):
     metrics = loops.run("rl", tmp_path, steps=7)
     rewards = values(metrics, "env/all/reward/total")
