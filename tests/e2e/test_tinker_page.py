@@ -10,8 +10,9 @@ import pytest
 from paths import ROOT
 
 PAGE = (ROOT / "docs/tinker.md").read_text()
-[LOOP] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-SHELL = [block for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) if "pip install" not in block]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+[LOOP] = [block for language, block in BLOCKS if language == "python"]
+SHELL = [block for language, block in BLOCKS if not language and "pip install" not in block]
 SNIPPETS = (ROOT / "serve/web/src/views/start/snippets.ts").read_text()
 DEADLINE_S = 240
 
