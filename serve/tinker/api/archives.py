@@ -15,11 +15,10 @@ from fastapi.responses import RedirectResponse
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.serve.adapters.archive import Content, adapter_archive, adapter_file
 from tandem.serve.api.addresses import service_address
-from tandem.serve.api.auth import Caller
+from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.downloads import download
 from tandem.serve.api.signed_tokens import SignedTokens, invalid_url
 from tandem.serve.errors import AuthenticationError, UnavailableError
-from tandem.serve.tinker.api.auth import SdkTrainCaller
 from tandem.serve.tinker.api.checkpoints import OF_RUN, path_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.wire.rest import ExternalWeights
@@ -35,7 +34,7 @@ ARCHIVE = "checkpoint.tar"
 
 @router.get(f"{OF_RUN}/external_weights_urls")
 def external_weights_urls(
-    request: Request, run_id: str, checkpoint_id: str, caller: SdkTrainCaller, tinker: TinkerDep
+    request: Request, run_id: str, checkpoint_id: str, caller: TrainCaller, tinker: TinkerDep
 ) -> ExternalWeights:
     """Return a URL for each file of a checkpoint's adapter."""
     links = _Links(request, tinker, caller, path_of(run_id, checkpoint_id))
@@ -44,7 +43,7 @@ def external_weights_urls(
 
 @router.get(f"{OF_RUN}/archive", response_class=Response, status_code=302)
 def get_archive(
-    request: Request, run_id: str, checkpoint_id: str, caller: SdkTrainCaller, tinker: TinkerDep
+    request: Request, run_id: str, checkpoint_id: str, caller: TrainCaller, tinker: TinkerDep
 ) -> RedirectResponse:
     """Redirect to a tar archive of a checkpoint's adapter, in PEFT's files."""
     links = _Links(request, tinker, caller, path_of(run_id, checkpoint_id))

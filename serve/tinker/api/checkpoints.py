@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from tandem.rl.settings import LoraSettings
+from tandem.serve.api.auth import InferCaller, TrainCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.errors import BadRequestError, Problem
 from tandem.serve.names import quoted
-from tandem.serve.tinker.api.auth import SdkInferCaller, SdkTrainCaller
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.rest_views import TYPES
@@ -34,7 +34,7 @@ def path_of(run_id: str, checkpoint_id: str) -> str:
 
 @router.post("/weights_info", **documented(AskWeights))
 def weights_info(
-    caller: SdkInferCaller, body: Annotated[Received[AskWeights], Depends(json_body(AskWeights))], tinker: TinkerDep
+    caller: InferCaller, body: Annotated[Received[AskWeights], Depends(json_body(AskWeights))], tinker: TinkerDep
 ) -> WeightsInfo:
     """Return what a new run needs to know to continue from a checkpoint."""
     found = tinker.store.checkpoints.resolve(caller.entity, body.value.tinker_path, "tinker_path")
@@ -51,7 +51,7 @@ def weights_info(
 @router.post("/copy_weights", **documented(CopyWeights))
 def copy_weights(
     request: Request,
-    caller: SdkTrainCaller,
+    caller: TrainCaller,
     body: Annotated[Received[CopyWeights], Depends(json_body(CopyWeights))],
     tinker: TinkerDep,
 ) -> WeightsCopied:
@@ -78,7 +78,7 @@ def copy_weights(
 def set_ttl(
     run_id: str,
     checkpoint_id: str,
-    caller: SdkTrainCaller,
+    caller: TrainCaller,
     body: Annotated[Received[SetTtl], Depends(json_body(SetTtl))],
     tinker: TinkerDep,
 ) -> None:
@@ -87,20 +87,20 @@ def set_ttl(
 
 
 @router.post(f"{OF_RUN}/publish", **NO_CONTENT)
-def publish(run_id: str, checkpoint_id: str, caller: SdkTrainCaller, tinker: TinkerDep) -> None:
+def publish(run_id: str, checkpoint_id: str, caller: TrainCaller, tinker: TinkerDep) -> None:
     """Let keys of other entities that know a checkpoint's path load it and sample from it. A repeat changes nothing."""
     tinker.store.checkpoints.publish(caller.entity, _own(run_id, checkpoint_id))
 
 
 @router.delete(f"{OF_RUN}/publish", **NO_CONTENT)
-def unpublish(run_id: str, checkpoint_id: str, caller: SdkTrainCaller, tinker: TinkerDep) -> None:
+def unpublish(run_id: str, checkpoint_id: str, caller: TrainCaller, tinker: TinkerDep) -> None:
     """End that. Runs and samplers that were created from the checkpoint stay. A repeat changes nothing."""
     tinker.store.checkpoints.publish(caller.entity, _own(run_id, checkpoint_id), is_public=False)
 
 
 # After those whose paths are longer: an id may have a slash.
 @router.delete(OF_RUN, **NO_CONTENT)
-def delete_checkpoint(run_id: str, checkpoint_id: str, caller: SdkTrainCaller, tinker: TinkerDep) -> None:
+def delete_checkpoint(run_id: str, checkpoint_id: str, caller: TrainCaller, tinker: TinkerDep) -> None:
     """Delete a checkpoint of a run. What was created from it stays."""
     tinker.store.checkpoints.delete(caller.entity, _own(run_id, checkpoint_id))
 

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
+from tandem.serve.api.auth import InferCaller
 from tandem.serve.errors import NotFoundError
-from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import TinkerDep
 from tandem.serve.tinker.wire.rest import KeyDetails, Organization, OwnKey, User
 
@@ -27,7 +27,7 @@ ELSEWHERE = {
 
 
 @router.get("/auth/apikey/me")
-def get_own_key(caller: SdkInferCaller, tinker: TinkerDep) -> OwnKey:
+def get_own_key(caller: InferCaller, tinker: TinkerDep) -> OwnKey:
     """Return the key that sent this request, without its secret."""
     row = tinker.services.store.keys.get(caller.key_id)
     details = KeyDetails(org_details=Organization(name=row.entity), user_details=User(email=row.name))
@@ -35,7 +35,7 @@ def get_own_key(caller: SdkInferCaller, tinker: TinkerDep) -> OwnKey:
 
 
 def _refuse(method: str, path: str, sentence: str) -> None:
-    def refuse(caller: SdkInferCaller) -> None:
+    def refuse(caller: InferCaller) -> None:
         raise NotFoundError(f"This service has no {sentence}.", "not_available")
 
     router.add_api_route(path, refuse, methods=[method], include_in_schema=False)

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from tandem.serve.api.auth import Caller
+from tandem.serve.api.auth import Caller, InferCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.api.connection import while_connected
 from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.request_ids import request_id
 from tandem.serve.errors import InvalidRequestError, Problem
-from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.outcome_answers import outcome_answer
 from tandem.serve.tinker.sampling.sample_ids import PREFIX as SAMPLE
@@ -32,7 +31,7 @@ router = APIRouter(tags=["tinker"])
 @router.post("/retrieve_future", **documented(RetrieveFuture))
 async def retrieve_future(
     request: Request,
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[RetrieveFuture], Depends(json_body(RetrieveFuture))],
     tinker: TinkerDep,
 ) -> Response:
@@ -67,7 +66,7 @@ async def _outcome(tinker: Tinker, caller: Caller, id: str) -> Outcome:
 @router.post("/cancel_future", **documented(CancelFuture))
 async def cancel_future(
     request: Request,
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[CancelFuture], Depends(json_body(CancelFuture))],
     tinker: TinkerDep,
 ) -> Cancelled:
@@ -81,7 +80,7 @@ async def cancel_future(
 
 
 @router.post("/retrieve_futures", **documented(AnyFields))
-def retrieve_futures(caller: SdkInferCaller) -> dict[str, Any]:
+def retrieve_futures(caller: InferCaller) -> dict[str, Any]:
     """Refuse: results are retrieved one by one here, as client/config says."""
     message = "isn't served; ask retrieve_future for each result (client/config says sample_use_retrieve_futures false)"
     raise InvalidRequestError([Problem(("body", "target"), message)], "not_available")

@@ -10,11 +10,10 @@ from fastapi import APIRouter, Depends, Request
 from tandem.rl.errors import LoraLimitError
 from tandem.rl.settings import LoraSettings
 from tandem.serve.adapters.importing import lora_of_model
-from tandem.serve.api.auth import Caller
+from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.errors import GoneError, InvalidRequestError, Problem
 from tandem.serve.jobs.blobs import delete_blobs
-from tandem.serve.tinker.api.auth import SdkTrainCaller
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.tokenizers import tokenizer_id
@@ -27,7 +26,7 @@ router = APIRouter(tags=["tinker"])
 
 @router.post("/create_model", **documented(CreateRun))
 def create_model(
-    caller: SdkTrainCaller, body: Annotated[Received[CreateRun], Depends(json_body(CreateRun))], tinker: TinkerDep
+    caller: TrainCaller, body: Annotated[Received[CreateRun], Depends(json_body(CreateRun))], tinker: TinkerDep
 ) -> Future:
     """Create a model that the session trains. It also is a model of Tandem, in the project `tinker.project`.
 
@@ -94,7 +93,7 @@ def _seed(id: str) -> int:
 @router.post("/get_info", response_model_exclude_none=True, **documented(GetInfo))
 def get_info(
     request: Request,
-    caller: SdkTrainCaller,
+    caller: TrainCaller,
     body: Annotated[Received[GetInfo], Depends(json_body(GetInfo))],
     tinker: TinkerDep,
 ) -> ModelInfo:
@@ -111,7 +110,7 @@ def get_info(
 
 @router.post("/unload_model", **documented(UnloadModel))
 def unload_model(
-    caller: SdkTrainCaller, body: Annotated[Received[UnloadModel], Depends(json_body(UnloadModel))], tinker: TinkerDep
+    caller: TrainCaller, body: Annotated[Received[UnloadModel], Depends(json_body(UnloadModel))], tinker: TinkerDep
 ) -> Future:
     """End the training of a model. Its checkpoints and versions stay, and training jobs may continue from them."""
     model_id = body.value.model_id

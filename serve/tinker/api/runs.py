@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 
 from tandem.serve.adapters.importing import lora_of_model
-from tandem.serve.tinker.api.auth import SdkInferCaller
+from tandem.serve.api.auth import InferCaller
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.rest_views import checkpoint_view, text_values
 from tandem.serve.tinker.store.catalog import ListedRun
@@ -22,7 +22,7 @@ Scope = Literal["owned", "accessible"]
 
 @router.get("/training_runs")
 def list_training_runs(
-    caller: SdkInferCaller,
+    caller: InferCaller,
     tinker: TinkerDep,
     limit: Limit = 20,
     offset: Offset = 0,
@@ -36,22 +36,20 @@ def list_training_runs(
 
 
 @router.get("/training_runs/{run_id}")
-def get_training_run(
-    run_id: str, caller: SdkInferCaller, tinker: TinkerDep, access_scope: Scope = "owned"
-) -> TrainingRun:
+def get_training_run(run_id: str, caller: InferCaller, tinker: TinkerDep, access_scope: Scope = "owned") -> TrainingRun:
     """Return a run, by its id or that of its model, or a model."""
     return _view(tinker, tinker.catalog.run(caller.entity, run_id))
 
 
 @router.get("/training_runs/{run_id}/checkpoints")
-def list_checkpoints_of_run(run_id: str, caller: SdkInferCaller, tinker: TinkerDep) -> Checkpoints:
+def list_checkpoints_of_run(run_id: str, caller: InferCaller, tinker: TinkerDep) -> Checkpoints:
     """List the checkpoints of a run, or the versions of a model, the newest first."""
     found = tinker.catalog.checkpoints_of(caller.entity, run_id)
     return Checkpoints(checkpoints=[checkpoint_view(one) for one in found])
 
 
 @router.get("/checkpoints")
-def list_checkpoints(caller: SdkInferCaller, tinker: TinkerDep, limit: Limit = 100, offset: Offset = 0) -> Checkpoints:
+def list_checkpoints(caller: InferCaller, tinker: TinkerDep, limit: Limit = 100, offset: Offset = 0) -> Checkpoints:
     """List the checkpoints of all of the entity's runs and models, the newest first."""
     found, total = tinker.catalog.checkpoints(caller.entity, limit, offset)
     cursor = Cursor(offset=offset, limit=limit, total_count=total)

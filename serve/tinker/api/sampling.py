@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from tandem.serve.api.auth import InferCaller
 from tandem.serve.api.bodies.json_body import JsonText, Received, documented, json_body, json_text
-from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import TinkerDep
 from tandem.serve.tinker.sampling.sample_routes import start_sample
 from tandem.serve.tinker.wire.requests import CreateSamplingSession
@@ -19,7 +19,7 @@ router = APIRouter(tags=["tinker"])
 
 @router.post("/create_sampling_session", **documented(CreateSamplingSession))
 def create_sampling_session(
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[CreateSamplingSession], Depends(json_body(CreateSamplingSession))],
     tinker: TinkerDep,
 ) -> SamplingSessionCreated:
@@ -37,7 +37,7 @@ def create_sampling_session(
 
 
 @router.get("/samplers/{sampler_id}", response_model_exclude_none=True)
-def get_sampler(sampler_id: str, caller: SdkInferCaller, tinker: TinkerDep) -> SamplerShown:
+def get_sampler(sampler_id: str, caller: InferCaller, tinker: TinkerDep) -> SamplerShown:
     """Return what a sampling client samples."""
     sampler = tinker.store.samplers.get(caller.entity, sampler_id)
     return SamplerShown(sampler_id=sampler.id, base_model=sampler.base_model, model_path=sampler.path)
@@ -45,7 +45,7 @@ def get_sampler(sampler_id: str, caller: SdkInferCaller, tinker: TinkerDep) -> S
 
 @router.post("/asample", response_model=SamplePromise, **documented())
 async def asample(
-    request: Request, caller: SdkInferCaller, body: Annotated[JsonText, Depends(json_text)], tinker: TinkerDep
+    request: Request, caller: InferCaller, body: Annotated[JsonText, Depends(json_text)], tinker: TinkerDep
 ) -> Response:
     """Start a sample on an engine, which keeps it until it is retrieved."""
     return await start_sample(request, caller, body, tinker.sampling)

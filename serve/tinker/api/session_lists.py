@@ -6,8 +6,8 @@ from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends
 
+from tandem.serve.api.auth import InferCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
-from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import TinkerDep
 from tandem.serve.tinker.api.rest_views import text_values
 from tandem.serve.tinker.api.runs import Limit, Offset, Scope
@@ -30,7 +30,7 @@ router = APIRouter(tags=["tinker"])
 
 @router.get("/sessions")
 def list_sessions(
-    caller: SdkInferCaller, tinker: TinkerDep, limit: Limit = 20, offset: Offset = 0, access_scope: Scope = "owned"
+    caller: InferCaller, tinker: TinkerDep, limit: Limit = 20, offset: Offset = 0, access_scope: Scope = "owned"
 ) -> Sessions:
     """List the ids of the entity's sessions, the newest first."""
     rows, total = tinker.store.sessions.page(caller.entity, limit, offset)
@@ -39,7 +39,7 @@ def list_sessions(
 
 @router.get("/sessions/{session_id}")
 def get_session(
-    session_id: str, caller: SdkInferCaller, tinker: TinkerDep, access_scope: Scope = "owned"
+    session_id: str, caller: InferCaller, tinker: TinkerDep, access_scope: Scope = "owned"
 ) -> SessionDetails:
     """Return the runs and samplers of a session."""
     row = tinker.store.sessions.get(caller.entity, session_id)
@@ -53,7 +53,7 @@ def get_session(
 
 @router.post("/sessions/search", **documented(SearchSessions))
 def search_sessions(
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[SearchSessions], Depends(json_body(SearchSessions))],
     tinker: TinkerDep,
 ) -> FoundSessions:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from tandem.serve.api.auth import InferCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
-from tandem.serve.tinker.api.auth import SdkInferCaller
 from tandem.serve.tinker.api.context import TinkerDep
 from tandem.serve.tinker.wire.requests import AskConfig, CreateSession, FinishSession, SessionHeartbeat, Telemetry
 from tandem.serve.tinker.wire.responses import (
@@ -35,7 +35,7 @@ router = APIRouter(tags=["tinker"])
 
 @router.post("/client/config", **documented(AskConfig))
 def client_config(
-    caller: SdkInferCaller, body: Annotated[Received[AskConfig], Depends(json_body(AskConfig))], tinker: TinkerDep
+    caller: InferCaller, body: Annotated[Received[AskConfig], Depends(json_body(AskConfig))], tinker: TinkerDep
 ) -> ClientConfig:
     """Return how the SDK talks to this service."""
     return ClientConfig(sample_max_concurrent_requests=min(MAX_SAMPLES, tinker.config.max_samples_waiting))
@@ -43,20 +43,20 @@ def client_config(
 
 @router.post("/client/dynamic_config", **documented(AskConfig))
 def client_dynamic_config(
-    caller: SdkInferCaller, body: Annotated[Received[AskConfig], Depends(json_body(AskConfig))]
+    caller: InferCaller, body: Annotated[Received[AskConfig], Depends(json_body(AskConfig))]
 ) -> ClientDynamicConfig:
     """Return settings that the SDK asks for again from time to time."""
     return ClientDynamicConfig(sample_cancel_enabled=True)
 
 
 @router.get("/healthz")
-def healthz(caller: SdkInferCaller) -> Healthy:
+def healthz(caller: InferCaller) -> Healthy:
     """Answer while the service does."""
     return Healthy()
 
 
 @router.get("/get_server_capabilities")
-def get_server_capabilities(caller: SdkInferCaller, tinker: TinkerDep) -> Capabilities:
+def get_server_capabilities(caller: InferCaller, tinker: TinkerDep) -> Capabilities:
     """List the base models, with the longest sequence of each in tokens."""
     bases = tinker.base_models
     return Capabilities(
@@ -72,7 +72,7 @@ def get_server_capabilities(caller: SdkInferCaller, tinker: TinkerDep) -> Capabi
 @router.post("/create_session", response_model_exclude_none=True, **documented(CreateSession))
 def create_session(
     request: Request,
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[CreateSession], Depends(json_body(CreateSession))],
     tinker: TinkerDep,
 ) -> SessionCreated:
@@ -96,7 +96,7 @@ def create_session(
 
 @router.post("/session_heartbeat", **documented(SessionHeartbeat))
 def session_heartbeat(
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[SessionHeartbeat], Depends(json_body(SessionHeartbeat))],
     tinker: TinkerDep,
 ) -> Heartbeat:
@@ -106,7 +106,7 @@ def session_heartbeat(
 
 
 @router.post("/telemetry", **documented(Telemetry))
-def telemetry(caller: SdkInferCaller, body: Annotated[Received[Telemetry], Depends(json_body(Telemetry))]) -> Accepted:
+def telemetry(caller: InferCaller, body: Annotated[Received[Telemetry], Depends(json_body(Telemetry))]) -> Accepted:
     """Take what a client says of itself, and keep nothing of it."""
     return Accepted()
 
@@ -114,7 +114,7 @@ def telemetry(caller: SdkInferCaller, body: Annotated[Received[Telemetry], Depen
 @router.post("/sessions/{session_id}/finish", **documented(FinishSession))
 def finish_session(
     session_id: str,
-    caller: SdkInferCaller,
+    caller: InferCaller,
     body: Annotated[Received[FinishSession], Depends(json_body(FinishSession))],
     tinker: TinkerDep,
 ) -> SessionFinished:

@@ -13,11 +13,11 @@ from tandem.cluster.config import TandemConfig
 from tandem.serve.adapters.archive import tar_archive
 from tandem.serve.adapters.tokenizers import local_model, tokenizer_files
 from tandem.serve.api.addresses import is_on_this_machine
+from tandem.serve.api.auth import InferCaller
 from tandem.serve.api.downloads import download
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.errors import NotFoundError, UnavailableError
 from tandem.serve.names import quoted
-from tandem.serve.tinker.api.auth import SdkInferCaller
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["tinker"])
@@ -44,7 +44,7 @@ def tokenizer_id(request: Request, config: TandemConfig, name: str) -> str:
 
 
 @router.get("/tokenizers/{base_model:path}", response_class=Response, responses=_TAR)
-def get_tokenizer(request: Request, base_model: str, caller: SdkInferCaller, services: ServicesDep) -> Response:
+def get_tokenizer(request: Request, base_model: str, caller: InferCaller, services: ServicesDep) -> Response:
     """Return the files of a base model's tokenizer as a tar archive, in a directory of the base model's name."""
     if base_model not in services.base_models:
         names = ", ".join(services.base_models)

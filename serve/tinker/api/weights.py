@@ -7,11 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from tandem.rl.settings import LoraSettings
-from tandem.serve.api.auth import Caller
+from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.bodies.json_body import JsonText, documented, json_text, parse
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.names import quoted
-from tandem.serve.tinker.api.auth import SdkTrainCaller
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.models import check_living, check_optimizer
@@ -32,7 +31,7 @@ router = APIRouter(tags=["tinker"])
 
 @router.post("/save_weights", **documented(SaveWeights))
 def save_weights(
-    caller: SdkTrainCaller, call: Annotated[Ordered[SaveWeights], Depends(ordered_body(SaveWeights))], tinker: TinkerDep
+    caller: TrainCaller, call: Annotated[Ordered[SaveWeights], Depends(ordered_body(SaveWeights))], tinker: TinkerDep
 ) -> Future:
     """Save the model with its optimizer's state under a name."""
     return submit(tinker, caller, call, "save_weights", _saved)
@@ -44,7 +43,7 @@ def _saved(call: SaveWeights) -> dict[str, Any]:
 
 @router.post("/save_weights_for_sampler", **documented(SaveWeightsForSampler))
 def save_weights_for_sampler(
-    caller: SdkTrainCaller,
+    caller: TrainCaller,
     call: Annotated[Ordered[SaveWeightsForSampler], Depends(ordered_body(SaveWeightsForSampler))],
     tinker: TinkerDep,
 ) -> Future:
@@ -65,7 +64,7 @@ def _published(call: SaveWeightsForSampler) -> dict[str, Any]:
 
 @router.post("/save_weights_external", **documented(SaveWeightsExternal))
 def save_weights_external(
-    caller: SdkTrainCaller,
+    caller: TrainCaller,
     call: Annotated[Ordered[SaveWeightsExternal], Depends(ordered_body(SaveWeightsExternal))],
     tinker: TinkerDep,
 ) -> Future:
@@ -81,7 +80,7 @@ def _exported(call: SaveWeightsExternal) -> dict[str, Any]:
 
 
 @router.post("/load_weights", **documented(LoadWeights))
-def load_weights(caller: SdkTrainCaller, body: Annotated[JsonText, Depends(json_text)], tinker: TinkerDep) -> Future:
+def load_weights(caller: TrainCaller, body: Annotated[JsonText, Depends(json_text)], tinker: TinkerDep) -> Future:
     """Create a model from a checkpoint, or load one into a model as its next call."""
     if body.value.get("model_id") is not None:
         call = ordered(LoadWeights, body)
