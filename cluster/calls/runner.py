@@ -75,11 +75,6 @@ class CallRunner:
         """The ids of the runs that are claimed, the oldest claim first."""
         return list(self._running)
 
-    @property
-    def is_running(self) -> bool:
-        """Whether calls have arrived of late."""
-        return bool(self._running)
-
     def _distribute(self, pool: ThreadPoolExecutor) -> None:
         """Wake executions whose run has calls, and claim other runs that have some."""
         now = time.monotonic()

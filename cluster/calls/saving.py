@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +126,6 @@ class AnchorWriter:
     def __init__(self, run: ClaimedRun, store: CallStore, bodies: Bodies, limits: TinkerConfig):
         self._run, self._store, self._bodies, self._limits = run, store, bodies, limits
         self._writing: Future[None] | None = None
-        self._lock = threading.Lock()
 
     def after_step(self, state: RunState) -> None:
         """Begin an anchor if it is time for one. Call it right after an optimizer step."""
@@ -152,11 +149,12 @@ class AnchorWriter:
             logger.info("Run %s has an anchor after call %d: %s", self._run.id, seq, digest[:12])
         except (ClusterError, OSError) as error:  # the next one may succeed; the journal stays longer until then
             logger.warning("Run %s has no anchor after call %d: %s", self._run.id, seq, error)
+        except Exception:
+            logger.exception("The anchor of run %s after call %d failed", self._run.id, seq)
         finally:
             state.training.close_save(name)
 
     def close(self) -> None:
-        """Wait for the anchor that is being written."""
+        """Wait for the anchor that is being written: for the learners and the store, which have deadlines."""
         if self._writing is not None:
-            with suppress(Exception):
-                self._writing.result()
+            self._writing.exception()  # what failed is logged

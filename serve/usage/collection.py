@@ -21,8 +21,8 @@ or why it didn't answer."""
 class UsageCollection:
     """A thread that fetches amounts and records them.
 
-    Each amount is recorded once: a replica repeats its batches until it is told that they are recorded, and the store
-    ignores those that it has, also of another process that collects.
+    Each amount is recorded once. A replica sends its batches again until it knows that they are recorded, and the store
+    ignores batches that it has, whichever process brings them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Tokenizers, which this client loads itself: the place that it is told, and the files over HTTP."""
+"""Tokenizers, which clients of this API load by themselves: where from, and their files over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of calls that don't arrive: given up after a time, so that a run doesn't wait for them for ever."""
+"""Calls that never arrive: after a time the run goes on without them."""
 
 from __future__ import annotations
 

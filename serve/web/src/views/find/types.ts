@@ -1,4 +1,5 @@
 import type { Page } from "../../app/api";
+import type { Summary } from "../trajectory/types";
 
 export interface Excerpt {
   place: string;
@@ -7,26 +8,8 @@ export interface Excerpt {
   after: string;
 }
 
-export interface Trajectory {
-  id: string;
-  job_id: string | null;
-  log_id: string | null;
-  model_id: string;
+export interface Trajectory extends Summary {
   model: string;
-  split: string;
-  group: number;
-  index: number;
-  reward: number | null;
-  first_version: number | null;
-  last_version: number | null;
-  made_version: number | null;
-  num_turns: number;
-  num_tokens: number;
-  num_tool_calls: number;
-  error: string | null;
-  metrics: Record<string, number>;
-  metadata: Record<string, string>;
-  created_at: string;
   excerpt: Excerpt | null;
 }
 

@@ -10,21 +10,10 @@ import type { Page } from "../../app/api";
 import { useGet } from "../../app/resource";
 import { href, segment, setQuery, type ViewProps } from "../../app/router";
 import { useList } from "../find/useList";
+import type { GroupStatistics } from "../trajectory/types";
 import { Rewards, type Reward } from "./Rewards";
 
-interface Group {
-  id: string;
-  group: number;
-  size: number;
-  num_failed: number;
-  reward_mean: number | null;
-  reward_std_dev: number | null;
-  reward_min: number | null;
-  reward_max: number | null;
-  num_tokens: number;
-  trained: boolean | null;
-  reason: string | null;
-  sentence: string | null;
+interface Group extends GroupStatistics {
   rewards: Reward[];
 }
 
