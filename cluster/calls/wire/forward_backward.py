@@ -166,9 +166,14 @@ def _dense(message: Any, dtype: np.dtype[Any], shape: list[int], *place: str | i
         raise DatumError("has rows that don't fit its values", *place, "crow_indices")
     if ((columns < 0) | (columns >= shape[1])).any():
         raise DatumError(f"has a column outside 0 to {shape[1] - 1}", *place, "col_indices")
-    dense = np.zeros(shape, values.dtype)
-    dense[np.repeat(np.arange(shape[0]), counts), columns] = values
-    return torch.from_numpy(dense)
+    cells = np.repeat(np.arange(shape[0]), counts) * shape[1] + columns
+    known, uses = np.unique(cells, return_counts=True)
+    if (uses > 1).any():
+        row, column = divmod(int(known[uses > 1][0]), shape[1])
+        raise DatumError(f"has column {column} of row {row} more than once; send each cell once", *place, "col_indices")
+    dense = np.zeros(math.prod(shape), values.dtype)
+    dense[cells] = values
+    return torch.from_numpy(dense.reshape(shape))
 
 
 def _numbers(content: bytes, dtype: np.dtype[Any], *place: str | int) -> np.ndarray[Any, Any]:

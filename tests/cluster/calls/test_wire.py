@@ -229,6 +229,7 @@ TARGETS = ("data", 1, "loss_fn_inputs", "target_tokens")
         (lambda request: sparse(request, [3, 4], 2, [0, 1, 1, 1], [0]), (*WEIGHTS, "crow_indices")),
         (lambda request: sparse(request, [3, 4], 1, [0, 1, 1, 1], [4]), (*WEIGHTS, "col_indices")),
         (lambda request: sparse(request, [3, 4], 1, [0, 1, 1, 1], [-1]), (*WEIGHTS, "col_indices")),
+        (lambda request: sparse(request, [3, 4], 3, [0, 0, 3, 3], [2, 1, 2]), (*WEIGHTS, "col_indices")),
         (
             lambda request: setattr(request.data[1].model_input[0].encoded_text, "tokens", b"\x00" * 5),
             ("data", 1, "model_input", "chunks", 0, "tokens"),
