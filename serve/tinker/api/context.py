@@ -27,7 +27,7 @@ class Tinker:
 
     def __init__(self, services: Services):
         self.services = services
-        self.store = TinkerStore(services.store.database, services.config.tinker)
+        self.store = TinkerStore(services.store.database, services.config.tinker, services.base_models)
 
     @cached_property
     def warm_up(self) -> Future[None]:

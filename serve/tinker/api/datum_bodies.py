@@ -83,11 +83,13 @@ def journal(tinker: Tinker, caller: Caller, body: DatumBody) -> Future:
     calls = tinker.store.calls
     request_id = calls.find(caller.entity, run.id, found.seq, found.kind, found.sha256)
     if request_id is None:
-        refusal = found.fault or _fault(tinker, run.base_model, found.message)
-        if refusal is None:
-            request_id = _with_content(tinker, caller, run.id, found)
+        told = caller.entity, run.id, found.seq, found.kind, found.sha256
+        if run.unloaded_at is not None or run.base_model not in tinker.services.base_models:
+            request_id = calls.submit(*told, body_key=None, options={}, num_bytes=0)  # records why it isn't executed
+        elif refusal := found.fault or _fault(tinker, run.base_model, found.message):
+            request_id = calls.submit_refused(*told, refusal)
         else:
-            request_id = calls.submit_refused(caller.entity, run.id, found.seq, found.kind, found.sha256, refusal)
+            request_id = _with_content(tinker, caller, run.id, found)
     return Future(request_id=request_id, model_id=run.id)
 
 

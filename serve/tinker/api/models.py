@@ -12,12 +12,13 @@ from tandem.rl.settings import LoraSettings
 from tandem.serve.adapters.importing import lora_of_model
 from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
-from tandem.serve.errors import GoneError, InvalidRequestError, Problem
+from tandem.serve.errors import GoneError, InvalidRequestError, NotFoundError, Problem
 from tandem.serve.jobs.blobs import delete_blobs
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
 from tandem.serve.tinker.api.tokenizers import tokenizer_id
 from tandem.serve.tinker.store.paths import call_request_id, run_id, unload_request_id
+from tandem.serve.tinker.store.runs import not_served
 from tandem.serve.tinker.wire.requests import CreateRun, GetInfo, OptimizerConfig, UnloadModel
 from tandem.serve.tinker.wire.responses import Future, ModelData, ModelInfo
 
@@ -99,6 +100,8 @@ def get_info(
 ) -> ModelInfo:
     """Describe a model: base model, tokenizer and rank."""
     run, model = tinker.store.runs.with_model(caller.entity, body.value.model_id)
+    if run.base_model not in tinker.services.base_models:
+        raise NotFoundError(not_served(run.base_model), "base_model_not_found", "model_id")
     tokenizer = tokenizer_id(request, tinker.services.config, run.base_model)
     return ModelInfo(
         model_data=ModelData(model_name=run.base_model, tokenizer_id=tokenizer),

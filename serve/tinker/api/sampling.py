@@ -25,6 +25,8 @@ def create_sampling_session(
 ) -> SamplingSessionCreated:
     """Pin a sampling client to a checkpoint, or to a base model. A repeat returns the same one."""
     wanted = body.value
+    if wanted.model_path is None and wanted.base_model is not None:
+        tinker.base_models.check_name(wanted.base_model)
     sampler = tinker.store.samplers.create(
         caller.entity,
         caller.key_id,

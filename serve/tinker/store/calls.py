@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,12 +21,10 @@ from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
 from tandem.serve.tinker.store.checkpoints import find_checkpoint
 from tandem.serve.tinker.store.outcomes import Outcome, Outcomes
 from tandem.serve.tinker.store.paths import call_request_id, parse_path
-from tandem.serve.tinker.store.runs import no_run
+from tandem.serve.tinker.store.runs import no_run, not_served
 
-MAX_AHEAD = 4096
-"""How far a number may lie beyond the highest one that has arrived."""
-
-
+MAX_MISSING = 4096
+"""Lower numbers of calls that haven't arrived: each gets a row if it is given up."""
 UNWRITTEN = timedelta(seconds=1)
 """Requests that follow each other more closely aren't recorded as the run's last one."""
 
@@ -34,9 +32,10 @@ UNWRITTEN = timedelta(seconds=1)
 class Calls:
     """For a caller, runs of other entities don't exist."""
 
-    def __init__(self, database: Database, config: TinkerConfig):
-        self._database, self._config = database, config
-        self._outcomes = Outcomes(database, config.result_s)
+    def __init__(self, database: Database, config: TinkerConfig, base_models: Collection[str] | None = None):
+        """`base_models`: those that are served; None: all."""
+        self._database, self._config, self._base_models = database, config, base_models
+        self._outcomes = Outcomes(database, config.result_s, base_models)
 
     def find(self, entity: str, run_id: str, seq: int, kind: CallKind, body_sha256: str) -> str | None:
         """Return the request id of a call that has arrived before, None for a new number.
@@ -60,9 +59,11 @@ class Calls:
     ) -> str:
         """Record a call durably, and return its request id; for a repeat, that of the first one.
 
-        A call of an unloaded run is recorded as failed. `options` of load_weights name the checkpoint by `path`; its
-        digest is added. Raises NotFoundError without the run or the checkpoint to load, BadRequestError if the number
-        was used for another call or the checkpoint doesn't fit, QueueFullError if too many calls wait.
+        A call of an unloaded run, or of one whose base model isn't served, is recorded as failed. `options` of
+        load_weights name the checkpoint by `path`; its digest is added.
+
+        Raises NotFoundError without the run or the checkpoint to load, BadRequestError if the number was used for
+        another call or the checkpoint doesn't fit, QueueFullError if too many calls wait.
         """
         with self._database.write() as session:
             place = self._take(session, entity, run_id, seq, kind, body_sha256)
@@ -73,6 +74,8 @@ class Calls:
             if place.unloaded_at is not None:
                 error = f"The model was unloaded at {place.unloaded_at:%Y-%m-%d %H:%M:%S} UTC. Create a new one."
                 call |= {"answered_at": now, "category": "user", "error": error}
+            elif self._base_models is not None and place.base_model not in self._base_models:
+                call |= {"answered_at": now, "category": "user", "error": not_served(place.base_model)}
             else:
                 self._check_room(run_id, place)
                 call |= {"body_key": body_key, "num_bytes": num_bytes, "options": dict(options)}
@@ -107,12 +110,8 @@ class Calls:
         place = _place(session, entity, run_id, seq, lock=True)
         if place.is_repeat(run_id, seq, kind, body_sha256):
             return None
-        if seq > place.highest + MAX_AHEAD:
-            message = (
-                f"is {seq}, but the highest number of a call of {run_id} so far is {place.highest}: the calls of a "
-                "model have the numbers 1, 2, 3, ..."
-            )
-            raise BadRequestError([Problem(("body", "seq_id"), message)], "sequence_number_too_high")
+        if seq > place.applied_seq + MAX_MISSING:
+            _check_missing(session, run_id, seq, place.applied_seq)
         now = self._database.now()
         if now - place.last_request_at > UNWRITTEN:
             session.connection().execute(_REQUESTED, {"of_run": run_id, "last_request_at": now})
@@ -163,13 +162,13 @@ def digest_of(options: Mapping[str, Any]) -> str:
 class _Place:
     """What a run knows of a number."""
 
+    base_model: str
     unloaded_at: datetime | None
     applied_seq: int
     last_request_at: datetime
     kind: str | None
     """Of the call that has the number, None if there is none."""
     body_sha256: str | None
-    highest: int
     num_before: int
     """Waiting calls with lower numbers."""
 
@@ -191,14 +190,13 @@ class _Place:
 
 _OF_RUN = CallRow.run_id == bindparam("of_run")
 _WITH_NUMBER = _OF_RUN, CallRow.seq == bindparam("of_call")
-_RUN = select(RunRow.unloaded_at, RunRow.applied_seq, RunRow.last_request_at).where(
+_RUN = select(RunRow.base_model, RunRow.unloaded_at, RunRow.applied_seq, RunRow.last_request_at).where(
     RunRow.id == bindparam("of_run"), RunRow.entity == bindparam("entity")
 )
 _LOCKED_RUN = _RUN.with_for_update()
 _NUMBER = select(
     select(CallRow.kind).where(*_WITH_NUMBER).scalar_subquery(),
     select(CallRow.body_sha256).where(*_WITH_NUMBER).scalar_subquery(),
-    select(func.max(CallRow.seq)).where(_OF_RUN).scalar_subquery(),
     select(func.count())
     .select_from(CallRow)
     .where(_OF_RUN, is_unanswered(), CallRow.seq < bindparam("of_call"))
@@ -214,5 +212,16 @@ def _place(session: Session, entity: str, run_id: str, seq: int, lock: bool = Fa
     run = connection.execute(_LOCKED_RUN if lock else _RUN, {"of_run": run_id, "entity": entity}).first()
     if run is None:
         raise no_run(run_id)
-    kind, body_sha256, highest, num_before = connection.execute(_NUMBER, {"of_run": run_id, "of_call": seq}).one()
-    return _Place(*run, kind, body_sha256, highest or run.applied_seq, num_before)
+    return _Place(*run, *connection.execute(_NUMBER, {"of_run": run_id, "of_call": seq}).one())
+
+
+def _check_missing(session: Session, run_id: str, seq: int, applied_seq: int) -> None:
+    """Raise BadRequestError if too many calls before this one haven't arrived."""
+    arrived = CallRow.run_id == run_id, CallRow.seq > applied_seq, CallRow.seq < seq
+    num_missing = seq - applied_seq - 1 - (session.scalar(select(func.count()).where(*arrived)) or 0)
+    if num_missing > MAX_MISSING:
+        message = (
+            f"is {seq}, and {num_missing} calls of {run_id} with lower numbers haven't arrived: the calls of a model "
+            "have the numbers 1, 2, 3, ..."
+        )
+        raise BadRequestError([Problem(("body", "seq_id"), message)], "sequence_number_too_high")

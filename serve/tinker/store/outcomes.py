@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -16,7 +17,7 @@ from tandem.serve.store.database import Database
 from tandem.serve.store.tables import JobRow, ModelRow, is_open
 from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
 from tandem.serve.tinker.store.paths import no_request, parse_request_id
-from tandem.serve.tinker.store.runs import no_run
+from tandem.serve.tinker.store.runs import no_run, not_served
 
 QueueState = Literal["active", "paused_capacity"]
 
@@ -53,8 +54,9 @@ _CALL = select(CallRow.answered_at, CallRow.result, CallRow.media_type, CallRow.
 
 
 class Outcomes:
-    def __init__(self, database: Database, result_s: float):
-        self._database, self._kept = database, timedelta(seconds=result_s)
+    def __init__(self, database: Database, result_s: float, base_models: Collection[str] | None = None):
+        """`base_models`: those that are served; None: all."""
+        self._database, self._kept, self._base_models = database, timedelta(seconds=result_s), base_models
 
     def poll(self, request_id: str, entity: str) -> Outcome | None:
         """Return the result of a call, None if it hasn't one yet. It is a short read.
@@ -93,6 +95,8 @@ class Outcomes:
             run, model = session.execute(
                 select(RunRow, ModelRow).join(ModelRow, ModelRow.id == RunRow.model_id).where(RunRow.id == run_id)
             ).one()
+            if self._base_models is not None and run.base_model not in self._base_models:
+                return Waiting(not_served(run.base_model), "paused_capacity")
             reason = _reason(session, run, model, seq or 0, self._database.now())
         return reason or self.outcome(request_id, entity)  # it has just ended
 

@@ -222,6 +222,14 @@ def no_run(id: str) -> NotFoundError:
     )
 
 
+def not_served(base_model: str) -> str:
+    """Return why a run can't continue whose base model isn't configured any more."""
+    return (
+        f"Base model {base_model} isn't served here any more. Create a new model on another one, or have the operator "
+        "add it to base_models again."
+    )
+
+
 def _of_session(new: _NewRun) -> Select[RunRow]:
     return select(RunRow).where(RunRow.session_id == new.session_id, RunRow.model_seq_id == new.model_seq_id)
 

@@ -1,7 +1,9 @@
 """Ordered calls over HTTP: journalled once, refused with a reason, answered in order."""
 
+import errno
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,6 +221,51 @@ def test_what_other_entities_own_is_not_found(run, send, post, http, store):
 
 def test_custom_losses_on_the_service_are_refused_with_advice(post):
     assert "forward_backward_custom" in post("create_custom_loss", 422, session_id="x", graph={})["error"]["message"]
+
+
+def test_a_call_of_an_unloaded_model_leaves_no_body(run, send, post, retrieve, blobs):
+    post("unload_model", model_id=run)
+    held = blobs()
+    refused = retrieve(send(request(run)))
+    assert refused["category"] == "user" and "unloaded" in refused["error"]
+    assert blobs() == held
+
+
+def test_a_model_whose_base_model_is_no_longer_served_says_so(
+    run, session, send, post, retrieve, configure, app, blobs
+):
+    waiting, held = send(request(run)), blobs()
+    configure("tinker", hold_s=0.01)
+    app.state.services = replace(app.state.services, base_models={"another": None})
+    assert "isn't served" in retrieve(waiting, 408)["queue_state_reason"]
+    for refused in (send(request(run, 2)), post("optim_step", model_id=run, seq_id=3)["request_id"]):
+        assert retrieve(refused)["category"] == "user" and "isn't served" in retrieve(refused)["error"]
+    assert blobs() == held
+    assert post("get_info", 404, model_id=run)["error"]["code"] == "base_model_not_found"
+    sampler = {"session_id": session, "sampling_session_seq_id": 0, "base_model": "tandem/tiny"}
+    assert post("create_sampling_session", 422, **sampler)["error"]["code"] == "base_model_not_found"
+    post("unload_model", model_id=run)
+
+
+def test_a_full_disk_refuses_a_call_and_leaves_its_number_free(run, send, configure, blobs, executor, retrieve):
+    held, free = blobs(), 10**18
+    configure("limits", min_free_disk_bytes=free)
+    assert send(request(run), status=507)["code"] == "disk_full"
+    assert blobs() == held
+    configure("limits", min_free_disk_bytes=0)
+    request_id = send(request(run))
+    executor.step()
+    assert retrieve(request_id).metrics["loss:sum"] == 3
+
+
+def test_a_disk_that_fills_up_while_a_body_is_written_refuses_the_call(run, send, services, blobs, monkeypatch):
+    def full(key, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    held = blobs()
+    monkeypatch.setattr(services.artifacts, "write_blob", full)
+    assert send(request(run), status=507)["code"] == "disk_full"
+    assert blobs() == held
 
 
 def test_a_waiting_request_learns_of_an_unloaded_model(run, send, post, retrieve):

@@ -135,6 +135,20 @@ def test_numbers_far_beyond_the_others_are_refused(client):
     assert refused.value.code == "sequence_number_too_high"
 
 
+def test_few_calls_cannot_ask_for_any_number_of_missing_ones(client, monkeypatch):
+    """Each missing number becomes a row once it is given up."""
+    monkeypatch.setattr("tandem.serve.tinker.store.calls.MAX_MISSING", 3)
+    refuse = client.tinker.calls.submit_refused
+    for seq in range(1, 9):
+        refuse("team", client.run.id, seq, "optim_step", "x" * 64, "no")  # they have arrived, and none has its turn
+    client.submit("forward_backward", 12)
+    with pytest.raises(BadRequestError, match="4 calls .* haven't arrived"):
+        client.submit("forward_backward", 14)
+    client.submit("forward_backward", 13)
+    client.submit("forward_backward", 9)
+    client.submit("forward_backward", 15)
+
+
 @BOTH
 def test_too_many_waiting_calls_are_refused_but_never_the_one_that_others_wait_for(client):
     for seq in range(2, 10):
