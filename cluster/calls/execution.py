@@ -151,6 +151,9 @@ class RunExecution:
         if work.is_ready:
             work.pass_over(ended)
             return self._answer(call)
+        if call.kind == "load_weights":
+            work.begin_anew()
+            return self._answer(call)
         work.engines.need_learners()
         anchor, calls = self._store.answered_since_anchor(self.run)
         with work.training.together(sum(past.num_bytes for past in (*calls, call))):

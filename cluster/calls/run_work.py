@@ -98,11 +98,12 @@ class RunWork:
             for index, call in enumerate(replay.calls, start=1):
                 self.expect(later.body_key for later in replay.calls[index:])
                 self._repeat(call)
-        except RLError as error:
+        except (RLError, OSError) as error:
             raise StageError(
                 "replay",
                 f"the run's state can't be made again from checkpoint {anchor.digest[:12]} and its calls: {error}.",
-                "Load an earlier checkpoint of it into a new training client.",
+                "Load a checkpoint of it: that needs no state before it.",
+                retryable=isinstance(error, OSError),  # a body may just have been replaced by a later anchor
             ) from error
         seq = calls[-1].seq if calls else anchor.seq
         self.state = RunState(
@@ -113,6 +114,10 @@ class RunWork:
                 "Made the state of run %s again from call %d to %d, with %d calls, in %.3f s",
                 *(self._run.id, anchor.seq, seq, len(replay.calls), time.monotonic() - began),
             )
+
+    def begin_anew(self) -> None:
+        """Have a state to which a load_weights is the next call. The learners need none before it."""
+        self.state = RunState(self.training, 0)
 
     def _repeat(self, call: RunCall) -> None:
         if call.kind == "forward_backward":

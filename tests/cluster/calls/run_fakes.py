@@ -253,12 +253,12 @@ class PlainGroup:
         on_wait()
         try:
             self.before_call(stage)
+            if workers is not self.workers:
+                raise LearnersLostError("The learners ended during the work for another job.")
+            return [call(worker) for worker in workers]
         except StageError:
             self.lose()
             raise
-        if workers is not self.workers:
-            raise LearnersLostError("The learners ended during the work for another job.")
-        return [call(worker) for worker in workers]
 
     def seal(self, workers, metadata, save, turn, on_wait):
         return SealedVersion(*workers[0].seal.remote(metadata, save))

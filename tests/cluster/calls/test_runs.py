@@ -9,6 +9,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TinkerConfig
 from tandem.cluster.errors import StageError
+from tandem.cluster.learners.worker import LearnerWorker
 
 DEAD = StageError("step", "a learner was killed.", "The next attempt starts a new process.", retryable=True)
 
@@ -112,8 +113,66 @@ def test_a_call_whose_learner_dies_runs_again_and_not_forever(journal, group, sh
                 journal.wait(run, journal.submit(run, "forward_backward", body(1)))
             assert failed.value.args[1] == "server"
             deaths.clear()
+            with pytest.raises(CallFailedError, match="call 8 of its batch failed"):
+                journal.wait(run, journal.submit(run, "optim_step", **ADAM))
+            saved = journal.submit(run, "save_weights")
+            assert digest_of(journal, run, saved) == alone[0]
     finally:
         group.before_call = lambda stage: None
+
+
+def test_a_call_that_always_kills_its_learner_fails_and_other_runs_continue(
+    journal, group, shared, limits, alone, monkeypatch
+):
+    poison, other = journal.add_run("poison"), journal.add_run("other")
+    journal.submit(poison, "forward_backward", body(5))
+    deadly = journal.submit(poison, "forward_backward", body(6))
+    kills, accumulate = [], LearnerWorker.accumulate
+
+    def dies(worker, run, body_key, forward_only=False):
+        if body_key == f"calls/{poison}/{deadly}":
+            kills.append(body_key)
+            raise DEAD
+        return accumulate(worker, run, body_key, forward_only)
+
+    monkeypatch.setattr(LearnerWorker, "accumulate", dies)
+    with running(journal, group, shared, limits):
+        save = script(journal, other, 0)
+        with pytest.raises(CallFailedError, match="try 3 of 3"):
+            journal.wait(poison, deadly)
+        assert digest_of(journal, other, save) == alone[0]
+        with pytest.raises(CallFailedError, match=f"call {deadly} of its batch failed"):
+            journal.wait(poison, journal.submit(poison, "optim_step", **ADAM))
+        assert digest_of(journal, poison, script(journal, poison, 0)) == alone[0]
+    assert len(kills) == 3
+
+
+def test_a_lost_body_fails_its_call_and_its_batch(journal, group, shared, limits, alone):
+    run = journal.add_run("run")
+    lost = journal.submit(run, "forward_backward", body(5))
+    shared.delete_blob(f"calls/{run}/{lost}")
+    with running(journal, group, shared, limits):
+        with pytest.raises(CallFailedError, match=f"calls/{run}/{lost}") as failed:
+            journal.wait(run, lost)
+        assert failed.value.args[1] == "server"
+        with pytest.raises(CallFailedError, match=f"call {lost} of its batch failed"):
+            journal.wait(run, journal.submit(run, "optim_step", **ADAM))
+        assert digest_of(journal, run, script(journal, run, 0)) == alone[0]
+
+
+def test_a_body_that_is_lost_before_a_replay_fails_calls_with_what_helps(journal, group, shared, limits, alone):
+    run = journal.add_run("run")
+    with running(journal, group, shared, limits):
+        saved = digest_of(journal, run, script(journal, run, 0))
+        first = journal.submit(run, "forward_backward", body(5))
+        journal.wait(run, first)
+        group.lose()
+        shared.delete_blob(f"calls/{run}/{first}")
+        with pytest.raises(CallFailedError, match="Load a checkpoint") as failed:
+            journal.wait(run, journal.submit(run, "optim_step", **ADAM))
+        assert failed.value.args[1] == "server"
+        journal.wait(run, journal.submit(run, "load_weights", digest=saved, optimizer=True))
+        assert digest_of(journal, run, journal.submit(run, "save_weights")) == saved
 
 
 def test_a_restart_continues_between_two_calls(journal, group, shared, limits, alone):

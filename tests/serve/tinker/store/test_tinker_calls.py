@@ -142,7 +142,7 @@ def test_few_calls_cannot_ask_for_any_number_of_missing_ones(client, monkeypatch
     for seq in range(1, 9):
         refuse("team", client.run.id, seq, "optim_step", "x" * 64, "no")  # they have arrived, and none has its turn
     client.submit("forward_backward", 12)
-    with pytest.raises(BadRequestError, match="4 calls .* haven't arrived"):
+    with pytest.raises(BadRequestError, match="4 calls of"):
         client.submit("forward_backward", 14)
     client.submit("forward_backward", 13)
     client.submit("forward_backward", 9)
