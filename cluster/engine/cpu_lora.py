@@ -8,7 +8,8 @@ Stock vLLM 0.32 has two faults in `vllm/lora/ops/torch_ops/lora_ops.py`:
 
 The functions below make one matrix product over the adapters of all slots and select each row's own, with the
 signatures, dtypes and results that vLLM expects. Weights must be finite: in an expansion the other slots' weights are
-multiplied by zero. CUDA isn't affected: vLLM has its own kernels there.
+multiplied by zero. In a step whose rows all use one adapter, `add_adapter` multiplies by that one alone. CUDA isn't
+affected: vLLM has its own kernels there.
 
 Importing this module imports no vLLM. The engine has every worker process call `fix_cpu_lora`.
 """
@@ -16,6 +17,8 @@ Importing this module imports no vLLM. The engine has every worker process call 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -72,6 +75,63 @@ def bgmv_expand_slice(
         target.copy_(product)
 
 
+def slot_of_all(slots: torch.Tensor) -> int | None:
+    """Return the slot that all rows use, negative for no adapter; None if they use several. `slots` int64 [T]."""
+    if not len(slots):
+        return None
+    first = int(slots[0])
+    return first if len(slots) == 1 or bool((slots == first).all()) else None
+
+
+def add_adapter(
+    outputs: torch.Tensor,
+    inputs: torch.Tensor,
+    lora_a: Sequence[torch.Tensor],
+    lora_b: Sequence[torch.Tensor],
+    slot: int,
+    scaling: float,
+    sizes: Sequence[int],
+) -> None:
+    """Add scaling * lora_b[slot] @ (lora_a[slot] @ inputs[t]) to each row, nothing for a negative slot.
+
+    inputs [T, in]; lora_a and lora_b as above, one for each slice of the outputs, which has its entry of `sizes`;
+    outputs [T, sum of sizes], changed in place. As in vLLM, the inner product is float32.
+    """
+    if slot < 0:
+        return
+    start, wide = 0, inputs.float()
+    for own_a, own_b, size in zip(lora_a, lora_b, sizes, strict=True):
+        low = wide @ own_a[slot].view(own_a.shape[-2:]).float().T
+        factor = own_b[slot].view(own_b.shape[-2:])[:size].to(outputs.dtype)
+        outputs[:, start : start + size].addmm_(low.to(outputs.dtype), factor.T, alpha=scaling)
+        start += size
+
+
+def skip_selection(wrapper: Any) -> None:
+    """Have vLLM's class of LoRA products use `add_adapter` in steps whose rows all use one adapter.
+
+    Policies are mostly asked one version at a time, and then half of the time for an adapter was for telling rows
+    apart.
+    """
+    update, add = wrapper.update_metadata, wrapper.add_lora_linear
+
+    def update_metadata(self: Any, *args: Any, **options: Any) -> None:
+        update(self, *args, **options)
+        self.slot_of_all = slot_of_all(self.token_lora_indices)
+
+    def add_lora_linear(
+        self: Any, y: Any, x: Any, lora_a: Any, lora_b: Any, scale: float, sizes: Any, **options: Any
+    ) -> None:
+        if self.slot_of_all is None or options:
+            add(self, y, x, lora_a, lora_b, scale, sizes, **options)
+        else:
+            rows, inputs = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+            add_adapter(rows, inputs, lora_a, lora_b, self.slot_of_all, scale, sizes)
+
+    wrapper.slot_of_all = None  # until a step has begun
+    wrapper.update_metadata, wrapper.add_lora_linear = update_metadata, add_lora_linear
+
+
 def fix_cpu_lora() -> bool:
     """Replace vLLM's functions by those above, in this process. Return False where they don't apply."""
     import vllm
@@ -88,4 +148,5 @@ def fix_cpu_lora() -> bool:
     for module in (lora_ops, punica_cpu):
         for function in (bgmv_shrink, bgmv_expand, bgmv_expand_slice):
             setattr(module, function.__name__, function)
+    skip_selection(punica_cpu.PunicaWrapperCPU)
     return True

@@ -72,6 +72,55 @@ def test_rows_with_an_adapter_get_what_stock_vllm_computes(stock, dtype):
         torch.testing.assert_close(actual, expected)
 
 
+class Wrapper:
+    """Has what vLLM's class of LoRA products has; its products are those row by row, and it counts them."""
+
+    def __init__(self):
+        self.num_selections = 0
+
+    def update_metadata(self, slots):
+        self.token_lora_indices = torch.tensor(slots)
+
+    def add_lora_linear(self, y, x, lora_a, lora_b, scale, sizes):
+        self.num_selections += 1
+        start = 0
+        for own_a, own_b, size in zip(lora_a, lora_b, sizes, strict=True):
+            low = torch.zeros(len(x), RANK)
+            cpu_lora.bgmv_shrink(x, own_a, low, self.token_lora_indices, scale)
+            cpu_lora.bgmv_expand_slice(low, own_b, y, self.token_lora_indices, start, size)
+            start += size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slots", [[1, 1, 1], [2, 2, 2], [-1, -1, -1], [2, 0, 1], [-1, 2, 2]])
+def test_rows_of_one_adapter_get_the_same_without_selecting(slots, dtype):
+    kind = type("Patched", (Wrapper,), {})
+    plain, patched, sizes = Wrapper(), kind(), (4, 3)
+    cpu_lora.skip_selection(kind)
+    inputs = random(3, WIDTH_IN, seed=9).to(dtype)
+    lora_a = [random(NUM_SLOTS, 1, RANK, WIDTH_IN, seed=seed).to(dtype) for seed in (10, 11)]
+    lora_b = [random(NUM_SLOTS, 1, size, RANK, seed=seed).to(dtype) for seed, size in zip((12, 13), sizes, strict=True)]
+    results = []
+    for wrapper in (plain, patched):
+        outputs = random(3, 7, seed=14).to(dtype)
+        wrapper.update_metadata(slots)
+        wrapper.add_lora_linear(outputs, inputs, lora_a, lora_b, 0.5, sizes)
+        results.append(outputs)
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]  # one rounding less
+    torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
+    assert patched.num_selections == (len(set(slots)) > 1)
+
+
+def test_before_the_first_step_vllm_s_own_products_are_used():
+    kind = type("Patched", (Wrapper,), {})
+    cpu_lora.skip_selection(kind)
+    wrapper = kind()
+    wrapper.token_lora_indices = torch.tensor([0])
+    matrices = [random(NUM_SLOTS, 1, RANK, WIDTH_IN, seed=1)], [random(NUM_SLOTS, 1, WIDTH_OUT, RANK, seed=2)]
+    wrapper.add_lora_linear(torch.zeros(1, WIDTH_OUT), random(1, WIDTH_IN, seed=0), *matrices, 1.0, (WIDTH_OUT,))
+    assert wrapper.num_selections == 1
+
+
 def test_the_fix_is_still_needed(stock):
     """If this fails, vLLM has fixed or changed its function: remove the fix or update it."""
     try:
