@@ -1,4 +1,4 @@
-"""The addresses of the API's replicas for requests of the Tinker API, in the key-value store of Ray's GCS.
+"""The addresses at which replicas of the API take requests from proxies, in the key-value store of Ray's GCS.
 
 A replica announces its address with each health check and withdraws it before it stops. A proxy that finds an address
 dead removes it.
@@ -16,7 +16,7 @@ from tandem.cluster.engine.server import EngineAddress
 API = "api"
 """The one group of addresses."""
 _NAMESPACE = "tandem"
-_PREFIX = "sdk:"
+_PREFIX = "api:"
 
 
 def announce(address: EngineAddress) -> None:

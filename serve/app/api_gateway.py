@@ -1,7 +1,12 @@
-"""Passes requests of the Tinker API from a proxy to a replica of the API, over connections that stay open."""
+"""Passes requests of the Tinker API, and large bodies, from a proxy to a replica of the API, over open connections.
+
+Serve's own way makes Ray objects of the parts of a body, which takes as much processor time as checking a payload.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,13 +18,16 @@ from tandem.cluster.errors import EngineDeadError
 from tandem.serve.api.connection import while_connected
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id
-from tandem.serve.app import sdk_directory
+from tandem.serve.app import api_directory
+from tandem.serve.app.api_directory import API
 from tandem.serve.app.engine_connections import EngineConnections
-from tandem.serve.app.sdk_directory import API
+from tandem.serve.app.http_connection import BodyStream
 from tandem.serve.tinker.api.errors import PREFIX
 
-MAX_BYTES = 64 << 20
-"""Larger bodies, which are collected here, take Serve's own way."""
+PATHS = (PREFIX, "/v1/preview/")
+"""How the paths of requests begin that are passed on."""
+COLLECTED_BYTES = 1 << 20
+"""A body up to this size is passed on once it is here, a larger one while it arrives."""
 _OF_THIS_CONNECTION = {
     *("host", "connection", "keep-alive", "content-length", "transfer-encoding", "expect"),
     TOKEN_HEADER,
@@ -27,23 +35,22 @@ _OF_THIS_CONNECTION = {
 _LOST = "The process that handled this request ended before it had answered. Send the request again."
 
 
-class SdkGateway:
-    """Middleware of a proxy: passes POSTs of the Tinker API on, and leaves all else to the application behind it."""
+class ApiGateway:
+    """Middleware of a proxy: passes POSTs below PATHS on, and leaves all else to the application behind it."""
 
     def __init__(self, app: ASGIApp, connections: EngineConnections | None = None):
         self._app = app
-        self._connections = connections or EngineConnections(sdk_directory.addresses, sdk_directory.withdraw)
+        self._connections = connections or EngineConnections(api_directory.addresses, api_directory.withdraw)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PREFIX):
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            if length.isdigit() and int(length) <= MAX_BYTES and await self._connections.exist():
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PATHS):
+            if await self._connections.exist():
                 await self._pass_on(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, id = Request(scope, receive), chosen_id(scope["headers"])
+        id, arriving = chosen_id(scope["headers"]), _Arriving(scope, receive)
         has_started = False
 
         async def send_marked(message: Message) -> None:
@@ -52,18 +59,21 @@ class SdkGateway:
             await send(message)
 
         try:
-            body = await request.body()
-            await while_connected(request, self._answered(scope, id, body, send_marked))
+            body = await arriving.body()
+            left = Request(scope, arriving.rest)
+            await while_connected(left, self._answered(scope, id, body, send_marked))
         except ClientDisconnect:
             return
         except EngineDeadError:
             if has_started:
                 raise  # half of the answer is sent; only a closed connection can tell that it failed
+            if not scope["path"].startswith(PREFIX):
+                return  # the proxy says that the request may have taken effect
             response = JSONResponse(error_body(_LOST, "service_unavailable_error", "no_answer"), 503)
             response.headers[ID_HEADER.decode()] = id
             await response(scope, receive, send)
 
-    async def _answered(self, scope: Scope, id: str, body: bytes, send: Send) -> None:
+    async def _answered(self, scope: Scope, id: str, body: bytes | BodyStream, send: Send) -> None:
         kept = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = [(name, value) for name, value in kept if name.lower() not in _OF_THIS_CONNECTION]
         if all(name.lower() != ID_HEADER.decode() for name, _ in headers):
@@ -80,3 +90,34 @@ class SdkGateway:
             async for part in items:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Arriving:
+    """The body of a request, and the client that may leave at any time."""
+
+    def __init__(self, scope: Scope, receive: Receive):
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"" if b"transfer-encoding" in headers else b"0")
+        self._num_bytes = int(length) if length.isdigit() else None
+        self._receive, self._is_whole = receive, asyncio.Event()
+
+    async def body(self) -> bytes | BodyStream:
+        """Return a short body, and of a long one a stream. Raises ClientDisconnect, as the stream does."""
+        if self._num_bytes is None or self._num_bytes > COLLECTED_BYTES:
+            return BodyStream(self._parts(), self._num_bytes)
+        return b"".join([part async for part in self._parts()])
+
+    async def rest(self) -> Message:
+        """Receive what follows the body."""
+        await self._is_whole.wait()
+        return await self._receive()
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        while not self._is_whole.is_set():
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            if not message.get("more_body"):
+                self._is_whole.set()
+            if part := message.get("body"):
+                yield part

@@ -21,12 +21,12 @@ from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
-from tandem.serve.app import engine_directory, sdk_directory
+from tandem.serve.app import api_directory, engine_directory
+from tandem.serve.app.api_server import ApiServer
 from tandem.serve.app.cluster_view import ServeClusterView
 from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.app.replica_stop import ReplicaStop
-from tandem.serve.app.sdk_server import SdkServer
 from tandem.serve.app.version_trials import VersionTrials
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 API = "api"  # the deployment that also makes keys for programs on the cluster
 STARTED_BY = "TANDEM_STARTED_BY"  # environment variable of the replicas
 STOP_S = 20.0  # for open requests to end
-SDK_DRAIN_S = 2.0
+POLLS_S = 2.0
 logger = logging.getLogger(__name__)
 
 
@@ -103,15 +103,15 @@ class ApiReplica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(self._services)
         freeze_heap()
-        self._sdk = SdkServer(app, serve.get_replica_context().replica_id.unique_id)
+        self._server = ApiServer(app, serve.get_replica_context().replica_id.unique_id)
         return app
 
     async def check_health(self) -> None:
         """Announce this replica to the proxies, which pass on requests of the Tinker API themselves."""
         try:
             if self._address is None:
-                self._address = await self._sdk.start(ray.util.get_node_ip_address())
-            await asyncio.to_thread(sdk_directory.announce, self._address)
+                self._address = await self._server.start(ray.util.get_node_ip_address())
+            await asyncio.to_thread(api_directory.announce, self._address)
         except Exception:  # Ray's GCS restarts
             logger.warning("This replica isn't announced yet; the next check tries again", exc_info=True)
 
@@ -119,8 +119,8 @@ class ApiReplica:
         """Stop. Proxies send requests elsewhere, and those that wait for results are sent again."""
         if self._address is not None:
             with suppress(Exception):
-                await asyncio.to_thread(sdk_directory.withdraw, sdk_directory.API, self._address)
-            await self._sdk.stop(SDK_DRAIN_S)
+                await asyncio.to_thread(api_directory.withdraw, api_directory.API, self._address)
+            await self._server.stop(POLLS_S, STOP_S - 5)
 
 
 def api_application(

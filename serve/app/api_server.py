@@ -1,7 +1,7 @@
-"""The HTTP server of a replica of the API, to which proxies pass requests of the Tinker API.
+"""The HTTP server of a replica of the API, to which proxies pass requests of the Tinker API and large bodies.
 
 A training step is four requests in a row, and Serve's own way from a proxy to a replica takes several milliseconds of
-CPU time for each.
+CPU time for each, and as much as checking it for a large payload.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from tandem.cluster.engine.requests.headers import REPLICA_HEADER, STOPPING_HEAD
 from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.processes.private_server import POLL_S, PrivateServer
 from tandem.serve.api.error_body import error_body
+from tandem.serve.tinker.api.errors import PREFIX
 
 
-class SdkServer:
+class ApiServer:
     """Serves the application on a port of this node, to callers with this server's token alone."""
 
     def __init__(self, app: ASGIApp, replica: str):
         self._app, self._replica = app, replica
         self._token = secrets.token_urlsafe(32)
         self._name = REPLICA_HEADER.encode(), replica.encode()
-        self._num_open = 0
+        self._num_polls = self._num_others = 0
         self._is_stopping = False
         self._server = PrivateServer(self._answer)
 
@@ -34,12 +35,15 @@ class SdkServer:
         port = await self._server.start(host)
         return EngineAddress(self._replica, host, port, self._token)
 
-    async def stop(self, timeout_s: float) -> None:
-        """Refuse new requests, wait for the open ones as long as allowed, and close all connections."""
+    async def stop(self, polls_s: float, others_s: float) -> None:
+        """Refuse new requests, wait for the open ones, and close all connections.
+
+        Requests of the Tinker API, which wait for results and are sent again, have `polls_s` to end, others `others_s`.
+        """
         self._is_stopping = True
-        for _ in range(int(timeout_s / POLL_S)):
-            if not self._num_open:
-                break
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while clock() < began + (others_s if self._num_others else polls_s if self._num_polls else 0):
             await asyncio.sleep(POLL_S)
         await self._server.stop()
 
@@ -59,8 +63,13 @@ class SdkServer:
             moving = error_body("This process is being replaced.", "service_unavailable_error", "stopping")
             await JSONResponse(moving, 503, {STOPPING_HEADER: "1"})(scope, receive, send_named)
             return
-        self._num_open += 1
+        is_poll = scope["path"].startswith(PREFIX)
+        self._count(is_poll, 1)
         try:
             await self._app(scope, receive, send_named)
         finally:
-            self._num_open -= 1
+            self._count(is_poll, -1)
+
+    def _count(self, is_poll: bool, change: int) -> None:
+        self._num_polls += change * is_poll
+        self._num_others += change * (not is_poll)

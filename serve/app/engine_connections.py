@@ -13,7 +13,7 @@ from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.errors import EngineDeadError, EngineLostError
 from tandem.serve.api.services import Headers
 from tandem.serve.app import engine_directory
-from tandem.serve.app.http_connection import ConnectionLostError, HttpConnection, open_connection
+from tandem.serve.app.http_connection import BodyStream, ConnectionLostError, HttpConnection, open_connection
 
 logger = logging.getLogger(__name__)
 REFRESH_S = 2.0
@@ -78,7 +78,7 @@ class EngineConnections:
         method: str,
         path: str,
         headers: Headers,
-        body: bytes,
+        body: bytes | BodyStream,
         digest: str,
         replica: str | None = None,
     ) -> AsyncGenerator[tuple[int, Headers] | bytes]:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 _GATEWAY = "tandem.serve.app.inference_gateway"
-_SDK_GATEWAY = "tandem.serve.app.sdk_gateway"
+_API_GATEWAY = "tandem.serve.app.api_gateway"
 
 
 class LazyGateway:
@@ -30,8 +30,8 @@ class LazyGateway:
 
     async def _load(self) -> None:
         try:
-            sdk = await asyncio.to_thread(importlib.import_module, _SDK_GATEWAY)
+            sdk = await asyncio.to_thread(importlib.import_module, _API_GATEWAY)
             inference = await asyncio.to_thread(importlib.import_module, _GATEWAY)
-            self._next = inference.InferenceGateway(sdk.SdkGateway(self._app))
+            self._next = inference.InferenceGateway(sdk.ApiGateway(self._app))
         except Exception:
             logger.exception("This proxy passes all requests on in Serve's own way")

@@ -1,18 +1,19 @@
-"""Requests of the Tinker API from a proxy to replicas of the API, over real connections."""
+"""Requests of the Tinker API, and large bodies, from a proxy to replicas of the API, over real connections."""
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
+import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from tandem.cluster.engine.requests.headers import TOKEN_HEADER
 from tandem.cluster.engine.server import EngineAddress
-from tandem.serve.app import sdk_gateway
+from tandem.serve.app import api_gateway
+from tandem.serve.app.api_directory import API
+from tandem.serve.app.api_gateway import ApiGateway
+from tandem.serve.app.api_server import ApiServer
 from tandem.serve.app.engine_connections import EngineConnections
-from tandem.serve.app.sdk_directory import API
-from tandem.serve.app.sdk_gateway import SdkGateway
-from tandem.serve.app.sdk_server import SdkServer
 from tandem.serve.tinker.api.errors import RESULTS
 
 NOWHERE = EngineAddress("gone", "127.0.0.1", 1, "token")
@@ -25,7 +26,7 @@ class Api:
         self.name, self.num_asked, self.left = name, 0, asyncio.Event()
         self.may_answer = asyncio.Event()
         self.may_answer.set()
-        self.server = SdkServer(self, name)
+        self.server = ApiServer(self, name)
 
     async def __call__(self, scope, receive, send):
         self.num_asked += 1
@@ -50,9 +51,9 @@ async def proxy(num, *more):
         apis, addresses = [Api(f"r{k}") for k in range(num)], list(more)
         for api in apis:
             addresses.append(await api.server.start("127.0.0.1"))
-            stack.push_async_callback(api.server.stop, 0)
+            stack.push_async_callback(api.server.stop, 0, 0)
         connections = EngineConnections(lambda: {API: list(addresses)}, lambda _, a: addresses.remove(a))
-        gateway = SdkGateway(PlainTextResponse("Serve's own way"), connections)
+        gateway = ApiGateway(PlainTextResponse("Serve's own way"), connections)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://tandem")
         yield apis, addresses, await stack.enter_async_context(client)
 
@@ -71,13 +72,11 @@ def test_a_request_reaches_the_api_as_it_was_sent():
     asyncio.run(test())
 
 
-def test_other_requests_take_serves_own_way(monkeypatch):
+def test_other_requests_take_serves_own_way():
     async def test():
         async with proxy(1) as (apis, _, client):
             assert (await client.get("/api/v1/healthz")).text == "Serve's own way"
             assert (await client.post("/v1/models", content=b"{}")).text == "Serve's own way"
-            monkeypatch.setattr(sdk_gateway, "MAX_BYTES", 1)
-            assert (await client.post(RESULTS, content=b"{}")).text == "Serve's own way"
             assert apis[0].num_asked == 0
         async with proxy(0) as (_, _, client):
             assert (await client.post(RESULTS, content=b"")).text == "Serve's own way"
@@ -104,7 +103,7 @@ def test_a_replica_that_stops_refuses_and_another_answers():
             held = asyncio.create_task(client.post(RESULTS, content=b"{}"))
             while not (holder := next((api for api in apis if api.num_asked), None)):
                 await asyncio.sleep(0.01)
-            stopping = asyncio.create_task(holder.server.stop(5))
+            stopping = asyncio.create_task(holder.server.stop(5, 5))
             await asyncio.sleep(0.1)
             other = next(api for api in apis if api is not holder)
             answers = [(await client.post(RESULTS, content=b"{}")).json()["by"] for _ in range(3)]
@@ -135,7 +134,7 @@ def test_a_client_that_leaves_is_noticed_by_the_api():
     async def test():
         async with proxy(1) as (apis, addresses, _):
             apis[0].may_answer.clear()
-            gateway = SdkGateway(None, EngineConnections(lambda: {API: addresses}, lambda *_: None))
+            gateway = ApiGateway(None, EngineConnections(lambda: {API: addresses}, lambda *_: None))
             messages = [{"type": "http.request", "body": b"{}", "more_body": False}, {"type": "http.disconnect"}]
 
             async def receive():
@@ -154,5 +153,117 @@ def test_a_client_that_leaves_is_noticed_by_the_api():
             headers = [(b"content-length", b"2")]
             await gateway({**scope, "headers": headers}, receive, None)
             await asyncio.wait_for(apis[0].left.wait(), 10)
+
+    asyncio.run(test())
+
+
+JOBS = "/v1/preview/training-jobs"
+
+
+class Receiver:
+    """An application that reads a body, and says how much had arrived when the client had sent all of it."""
+
+    def __init__(self, reads=True):
+        self.reads, self.num_bytes, self.has_left = reads, 0, asyncio.Event()
+        self.server = ApiServer(self, "receiver")
+
+    async def __call__(self, scope, receive, send):
+        while self.reads:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.has_left.set()
+                return
+            self.num_bytes += len(message["body"])
+            if not message["more_body"]:
+                break
+        await JSONResponse({"received": self.num_bytes}, 200 if self.reads else 413)(scope, receive, send)
+
+
+@asynccontextmanager
+async def receiver(**options):
+    """A replica with a Receiver, and a client of a proxy before it."""
+    app = Receiver(**options)
+    address = await app.server.start("127.0.0.1")
+    gateway = ApiGateway(None, EngineConnections(lambda: {API: [address]}, lambda *_: None))
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gateway), base_url="http://tandem") as client:
+            yield app, client, gateway
+    finally:
+        await app.server.stop(0, 0)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["of known length", "chunked"])
+def test_a_large_body_is_passed_on_while_it_arrives(is_known, monkeypatch):
+    monkeypatch.setattr(api_gateway, "COLLECTED_BYTES", 1000)
+
+    async def test():
+        async with receiver() as (app, client, _):
+
+            async def parts():
+                yield b"x" * 100_000
+                async with asyncio.timeout(10):
+                    while app.num_bytes < 100_000:
+                        await asyncio.sleep(0.001)
+                yield b"y" * 300_000
+
+            headers = {"content-length": "400000"} if is_known else {}
+            for _ in range(2):  # over the same connection
+                app.num_bytes = 0
+                answer = await client.post(JOBS, content=parts(), headers=headers)
+                assert (answer.status_code, answer.json()) == (200, {"received": 400_000})
+
+    asyncio.run(test())
+
+
+def test_a_refusal_reaches_the_client_though_the_body_isnt_read(monkeypatch):
+    monkeypatch.setattr(api_gateway, "COLLECTED_BYTES", 1000)
+
+    async def test():
+        async with receiver(reads=False) as (_, client, _):
+
+            async def parts():
+                yield b"x" * 100_000
+                raise AssertionError("The body was read")
+
+            for _ in range(2):
+                answer = await client.post(JOBS, content=parts(), headers={"content-length": "400000"})
+                assert (answer.status_code, answer.json()) == (413, {"received": 0})
+
+    asyncio.run(test())
+
+
+def test_a_large_body_that_a_stopping_replica_refuses_goes_to_another(monkeypatch):
+    monkeypatch.setattr(api_gateway, "COLLECTED_BYTES", 1)
+
+    async def test():
+        async with proxy(2) as (apis, _, client):
+            apis[0].may_answer.clear()
+            held = asyncio.create_task(client.post(JOBS, content=b"{}"))
+            while not (holder := next((api for api in apis if api.num_asked), None)):
+                await asyncio.sleep(0.01)
+            stopping = asyncio.create_task(holder.server.stop(0, 5))
+            await asyncio.sleep(0.1)
+            answers = [(await client.post(JOBS, content=b"[{}]")).json() for _ in range(3)]
+            other = next(api for api in apis if api is not holder)
+            assert [(answer["by"], answer["body"]) for answer in answers] == [(other.name, "[{}]")] * 3
+            apis[0].may_answer.set()
+            assert (await held).json()["by"] == holder.name  # which had until its answer
+            await stopping
+
+    asyncio.run(test())
+
+
+def test_a_client_that_leaves_amid_a_large_body_is_noticed_by_the_api():
+    async def test():
+        async with receiver() as (app, _, gateway):
+            messages = [{"type": "http.request", "body": b"x" * 1000, "more_body": True}, {"type": "http.disconnect"}]
+
+            async def receive():
+                return messages.pop(0)
+
+            headers = [(b"content-length", b"9000000")]
+            scope = {"type": "http", "method": "POST", "path": JOBS, "raw_path": JOBS.encode(), "query_string": b""}
+            await gateway({**scope, "headers": headers}, receive, None)
+            await asyncio.wait_for(app.has_left.wait(), 10)
 
     asyncio.run(test())
