@@ -91,7 +91,10 @@ class Checker:
         self._worker = PreparationWorker(*arguments)
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
-    def check(self, *arguments: Any) -> None:
+    def begin_check(self, *_: Any) -> None:
+        """Do nothing: each call runs on a worker of its own."""
+
+    def check(self, *arguments: Any, arrived: Path) -> None:
         self._pool.submit(self._worker.check, *arguments).result()
 
 

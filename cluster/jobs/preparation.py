@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from tandem.cluster.jobs.job import QueuedJob
     from tandem.cluster.jobs.kinds.kind import Batch
+    from tandem.cluster.payloads.early_checks import EarlyChecks
     from tandem.cluster.payloads.rows import RowCounts
     from tandem.rl.base_text import BaseText
     from tandem.rl.batch import TrainingBatch
@@ -98,6 +99,7 @@ class PreparationWorker:
         """With `telemetry`, this process has no other purpose."""
         self._base_models, self._artifacts = base_models, artifacts
         self._warm: set[str] = set()
+        self._early: EarlyChecks | None = None
         if telemetry:
             telemetry.set_up("preparation")
 
@@ -134,11 +136,24 @@ class PreparationWorker:
             freeze_heap()
             self._warm.add(base_model)
 
-    def check(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> None:
+    def begin_check(self, base_model: str, path: Path, policy: str) -> None:
+        """Begin to check a payload that is still arriving in a file of this node, for `check` with the same path."""
+        from tandem.cluster.payloads.early_checks import EarlyChecks
+
+        self._load(base_model)
+        self._early = self._early or EarlyChecks()
+        self._early.begin(path, self._base_models[base_model].check_groups, policy)
+
+    def check(
+        self, base_model: str, payload_key: str, config: TrainingConfig, policy: str, arrived: Path | None = None
+    ) -> None:
         """Raise the RLError that says why a job of this payload can't be trained, or ArtifactError.
 
-        `policy` is the trained model's name, which tells its exchanges from those of other models.
+        `policy` is the trained model's name, which tells its exchanges from those of other models. `arrived` is the
+        file in which the payload has arrived: if its check began then, the rest is checked now.
         """
+        if self._early is not None and arrived is not None and self._early.is_good(arrived, config):
+            return
         self._base_models[base_model].check_groups(self._groups(base_model, payload_key, policy), config)
 
     def batch(self, base_model: str, job: QueuedJob) -> Batch:
@@ -260,11 +275,21 @@ class Preparation:
         digest: str = self._call("import_adapter", arguments, wait_on)
         return digest
 
+    def begin_check(self, base_model: str, path: Path, policy: str) -> None:
+        """See `PreparationWorker.begin_check`. Returns at once, and a failure costs only time."""
+        self._running().handle.work.remote(current_ids(), "begin_check", base_model, path, policy)
+
     def check(
-        self, base_model: str, payload_key: str, config: TrainingConfig, policy: str, on_wait: OnWait = wait_on
+        self,
+        base_model: str,
+        payload_key: str,
+        config: TrainingConfig,
+        policy: str,
+        arrived: Path | None = None,
+        on_wait: OnWait = wait_on,
     ) -> None:
         """See `PreparationWorker.check`."""
-        self._call("check", (base_model, payload_key, config, policy), on_wait)
+        self._call("check", (base_model, payload_key, config, policy, arrived), on_wait)
 
     def batch(self, base_model: str, job: QueuedJob, on_wait: OnWait = wait_on, on_cpu: OnCpu = unmeasured) -> Batch:
         """Return what the job trains on, which follows from the job alone. Give its CPU seconds to `on_cpu`."""

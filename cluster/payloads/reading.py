@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import zstandard
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +22,13 @@ from tandem.rl.unread_fields import FOR_LOG
 
 MANY_FAULTS = 1000
 _GROUP = TypeAdapter(TrajectoryGroup)
+
+
+class ReadsBytes(Protocol):
+    """An open file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes, none at the end."""
 
 
 class FaultDetails(TypedDict):
@@ -56,8 +63,15 @@ def read_groups(
     Raises PayloadError at the first invalid group, with the faults of all groups (the first thousand or so), and
     ArtifactError if the body is missing or damaged.
     """
+    return groups_of(read_elements(artifacts, key), for_log, policy)
+
+
+def groups_of(
+    elements: Iterable[tuple[int, bytes]], for_log: bool = False, policy: str | None = None
+) -> Iterator[TrajectoryGroup]:
+    """Yield the groups of `read_elements`, as `read_groups` does."""
     faults: list[FaultDetails] = []
-    for index, (_, element) in enumerate(read_elements(artifacts, key)):
+    for index, (_, element) in enumerate(elements):
         group = _parse(element, index, faults, FOR_LOG if for_log else None)
         if group is not None and not faults:
             for exchanges in (trajectory.exchanges for trajectory in group.trajectories):
@@ -96,17 +110,24 @@ def read_elements(artifacts: Artifacts, key: str) -> Iterator[tuple[int, bytes]]
 
     Raises ArtifactError if the body is missing or damaged.
     """
+    with artifacts.open_blob(key) as file:
+        yield from split_elements(file, key)
+
+
+def split_elements(file: ReadsBytes, name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield what `read_elements` does of an open body, which errors call `name`."""
     splitter = JsonSplitter()
     try:
-        with artifacts.open_blob(key) as file, zstandard.ZstdDecompressor().stream_reader(file) as body:
-            while chunk := body.read(CHUNK_BYTES):
+        with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as body:
+            # Not `read`, which asks an open body for more than a part that is there already.
+            while not splitter.is_complete and (chunk := body.read1(CHUNK_BYTES)):
                 elements = splitter.feed(chunk)
                 for element, end in zip(elements, splitter.ends, strict=True):
                     yield end - len(element), element
     except zstandard.ZstdError as error:
-        raise ArtifactError(f"Blob {key} is damaged: {error}.") from error
+        raise ArtifactError(f"Blob {name} is damaged: {error}.") from error
     if not splitter.is_complete:
-        raise ArtifactError(f"Blob {key} is damaged: it ends too early.")
+        raise ArtifactError(f"Blob {name} is damaged: it ends too early.")
 
 
 def place_of_role(group: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from fastapi import Request
+from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 
 from tandem.cluster.payloads.json_splitting import JsonSplitter
+from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.bodies.json_body import parse
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.requests import RequestBody
@@ -23,6 +25,7 @@ from tandem.serve.jobs.storage import disk_shortage, storage_errors
 T = TypeVar("T")
 B = TypeVar("B", bound=RequestBody)
 
+LARGE_BYTES = 1 << 20
 _PLACE = re.compile(r"at line (\d+) column (\d+)")
 
 
@@ -34,19 +37,36 @@ class Payload(Generic[T]):
     spool: Spool
 
 
-def payload_body(model: type[B]) -> Callable[[Request, Services], AsyncIterator[Payload[B]]]:
+Begun = Callable[[Services, Caller, str, Path], object]
+"""Called with the model's id and the file of a large body while it arrives, in a thread; raises nothing."""
+
+
+def payload_body(
+    model: type[B], begun: Begun | None = None
+) -> Callable[[Request, Services, Caller], AsyncIterator[Payload[B]]]:
     """Return a dependency that gives the body with a valid envelope, and removes its file unless it became a blob.
 
-    The dependency raises the errors of `receive`, StorageFullError, and InvalidRequestError for a bad envelope.
+    `begun` is called if the body begins with the model's id. The dependency raises the errors of `receive`,
+    StorageFullError, and InvalidRequestError for a bad envelope.
     """
 
-    async def read(request: Request, services: ServicesDep) -> AsyncIterator[Payload[B]]:
+    async def read(request: Request, services: ServicesDep, caller: TrainCaller) -> AsyncIterator[Payload[B]]:
         limit = BodyLimit(services.config.limits.max_payload_bytes, "limits.max_payload_bytes")
         with storage_errors():
             spool = await run_in_threadpool(_open_spool, services)
+        waits = begun is not None
+
+        def write(piece: bytes) -> None:
+            nonlocal waits
+            spool.write(piece)
+            if waits and spool.num_bytes >= LARGE_BYTES:
+                waits = False
+                if begun is not None and (model_id := _first_model_id(bytes(spool.json.envelope))):
+                    begun(services, caller, model_id, spool.path)
+
         try:
             with storage_errors():
-                await receive(request, limit, services.config.deadlines.receive_s, spool.write)
+                await receive(request, limit, services.config.deadlines.receive_s, write)
                 await run_in_threadpool(spool.finish)
             yield Payload(await run_in_threadpool(_parse_envelope, model, spool.json), spool)
         finally:
@@ -70,6 +90,16 @@ async def lines_body(request: Request, services: ServicesDep) -> AsyncIterator[B
         yield file
     finally:
         file.discard()
+
+
+def _first_model_id(envelope: bytes) -> str | None:
+    """Return the model's id of an envelope that is cut off, if it is there."""
+    try:
+        found = from_json(envelope, allow_partial=True)
+    except ValueError:
+        return None
+    id = found.get("model_id") if isinstance(found, dict) else None
+    return id if isinstance(id, str) else None
 
 
 def _open_lines(services: Services) -> BodyFile:

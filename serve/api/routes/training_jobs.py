@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import mimetypes
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -27,6 +29,7 @@ from tandem.serve.jobs.accept import AcceptedJob, JobAcceptance, OfferedJob
 from tandem.serve.names import quoted
 from tandem.serve.store.tables import JobRow
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/preview", tags=["training-jobs"])
 JobKindName = Literal["rl", "sft", "dpo"]
 MAX_IDEMPOTENCY_KEY = 255
@@ -46,6 +49,15 @@ def reject_when_queue_is_full(request: Request, caller: TrainCaller, services: S
             raise
 
 
+def _begin_check(services: Services, caller: Caller, model_id: str, path: Path) -> None:
+    """Have a payload checked while it arrives."""
+    try:
+        model = services.store.models.get(model_id, caller.entity)
+        services.preparation.begin_check(model.base_model, path, model.path)
+    except Exception as error:  # the request itself will say so, or the check begins later
+        logger.info("A payload isn't checked while it arrives: %s", error)
+
+
 # The name makes the operation id that existing clients were generated from.
 @router.post(
     "/training-jobs",
@@ -58,7 +70,7 @@ async def create_training_job(
     request: Request,
     response: Response,
     caller: TrainCaller,
-    payload: Annotated[Payload[CreateTrainingJob], Depends(payload_body(CreateTrainingJob))],
+    payload: Annotated[Payload[CreateTrainingJob], Depends(payload_body(CreateTrainingJob, _begin_check))],
     services: ServicesDep,
 ) -> TrainingJobResponse:
     """Accept trajectory groups to train a model on. Once this returns, the job survives any crash.
@@ -93,7 +105,8 @@ def _accept(
         idempotency_key=idempotency_key,
         api_key_id=caller.key_id,
     )
-    acceptance = JobAcceptance(services.store, services.artifacts, services.config, services.preparation.check)
+    check = partial(services.preparation.check, arrived=payload.spool.path)
+    acceptance = JobAcceptance(services.store, services.artifacts, services.config, check)
     return acceptance.accept(offered, confirm=check_connected)
 
 

@@ -41,9 +41,9 @@ def checked(services):
     """A list of the payloads that were checked."""
     keys, check = [], services.preparation.check
 
-    def record(base_model, key, *rest):
+    def record(base_model, key, *rest, **options):
         keys.append(key)
-        check(base_model, key, *rest)
+        check(base_model, key, *rest, **options)
 
     services.preparation.check = record
     return keys

@@ -10,6 +10,7 @@ from serve_fakes import choice, groups, trajectory
 from tandem.cluster.errors import StageError
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.rl.config import TrainingConfig
+from tandem.serve.api.bodies import payload_body
 
 JOBS = "/v1/preview/training-jobs"
 # The options as the client's train() sends them: all of them, null if unset.
@@ -191,7 +192,7 @@ def test_what_the_artifact_store_refuses_is_not_accepted(post, http, services, b
 
 
 def test_a_check_that_fails_is_not_the_senders_fault(post, http, services, blobs):
-    def check(*_):
+    def check(*_, arrived):
         raise StageError("prepare", "the process that prepares jobs ran out of memory.", "Send a smaller job.", True)
 
     services.preparation.check = check
@@ -212,6 +213,24 @@ def test_faults_behind_the_groups_are_found_in_the_body(http, model, blobs):
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["body"]
     assert blobs() == []
+
+
+@pytest.mark.parametrize(("text", "status"), [("7", 200), (8, 422)], ids=["good", "bad"])
+def test_a_large_payload_is_checked_while_it_arrives(http, model, services, blobs, monkeypatch, text, status):
+    monkeypatch.setattr(payload_body, "LARGE_BYTES", 1)
+    monkeypatch.setattr(services.preparation, "_groups", None)  # no check is left for later
+    turns = [{"role": "user", "content": "hi"}, {**choice(), "message": {"role": "assistant", "content": text}}]
+    sent = [{"trajectories": [{"messages_and_choices": turns, "reward": reward} for reward in (0.0, 1.0)]}]
+    response = http.post(JOBS, json={"model_id": model["id"], "trajectory_groups": sent})
+    assert response.status_code == status
+    assert len(blobs()) == (status == 200)
+
+
+@pytest.mark.parametrize("changes", [{"model_id": "unknown"}, {"experimental_config": {"scale_rewards": False}}])
+def test_a_large_payload_that_could_not_be_checked_early_is_checked_later(http, model, monkeypatch, changes):
+    monkeypatch.setattr(payload_body, "LARGE_BYTES", 1)
+    sent = {"model_id": model["id"], "trajectory_groups": groups(), **changes}
+    assert http.post(JOBS, json=sent).status_code == (422 if "model_id" in changes else 200)
 
 
 def test_a_model_deleted_meanwhile_leaves_no_payload(post, http, model, store, services, blobs, monkeypatch):

@@ -142,10 +142,10 @@ def test_a_client_that_hangs_up_while_its_job_is_checked_leaves_nothing(connect,
     check, body = services.preparation.check, job(model)
     started, gone = [], []
 
-    def check_slowly(*arguments):
+    def check_slowly(*arguments, **options):
         started.append(blobs())
         wait_until(lambda: gone)
-        check(*arguments)
+        check(*arguments, **options)
 
     services.preparation.check = check_slowly
     connection = connect(JOBS, f"Content-Length: {len(body)}")
