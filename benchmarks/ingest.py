@@ -7,7 +7,7 @@ posts one job of about `--megabytes` (trajectories of `--tokens` sampled tokens 
 `GET /v1/models` every 20 ms. `--before` also measures another revision, which serves with its own copy of this script.
 The results are, for each:
 
-- `post_s`: from the first byte sent to the job's id;
+- `post_s`: from the first byte sent to the job's id; `cpu_s`: CPU time of the API and its processes meanwhile;
 - `idle_longest_s`, `busy_longest_s`: the slowest other request, in the seconds before the job and during it;
 - `busy_p99_s`: 99 % of the other requests during the job were faster;
 - `api_rss_before_mb`, `api_rss_peak_mb`: memory of the API process;
@@ -194,9 +194,9 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
             watch = Watch(f"http://127.0.0.1:{ready['port']}", headers, api.pid)
             watch.start()
             time.sleep(IDLE_S)
-            before, started = watch.rss, time.monotonic()
+            used, before, started = cpu_seconds(api.pid), watch.rss, time.monotonic()
             post(ready["port"], headers, body)
-            ended = time.monotonic()
+            ended, used = time.monotonic(), cpu_seconds(api.pid) - used
             watch.stop()
         finally:
             os.killpg(api.pid, signal.SIGTERM)  # the process that checks too
@@ -206,6 +206,7 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
     return {
         "body_mb": num_bytes / 1e6,
         "post_s": ended - started,
+        "cpu_s": used,
         "num_other_requests": len(busy),
         "idle_longest_s": max(idle),
         "busy_longest_s": max(busy),
@@ -215,6 +216,12 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
         "api_growth_per_body": (watch.rss - before) / num_bytes,
         "checker_rss_peak_mb": watch.checker_rss / 1e6,
     }
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of those below it."""
+    process = psutil.Process(pid)
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 
 
 def wait_for(file: Path, api: subprocess.Popen) -> dict[str, Any]:

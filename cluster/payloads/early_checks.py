@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from tandem.cluster.payloads.reading import groups_of, split_elements
 from tandem.cluster.telemetry.context import in_this_context
@@ -128,7 +128,7 @@ class EarlyChecks:
         try:
             file = ArrivingFile(path)
             try:
-                groups = groups_of(split_elements(file, str(path)), policy=policy)
+                groups = groups_of(split_elements(cast(IO[bytes], file), str(path)), policy=policy)
                 check(groups, cast(TrainingConfig, options))
             finally:
                 file.close()

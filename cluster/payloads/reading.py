@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any, Protocol, TypedDict
+from typing import IO, Any, TypedDict
 
 import zstandard
 from pydantic import TypeAdapter, ValidationError
@@ -22,13 +22,6 @@ from tandem.rl.unread_fields import FOR_LOG
 
 MANY_FAULTS = 1000
 _GROUP = TypeAdapter(TrajectoryGroup)
-
-
-class ReadsBytes(Protocol):
-    """An open file."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes, none at the end."""
 
 
 class FaultDetails(TypedDict):
@@ -114,7 +107,7 @@ def read_elements(artifacts: Artifacts, key: str) -> Iterator[tuple[int, bytes]]
         yield from split_elements(file, key)
 
 
-def split_elements(file: ReadsBytes, name: str) -> Iterator[tuple[int, bytes]]:
+def split_elements(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     """Yield what `read_elements` does of an open body, which errors call `name`."""
     splitter = JsonSplitter()
     try:

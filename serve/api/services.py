@@ -58,8 +58,16 @@ class Preparation(Protocol):
     def warm_up(self, base_model: str) -> None:
         """Load what the first check for this base model needs. Returns at once."""
 
-    def check(self, base_model: str, payload_key: str, config: TrainingConfig, policy: str) -> None:
-        """Raise PayloadError, TrajectoryError or ConfigError for a payload that `policy` can't be trained on."""
+    def begin_check(self, base_model: str, path: Path, policy: str) -> None:
+        """Begin to check a payload that still arrives in a file. Returns at once."""
+
+    def check(
+        self, base_model: str, payload_key: str, config: TrainingConfig, policy: str, arrived: Path | None = None
+    ) -> None:
+        """Raise PayloadError, TrajectoryError or ConfigError for a payload that `policy` can't be trained on.
+
+        `arrived` is the file of `begin_check`.
+        """
 
     def count_rows(self, dataset_key: str) -> RowCounts:
         """Return the counts of a valid dataset. Raises PayloadError."""
