@@ -16,7 +16,7 @@ from tandem.serve.errors import GoneError, InvalidRequestError, NotFoundError, P
 from tandem.serve.jobs.blobs import delete_blobs
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
-from tandem.serve.tinker.api.tokenizers import tokenizer_id
+from tandem.serve.tinker.api.rest.tokenizers import tokenizer_id
 from tandem.serve.tinker.store.paths import call_request_id, run_id, unload_request_id
 from tandem.serve.tinker.store.runs import not_served
 from tandem.serve.tinker.wire.requests import CreateRun, GetInfo, OptimizerConfig, UnloadModel

@@ -6,22 +6,9 @@ from fastapi import APIRouter, Depends, FastAPI
 from pydantic import BaseModel
 
 from tandem.serve.api.auth import authenticate
-from tandem.serve.tinker.api import (
-    archives,
-    checkpoints,
-    console,
-    futures,
-    models,
-    run_states,
-    runs,
-    sampling,
-    session_lists,
-    sessions,
-    tokenizers,
-    training,
-    weights,
-)
+from tandem.serve.tinker.api import futures, models, sampling, sessions, training, weights
 from tandem.serve.tinker.api.errors import SdkErrors
+from tandem.serve.tinker.api.rest import archives, checkpoints, console, run_states, runs, session_lists, tokenizers
 from tandem.serve.tinker.wire import requests, rest
 
 __all__ = ["REQUEST_BODIES", "add_routes"]

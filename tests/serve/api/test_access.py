@@ -15,7 +15,7 @@ from tandem.serve.alerts.findings import Finding
 from tandem.serve.alerts.store import AlertStore
 from tandem.serve.api.auth import ROLES, declared_role
 from tandem.serve.keys import create_key
-from tandem.serve.tinker.api.console import ELSEWHERE
+from tandem.serve.tinker.api.rest.console import ELSEWHERE
 from tandem.serve.trajectories.indexing import index_next
 
 OPEN = {"/health", "/ready", "/openapi.json", "/", "/docs", "/redoc", "/assets/{name}"}

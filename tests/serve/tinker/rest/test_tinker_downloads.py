@@ -11,7 +11,7 @@ from run_data import BASE
 from starlette.requests import Request
 
 from tandem.serve.adapters.tokenizers import local_model
-from tandem.serve.tinker.api.tokenizers import tokenizer_id
+from tandem.serve.tinker.api.rest.tokenizers import tokenizer_id
 
 
 def test_an_archive_has_the_files_of_the_adapter_and_its_link_ends(raw, rest, data, clock, store, key):

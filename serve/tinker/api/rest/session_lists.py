@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends
 from tandem.serve.api.auth import InferCaller
 from tandem.serve.api.bodies.json_body import Received, documented, json_body
 from tandem.serve.tinker.api.context import TinkerDep
-from tandem.serve.tinker.api.rest_views import text_values
-from tandem.serve.tinker.api.runs import Limit, Offset, Scope
+from tandem.serve.tinker.api.rest.runs import Limit, Offset, Scope
+from tandem.serve.tinker.api.rest.views import text_values
 from tandem.serve.tinker.store.session_search import FoundSession, SessionQuery, Status
 from tandem.serve.tinker.wire.rest import (
     Active,

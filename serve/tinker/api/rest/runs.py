@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from tandem.serve.adapters.importing import lora_of_model
 from tandem.serve.api.auth import InferCaller
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
-from tandem.serve.tinker.api.rest_views import checkpoint_view, text_values
+from tandem.serve.tinker.api.rest.views import checkpoint_view, text_values
 from tandem.serve.tinker.store.catalog import ListedRun
 from tandem.serve.tinker.wire.rest import Checkpoints, Cursor, TrainingRun, TrainingRuns
 

@@ -19,8 +19,8 @@ from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.downloads import download
 from tandem.serve.api.signed_tokens import SignedTokens, invalid_url
 from tandem.serve.errors import AuthenticationError, UnavailableError
-from tandem.serve.tinker.api.checkpoints import OF_RUN, path_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
+from tandem.serve.tinker.api.rest.checkpoints import OF_RUN, path_of
 from tandem.serve.tinker.wire.rest import ExternalWeights
 
 logger = logging.getLogger(__name__)

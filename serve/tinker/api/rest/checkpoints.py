@@ -13,7 +13,7 @@ from tandem.serve.errors import BadRequestError, Problem
 from tandem.serve.names import quoted
 from tandem.serve.tinker.api.base_models import flags_of
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
-from tandem.serve.tinker.api.rest_views import TYPES
+from tandem.serve.tinker.api.rest.views import TYPES
 from tandem.serve.tinker.store.checkpoints import Checkpoint
 from tandem.serve.tinker.store.copies import Destination
 from tandem.serve.tinker.wire.rest import AskWeights, CopyWeights, SetTtl, WeightsCopied, WeightsInfo

@@ -1,0 +1,1 @@
+"""Runs, checkpoints, sessions and tokenizers, as the SDK's RestClient and people look them up."""
