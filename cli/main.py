@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 import tandem
-from tandem.cli import service_commands
+from tandem.cli.commands import service as service_commands
 from tandem.cli.doctor.command import doctor
 from tandem.cli.exposure import is_local, url
 from tandem.cli.listing import Json, attributes, print_json, print_table
@@ -221,7 +221,7 @@ def train(
     verbose: Annotated[bool, typer.Option(help="Show the log of every process of a service that is started.")] = False,
 ) -> None:
     """Run a whole RL task: rollouts, training jobs, evaluation. The same command resumes an interrupted run."""
-    from tandem.cli.train_command import train as run
+    from tandem.cli.commands.train import train as run
     from tandem.runs.event_loop import exit_process
 
     try:
@@ -263,7 +263,7 @@ def retention(
     json: Json = False,
 ) -> None:
     """Show what retention would delete now, with sizes. Nothing is deleted: the service does that, every hour."""
-    from tandem.cli.retention_command import COLUMNS, deletions, kept, trajectory_deletions
+    from tandem.cli.commands.retention import COLUMNS, deletions, kept, trajectory_deletions
     from tandem.cluster.artifacts import Artifacts
 
     config = _config(config_path)

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tandem.cli import main
-from tandem.cli.train_command import train
+from tandem.cli.commands.train import train
 from tandem.runs.reporting.console import PlainConsole
 
 WRONG = {

@@ -11,7 +11,7 @@ from serve_fakes import Trials
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from tandem.cli import export_command
+from tandem.cli.commands import export as export_command
 from tandem.cli.main import app as commands
 from tandem.client import ConflictError, InvalidRequestError, NotFoundError, TransferError
 from tandem.client import adapters as operations

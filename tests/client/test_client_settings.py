@@ -8,8 +8,8 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
+from tandem.cli.commands.train import train
 from tandem.cli.main import app as commands
-from tandem.cli.train_command import train
 from tandem.client import Client, NoAnswerError, SettingsError, StatusError
 from tandem.client.address import is_loopback
 from tandem.client.proxies import proxy_for

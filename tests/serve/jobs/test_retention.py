@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 import torch
 
-from tandem.cli.retention_command import deletions
-from tandem.cli.retention_command import kept as kept_names
+from tandem.cli.commands.retention import deletions
+from tandem.cli.commands.retention import kept as kept_names
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import RetentionConfig
 from tandem.cluster.jobs.job import PolicyVersion

@@ -83,8 +83,8 @@ def export(
     ] = None,
 ) -> None:
     """Download a version: its adapter in PEFT's files, or a checkpoint that needs no LoRA."""
-    from tandem.cli.export_command import ExportError
-    from tandem.cli.export_command import export as run
+    from tandem.cli.commands.export import ExportError
+    from tandem.cli.commands.export import export as run
 
     with _client(EXPORT_RETRIES_S) as client:
         try:
@@ -107,7 +107,7 @@ def usage(
     json: Json = False,
 ) -> None:
     """Show what your entity has used, and what it cost: tokens, and seconds of learners, engines and CPUs."""
-    from tandem.cli.usage_command import columns, groups, row
+    from tandem.cli.commands.usage import columns, groups, row
 
     wanted = by if by is not None else ["model"]
     with _client() as client:
