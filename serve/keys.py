@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from tandem.cluster.config import TandemConfig
 from tandem.serve.names import NAME, NAME_RULE, RESERVED_ENTITIES
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import ApiKeyRow
+from tandem.serve.store.tables.training import ApiKeyRow
 
 Role = Literal["infer", "train", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -20,7 +20,7 @@ from tandem.serve.adapters.unpacking import AdapterFiles
 from tandem.serve.errors import ConflictError, InvalidRequestError, NoAnswerError, Problem, UnavailableError
 from tandem.serve.jobs.storage import storage_errors
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import ModelRow, VersionRow
+from tandem.serve.store.tables.training import ModelRow, VersionRow
 
 logger = logging.getLogger(__name__)
 MAX_TRIES = 3

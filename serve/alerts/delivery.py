@@ -11,7 +11,7 @@ from tandem.cluster.config import AlertRulesConfig, WebhookConfig
 from tandem.cluster.metrics.recording import count
 from tandem.serve.alerts.store import AlertStore, fingerprint
 from tandem.serve.alerts.webhooks import DeliveryError, alert_body, send
-from tandem.serve.store.alert_tables import AlertDeliveryRow, AlertRow
+from tandem.serve.store.tables.alerts import AlertDeliveryRow, AlertRow
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 100

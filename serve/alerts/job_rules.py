@@ -12,7 +12,7 @@ from tandem.cluster.config import AlertRulesConfig
 from tandem.serve.alerts.collapse import find_collapse
 from tandem.serve.alerts.findings import Finding
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import EventRow, JobRow, ModelRow, VersionRow, is_open
+from tandem.serve.store.tables.training import EventRow, JobRow, ModelRow, VersionRow, is_open
 
 RECENT_JOBS = 500
 """Among so many of the newest jobs, models are looked for whose last jobs failed or had alarms."""

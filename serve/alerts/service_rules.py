@@ -16,7 +16,7 @@ from tandem.cluster.config.observability import AlertKind
 from tandem.serve.alerts.findings import Finding
 from tandem.serve.api.services import CoordinatorStatus, EngineFault
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import ModelRow, VersionRow
+from tandem.serve.store.tables.training import ModelRow, VersionRow
 
 logger = logging.getLogger(__name__)
 COORDINATOR = "coordinator"

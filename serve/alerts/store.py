@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from tandem.cluster.config import WebhookConfig
 from tandem.serve.alerts.findings import Finding
 from tandem.serve.errors import NotFoundError
-from tandem.serve.store.alert_tables import AlertDeliveryRow, AlertRow, LeaseRow
 from tandem.serve.store.database import Database, UnknownCursorError
+from tandem.serve.store.tables.alerts import AlertDeliveryRow, AlertRow, LeaseRow
 
 LEASE = "alerts"
 

@@ -18,7 +18,7 @@ import httpx
 from tandem import __version__
 from tandem.cluster.config import WebhookConfig
 from tandem.cluster.config.observability import signing_key
-from tandem.serve.store.alert_tables import AlertRow
+from tandem.serve.store.tables.alerts import AlertRow
 
 MAX_TEXT = 2000
 """Characters of a sentence in Slack's message."""

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from tandem.serve.api.wire.paging import Listed
-from tandem.serve.store.alert_tables import AlertDeliveryRow, AlertRow
+from tandem.serve.store.tables.alerts import AlertDeliveryRow, AlertRow
 
 
 class AlertLinks(BaseModel):

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Literal
 
 from tandem.serve.api.services import CoordinatorStatus
-from tandem.serve.store.queue import QueuePlace
-from tandem.serve.store.tables import JobRow
+from tandem.serve.store.tables.training import JobRow
+from tandem.serve.store.training.queue import QueuePlace
 
 Cause = Literal[
     "ended",

@@ -12,7 +12,7 @@ from datetime import timedelta
 from tandem.serve.api.signed_tokens import SignedTokens, invalid_url
 from tandem.serve.errors import AuthenticationError, InvalidRequestError, Problem
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import ApiKeyRow
+from tandem.serve.store.tables.training import ApiKeyRow
 
 VALID_FOR = timedelta(minutes=10)
 PARAMETER = "ticket"

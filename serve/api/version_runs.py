@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tandem.serve.store.tree import Node
+from tandem.serve.store.policies.tree import Node
 
 NEWEST_SHOWN = 5
 SHORTEST_RUN = 3

@@ -19,7 +19,7 @@ from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.services import CompletionServices
 from tandem.serve.errors import ServeError, UnavailableError
 from tandem.serve.finetuning.models import parse_start
-from tandem.serve.store.versions import PinnedPolicy
+from tandem.serve.store.policies.versions import PinnedPolicy
 
 PATH = "/v1/chat/completions"
 

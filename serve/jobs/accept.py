@@ -18,10 +18,10 @@ from tandem.rl.config import TrainingConfig
 from tandem.serve.jobs.blobs import delete_blobs, stored
 from tandem.serve.jobs.references import kl_reference
 from tandem.serve.jobs.storage import storage_errors
-from tandem.serve.store.references import KlReference
-from tandem.serve.store.repeats import Post
+from tandem.serve.store.policies.references import KlReference
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import DatasetRow, JobRow, ModelRow
+from tandem.serve.store.tables.training import DatasetRow, JobRow, ModelRow
+from tandem.serve.store.training.repeats import Post
 
 logger = logging.getLogger(__name__)
 

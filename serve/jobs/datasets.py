@@ -15,9 +15,9 @@ from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem
 from tandem.serve.jobs.blobs import delete_blobs, stored
 from tandem.serve.jobs.storage import storage_errors
 from tandem.serve.names import DATASET_SCHEME, quoted
-from tandem.serve.store.datasets import NewDataset
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import DatasetRow
+from tandem.serve.store.tables.training import DatasetRow
+from tandem.serve.store.uploads.datasets import NewDataset
 
 _DATASET = re.compile(rf"{DATASET_SCHEME}([0-9a-f]{{64}})")
 _ARTIFACT = re.compile(r"wandb-artifact:///([^/:]+)/([^/:]+)/([^/:]+:[^/:]+)")

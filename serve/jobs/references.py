@@ -7,7 +7,7 @@ import re
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.serve.names import quoted
-from tandem.serve.store.references import Checkpoint, KlReference, Lag, Step
+from tandem.serve.store.policies.references import Checkpoint, KlReference, Lag, Step
 
 _VERSION = re.compile(r"(?:wandb-artifact:///)?([\w.-]+)/([\w.-]+)/([\w.-]+):step(0|[1-9][0-9]{0,8})")
 _CHECKPOINT = re.compile(r"checkpoints/([0-9a-f]{64})")

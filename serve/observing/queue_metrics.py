@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tandem.cluster.metrics.recording import set_gauge
-from tandem.serve.store.live_state import LiveState
+from tandem.serve.store.training.live_state import LiveState
 
 STATES = ("queued", "running")
 

@@ -11,7 +11,7 @@ from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.learners.group_state import LearnerState
 from tandem.serve.observing import wire
 from tandem.serve.observing.cluster_state import BaseEngines, BaseLearners, Life, Replica
-from tandem.serve.store.live_state import OwnVersion
+from tandem.serve.store.training.live_state import OwnVersion
 
 _State = Literal["running", "waiting", "not_started", "not_answering"]
 _SERVES = ("running", "asleep")

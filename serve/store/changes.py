@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import and_, or_, select
 
-from tandem.serve.store.alert_tables import AlertRow
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import ApiKeyRow, EventRow, JobRow, ModelRow, is_open
+from tandem.serve.store.tables.alerts import AlertRow
+from tandem.serve.store.tables.training import ApiKeyRow, EventRow, JobRow, ModelRow, is_open
 
 NUM_RECENT = 200
 """Jobs that are looked at although they have ended: one may begin and end between two looks."""

@@ -9,8 +9,8 @@ from datetime import datetime
 from sqlalchemy import func, or_, select
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.models import find_model
-from tandem.serve.store.tables import JobRow, LogRow, ModelRow, VersionRow
+from tandem.serve.store.policies.models import find_model
+from tandem.serve.store.tables.training import JobRow, LogRow, ModelRow, VersionRow
 
 
 @dataclass(frozen=True)

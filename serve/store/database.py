@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import NoAnswerError
 from tandem.serve.store import migrations
 from tandem.serve.store.connections import WRITES, open_engine
-from tandem.serve.store.tables import DatasetRow, JobRow, LogRow, ModelRow
+from tandem.serve.store.tables.training import DatasetRow, JobRow, LogRow, ModelRow
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tandem.serve.errors import NotFoundError
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import ApiKeyRow
+from tandem.serve.store.tables.training import ApiKeyRow
 
 _FIND = select(ApiKeyRow.id, ApiKeyRow.entity, ApiKeyRow.role).where(
     ApiKeyRow.key_sha256 == bindparam("key_sha256"), ApiKeyRow.revoked_at.is_(None)

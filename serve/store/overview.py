@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, func, select
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import JobRow, VersionRow, is_open
+from tandem.serve.store.tables.training import JobRow, VersionRow, is_open
 
 NUM_RECENT = 40
 """Versions in a sparkline."""

@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from tandem.serve.store.activity import ActivityOfModels
 from tandem.serve.store.changes import Changes
-from tandem.serve.store.claims import Claims
 from tandem.serve.store.curves import Curves
 from tandem.serve.store.database import Database, utc_now
-from tandem.serve.store.datasets import Datasets
-from tandem.serve.store.garbage import Garbage
-from tandem.serve.store.jobs import Jobs
 from tandem.serve.store.keys import Keys
-from tandem.serve.store.lineage import Lineage
-from tandem.serve.store.live_state import LiveState
-from tandem.serve.store.logs import Logs
-from tandem.serve.store.models import Models
+from tandem.serve.store.ledger.activity import ActivityOfModels
+from tandem.serve.store.ledger.phases import JobPhases
+from tandem.serve.store.ledger.sums import UsageSums
+from tandem.serve.store.ledger.usage import Usage
 from tandem.serve.store.overview import Overview
-from tandem.serve.store.phases import JobPhases
-from tandem.serve.store.queue import Queue
-from tandem.serve.store.retention import Retention
-from tandem.serve.store.run_upkeep import RunUpkeep
-from tandem.serve.store.trajectory_index import TrajectoryIndex
-from tandem.serve.store.trajectory_search import TrajectorySearch
-from tandem.serve.store.tree import VersionTree
-from tandem.serve.store.usage import Usage
-from tandem.serve.store.usage_sums import UsageSums
-from tandem.serve.store.versions import Versions
-from tandem.serve.store.wandb import WandbArtifacts
+from tandem.serve.store.policies.garbage import Garbage
+from tandem.serve.store.policies.lineage import Lineage
+from tandem.serve.store.policies.models import Models
+from tandem.serve.store.policies.retention import Retention
+from tandem.serve.store.policies.tree import VersionTree
+from tandem.serve.store.policies.versions import Versions
+from tandem.serve.store.training.claims import Claims
+from tandem.serve.store.training.jobs import Jobs
+from tandem.serve.store.training.live_state import LiveState
+from tandem.serve.store.training.queue import Queue
+from tandem.serve.store.training.run_upkeep import RunUpkeep
+from tandem.serve.store.uploads.datasets import Datasets
+from tandem.serve.store.uploads.logs import Logs
+from tandem.serve.store.uploads.trajectory_index import TrajectoryIndex
+from tandem.serve.store.uploads.trajectory_search import TrajectorySearch
+from tandem.serve.store.uploads.wandb import WandbArtifacts
 
 
 class Store:

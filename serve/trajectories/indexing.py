@@ -13,7 +13,13 @@ from tandem.cluster.config import TandemConfig
 from tandem.cluster.payloads.reading import read_elements
 from tandem.serve.errors import NoAnswerError
 from tandem.serve.store.store import Store
-from tandem.serve.store.trajectory_index import ClaimedSource, LostSourceError, NewGroup, NewTrajectory, TrajectoryIndex
+from tandem.serve.store.uploads.trajectory_index import (
+    ClaimedSource,
+    LostSourceError,
+    NewGroup,
+    NewTrajectory,
+    TrajectoryIndex,
+)
 from tandem.serve.trajectories.summaries import summary
 
 logger = logging.getLogger(__name__)

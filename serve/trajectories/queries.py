@@ -11,8 +11,8 @@ from fastapi import Request
 from tandem.serve.api.services import Services
 from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem
 from tandem.serve.names import quoted
-from tandem.serve.store.tables import ModelRow
-from tandem.serve.store.trajectory_search import Range
+from tandem.serve.store.tables.training import ModelRow
+from tandem.serve.store.uploads.trajectory_search import Range
 from tandem.serve.trajectories.summaries import MAX_NAME, value_text
 
 METADATA, METRIC = "metadata.", "metric."

@@ -17,8 +17,8 @@ from tandem.serve.api.wire.paging import Limit, Order, Page, unknown_cursor
 from tandem.serve.api.wire.requests import MAX_STEP, Name
 from tandem.serve.api.wire.views import job_view
 from tandem.serve.errors import GoneError, InvalidRequestError, NotFoundError, Problem
-from tandem.serve.store.tables import JobRow
-from tandem.serve.store.trajectory_search import Filters, GroupSort, Place
+from tandem.serve.store.tables.training import JobRow
+from tandem.serve.store.uploads.trajectory_search import Filters, GroupSort, Place
 from tandem.serve.trajectories.ids import TrajectoryId
 from tandem.serve.trajectories.queries import find_model, number_range, read_conditions, refuse_unknown
 from tandem.serve.trajectories.reading import read_part

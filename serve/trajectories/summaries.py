@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from tandem.rl.advantages import have_spread, reward_std_dev
-from tandem.serve.store.trajectory_index import NewGroup, NewTrajectory
+from tandem.serve.store.uploads.trajectory_index import NewGroup, NewTrajectory
 from tandem.serve.trajectories.parts import Exchange, Parts, parts_of, places_in_group
 
 MAX_VALUES = 64

@@ -18,7 +18,7 @@ import zstandard
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import ArtifactError
 from tandem.cluster.payloads.json_splitting import CHUNK_BYTES
-from tandem.serve.store.trajectory_search import Filters, Found, Place, TrajectorySearch
+from tandem.serve.store.uploads.trajectory_search import Filters, Found, Place, TrajectorySearch
 from tandem.serve.trajectories.parts import NUMBERS, Parts, parts_of
 from tandem.serve.trajectories.parts import Place as Part
 

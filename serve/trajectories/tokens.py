@@ -17,7 +17,7 @@ from tandem.rl.traces.trace_file import TraceFile, TraceFileError, TraceTable
 from tandem.serve.api.services import Services
 from tandem.serve.errors import ConflictError, GoneError, NotFoundError
 from tandem.serve.jobs.storage import storage_errors
-from tandem.serve.store.tables import JobRow
+from tandem.serve.store.tables.training import JobRow
 from tandem.serve.trajectories.ids import TrajectoryId
 from tandem.serve.trajectories.token_wire import State
 

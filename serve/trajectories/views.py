@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tandem.rl.accounting import REASONS
-from tandem.serve.store.tables import JobRow
-from tandem.serve.store.trajectory_search import Found, FoundGroup, Removed
-from tandem.serve.store.trajectory_tables import GroupRow
+from tandem.serve.store.tables.training import JobRow
+from tandem.serve.store.tables.trajectories import GroupRow
+from tandem.serve.store.uploads.trajectory_search import Found, FoundGroup, Removed
 from tandem.serve.trajectories.ids import TrajectoryId
 from tandem.serve.trajectories.text_search import Match
 from tandem.serve.trajectories.wire import Excerpt, GroupReward, GroupStatistics, TrajectorySummary

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tandem.serve.store.activity import ActivitySpans
+from tandem.serve.store.ledger.activity import ActivitySpans
 from tandem.serve.usage.wire import ActivityBin
 
 MAX_BINS = 500

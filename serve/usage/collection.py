@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from tandem.cluster.engine.usage import EngineUsage
-from tandem.serve.store.usage import Usage
+from tandem.serve.store.ledger.usage import Usage
 
 logger = logging.getLogger(__name__)
 PERIOD_S = 5.0

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from tandem.cluster.config.prices import PricesConfig
-from tandem.serve.store.usage_amounts import Amounts
+from tandem.serve.store.ledger.amounts import Amounts
 
 MILLION = Decimal(1_000_000)
 

@@ -9,9 +9,9 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
+from tandem.serve.store.ledger.amounts import Amounts
+from tandem.serve.store.ledger.sums import Asked, Group, Names, Sum
 from tandem.serve.store.store import Store
-from tandem.serve.store.usage_amounts import Amounts
-from tandem.serve.store.usage_sums import Asked, Group, Names, Sum
 from tandem.serve.usage.costs import cost
 
 TIMES = ("day", "hour")

@@ -13,7 +13,7 @@ from tandem.serve.api.auth import TrainCaller
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.api.wire.paging import cursor_number, numbered_cursor, unknown_cursor
 from tandem.serve.errors import InvalidRequestError, Problem
-from tandem.serve.store.usage_sums import Asked, GroupBy
+from tandem.serve.store.ledger.sums import Asked, GroupBy
 from tandem.serve.usage.activity import MAX_BINS, Span, activity_bins
 from tandem.serve.usage.csv_lines import csv_lines
 from tandem.serve.usage.report import Line, Report, job_costs, report

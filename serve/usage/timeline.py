@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tandem.cluster.jobs.phases import AMOUNTS, IDLE
-from tandem.serve.store.phases import RecordedAttempt
-from tandem.serve.store.tables import JobRow
-from tandem.serve.store.usage_tables import PhaseRow
+from tandem.serve.store.ledger.phases import RecordedAttempt
+from tandem.serve.store.tables.training import JobRow
+from tandem.serve.store.tables.usage import PhaseRow
 
 GIVEN_BACK = {
     "handed_back": "the service was stopped, and the job was handed back",

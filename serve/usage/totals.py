@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tandem.serve.store.usage_sums import Sum
+from tandem.serve.store.ledger.sums import Sum
 from tandem.serve.usage.timeline import Stretch
 from tandem.serve.usage.wire import PhaseTotal
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from tandem.serve.api.wire.paging import Listed
 from tandem.serve.api.wire.responses import JobState
-from tandem.serve.store.usage_amounts import Amounts
+from tandem.serve.store.ledger.amounts import Amounts
 
 
 class UsageAmounts(BaseModel):

@@ -18,9 +18,9 @@ from tandem.serve.ingest.spool import BodyFile
 from tandem.serve.jobs.blobs import delete_blobs
 from tandem.serve.jobs.datasets import store_dataset
 from tandem.serve.jobs.storage import storage_errors
-from tandem.serve.store.tables import ModelRow
-from tandem.serve.store.wandb import DATA_FILES
-from tandem.serve.store.wandb_tables import WandbArtifactRow, WandbFileRow
+from tandem.serve.store.tables.training import ModelRow
+from tandem.serve.store.tables.wandb import WandbArtifactRow, WandbFileRow
+from tandem.serve.store.uploads.wandb import DATA_FILES
 from tandem.serve.wandb.library import Library
 from tandem.serve.wandb.sources import CHUNK_BYTES
 from tandem.serve.wandb.uploads import check_complete

@@ -21,7 +21,7 @@ from tandem.serve.errors import InvalidRequestError, Problem, StorageFullError
 from tandem.serve.ingest.request_body import BodyLimit, receive
 from tandem.serve.jobs.blobs import delete_blobs, stored
 from tandem.serve.jobs.storage import disk_shortage, storage_errors
-from tandem.serve.store.wandb import StoredFile
+from tandem.serve.store.uploads.wandb import StoredFile
 from tandem.serve.wandb.addresses import signed_urls
 from tandem.serve.wandb.answers import MANIFEST_NAME, artifact_row_id, manifest_json
 from tandem.serve.wandb.library import Library

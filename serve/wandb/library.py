@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from tandem.cluster.artifacts import Artifacts
 from tandem.serve.errors import NotFoundError
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import ModelRow, VersionRow
-from tandem.serve.store.wandb import LATEST
-from tandem.serve.store.wandb_tables import WandbArtifactRow
+from tandem.serve.store.tables.training import ModelRow, VersionRow
+from tandem.serve.store.tables.wandb import WandbArtifactRow
+from tandem.serve.store.uploads.wandb import LATEST
 from tandem.serve.wandb.ids import read_id
 from tandem.serve.wandb.sources import ModelVersion, Source, Type, UploadedArtifact
 

@@ -15,10 +15,10 @@ import zstandard
 
 from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
 from tandem.serve.errors import NotFoundError
-from tandem.serve.store.datasets import Datasets
-from tandem.serve.store.tables import ModelRow
-from tandem.serve.store.wandb import LATEST
-from tandem.serve.store.wandb_tables import WandbArtifactRow, WandbFileRow
+from tandem.serve.store.tables.training import ModelRow
+from tandem.serve.store.tables.wandb import WandbArtifactRow, WandbFileRow
+from tandem.serve.store.uploads.datasets import Datasets
+from tandem.serve.store.uploads.wandb import LATEST
 from tandem.serve.wandb.ids import make_id
 
 CHUNK_BYTES = 1 << 20

@@ -14,8 +14,8 @@ from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.serve.errors import ConflictError
 from tandem.serve.names import NAME, NAME_RULE, quoted
 from tandem.serve.store.store import Store
-from tandem.serve.store.wandb import DATA_FILES, NewArtifact
-from tandem.serve.store.wandb_tables import WandbArtifactRow, WandbFileRow
+from tandem.serve.store.tables.wandb import WandbArtifactRow, WandbFileRow
+from tandem.serve.store.uploads.wandb import DATA_FILES, NewArtifact
 from tandem.serve.wandb.answers import MANIFEST_NAME, refused
 from tandem.serve.wandb.execution import snake
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine
 
-from tandem.serve.store.tables import Table
+from tandem.serve.store.tables.training import Table
 
 # Names of libraries and types that a client doesn't know, and values in Python's notation.
 JARGON = re.compile(

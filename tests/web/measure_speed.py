@@ -11,7 +11,7 @@ from serve_fakes import choice, trajectory
 from sqlalchemy import select
 from views import show
 
-from tandem.serve.store.tables import JobRow
+from tandem.serve.store.tables.training import JobRow
 from tandem.serve.trajectories.indexing import index_next
 
 NUM_VERSIONS, NUM_JOBS, GROUPS_PER_JOB, GROUP_SIZE = 1000, 10, 125, 8

@@ -3,7 +3,7 @@
 from serve_fakes import choice, trajectory
 from sqlalchemy import select
 
-from tandem.serve.store.tables import JobRow
+from tandem.serve.store.tables.training import JobRow
 from tandem.serve.trajectories.indexing import index_next
 
 BASE = "tandem/tiny"

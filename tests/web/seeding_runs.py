@@ -5,9 +5,9 @@ import random
 import uuid
 from datetime import UTC, datetime, timedelta
 
-from tandem.serve.store.events import end, record
-from tandem.serve.store.models import find_model
-from tandem.serve.store.tables import JobRow, LogRow, VersionRow
+from tandem.serve.store.policies.models import find_model
+from tandem.serve.store.tables.training import JobRow, LogRow, VersionRow
+from tandem.serve.store.training.events import end, record
 
 BASE = "tandem/tiny"
 NUM_VERSIONS = 60

@@ -4,9 +4,9 @@ from datetime import datetime, timedelta
 
 from tandem.cluster.config import PricesConfig
 from tandem.cluster.jobs.phases import Phase
-from tandem.serve.store.tables import JobRow
-from tandem.serve.store.usage_amounts import Account, Amounts, add_amounts
-from tandem.serve.store.usage_tables import AttemptRow, SamplingRow
+from tandem.serve.store.ledger.amounts import Account, Amounts, add_amounts
+from tandem.serve.store.tables.training import JobRow
+from tandem.serve.store.tables.usage import AttemptRow, SamplingRow
 from tandem.serve.usage.costs import prices_content
 
 BASE = "tandem/tiny"

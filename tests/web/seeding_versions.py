@@ -6,8 +6,8 @@ from sqlalchemy import null
 from tandem.rl.checkpoints import LearnerState, write_checkpoint
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.modelarts.store.store import ModelArtsStore
-from tandem.serve.store.lineage import ForkSource
-from tandem.serve.store.tables import NO_PAYLOAD, JobRow, ModelRow, VersionRow
+from tandem.serve.store.policies.lineage import ForkSource
+from tandem.serve.store.tables.training import NO_PAYLOAD, JobRow, ModelRow, VersionRow
 
 BASE = "tandem/tiny"
 NUM_VERSIONS = 1000

@@ -9,7 +9,7 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.rl.tokens.trained_turns import TrainedTurn
 from tandem.rl.traces.group_trace import SequenceTrace
 from tandem.rl.traces.trace_file import write_traces
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.tables.training import ModelRow
 from tandem.serve.trajectories.indexing import index_next
 
 MODELS, JOBS = "/v1/preview/models", "/v1/preview/training-jobs"

@@ -38,7 +38,7 @@ from tandem.serve.api.request_ids import request_id, unexpected_error
 from tandem.serve.api.services import CompletionServices
 from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, UnavailableError
 from tandem.serve.names import quoted
-from tandem.serve.store.versions import PinnedPolicy
+from tandem.serve.store.policies.versions import PinnedPolicy
 
 logger = logging.getLogger(__name__)
 

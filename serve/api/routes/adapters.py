@@ -36,7 +36,7 @@ from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, Sto
 from tandem.serve.ingest.request_body import BodyLimit, receive
 from tandem.serve.jobs.storage import disk_shortage, storage_errors
 from tandem.serve.names import quoted
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.tables.training import ModelRow
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/preview/models/{model_id}/versions", tags=["models"])

@@ -18,7 +18,7 @@ from tandem.serve.curves.thinning import buckets, spread
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.names import quoted
 from tandem.serve.store.curves import VersionPoint
-from tandem.serve.store.tables import LogRow
+from tandem.serve.store.tables.training import LogRow
 
 MAX_METRICS = 64
 MAX_NAME = 128

@@ -24,9 +24,9 @@ from tandem.serve.errors import ConflictError, ForbiddenError, InvalidRequestErr
 from tandem.serve.jobs.blobs import delete_blobs, delete_job_artifacts, delete_traces
 from tandem.serve.jobs.sweeping import remove_unused_checkpoints
 from tandem.serve.names import quoted
-from tandem.serve.store.lineage import ForkSource
-from tandem.serve.store.models import OwnLora
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.policies.lineage import ForkSource
+from tandem.serve.store.policies.models import OwnLora
+from tandem.serve.store.tables.training import ModelRow
 
 router = APIRouter(prefix="/preview/models", tags=["models"])
 

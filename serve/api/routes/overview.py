@@ -12,7 +12,7 @@ from tandem.serve.api.services import ServicesDep
 from tandem.serve.api.wire.overview import Activity, LastError, ModelOverview
 from tandem.serve.api.wire.paging import Limit, Order, Page
 from tandem.serve.store.overview import ModelState, Recent
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.tables.training import ModelRow
 
 router = APIRouter(prefix="/preview/overview", tags=["models"])
 

@@ -12,7 +12,7 @@ from tandem.serve.api.queue_reason import Cause, Limits, reason_to_wait
 from tandem.serve.api.routes.health import answer_in_time
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.queue import QueuedBefore, TrainingJobQueue
-from tandem.serve.store.queue import QueuePlace
+from tandem.serve.store.training.queue import QueuePlace
 
 WAITS: tuple[Cause, ...] = ("same_model", "jobs_at_once", "learners", "coordinator", "lease", "starting", "prepares")
 router = APIRouter(prefix="/preview/training-jobs", tags=["training-jobs"])

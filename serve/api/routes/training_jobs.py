@@ -27,7 +27,7 @@ from tandem.serve.api.wire.views import event_view, job_view
 from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, QueueFullError
 from tandem.serve.jobs.accept import AcceptedJob, JobAcceptance, OfferedJob
 from tandem.serve.names import quoted
-from tandem.serve.store.tables import JobRow
+from tandem.serve.store.tables.training import JobRow
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/preview", tags=["training-jobs"])

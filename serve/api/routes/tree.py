@@ -18,8 +18,8 @@ from tandem.serve.api.wire.paging import Limit, Page, cursor_number, numbered_cu
 from tandem.serve.api.wire.requests import MAX_STEP
 from tandem.serve.api.wire.tree import CheckpointDetails, TreeFork, TreeItem, TreeParent, TreeVersion
 from tandem.serve.api.wire.views import checkpoint_view, initial_checkpoint_view
-from tandem.serve.store.lineage import FORK, IMPORT, RUN
-from tandem.serve.store.tree import Node
+from tandem.serve.store.policies.lineage import FORK, IMPORT, RUN
+from tandem.serve.store.policies.tree import Node
 
 router = APIRouter(prefix="/preview/models/{model_id}", tags=["models"])
 

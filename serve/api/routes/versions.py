@@ -20,7 +20,7 @@ from tandem.serve.api.wire.requests import MAX_STEP, DeleteCheckpoints
 from tandem.serve.api.wire.responses import Checkpoint, CheckpointsDeleted, Version
 from tandem.serve.api.wire.views import checkpoint_view, version_view
 from tandem.serve.jobs.sweeping import remove_unused_checkpoints
-from tandem.serve.store.tables import VersionRow
+from tandem.serve.store.tables.training import VersionRow
 
 RECHECK_S = 1.0
 """How often a waiting request looks itself, which also shows that its model was deleted."""

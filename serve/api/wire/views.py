@@ -20,7 +20,7 @@ from tandem.serve.api.wire.responses import (
     Version,
 )
 from tandem.serve.names import DATASET_SCHEME
-from tandem.serve.store.tables import ApiKeyRow, DatasetRow, EventRow, JobRow, LogRow, ModelRow, VersionRow
+from tandem.serve.store.tables.training import ApiKeyRow, DatasetRow, EventRow, JobRow, LogRow, ModelRow, VersionRow
 
 NOT_TRAINED = ("nothing_trained", "partly_trained")
 """The warnings whose counts are trajectories that don't train."""

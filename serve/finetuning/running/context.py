@@ -22,7 +22,7 @@ from tandem.serve.finetuning.store.claims import ClaimedFineTuning, FineTuningCl
 from tandem.serve.finetuning.store.store import FineTuningStore
 from tandem.serve.jobs.accept import JobAcceptance, OfferedJob
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.tables.training import ModelRow
 
 FULL_QUEUE_S = 1.0
 

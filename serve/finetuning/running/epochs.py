@@ -24,7 +24,7 @@ from tandem.serve.finetuning.data.epochs import epoch_order
 from tandem.serve.finetuning.data.row_file import RowFile
 from tandem.serve.finetuning.running.context import JobContext
 from tandem.serve.jobs.accept import OfferedJob
-from tandem.serve.store.references import KlReference, Step
+from tandem.serve.store.policies.references import KlReference, Step
 
 KINDS = {"supervised": "sft", "dpo": "dpo"}
 """The kind of training job of each method."""

@@ -14,8 +14,8 @@ from tandem.serve.finetuning.running.reinforcement import ReinforcementTuning
 from tandem.serve.finetuning.running.supervision import JobFailedError, Supervision
 from tandem.serve.finetuning.store.claims import ClaimedFineTuning
 from tandem.serve.finetuning.store.store import FineTuningStore
-from tandem.serve.store.lineage import ForkSource
-from tandem.serve.store.tables import ModelRow
+from tandem.serve.store.policies.lineage import ForkSource
+from tandem.serve.store.tables.training import ModelRow
 
 
 class FineTuning:

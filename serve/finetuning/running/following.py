@@ -9,7 +9,7 @@ from tandem.serve.finetuning.running.supervision import JobFailedError, Supervis
 from tandem.serve.finetuning.store.claims import ClaimedFineTuning, Note
 from tandem.serve.finetuning.store.store import FineTuningStore
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import EventRow, JobRow, ModelRow
+from tandem.serve.store.tables.training import EventRow, JobRow, ModelRow
 
 POLL_S = 0.3
 EVENTS_AT_ONCE = 500

@@ -14,7 +14,7 @@ from tandem.cluster.errors import JobCancelledError, LeaseLostError
 from tandem.serve.finetuning.store.events import Level, end, note
 from tandem.serve.finetuning.store.tables import OPEN_STATUSES, CheckpointRow, FineTuningJobRow
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import EventRow, JobRow
+from tandem.serve.store.tables.training import EventRow, JobRow
 
 
 @dataclass(frozen=True)

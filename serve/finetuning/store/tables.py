@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from tandem.serve.store.tables import NEVER, Table
+from tandem.serve.store.tables.training import NEVER, Table
 
 _ID = String(64)
 _NAME = String(128)

@@ -24,7 +24,7 @@ from tandem.serve.modelarts.settings.run_settings import RunSettings
 from tandem.serve.modelarts.store.datasets import DatasetVersions
 from tandem.serve.modelarts.store.status import UserJobStatus
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import JobRow, ModelRow
+from tandem.serve.store.tables.training import JobRow, ModelRow
 
 POLL_S = 0.3
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

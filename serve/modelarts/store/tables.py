@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from tandem.serve.store.tables import NEVER, Table
+from tandem.serve.store.tables.training import NEVER, Table
 
 _NAME = String(128)
 _LIVE = text("deleted_at IS NULL")

@@ -16,8 +16,8 @@ from tandem.cluster.calls.call import CallKind
 from tandem.cluster.config.tinker import TinkerConfig
 from tandem.serve.errors import BadRequestError, Problem, QueueFullError
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import ModelRow, plain
-from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.tinker import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.training import ModelRow, plain
 from tandem.serve.tinker.store.checkpoints import find_checkpoint
 from tandem.serve.tinker.store.outcomes import Outcome, Outcomes
 from tandem.serve.tinker.store.paths import call_request_id, parse_path

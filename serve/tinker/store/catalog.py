@@ -28,8 +28,8 @@ from sqlalchemy.orm import Session, aliased
 from tandem.serve.errors import NotFoundError
 from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import JobRow, ModelRow, UtcTime, VersionRow
-from tandem.serve.store.tinker_tables import SAMPLER_WEIGHTS, WEIGHTS, RunCheckpointRow, RunRow
+from tandem.serve.store.tables.tinker import SAMPLER_WEIGHTS, WEIGHTS, RunCheckpointRow, RunRow
+from tandem.serve.store.tables.training import JobRow, ModelRow, UtcTime, VersionRow
 from tandem.serve.tinker.store.checkpoints import are_there
 
 

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import NotFoundError
 from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
-from tandem.serve.store.models import check_not_kept, find_model
-from tandem.serve.store.tables import ModelRow, VersionRow
-from tandem.serve.store.tinker_tables import EXTERNAL_WEIGHTS, SAMPLER_WEIGHTS, WEIGHTS, RunCheckpointRow, RunRow
-from tandem.serve.store.versions import need_version
+from tandem.serve.store.policies.models import check_not_kept, find_model
+from tandem.serve.store.policies.versions import need_version
+from tandem.serve.store.tables.tinker import EXTERNAL_WEIGHTS, SAMPLER_WEIGHTS, WEIGHTS, RunCheckpointRow, RunRow
+from tandem.serve.store.tables.training import ModelRow, VersionRow
 from tandem.serve.tinker.store.paths import CheckpointPath, Kind, kind_of, parse_path
 
 

@@ -20,9 +20,9 @@ from tandem.cluster.calls.call import (
     RunCall,
 )
 from tandem.serve.store.database import Database
-from tandem.serve.store.open_runs import forget_anchors, forget_bodies
-from tandem.serve.store.tables import NEVER, ModelRow
-from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.tinker import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.training import NEVER, ModelRow
+from tandem.serve.store.training.open_runs import forget_anchors, forget_bodies
 from tandem.serve.tinker.store.gaps import fail_gaps
 from tandem.serve.tinker.store.quick_answers import answer_quickly, charge, check_held
 from tandem.serve.tinker.store.saves import SaveRefusedError, add_anchor, add_version, add_weights

@@ -8,8 +8,8 @@ from datetime import timedelta
 from sqlalchemy import select
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.open_runs import unload
-from tandem.serve.store.tinker_tables import SAMPLER_WEIGHTS, RunCheckpointRow
+from tandem.serve.store.tables.tinker import SAMPLER_WEIGHTS, RunCheckpointRow
+from tandem.serve.store.training.open_runs import unload
 from tandem.serve.tinker.store.checkpoints import Checkpoint, Checkpoints
 from tandem.serve.tinker.store.paths import parse_path
 from tandem.serve.tinker.store.runs import Runs, Start, find_run

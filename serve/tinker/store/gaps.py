@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, load_only
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.tinker import CallRow, RunRow, is_unanswered
 
 MAX_NAMED = 10
 """Missing numbers that a message names."""

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from tandem.cluster.calls.call import JSON
 from tandem.serve.errors import GoneError
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import JobRow, ModelRow, is_open
-from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.tinker import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.training import JobRow, ModelRow, is_open
 from tandem.serve.tinker.store.paths import no_request, parse_request_id
 from tandem.serve.tinker.store.runs import no_run, not_served
 

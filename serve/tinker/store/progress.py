@@ -7,7 +7,7 @@ from collections.abc import Collection
 from sqlalchemy import bindparam, select
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.tinker_tables import RunRow
+from tandem.serve.store.tables.tinker import RunRow
 
 _APPLIED = select(RunRow.id, RunRow.applied_seq, RunRow.unloaded_at).where(
     RunRow.id.in_(bindparam("run_ids", expanding=True))

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from tandem.cluster.calls.call import CallResult, CallUsage, ClaimedRun, RunCall
 from tandem.cluster.errors import LeaseLostError
-from tandem.serve.store.tables import ModelRow, plain
-from tandem.serve.store.tinker_tables import CallRow, RunRow
-from tandem.serve.store.usage_amounts import Account, Amounts, add_amounts
+from tandem.serve.store.ledger.amounts import Account, Amounts, add_amounts
+from tandem.serve.store.tables.tinker import CallRow, RunRow
+from tandem.serve.store.tables.training import ModelRow, plain
 
 _RUN, _CALL = plain(RunRow).c, plain(CallRow).c
 _HELD = (

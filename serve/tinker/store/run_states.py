@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import ModelRow
-from tandem.serve.store.tinker_tables import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.tinker import CallRow, RunRow, is_unanswered
+from tandem.serve.store.tables.training import ModelRow
 
 
 @dataclass(frozen=True)

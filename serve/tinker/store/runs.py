@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import BadRequestError, NotFoundError, Problem
 from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
-from tandem.serve.store.lineage import FORK, RUN
-from tandem.serve.store.models import find_by_name, new_model
-from tandem.serve.store.open_runs import unload
-from tandem.serve.store.tables import ModelRow, VersionRow
-from tandem.serve.store.tinker_tables import RunRow
-from tandem.serve.store.versions import initial_digest as initial_digest_of
-from tandem.serve.store.versions import not_ready
+from tandem.serve.store.policies.lineage import FORK, RUN
+from tandem.serve.store.policies.models import find_by_name, new_model
+from tandem.serve.store.policies.versions import initial_digest as initial_digest_of
+from tandem.serve.store.policies.versions import not_ready
+from tandem.serve.store.tables.tinker import RunRow
+from tandem.serve.store.tables.training import ModelRow, VersionRow
+from tandem.serve.store.training.open_runs import unload
 from tandem.serve.tinker.store.checkpoints import find_checkpoint
 from tandem.serve.tinker.store.paths import parse_path, run_id
 from tandem.serve.tinker.store.sessions import find_session

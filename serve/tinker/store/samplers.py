@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import BadRequestError, NotFoundError, Problem
 from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
-from tandem.serve.store.tables import InitialVersionRow
-from tandem.serve.store.tinker_tables import SamplerRow
-from tandem.serve.store.versions import not_ready
+from tandem.serve.store.policies.versions import not_ready
+from tandem.serve.store.tables.tinker import SamplerRow
+from tandem.serve.store.tables.training import InitialVersionRow
 from tandem.serve.tinker.store.checkpoints import find_checkpoint
 from tandem.serve.tinker.store.paths import parse_path, sampler_id
 from tandem.serve.tinker.store.sessions import find_session

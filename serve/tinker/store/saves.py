@@ -11,9 +11,8 @@ from sqlalchemy import null, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.calls.call import RunCall, SavedState
-from tandem.serve.store.lineage import RUN
-from tandem.serve.store.tables import ModelRow, VersionRow
-from tandem.serve.store.tinker_tables import (
+from tandem.serve.store.policies.lineage import RUN
+from tandem.serve.store.tables.tinker import (
     ANCHOR,
     EXTERNAL_WEIGHTS,
     SAMPLER_WEIGHTS,
@@ -23,6 +22,7 @@ from tandem.serve.store.tinker_tables import (
     RunRow,
     SamplerRow,
 )
+from tandem.serve.store.tables.training import ModelRow, VersionRow
 from tandem.serve.tinker.store.paths import sampler_id
 from tandem.serve.tinker.store.runs import OPTIMIZER_KIND
 

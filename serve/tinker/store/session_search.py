@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from tandem.serve.store.database import Database, UnknownCursorError
-from tandem.serve.store.tinker_tables import RunCheckpointRow, RunRow, SessionRow
+from tandem.serve.store.tables.tinker import RunCheckpointRow, RunRow, SessionRow
 from tandem.serve.tinker.store.checkpoints import are_there
 
 HEARD_OF = timedelta(minutes=1)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import GoneError, NotFoundError
 from tandem.serve.names import quoted
 from tandem.serve.store.database import Database
-from tandem.serve.store.tinker_tables import SessionRow
+from tandem.serve.store.tables.tinker import SessionRow
 
 UNWRITTEN = timedelta(seconds=5)
 """Heartbeats that follow each other more closely aren't written."""

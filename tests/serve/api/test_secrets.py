@@ -12,7 +12,7 @@ from tandem.cli.main import app as tandem
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.telemetry.redaction import without_keys
 from tandem.serve.keys import create_key
-from tandem.serve.store.tables import ApiKeyRow
+from tandem.serve.store.tables.training import ApiKeyRow
 
 PASSWORD = "hunter2hunter2"
 REASONING = "what the agent thought about its customer"

@@ -10,8 +10,8 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.api.version_runs import NEWEST_SHOWN
 from tandem.serve.jobs.sweeping import apply_retention
 from tandem.serve.keys import create_key
-from tandem.serve.store.lineage import ForkSource
-from tandem.serve.store.tables import JobRow, ModelRow, VersionRow
+from tandem.serve.store.policies.lineage import ForkSource
+from tandem.serve.store.tables.training import JobRow, ModelRow, VersionRow
 
 BASE = "tandem/tiny"
 

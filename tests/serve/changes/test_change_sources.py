@@ -79,7 +79,7 @@ def test_jobs_that_have_ended_before_the_last_ones_are_not_new(store, add_model,
 
 def store_recent(limit):
     from tandem.serve.store.changes import _JOBS
-    from tandem.serve.store.tables import JobRow
+    from tandem.serve.store.tables.training import JobRow
 
     return _JOBS.order_by(JobRow.number.desc()).limit(limit)
 

@@ -14,7 +14,7 @@ from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoin
 from tandem.rl.errors import ConfigError
 from tandem.serve.errors import ConflictError, GoneError, NotFoundError
 from tandem.serve.jobs.sweeping import apply_retention
-from tandem.serve.store.references import Checkpoint, KlReference, Lag, Step
+from tandem.serve.store.policies.references import Checkpoint, KlReference, Lag, Step
 
 pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 GRACE = timedelta(hours=1)

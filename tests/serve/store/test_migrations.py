@@ -15,7 +15,7 @@ from tandem.serve.modelarts.store import tables as modelarts_tables  # noqa: F40
 from tandem.serve.store import migrations
 from tandem.serve.store.migrations import SchemaError
 from tandem.serve.store.store import Store
-from tandem.serve.store.tables import Table
+from tandem.serve.store.tables.training import Table
 
 pytestmark = pytest.mark.parametrize("new_url", ["sqlite", "postgresql"], indirect=True)
 

@@ -9,7 +9,7 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.rl.config import TrainingConfig
 from tandem.rl.supervised.config import SupervisedConfig
 from tandem.serve.errors import ConflictError, NotFoundError
-from tandem.serve.store.datasets import NewDataset
+from tandem.serve.store.uploads.datasets import NewDataset
 
 pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 

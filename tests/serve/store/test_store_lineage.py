@@ -6,8 +6,8 @@ import pytest
 
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.errors import ConflictError, GoneError, InvalidRequestError
-from tandem.serve.store.lineage import ForkSource
-from tandem.serve.store.models import OwnLora
+from tandem.serve.store.policies.lineage import ForkSource
+from tandem.serve.store.policies.models import OwnLora
 
 pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 BASE = "tandem/tiny"

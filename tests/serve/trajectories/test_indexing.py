@@ -7,7 +7,7 @@ from trajectory_data import answered, group
 from tandem.cluster.config import ProjectConfig, TrajectoriesConfig
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.keys import create_key
-from tandem.serve.store.trajectory_tables import GroupRow, SourceRow, TrajectoryRow
+from tandem.serve.store.tables.trajectories import GroupRow, SourceRow, TrajectoryRow
 from tandem.serve.trajectories import indexing
 from tandem.serve.trajectories.removal import mark_surplus, remove_marked
 from tandem.serve.trajectories.upkeep import Upkeep
@@ -141,7 +141,7 @@ def test_retention_by_size_removes_the_oldest(post_log, index_all, services, sto
 
 
 def test_the_index_of_a_large_source_goes_in_parts(post_log, index_all, store, services, monkeypatch):
-    monkeypatch.setattr("tandem.serve.store.trajectory_index.DELETED_AT_ONCE", 3)
+    monkeypatch.setattr("tandem.serve.store.uploads.trajectory_index.DELETED_AT_ONCE", 3)
     post_log(*(group(answered(0.0), answered(1.0)) for _ in range(5)))
     index_all()
     assert mark_surplus(store, TrajectoriesConfig(keep_days=None, keep_bytes=0)) == 1

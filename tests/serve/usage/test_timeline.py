@@ -120,7 +120,7 @@ def test_a_record_that_comes_late_changes_nothing(store, clock, add_model, add_j
 def test_jobs_of_earlier_releases_have_no_phases(store, clock, add_model, add_job, claim, shown):
     from sqlalchemy import delete
 
-    from tandem.serve.store.usage_tables import AttemptRow
+    from tandem.serve.store.tables.usage import AttemptRow
 
     job = add_job(add_model())
     clock.advance(1)
@@ -135,7 +135,7 @@ def test_jobs_of_earlier_releases_have_no_phases(store, clock, add_model, add_jo
 def test_what_is_recorded_is_charged_once(store, clock, add_model, add_job, claim):
     from sqlalchemy import select
 
-    from tandem.serve.store.usage_tables import UsageRow
+    from tandem.serve.store.tables.usage import UsageRow
 
     model = add_model()
     job = add_job(model)

@@ -6,7 +6,7 @@ import pytest
 
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.errors import BadRequestError, ConflictError, GoneError, NotFoundError
-from tandem.serve.store.tree import MakingJob, Parent
+from tandem.serve.store.policies.tree import MakingJob, Parent
 from tandem.serve.tinker.store.outcomes import Answered, Failed
 from tandem.serve.tinker.store.runs import Start
 

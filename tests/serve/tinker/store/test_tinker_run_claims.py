@@ -4,7 +4,7 @@ import pytest
 
 from tandem.cluster.calls.call import Anchor, CallResult, CallUsage, SavedState
 from tandem.cluster.errors import LeaseLostError
-from tandem.serve.store.usage_sums import Asked
+from tandem.serve.store.ledger.sums import Asked
 
 BASE = "tandem/tiny"
 pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)

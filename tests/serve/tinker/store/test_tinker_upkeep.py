@@ -9,7 +9,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.calls.call import Anchor
 from tandem.serve.errors import GoneError
 from tandem.serve.jobs.sweeping import sweep, sweep_runs
-from tandem.serve.store.tinker_tables import CallRow, RunCheckpointRow
+from tandem.serve.store.tables.tinker import CallRow, RunCheckpointRow
 from tandem.serve.tinker.store.runs import Start
 
 pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)

@@ -1,0 +1,1 @@
+"""The tables of the store, by the part of the service that they serve."""

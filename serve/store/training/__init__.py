@@ -1,0 +1,1 @@
+"""Training jobs: accepted, queued, claimed, ended; and what else trains a model meanwhile."""
