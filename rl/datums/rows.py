@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tandem.rl.datums.datum import Datum
@@ -124,7 +126,8 @@ class _Row:
         self._segments: list[_Segment] = []
         self._path: list[int] = []
         """The segments of the last datum, from its root on."""
-        self._places: list[Tensor] = []
+        self._ranges: list[tuple[int, int, int]] = []
+        """(first place, number of places, targets of each) of the parts of each datum, one after the other."""
 
     def num_added(self, datum: Datum, num_shared: int) -> int:
         """Return the tokens that a datum would add, which shares its first `num_shared` ones with the last."""
@@ -140,41 +143,49 @@ class _Row:
             self._segments.append(_Segment(datum.token_ids[start:], start, self.num_tokens, parent))
             self._path.append(id_)
             self.num_tokens += datum.num_tokens - start
-        starts = torch.tensor([self._segments[id_].start for id_ in self._path])
-        offsets = torch.tensor([self._segments[id_].begin for id_ in self._path]) - starts
-        positions = torch.arange(datum.num_tokens)
-        places = positions + offsets[torch.bucketize(positions, starts, right=True) - 1]
-        self._places.append(places[:, None].expand(datum.num_tokens, datum.targets[0].numel()).flatten())
+        num_targets = datum.targets.numel() // datum.num_tokens
+        path = [self._segments[id_] for id_ in self._path]
+        for segment, end in zip(path, [*(after.start for after in path[1:]), datum.num_tokens], strict=True):
+            self._ranges.append((segment.begin, end - segment.start, num_targets))
         self.datums.append((number, datum))
 
     def packed(self) -> DatumRow:
         """Return the finished row."""
         numbers, datums = zip(*self.datums, strict=True)
-        lengths = torch.tensor([datum.targets.numel() for datum in datums])
+        lengths = [datum.targets.numel() for datum in datums]
         names = sorted({name for datum in datums for name in datum.values})
+        begins, sizes, num_targets = np.array(self._ranges).T
         return DatumRow(
             row=self._row(),
             datums=numbers,
             shapes=tuple(tuple(datum.targets.shape) for datum in datums),
-            datum_ids=torch.arange(len(datums)).repeat_interleave(lengths),
-            places=torch.cat(self._places),
+            datum_ids=torch.from_numpy(np.arange(len(datums)).repeat(lengths)),
+            places=torch.from_numpy(_joined(begins, sizes).repeat(num_targets.repeat(sizes))),
             targets=torch.cat([datum.targets.flatten() for datum in datums]),
             values={name: torch.cat([_column(datum, name) for datum in datums]) for name in names},
         )
 
     def _row(self) -> PackedSequence:
-        lengths = torch.tensor([segment.token_ids.numel() for segment in self._segments])
+        starts, parents = np.array([(segment.start, segment.parent) for segment in self._segments]).T
+        lengths = np.array([segment.token_ids.numel() for segment in self._segments])
         zeros = torch.zeros(self.num_tokens)
         return PackedSequence(
             token_ids=torch.cat([segment.token_ids for segment in self._segments]),
-            positions=torch.cat([torch.arange(s.start, s.start + s.token_ids.numel()) for s in self._segments]),
-            segment_ids=torch.arange(len(lengths)).repeat_interleave(lengths),
-            parent_ids=torch.tensor([segment.parent for segment in self._segments]).repeat_interleave(lengths),
+            positions=torch.from_numpy(_joined(starts, lengths)),
+            segment_ids=torch.from_numpy(np.arange(len(lengths)).repeat(lengths)),
+            parent_ids=torch.from_numpy(parents.repeat(lengths)),
             loss_mask=zeros.bool(),
             sampling_logprobs=zeros,
             advantages=zeros,
             weights=zeros,
         )
+
+
+def _joined(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return begin, begin + 1, ... of each range, one range after the other."""
+    ends = lengths.cumsum()
+    joined: NDArray[np.int64] = np.arange(ends[-1]) + (begins - ends + lengths).repeat(lengths)
+    return joined
 
 
 def _column(datum: Datum, name: str) -> Tensor:

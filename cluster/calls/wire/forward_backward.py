@@ -128,9 +128,9 @@ def _token_ids(chunks: Sequence[Any], index: int) -> Tensor:
     ids = []
     for position, chunk in enumerate(chunks):
         place = ("data", index, "model_input", "chunks", position)
-        kind = chunk.WhichOneof("kind")
-        if kind != "encoded_text":
-            raise DatumError(f"is {kind or 'empty'}; only encoded_text can be trained here", *place)
+        if not chunk.HasField("encoded_text"):
+            kind = chunk.WhichOneof("kind") or "empty"
+            raise DatumError(f"is {kind}; only encoded_text can be trained here", *place)
         ids.append(_numbers(chunk.encoded_text.tokens, np.dtype("<i4"), *place, "tokens"))
     return torch.from_numpy(np.concatenate(ids).astype(np.int64)) if ids else torch.empty(0, dtype=torch.int64)
 
@@ -142,14 +142,14 @@ def _tensor(message: Any, *place: str | int) -> Tensor:
     shape = list(message.shape)
     if len(shape) > 2:
         raise DatumError(f"has {len(shape)} dimensions; it may have one or two", *place)
-    if not all(0 <= size <= MAX_CELLS for size in shape) or math.prod(shape) > MAX_CELLS:
+    if min(shape, default=0) < 0 or max(shape, default=0) > MAX_CELLS or math.prod(shape) > MAX_CELLS:
         raise DatumError(f"has shape {shape}; at most {MAX_CELLS} cells are possible", *place)
-    if message.WhichOneof("kind") == "sparse_csr":
+    if message.HasField("sparse_csr"):
         return _dense(message, dtype, shape, *place)
     values = _widened(_numbers(message.dense, dtype, *place), message.dtype)
     if shape and values.size != math.prod(shape):
         raise DatumError(f"has {values.size} numbers, and its shape is {shape}", *place)
-    return torch.from_numpy(values.reshape(shape) if shape else values)
+    return torch.from_numpy(values.reshape(shape) if len(shape) == 2 else values)
 
 
 def _dense(message: Any, dtype: np.dtype[Any], shape: list[int], *place: str | int) -> Tensor:

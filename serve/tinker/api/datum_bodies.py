@@ -7,6 +7,7 @@ it with the first session of a client that may train.
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -30,6 +31,9 @@ from tandem.serve.tinker.wire.responses import Future
 CALLS = "calls"
 """The folder of the artifacts."""
 _OBJECT = TypeAdapter(dict[str, Any])
+_WRITERS = ThreadPoolExecutor(8, "calls")
+_NewCall = tuple[str, str, int, CallKind, str]
+"""Entity, run, number, kind, and the hash of the content."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,27 @@ def journal(tinker: Tinker, caller: Caller, body: DatumBody) -> Future:
     Raises InvalidRequestError for a body whose model and number can't be read. Other faults become the call's result.
     """
     found = _found(body)
-    run = tinker.store.runs.get(caller.entity, found.model_id)
+    call = (caller.entity, found.model_id, found.seq, found.kind, found.sha256)
+    known = tinker.store.calls.find(*call)
+    request_id = known.request_id or _recorded(tinker, known.base_model, call, found)
+    return Future(request_id=request_id, model_id=found.model_id)
+
+
+def _recorded(tinker: Tinker, base_model: str | None, call: _NewCall, found: _Found) -> str:
+    """Record a new call, and return its request id."""
     calls = tinker.store.calls
-    request_id = calls.find(caller.entity, run.id, found.seq, found.kind, found.sha256)
-    if request_id is None:
-        told = caller.entity, run.id, found.seq, found.kind, found.sha256
-        if run.unloaded_at is not None or run.base_model not in tinker.services.base_models:
-            request_id = calls.submit(*told, body_key=None, options={}, num_bytes=0)  # records why it isn't executed
-        elif refusal := found.fault or _fault(tinker, run.base_model, found.message):
-            request_id = calls.submit_refused(*told, refusal)
-        else:
-            request_id = _with_content(tinker, caller, run.id, found)
-    return Future(request_id=request_id, model_id=run.id)
+    if base_model is None:
+        return calls.submit(*call, body_key=None, options={}, num_bytes=0)  # records why it isn't executed
+    if found.fault is not None:
+        return calls.submit_refused(*call, found.fault)
+    try:
+        return _with_content(tinker, base_model, call, found)
+    except _RefusedError as refused:
+        return calls.submit_refused(*call, str(refused))
+
+
+class _RefusedError(Exception):
+    """The content of a call is refused, for this reason."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +162,22 @@ def _fault(tinker: Tinker, base_model: str, message: Any) -> str | None:
     return None
 
 
-def _with_content(tinker: Tinker, caller: Caller, run_id: str, found: _Found) -> str:
-    """Journal a call, whose content is durable before its row. Return its request id."""
+def _with_content(tinker: Tinker, base_model: str, call: _NewCall, found: _Found) -> str:
+    """Journal a call, whose content is durable before its row. Return its request id. Raises _RefusedError."""
     artifacts, key = tinker.services.artifacts, f"{CALLS}/{uuid.uuid4()}"
     if shortage := disk_shortage(artifacts, tinker.services.config.limits):
         raise StorageFullError(shortage, "disk_full")
-    submit = tinker.store.calls.submit
-    with stored(artifacts, key, lambda key: artifacts.write_blob(key, found.content)):
-        return submit(
-            caller.entity, run_id, found.seq, found.kind, found.sha256, key, options={}, num_bytes=len(found.content)
-        )
+
+    def write_and_check(key: str) -> None:
+        """Check the content while the disk works."""
+        writing = _WRITERS.submit(artifacts.write_blob, key, found.content)
+        try:
+            fault = _fault(tinker, base_model, found.message)
+        finally:
+            wait([writing])
+        writing.result()
+        if fault is not None:
+            raise _RefusedError(fault)
+
+    with stored(artifacts, key, write_and_check):
+        return tinker.store.calls.submit(*call, key, options={}, num_bytes=len(found.content))

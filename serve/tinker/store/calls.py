@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from tandem.cluster.calls.call import CallKind
@@ -29,6 +29,16 @@ UNWRITTEN = timedelta(seconds=1)
 """Requests that follow each other more closely aren't recorded as the run's last one."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the journal knows of a call that arrives."""
+
+    request_id: str | None
+    """Of the call, if it has arrived before."""
+    base_model: str | None
+    """Of the run; None if its calls aren't executed any more."""
+
+
 class Calls:
     """For a caller, runs of other entities don't exist."""
 
@@ -37,14 +47,19 @@ class Calls:
         self._database, self._config, self._base_models = database, config, base_models
         self._outcomes = Outcomes(database, config.result_s, base_models)
 
-    def find(self, entity: str, run_id: str, seq: int, kind: CallKind, body_sha256: str) -> str | None:
-        """Return the request id of a call that has arrived before, None for a new number.
+    def find(self, entity: str, run_id: str, seq: int, kind: CallKind, body_sha256: str) -> Known:
+        """Return what is known of a call before it is recorded.
 
         Raises NotFoundError without the run, BadRequestError if the number was used for another call.
         """
-        with self._database.read() as session:
-            is_repeat = _place(session, entity, run_id, seq).is_repeat(run_id, seq, kind, body_sha256)
-        return call_request_id(run_id, seq) if is_repeat else None
+        with self._database.quick_read() as connection:
+            place = _place(connection, entity, run_id, seq)
+        is_repeat = place.is_repeat(run_id, seq, kind, body_sha256)
+        is_executed = place.unloaded_at is None and self._serves(place.base_model)
+        return Known(call_request_id(run_id, seq) if is_repeat else None, place.base_model if is_executed else None)
+
+    def _serves(self, base_model: str) -> bool:
+        return self._base_models is None or base_model in self._base_models
 
     def submit(
         self,
@@ -74,7 +89,7 @@ class Calls:
             if place.unloaded_at is not None:
                 error = f"The model was unloaded at {place.unloaded_at:%Y-%m-%d %H:%M:%S} UTC. Create a new one."
                 call |= {"answered_at": now, "category": "user", "error": error}
-            elif self._base_models is not None and place.base_model not in self._base_models:
+            elif not self._serves(place.base_model):
                 call |= {"answered_at": now, "category": "user", "error": not_served(place.base_model)}
             else:
                 self._check_room(run_id, place)
@@ -107,7 +122,7 @@ class Calls:
 
     def _take(self, session: Session, entity: str, run_id: str, seq: int, kind: str, body_sha256: str) -> _Place | None:
         """Lock the run and return the place of a new call; None for a repeat. Raises what `find` does."""
-        place = _place(session, entity, run_id, seq, lock=True)
+        place = _place(session.connection(), entity, run_id, seq, lock=True)
         if place.is_repeat(run_id, seq, kind, body_sha256):
             return None
         if seq > place.applied_seq + MAX_MISSING:
@@ -206,9 +221,8 @@ _REQUESTED = update(plain(RunRow)).where(RunRow.id == bindparam("of_run"))
 _ADD = insert(plain(CallRow))
 
 
-def _place(session: Session, entity: str, run_id: str, seq: int, lock: bool = False) -> _Place:
+def _place(connection: Connection, entity: str, run_id: str, seq: int, lock: bool = False) -> _Place:
     """Return what a run knows of a number. Raises NotFoundError without the run."""
-    connection = session.connection()
     run = connection.execute(_LOCKED_RUN if lock else _RUN, {"of_run": run_id, "entity": entity}).first()
     if run is None:
         raise no_run(run_id)
