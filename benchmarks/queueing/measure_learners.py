@@ -42,7 +42,9 @@ def _steps(directory: Path, work: Workload, count: int, steps: int) -> list[floa
     """Return the seconds of each step, as rank 0 saw them."""
     meeting = Path(tempfile.mkdtemp(dir=directory), "meeting")  # torch makes the file
     shares = [(directory / "model", work, rank, count, meeting, steps) for rank in range(count)]
-    with multiprocessing.get_context("spawn").Pool(count) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tandem.rl.learner", "peft"])  # imported once for all ranks
+    with context.Pool(count) as pool:
         return pool.starmap_async(_rank, shares, chunksize=1).get(ROUND_S)[0]
 
 

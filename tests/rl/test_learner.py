@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from small_models import joined, packed_group, randomise_adapter, unpacked, with_reference
 from trees import branching_group
 
@@ -381,7 +381,7 @@ def one_rank(rank: int, path: Path, folder: Path) -> None:
 
 
 def test_two_learners_equal_one(qwen3_path: Path, tmp_path: Path) -> None:
-    mp.spawn(one_rank, args=(qwen3_path, tmp_path), nprocs=2)
+    run_ranks(one_rank, (qwen3_path, tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     learner = new_learner(qwen3_path, UNCLIPPED)
     start = learner.state()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from out_of_memory_policy import fail_above, new_learner
+from ranks import run_ranks
 from small_models import packed_group, with_reference
 from trees import branching_group
 
@@ -169,7 +169,7 @@ def one_rank(rank: int, path: Path, folder: Path) -> None:
 
 
 def test_both_learners_learn_of_it_before_the_gradients_are_summed(qwen3_path: Path, tmp_path: Path) -> None:
-    mp.spawn(one_rank, args=(qwen3_path, tmp_path), nprocs=2)
+    run_ranks(one_rank, (qwen3_path, tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     learner = new_learner(qwen3_path)
     for name, loss in LOSSES.items():

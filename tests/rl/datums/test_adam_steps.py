@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from plain_losses import OPTIONS, call_datums
+from ranks import run_ranks
 from small_models import packed_group, randomise_adapter
 from torch import Tensor, nn
 
@@ -230,8 +230,7 @@ def one_rank(rank: int, path: Path, folder: Path) -> None:
 
 
 def test_two_learners_equal_one(qwen3_path: Path, tmp_path: Path) -> None:
-    mp.get_context("forkserver").set_forkserver_preload(["tandem.rl.learner"])  # imported once for both
-    mp.start_processes(one_rank, (qwen3_path, tmp_path), 2, start_method="forkserver")
+    run_ranks(one_rank, (qwen3_path, tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     learner = new_learner(qwen3_path)
     start = learner.state()

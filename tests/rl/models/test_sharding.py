@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from model_families import FULL, LINEAR, WINDOWED, adapted, family, save
 from plain_losses import call_datums
+from ranks import run_ranks
 from small_models import packed_group, randomise_adapter, save_model, with_reference
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -137,8 +137,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -
 def test_learners_that_share_the_weights_equal_one(model_path: Path, tmp_path: Path) -> None:
     for name, config in FAMILIES.items():
         save(config, model_path / name)
-    mp.get_context("forkserver").set_forkserver_preload(["tandem.rl.learner"])  # imported once for all ranks
-    mp.start_processes(one_rank, (model_path, tmp_path), SHARD * REPLICAS, start_method="forkserver")
+    run_ranks(one_rank, (model_path, tmp_path), SHARD * REPLICAS)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(SHARD * REPLICAS)]
     for checkpoints in (False, True):
         alone = learner(model_path, checkpoints=checkpoints)

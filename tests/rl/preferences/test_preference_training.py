@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from transformers import AutoTokenizer
 
 from tandem.rl.base_text import BaseText
@@ -142,7 +142,7 @@ def one_rank(rank, folder):
 
 
 def test_two_learners_equal_one(learner, start, tmp_path):
-    mp.spawn(one_rank, args=(tmp_path,), nprocs=2)
+    run_ranks(one_rank, (tmp_path,))
     first, second = shares()
     metrics = learner.step([*first, *second], Dpo(0.2, 0, 3), 1e-3)
     for rank in (0, 1):
