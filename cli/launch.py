@@ -15,6 +15,7 @@ from tandem.cli.startup import StartError
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import RayStartError
 from tandem.cluster.processes.deadlines import in_thread
+from tandem.cluster.processes.heap import collection_paused
 from tandem.cluster.processes.import_path import JobConfig
 from tandem.cluster.processes.local_ray import local_ray
 
@@ -55,6 +56,11 @@ def num_cpus_needed(config: TandemConfig) -> int:
     return int(asked) + (2 if config.runs_code else 1)
 
 
+def import_deployment() -> None:
+    with collection_paused():
+        importlib.import_module(DEPLOYMENT)
+
+
 @contextmanager
 def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], None]) -> Iterator[None]:
     """Connect to Ray: the one already connected, that of RAY_ADDRESS, or a new one. Raises StartError."""
@@ -73,7 +79,7 @@ def connected(config: TandemConfig, verbose: bool, on_progress: Callable[[str], 
         cpus = max(os.cpu_count() or 1, num_cpus_needed(config))
         token_file = config.home / RAY_TOKEN_FILE
         # Ray's processes take seconds to start, and Ray Serve, which is needed next, takes seconds to import.
-        in_thread(lambda: importlib.import_module(DEPLOYMENT), "import-serve")
+        in_thread(import_deployment, "import-serve")
         options |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
         try:
             with local_ray(token_file, with_job_server=config.runs_code, **options):

@@ -17,23 +17,14 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-# The core on a CPU, its worker, and what they import on first use. Whatever is missing here is imported by the core.
-MODULES = (
-    "vllm.v1.engine.core",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-    "vllm.v1.worker.cpu_model_runner",
-    "vllm.lora.worker_manager",
-    "tandem.cluster.engine.worker_extension",
-    "tandem.cluster.engine.clean_blocks",
-)
+IMPORTS = "tandem.cluster.engine.core_imports"
 # vLLM preloads the same for a core that it spawns (vllm/platforms/cpu.py): a faster allocator, and torch's OpenMP.
 LIBRARIES = (("vllm", "libs/libtcmalloc_minimal*.so*"), ("torch", "lib/libgomp*.so*"))
 
 
 def preload_core() -> None:
-    """Start to import what a core on a CPU needs, in a process of its own. Returns at once."""
-    forkserver.set_forkserver_preload(list(MODULES))
+    """Start to import what a core on a CPU needs, in a process of its own. Returns at once; repeats are harmless."""
+    forkserver.set_forkserver_preload([IMPORTS])
     with _libraries_preloaded():
         forkserver.ensure_running()
 

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.errors import StageError
-from tandem.cluster.processes.heap import freeze_heap
+from tandem.cluster.processes.heap import collection_paused, freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
@@ -132,7 +132,8 @@ class PreparationWorker:
         from tandem.rl.config import TrainingConfig
 
         if base_model not in self._warm:
-            self._base_models[base_model].build_batch([], TrainingConfig(), None)
+            with collection_paused():
+                self._base_models[base_model].build_batch([], TrainingConfig(), None)
             freeze_heap()
             self._warm.add(base_model)
 

@@ -25,7 +25,7 @@ from tandem.cluster.learners.stacks import Whereabouts, whereabouts
 from tandem.cluster.learners.step_meter import Measured, StepMeter
 from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
-from tandem.cluster.processes.heap import freeze_heap
+from tandem.cluster.processes.heap import collection_paused, freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
 from tandem.cluster.telemetry.context import Ids, logged_with
 from tandem.cluster.telemetry.setup import Telemetry
@@ -142,7 +142,7 @@ class JobWorker:
         `meeting` is what rank 0's `rendezvous` returned; None if there is only one rank.
         """
         hide_other_gpus()
-        at_low_priority(lambda: import_module("tandem.rl.learner"), "import-learner")  # seconds; an engine may start
+        at_low_priority(_import_learner, "import-learner")  # seconds; an engine may start
         import torch
         import torch.distributed as dist
 
@@ -486,6 +486,11 @@ class JobWorker:
         session.digest = digest
         if session.suspended is not None and self._base.learners.kept_state_bytes:
             self._kept.put(digest, session.suspended.state, session.probe)
+
+
+def _import_learner() -> None:
+    with collection_paused():
+        import_module("tandem.rl.learner")
 
 
 @contextmanager

@@ -28,8 +28,9 @@ AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# Periods of Ray's background work, which would otherwise take most of an idle service's CPU time.
+# Ray's background work. By default it takes most of an idle service's CPU time.
 QUIET = {
+    "RAY_prestart_worker_first_driver": "0",  # processes ahead of time, which no actor with variables of its own uses
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # default 0.1; health checks have periods of 5 s and more
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # default 100; Ray itself reports metrics every 10 s
 }

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,6 +17,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.jobs.preparation import Preparation
+from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.telemetry.setup import Telemetry
@@ -25,6 +27,7 @@ from tandem.serve.app import api_directory, engine_directory
 from tandem.serve.app.api_server import ApiServer
 from tandem.serve.app.cluster_view import ServeClusterView
 from tandem.serve.app.engine_connections import EngineConnections
+from tandem.serve.app.engine_first import engine_started, wait_for_engine
 from tandem.serve.app.engine_health import EngineHealth
 from tandem.serve.app.replica_stop import ReplicaStop
 from tandem.serve.app.version_trials import VersionTrials
@@ -68,8 +71,8 @@ class ApiReplica:
         bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
         artifacts = Artifacts(config.artifacts_root)
         preparation = Preparation(bases, artifacts, config.deadlines.prepare_s, Telemetry.of(config))
-        for name in bases:
-            preparation.warm_up(name)
+        for name, engine in engines.items():
+            in_thread(partial(_warm_up, preparation, name, engine), "warm-up")
         store = Store(config.resolved_store_url)
         application = serve.get_replica_context().app_name
         num_engines = {base.name: base.engine.replicas for base in config.base_models}
@@ -121,6 +124,11 @@ class ApiReplica:
             with suppress(Exception):
                 await asyncio.to_thread(api_directory.withdraw, api_directory.API, self._address)
             await self._server.stop(POLLS_S, STOP_S - 5)
+
+
+def _warm_up(preparation: Preparation, base_model: str, engine: DeploymentHandle[Any]) -> None:
+    wait_for_engine(engine_started(engine))
+    preparation.warm_up(base_model)
 
 
 def api_application(

@@ -6,18 +6,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
-from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import ServiceStopsError, StageError
 from tandem.cluster.jobs.coordinator import Coordinator
 from tandem.cluster.jobs.engine_agreement import EngineAgreement
@@ -43,6 +41,7 @@ from tandem.rl.version_probe import VersionProbe
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app import engine_directory
 from tandem.serve.app.call_runners import call_runners
+from tandem.serve.app.engine_first import engine_started, has_room_for_all, wait_for_engine
 from tandem.serve.app.engine_handles import engine_check, engine_score, engine_usage, engines_asleep
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
@@ -57,8 +56,6 @@ from tandem.serve.usage.collection import UsageCollection
 
 logger = logging.getLogger(__name__)
 COORDINATOR = "coordinator"  # the name of the deployment
-ENGINE_FIRST_S = 300.0  # a bound; an engine starts within 30 s on an idle machine
-TICK_S = 0.5
 
 
 class CoordinatorReplica:
@@ -135,8 +132,9 @@ class CoordinatorReplica:
         calls = threading.Thread(target=runner.run, name=f"runs-{name}", daemon=True)
         calls.start()
         try:
-            self._preparation.warm_up(name)
-            if not self._config.base_model(name).engine.sleep:  # otherwise they start while the engine sleeps
+            if self._config.base_model(name).engine.sleep:  # the learners start while the engine sleeps
+                self._preparation.warm_up(name)
+            else:
                 self._start_early(name, coordinator, learners, on_wait)
         except Exception as error:  # the first job tries again and reports the cause
             if isinstance(error, StageError) and not error.retryable:
@@ -151,6 +149,7 @@ class CoordinatorReplica:
         on_cpu = not self._config.base_model(name).engine.num_gpus
         if on_cpu and not has_room_for_all(self._config, ray.cluster_resources().get("CPU", 0)):
             self._wait_for_engine(name, coordinator)
+        self._preparation.warm_up(name)
         learners.start(on_wait)
         if on_cpu:
             self._wait_for_engine(name, coordinator)
@@ -159,7 +158,7 @@ class CoordinatorReplica:
 
     def _wait_for_engine(self, name: str, coordinator: Coordinator) -> None:
         wait_for_engine(
-            self._engines[name].check_health.remote(),
+            engine_started(self._engines[name]),
             lambda: coordinator.is_stopping or self._store.next_queued(name) is not None,
         )
 
@@ -225,28 +224,6 @@ class CoordinatorReplica:
 
 def _charged_to(handle: DeploymentHandle[Any], _: EngineScore, job_id: str) -> EngineScore:
     return engine_score(handle, job_id)
-
-
-def has_room_for_all(config: TandemConfig, num_cpus: float) -> bool:
-    """Return whether learners that are placed first leave CPUs for every engine, in a cluster with this many."""
-    wanted = sum(
-        base.learners.count * base.learners.num_cpus + base.engine.replicas * base.engine.num_cpus
-        for base in config.base_models
-    )
-    return num_cpus >= wanted
-
-
-def wait_for_engine(
-    started: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], is_urgent: Callable[[], bool]
-) -> None:
-    """Wait until the engine has started, which gets the CPUs first, or until the learners are urgent."""
-    deadline = time.monotonic() + ENGINE_FIRST_S
-    with suppress(Exception):  # an engine that fails doesn't keep the learners from starting
-        while not is_urgent() and time.monotonic() < deadline:
-            with suppress(TimeoutError):
-                started.result(timeout_s=TICK_S)
-                return
-    started.cancel()  # type: ignore[no-untyped-call]
 
 
 def coordinator_application(placement: Placement, engines: Mapping[str, serve.Application]) -> serve.Application:

@@ -13,6 +13,7 @@ from ray import serve
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
+from tandem.cluster.engine.core_process import preload_core
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.engine.engine_metrics import EngineMetrics, gpu_memory
 from tandem.cluster.engine.engine_state import StateOfEngine
@@ -26,6 +27,7 @@ from tandem.cluster.engine.versions.version_loader import Files
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.placement import BasePlacement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
+from tandem.cluster.processes.heap import collection_paused
 from tandem.cluster.telemetry.context import Ids, logged_with
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.cluster.telemetry.tracing import span
@@ -47,6 +49,8 @@ class EngineReplica:
         telemetry.set_up("engine", base_model=base_model)
         telemetry.set_up_vllm("engine", base_model=base_model)
         hide_other_gpus()
+        if not config.base_model(base_model).engine.num_gpus:
+            preload_core()  # it takes longest
         self._place = engine_directory.own_place()
         base = ResolvedBaseModel(config.base_model(base_model))
         self._base_model = base.name
@@ -55,7 +59,8 @@ class EngineReplica:
         replica, host = serve.get_replica_context().replica_id.unique_id, ray.util.get_node_ip_address()
         self._life = await asyncio.to_thread(engine_history.record_start, base.name, replica, host)
         try:
-            await self._start(config, base, replica, host)
+            with collection_paused():
+                await self._start(config, base, replica, host)
         except Exception as error:
             await self._record_end("died", str(error))
             raise

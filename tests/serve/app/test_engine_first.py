@@ -3,7 +3,7 @@
 import pytest
 
 from tandem.cluster.config import TINY, EngineConfig, LearnersConfig, TandemConfig
-from tandem.serve.app.coordinator_replica import has_room_for_all, wait_for_engine
+from tandem.serve.app.engine_first import has_room_for_all, wait_for_engine
 
 
 class Started:
@@ -50,12 +50,12 @@ def test_a_failed_engine_or_store_does_not_keep_the_learners_from_starting(error
 
 
 def test_learners_start_first_only_where_every_engine_has_room_too(tmp_path):
-    """Two engines of 1.5 CPUs and three learners of 2, on each of two base models: 18."""
+    """Two engines of 1.5 CPUs and three learners of 2, on each of two base models: 18, and 4 for the start."""
     settings = {
         "engine": EngineConfig(replicas=2, num_cpus=1.5),
         "learners": LearnersConfig(count=3, num_cpus=2),
     }
     bases = [TINY.model_copy(update={"name": name, **settings}) for name in ("a", "b")]
     config = TandemConfig(home=tmp_path, base_models=bases)
-    assert has_room_for_all(config, 18)
-    assert not has_room_for_all(config, 17.5)
+    assert has_room_for_all(config, 22)
+    assert not has_room_for_all(config, 21.5)
