@@ -23,14 +23,15 @@ from tandem.cluster.processes.heap import freeze_heap
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
-from tandem.serve.app import api_directory, engine_directory
-from tandem.serve.app.api_server import ApiServer
 from tandem.serve.app.cluster_view import ServeClusterView
-from tandem.serve.app.engine_connections import EngineConnections
 from tandem.serve.app.engine_first import engine_started, wait_for_engine
-from tandem.serve.app.engine_health import EngineHealth
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.engines.connections import EngineConnections
+from tandem.serve.app.engines.health import EngineHealth
+from tandem.serve.app.engines.version_trials import VersionTrials
+from tandem.serve.app.proxies import api_directory
+from tandem.serve.app.proxies.api_server import ApiServer
 from tandem.serve.app.replica_stop import ReplicaStop
-from tandem.serve.app.version_trials import VersionTrials
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,

@@ -17,9 +17,10 @@ from ray.serve.handle import DeploymentHandle
 from tandem.cluster.engine.engine_state import EngineState
 from tandem.cluster.engine.requests.headers import TOKEN_HEADER
 from tandem.cluster.engine.server import STATE_PATH, EngineAddress
-from tandem.serve.app import engine_directory, engine_history
-from tandem.serve.app.engine_health import deployment_fault
-from tandem.serve.app.http_connection import open_connection
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.engines import history as engine_history
+from tandem.serve.app.engines.health import deployment_fault
+from tandem.serve.app.proxies.http_connection import open_connection
 from tandem.serve.app.serve_state import application_of, serve_details
 from tandem.serve.observing.cluster_state import BaseEngines, BaseLearners, Life, Replica, ReplicaCondition
 

@@ -39,10 +39,10 @@ from tandem.cluster.processes.waiting import OnWait
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.rl.version_probe import VersionProbe
 from tandem.serve.api.services import CoordinatorStatus
-from tandem.serve.app import engine_directory
 from tandem.serve.app.call_runners import call_runners
 from tandem.serve.app.engine_first import engine_started, has_room_for_all, wait_for_engine
-from tandem.serve.app.engine_handles import engine_check, engine_score, engine_usage, engines_asleep
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.engines.handles import engine_check, engine_score, engine_usage, engines_asleep
 from tandem.serve.deployment_options import (
     HEALTH_CHECK_PERIOD_S,
     HEALTH_CHECK_TIMEOUT_S,

@@ -14,8 +14,8 @@ from tandem.cluster.shared_storage import check_shared
 from tandem.serve.alerts.deployment import alert_watch
 from tandem.serve.app.api_replica import api_application
 from tandem.serve.app.coordinator_replica import coordinator_application
-from tandem.serve.app.engine_connections import EngineConnections
-from tandem.serve.app.engine_replica import engine_application
+from tandem.serve.app.engines.connections import EngineConnections
+from tandem.serve.app.engines.replica import engine_application
 from tandem.serve.app.service_probe import ServiceProbe
 from tandem.serve.finetuning.deployment import fine_tuning_runner
 from tandem.serve.modelarts.deployment import MakeRunner, job_runner_application

@@ -23,7 +23,7 @@ from tandem.cluster.telemetry.redaction import without_keys
 from tandem.serve.api.anthropic_errors import AnthropicErrors
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id, unexpected_error
-from tandem.serve.app.lazy_gateway import LazyGateway
+from tandem.serve.app.proxies.lazy_gateway import LazyGateway
 from tandem.serve.tinker.api.errors import SdkErrors
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from tandem.cluster.config import TandemConfig
 from tandem.serve.alerts.service_rules import EngineState
 from tandem.serve.api.services import CoordinatorStatus
 from tandem.serve.app.coordinator_replica import COORDINATOR
-from tandem.serve.app.engine_health import ANSWER_S, EngineHealth, not_finite_fault
-from tandem.serve.app.engine_replica import engine_deployment_name
+from tandem.serve.app.engines.health import ANSWER_S, EngineHealth, not_finite_fault
+from tandem.serve.app.engines.replica import engine_deployment_name
 
 ASK_S = 15.0
 

@@ -5,7 +5,7 @@ from helpers import inference_name, register, roll_out, train
 from ray import serve
 
 from tandem.cluster.errors import AdapterUnavailableError
-from tandem.serve.app.engine_handles import engine_check
+from tandem.serve.app.engines.handles import engine_check
 
 ANSWER_S = 60.0
 

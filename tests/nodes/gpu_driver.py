@@ -22,8 +22,8 @@ from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.places import LearnerPlaces
 from tandem.cluster.placement import Placement, place
-from tandem.serve.app import engine_directory
-from tandem.serve.app.engine_replica import EngineReplica, engine_application
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.engines.replica import EngineReplica, engine_application
 from tandem.serve.app.graph import gpus_of
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers don't have the tests' folder

@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from tandem.cluster.engine.requests.headers import TOKEN_HEADER
 from tandem.cluster.engine.server import EngineAddress
-from tandem.serve.app import api_gateway
-from tandem.serve.app.api_directory import API
-from tandem.serve.app.api_gateway import ApiGateway
-from tandem.serve.app.api_server import ApiServer
-from tandem.serve.app.engine_connections import EngineConnections
+from tandem.serve.app.engines.connections import EngineConnections
+from tandem.serve.app.proxies import api_gateway
+from tandem.serve.app.proxies.api_directory import API
+from tandem.serve.app.proxies.api_gateway import ApiGateway
+from tandem.serve.app.proxies.api_server import ApiServer
 from tandem.serve.tinker.api.errors import RESULTS
 
 NOWHERE = EngineAddress("gone", "127.0.0.1", 1, "token")

@@ -9,7 +9,7 @@ import ray
 from ray import serve
 
 from tandem.cluster.errors import AdapterUnavailableError, VersionNotFiniteError
-from tandem.serve.app.engine_handles import engine_check
+from tandem.serve.app.engines.handles import engine_check
 
 REPORT = {"is_right": True, "max": 0.0, "mean": 0.0, "tolerance_max": 1.0, "tolerance_mean": 1.0, "answers_as": None}
 FILES = {"adapter_model.safetensors": np.arange(300_000, dtype=np.uint8), "manifest.json": np.zeros(3, np.uint8)}

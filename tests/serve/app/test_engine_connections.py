@@ -12,8 +12,8 @@ from tandem.cluster.engine.samples.sample_request import EngineLimits, SampleReq
 from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH, Samples
 from tandem.cluster.engine.server import EngineAddress, EngineServer
 from tandem.cluster.errors import EngineDeadError, EngineLostError
-from tandem.serve.app import engine_connections
-from tandem.serve.app.engine_connections import EngineConnections
+from tandem.serve.app.engines import connections as engine_connections
+from tandem.serve.app.engines.connections import EngineConnections
 
 CHAT, BASE = "/v1/chat/completions", "tandem/tiny"
 HEADERS = [(VERSION_HEADER, "2"), (MODEL_HEADER, "m")]

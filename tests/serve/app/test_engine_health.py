@@ -5,8 +5,8 @@ import pytest
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
-from tandem.serve.app import engine_health
-from tandem.serve.app.engine_health import EngineHealth, deployment_fault
+from tandem.serve.app.engines import health as engine_health
+from tandem.serve.app.engines.health import EngineHealth, deployment_fault
 
 BASE = "tandem/tiny"
 NO_ROOM = (  # Serve's message for an engine with 3 CPUs and half a GPU

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from tandem.cluster.engine.requests.protocols import PATHS
 from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH
 from tandem.serve.api.anthropic_errors import AnthropicErrors
-from tandem.serve.app.inference_gateway import InferenceGateway
+from tandem.serve.app.proxies.inference_gateway import InferenceGateway
 from tandem.serve.app.proxy_middleware import ProxyAnswers
 from tandem.serve.keys import create_key
 from tandem.serve.tinker.sampling.sample_ids import SampleId
@@ -159,7 +159,7 @@ def test_the_api_answers_while_there_is_no_configuration_or_no_engine(engine, ga
 
 
 def test_a_changed_configuration_replaces_the_old_one(engine, gateway, model, key, monkeypatch):
-    monkeypatch.setattr("tandem.serve.app.inference_gateway.REFRESH_S", 0.0)
+    monkeypatch.setattr("tandem.serve.app.proxies.inference_gateway.REFRESH_S", 0.0)
     engine.answers(ANSWER)
     authorized = {"Authorization": f"Bearer {key}"}
     assert ask(gateway, **body(), headers=authorized).status_code == 200
@@ -189,7 +189,8 @@ def test_a_proxy_starts_without_the_gateway_and_loads_it_with_its_first_request(
         import asyncio, sys
         from tandem.serve.app.proxy_middleware import middleware
         lazy = middleware()[0].cls
-        assert not {"sqlalchemy", "tandem.cluster.config", "tandem.serve.app.inference_gateway"} & set(sys.modules)
+        late = {"sqlalchemy", "tandem.cluster.config", "tandem.serve.app.proxies.inference_gateway"}
+        assert not late & set(sys.modules)
 
         async def main():
             seen = []

@@ -10,7 +10,7 @@ from ray.serve._private.http_util import RequestIdMiddleware, convert_object_to_
 from ray.serve._private.utils import call_function_from_import_path
 
 from tandem.serve.api.anthropic_errors import AnthropicErrors
-from tandem.serve.app.lazy_gateway import LazyGateway
+from tandem.serve.app.proxies.lazy_gateway import LazyGateway
 from tandem.serve.app.proxy_middleware import PROXY_ENVIRONMENT, ProxyAnswers
 from tandem.serve.tinker.api.errors import RESULTS, SdkErrors
 

@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from waiting import wait_until
 
 from tandem.cluster.metrics import recording
-from tandem.serve.app import engine_history
 from tandem.serve.app.cluster_view import metric_addresses
+from tandem.serve.app.engines import history as engine_history
 from tandem.serve.observing.exposition import merged
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find the modules of tests

@@ -12,8 +12,8 @@ import logging
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
-_GATEWAY = "tandem.serve.app.inference_gateway"
-_API_GATEWAY = "tandem.serve.app.api_gateway"
+_GATEWAY = "tandem.serve.app.proxies.inference_gateway"
+_API_GATEWAY = "tandem.serve.app.proxies.api_gateway"
 
 
 class LazyGateway:

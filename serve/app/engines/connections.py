@@ -12,8 +12,8 @@ from tandem.cluster.engine.requests.headers import DIGEST_HEADER, REPLICA_HEADER
 from tandem.cluster.engine.server import EngineAddress
 from tandem.cluster.errors import EngineDeadError, EngineLostError
 from tandem.serve.api.services import Headers
-from tandem.serve.app import engine_directory
-from tandem.serve.app.http_connection import BodyStream, ConnectionLostError, HttpConnection, open_connection
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.proxies.http_connection import BodyStream, ConnectionLostError, HttpConnection, open_connection
 
 logger = logging.getLogger(__name__)
 REFRESH_S = 2.0

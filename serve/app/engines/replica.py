@@ -31,7 +31,8 @@ from tandem.cluster.processes.heap import collection_paused
 from tandem.cluster.telemetry.context import Ids, logged_with
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.cluster.telemetry.tracing import span
-from tandem.serve.app import engine_directory, engine_history
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.engines import history as engine_history
 from tandem.serve.deployment_options import HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S, MAX_REQUESTS
 from tandem.serve.observing.cluster_state import Ending
 

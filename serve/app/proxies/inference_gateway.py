@@ -28,8 +28,8 @@ from tandem.serve.api.engine.completion import complete
 from tandem.serve.api.error_responses import error_response
 from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.request_ids import ID_HEADER, end_span, followed, log_answer, set_request_id
-from tandem.serve.app import engine_directory
-from tandem.serve.app.engine_connections import EngineConnections
+from tandem.serve.app.engines import engine_directory
+from tandem.serve.app.engines.connections import EngineConnections
 from tandem.serve.observing.http_metrics import RequestMeter
 from tandem.serve.store.store import Store
 from tandem.serve.tinker.sampling.known_samplers import KnownSamplers

@@ -15,7 +15,7 @@ from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.errors import ClusterError
 from tandem.rl.errors import RLError
 from tandem.rl.version_probe import VersionProbe
-from tandem.serve.app.engine_handles import engine_check
+from tandem.serve.app.engines.handles import engine_check
 from tandem.serve.errors import UnavailableError
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from tandem.cluster.errors import EngineDeadError
 from tandem.serve.api.connection import while_connected
 from tandem.serve.api.error_body import error_body
 from tandem.serve.api.request_ids import ID_HEADER, chosen_id
-from tandem.serve.app import api_directory
-from tandem.serve.app.api_directory import API
-from tandem.serve.app.engine_connections import EngineConnections
-from tandem.serve.app.http_connection import BodyStream
+from tandem.serve.app.engines.connections import EngineConnections
+from tandem.serve.app.proxies import api_directory
+from tandem.serve.app.proxies.api_directory import API
+from tandem.serve.app.proxies.http_connection import BodyStream
 from tandem.serve.tinker.api.errors import PREFIX
 
 PATHS = (PREFIX, "/v1/preview/")

@@ -1,0 +1,1 @@
+"""Engine replicas: their deployment, their addresses and health, and the ways to call them."""
