@@ -7,7 +7,7 @@ state of a run lies in an anchor, a durable checkpoint, and in the calls after i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 CallKind = Literal[
@@ -84,8 +84,15 @@ class CallUsage:
     """Of forward_backward: tokens of packed rows."""
     scored_tokens: int = 0
     """Of forward."""
+    seconds: float = 0.0
+    """From the begin of its execution, with its waits for the learners."""
     learner_seconds: float = 0.0
     """Seconds in which the call had the learners' turn, times the number of learners."""
+    cpu_seconds: float = 0.0
+    """Of the thread that executes it."""
+
+
+NOTHING_USED = CallUsage()
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class SavedState:
     """Whether the checkpoint is the run's whole state after the call, so that it becomes its anchor. Otherwise the run
     also has an accumulated gradient."""
     has_optimizer: bool
+    warning: str | None = None
+    """Why an engine doesn't answer with this state as the learners do, or may not."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class CallResult:
     content: bytes = b""
     """Empty for saves: the store makes their result from the path or the sampler that it adds."""
     media_type: str = JSON
-    usage: CallUsage = field(default_factory=CallUsage)
+    usage: CallUsage = NOTHING_USED
     saved: SavedState | None = None
     """Of save_weights and save_for_sampler."""
     anchor: Anchor | None = None
@@ -159,9 +168,11 @@ class CallStore(Protocol):
         answer that the same claim has given already is ignored.
         """
 
-    def refuse(self, run: ClaimedRun, call: RunCall, message: str, category: Category) -> None:
+    def refuse(
+        self, run: ClaimedRun, call: RunCall, message: str, category: Category, usage: CallUsage = NOTHING_USED
+    ) -> None:
         """Record that the call has failed, without an effect except that an optim_step discards the accumulated
-        gradient, and let `applied_seq` be its number. Ignored like a repeated answer."""
+        gradient, and what its tries have used, and let `applied_seq` be its number. Ignored like a repeated answer."""
 
     def set_anchor(self, run: ClaimedRun, anchor: Anchor) -> Sequence[str]:
         """Record a later anchor, unless the run has an even later one.

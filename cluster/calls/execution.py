@@ -170,7 +170,7 @@ class RunExecution:
 
     def _refuse(self, call: RunCall, message: str, category: Category) -> None:
         """Record that a call has failed. The learners' state has none of its effects."""
-        self._store.refuse(self.run, call, message, category)
+        self._store.refuse(self.run, call, message, category, self._work.usage())
         self._parts.counted.ended(call.kind, f"{category}_error")
         logger.info("Call %d (%s) of run %s failed: %s", call.seq, call.kind, self.run.id, message)
         self._work.failed(call)

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_before_delay, wait_exponential
 
-from tandem.cluster.calls.call import Anchor, CallResult, CallStore, Category, ClaimedRun, RunCall
+from tandem.cluster.calls.call import (
+    NOTHING_USED,
+    Anchor,
+    CallResult,
+    CallStore,
+    CallUsage,
+    Category,
+    ClaimedRun,
+    RunCall,
+)
 from tandem.cluster.jobs.patient_store import FIRST_PAUSE_S, MAX_PAUSE_S, give_up, is_fault
 
 logger = logging.getLogger(__name__)
@@ -70,8 +79,10 @@ class PatientCallStore(CallStore):
         keys: Sequence[str] = self._retrying(lambda: self._store.answer(run, call, result))
         return keys
 
-    def refuse(self, run: ClaimedRun, call: RunCall, message: str, category: Category) -> None:
-        self._retrying(lambda: self._store.refuse(run, call, message, category))
+    def refuse(
+        self, run: ClaimedRun, call: RunCall, message: str, category: Category, usage: CallUsage = NOTHING_USED
+    ) -> None:
+        self._retrying(lambda: self._store.refuse(run, call, message, category, usage))
 
     def set_anchor(self, run: ClaimedRun, anchor: Anchor) -> Sequence[str]:
         keys: Sequence[str] = self._retrying(lambda: self._store.set_anchor(run, anchor))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 from tandem.cluster.calls.call import Anchor, CallResult, CallUsage, ClaimedRun, RunCall
 from tandem.cluster.calls.parts import CallParts
@@ -30,6 +31,16 @@ SAVES = ("save_weights", "save_for_sampler")
 
 class IncompleteBatchError(RLError, ValueError):
     """An optimizer step whose accumulated gradient lacks that of a failed call."""
+
+
+class _Spent(NamedTuple):
+    """Readings of clocks, in seconds."""
+
+    seconds: float = 0.0
+    learner_seconds: float = 0.0
+    """In which the run had the learners."""
+    cpu_seconds: float = 0.0
+    """Of this thread."""
 
 
 class RunWork:
@@ -58,14 +69,14 @@ class RunWork:
         """`on_wait` is called while learners work, `on_wait_turn` while others use them. `state`: see `state`."""
         self.state = state
         """What the learners hold, as far as is known; None for nothing."""
-        self.training = state.training if state else RunTraining(parts.learners, run.id)
+        self.training = state.training if state else RunTraining(parts.learners, run.id, run.model_id)
         self.training.called_by(on_wait, on_wait_turn)
         self.engines = SleepingEngines(parts.asleep, on_wait_turn, self.training.free_memory)
         self._run, self._parts = run, parts
         self._saving = Saving(run, parts.artifacts, self.engines, parts.agreement, on_wait_turn)
         self._next_step = run.next_step
         self._expected: list[str] = []
-        self._seconds_before = 0.0  # of the learners, when the present call began
+        self._before = _Spent()
 
     @property
     def is_ready(self) -> bool:
@@ -80,8 +91,8 @@ class RunWork:
         self.training.forget()
 
     def begin(self) -> None:
-        """Count the seconds of the learners for the next call from here on."""
-        self._seconds_before = self.training.seconds
+        """Count what the next call uses from here on."""
+        self._before = self._spent()
 
     def expect(self, body_keys: Iterable[str | None]) -> None:
         """Let the learners read the first of these bodies ahead."""
@@ -174,11 +185,11 @@ class RunWork:
         is_forward_only = call.kind == "forward"
         output = self.training.accumulate(call.body_key, call.num_bytes, is_forward_only)
         if is_forward_only:
-            return output_result(output, self._usage(scored_tokens=output.num_tokens))
+            return output_result(output, self.usage(scored_tokens=output.num_tokens))
         self._known.has_gradient = True
         self._known.num_bytes += call.num_bytes
         self._parts.counted.trained(output.num_tokens)
-        return output_result(output, self._usage(trained_tokens=output.num_tokens))
+        return output_result(output, self.usage(trained_tokens=output.num_tokens))
 
     def _step(self, call: RunCall) -> CallResult:
         self.engines.need_learners()
@@ -191,14 +202,14 @@ class RunWork:
         finally:
             self._known.has_gradient = False
         self._known.num_steps += 1
-        return step_result(metrics, self._usage())
+        return step_result(metrics, self.usage())
 
     def _save(self, call: RunCall) -> CallResult:
         saved = self._saving.save(self._known, call, self._next_step)
         if call.kind == "save_for_sampler":
             self._next_step += 1
         anchor = Anchor(saved.digest, call.seq, saved.has_optimizer) if saved.is_anchor else None
-        return CallResult(usage=self._usage(), saved=saved, anchor=anchor)
+        return CallResult(usage=self.usage(), saved=saved, anchor=anchor)
 
     def _load(self, call: RunCall) -> CallResult:
         digest, with_optimizer = call.options["digest"], bool(call.options["optimizer"])
@@ -208,7 +219,7 @@ class RunWork:
         state.has_gradient, state.failed_seq = False, None
         self.state = state
         return replace(
-            load_result(self._run, call), usage=self._usage(), anchor=Anchor(digest, call.seq, with_optimizer)
+            load_result(self._run, call), usage=self.usage(), anchor=Anchor(digest, call.seq, with_optimizer)
         )
 
     def _discard(self, state: RunState) -> None:
@@ -216,9 +227,19 @@ class RunWork:
             self.training.discard_gradient()
         state.has_gradient, state.failed_seq = False, None
 
-    def _usage(self, trained_tokens: int = 0, scored_tokens: int = 0) -> CallUsage:
-        seconds = (self.training.seconds - self._seconds_before) * self.training.num_learners
-        return CallUsage(trained_tokens, scored_tokens, seconds)
+    def usage(self, trained_tokens: int = 0, scored_tokens: int = 0) -> CallUsage:
+        """Return what the present call has used so far, in all of its tries."""
+        now, before = self._spent(), self._before
+        return CallUsage(
+            trained_tokens,
+            scored_tokens,
+            seconds=now.seconds - before.seconds,
+            learner_seconds=(now.learner_seconds - before.learner_seconds) * self.training.num_learners,
+            cpu_seconds=now.cpu_seconds - before.cpu_seconds,
+        )
+
+    def _spent(self) -> _Spent:
+        return _Spent(time.monotonic(), self.training.seconds, time.thread_time())
 
     @property
     def _known(self) -> RunState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.artifacts import Artifacts
@@ -35,9 +35,12 @@ class _Publication:
 
     run: ClaimedRun
     check: OnWait
+    reasons: list[str] = field(default_factory=list)
+    """What was recorded."""
 
     def record(self, event: str, data: Mapping[str, Any]) -> None:
-        logger.error("Run %s: %s: %s", self.run.id, event, data.get("reason", data))
+        logger.error("Run %s: %s: %s", self.run.id, event, data["reason"])
+        self.reasons.append(str(data["reason"]))
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,20 @@ class Saving:
         if is_version:
             metadata["step"] = next_step
         agreement = self.agreement if is_version else None
+        publication = _Publication(self.run, self.on_wait)
         if agreement:
             self.engines.need_engines()
-            agreement.before_training(self._publication)
+            agreement.before_training(publication)
         name = f"{self.run.id}/{call.seq}"
         self.engines.need_learners()
         training.finish(name)
         try:
-            digest = self._write(training, name, metadata, agreement, next_step)
+            digest = self._write(training, name, metadata, agreement, next_step, publication)
         finally:
             training.close_save(name)
         num_bytes = sum(self.artifacts.checkpoint_sizes(digest).values())
-        return SavedState(digest, num_bytes, is_anchor=state.is_whole, has_optimizer=True)
+        warning = " ".join(publication.reasons) or None
+        return SavedState(digest, num_bytes, is_anchor=state.is_whole, has_optimizer=True, warning=warning)
 
     def _write(
         self,
@@ -81,6 +86,7 @@ class Saving:
         metadata: dict[str, str | int],
         agreement: EngineAgreement | None,
         next_step: int,
+        publication: _Publication,
     ) -> str:
         """Make a finished state durable, while the engines load it, and return its digest."""
         if agreement is None:
@@ -89,14 +95,10 @@ class Saving:
         offered = agreement.offer(training.seal(name, metadata))
         digest = training.write(name, metadata)
         try:
-            agreement.after_publishing(self._publication, next_step, digest, offered)
+            agreement.after_publishing(publication, next_step, digest, offered)
         except StageError as error:  # its logits aren't finite
             raise UnusableStateError(str(error)) from error
         return digest
-
-    @property
-    def _publication(self) -> _Publication:
-        return _Publication(self.run, self.on_wait)
 
     def _metadata(self) -> dict[str, str | int]:
         return {"base_model": self.run.base_model, "model_id": self.run.model_id}

@@ -105,12 +105,12 @@ class EngineAgreement:
         answers = self._answers(digest, offered)
         for answer in answers:
             if isinstance(answer, VersionNotFiniteError):
-                remedy = "Its training has probably diverged: lower learning_rate. The job made no version."
+                remedy = "Its training has probably diverged: lower learning_rate. No version was made."
                 raise StageError("compare_engine", str(answer), remedy) from answer
         about = {"step": step, "digest": digest}
         for answer in answers:
             if isinstance(answer, AdapterUnavailableError):
-                reason = f"The engine can't load version {step}, which this job made: {answer}"
+                reason = f"The engine can't load version {step}: {answer}"
                 return job.record(DISAGREES, about | {"reason": reason})
             if isinstance(answer, dict) and not answer["is_right"]:
                 reason = _why_refused(step, answer)
@@ -145,7 +145,7 @@ def _can_be_repeated(answer: VersionReport | BaseException | None) -> bool:
 def _why_refused(step: int, found: VersionReport) -> str:
     instead = f" Its answers are those of {found['answers_as']}." if found["answers_as"] else ""
     return (
-        f"The engine doesn't apply version {step}, which this job made, and refuses to serve it: its logprobs "
+        f"The engine doesn't apply version {step} and refuses to serve it: its logprobs "
         f"differ from the learner's by up to {found['max']:.3g} nats, {found['mean']:.3g} on average, where "
         f"{found['tolerance_max']:.3g} and {found['tolerance_mean']:.3g} are tolerated.{instead}"
     )

@@ -22,7 +22,7 @@ from tandem.cluster.learners.group_state import LearnerState, learner_states
 from tandem.cluster.learners.job_worker import WATCHING, WRITING
 from tandem.cluster.learners.memory import NO_VERSION, StepMemory, Warn, first_shortage, no_warning, shortage_behind
 from tandem.cluster.learners.places import LearnerPlaces
-from tandem.cluster.learners.progress import ProgressWatch, Rank, stall_error
+from tandem.cluster.learners.progress import ProgressWatch, Rank, Watched, stall_error
 from tandem.cluster.learners.scoring import scorers
 from tandem.cluster.learners.shards import shard_by_tokens
 from tandem.cluster.learners.stacks import Whereabouts, stacks_of
@@ -209,7 +209,7 @@ class LearnerGroup:
                     self._deadlines.step_s,
                     on_wait,
                     lambda worker, rank: worker.step.remote(shards[rank], loss, rate, chunk_size, job),
-                    job,
+                    Watched.of_job(job),
                 )
             except StageError as error:
                 if shortage := shortage_behind(error):
@@ -310,17 +310,22 @@ class LearnerGroup:
         return self._workers
 
     def call_all(
-        self, workers: list[Any], stage: str, on_wait: OnWait, call: Callable[[Any], Any], is_watched: bool = False
+        self,
+        workers: list[Any],
+        stage: str,
+        on_wait: OnWait,
+        call: Callable[[Any], Any],
+        watched_for: Watched | None = None,
     ) -> list[Any]:
         """Return the results of the same call to each of these actors. The caller has the turn.
 
         Args:
             stage: the stage whose deadline and name hold.
             call: makes the call to an actor.
-            is_watched: end the learners when one makes no progress, as in a gradient step.
+            watched_for: end the learners when one makes no progress in this work, as in a gradient step.
         """
         deadline_s = getattr(self._deadlines, _DEADLINE_OF[stage])
-        return self._call(workers, stage, deadline_s, on_wait, lambda w, _: call(w), "" if is_watched else None)
+        return self._call(workers, stage, deadline_s, on_wait, lambda w, _: call(w), watched_for)
 
     def traces(self, workers: list[Any], job: str) -> Callable[[], StepTrace]:
         """Ask the learners for their traces of a job, beside the steps of others. Return a function that waits."""
@@ -396,10 +401,9 @@ class LearnerGroup:
         deadline_s: float,
         on_wait: OnWait,
         call: Callable[[Any, int], Any],
-        watched_for: str | None = None,
+        watched_for: Watched | None = None,
     ) -> list[Any]:
-        """Return the results of a call to each worker. `watched_for`: the job of a step, whose progress is watched; ""
-        for a step of no job."""
+        """Return the results of a call to each worker."""
         if not workers:
             raise LearnersLostError("The learners have just ended. This job begins again.")
         with self._calling:
@@ -413,7 +417,7 @@ class LearnerGroup:
         deadline_s: float,
         on_wait: OnWait,
         refs: list[Any],
-        watched_for: str | None = None,
+        watched_for: Watched | None = None,
     ) -> list[Any]:
         """Return all results in order. The first failure of a rank ends the wait: its peers may be stuck in a
         collective."""
@@ -430,7 +434,7 @@ class LearnerGroup:
                 for ref in ready:
                     results[ref] = ray.get(ref)
                 on_wait()
-                if watch and watched_for is not None and (stalled := watch.look([called[ref] for ref in pending])):
+                if watch and watched_for and (stalled := watch.look([called[ref] for ref in pending])):
                     raise self._stall(stalled, places, watched_for)
                 if pending and time.monotonic() > deadline:
                     raise _late(stage, len(pending), len(refs), deadline_s)
@@ -449,23 +453,14 @@ class LearnerGroup:
             self._gpu_faults.succeeded()
         return [results[ref] for ref in refs]
 
-    def _stall(self, stalled: Sequence[Rank], places: Sequence[Whereabouts], job: str) -> StageError:
-        """Return the error of ranks that make no progress, after their stacks were kept as an artifact of the job."""
+    def _stall(self, stalled: Sequence[Rank], places: Sequence[Whereabouts], work: Watched) -> StageError:
+        """Return the error of ranks that make no progress, after their stacks were kept as an artifact of the work."""
         found = zip(places, stacks_of(places), strict=True)
         stacks = "\n".join(f"Learner {rank}, {place}:\n{text}" for rank, (place, text) in enumerate(found))
-        job_id, _, attempt = job.partition("/")
-        name = f"stacks_of_attempt_{attempt or 1}.txt"
-        if not job:
-            logger.error("Learners have stalled. Their stacks:\n%s", stacks)
-            return stall_error(
-                stalled,
-                places,
-                self._deadlines.step_progress_s,
-                "The coordinator's log has the stacks of all learners.",
-            )
+        key = job_artifact_key(work.owner, work.new_file())
         try:
-            Artifacts(self._artifacts_root).write_blob(job_artifact_key(job_id, name), stacks.encode())
-            kept = f"The stacks of all learners are in the job's artifact {name}."
+            Artifacts(self._artifacts_root).write_blob(key, stacks.encode())
+            kept = f"The stacks of all learners are in the artifact {key}."
         except OSError as error:
             logger.error("Learners have stalled. Their stacks:\n%s", stacks)
             kept = (

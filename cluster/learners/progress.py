@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -126,6 +127,27 @@ class ProgressWatch:
                 if number not in self._asked:
                     self._asked[number] = worker.progress.options(concurrency_group=self._concurrency_group).remote()
         return stalled(self._ranks, now, self._quiet_s)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The work whose progress is watched."""
+
+    owner: str
+    """The job or model whose artifacts have the stacks of learners that stall."""
+    attempt: str | None = None
+    """Of a job; None for a call of a client, whose model is the owner."""
+
+    @classmethod
+    def of_job(cls, job: str) -> Watched:
+        """Return the work of a job, named ID or ID/ATTEMPT."""
+        id, _, attempt = job.partition("/")
+        return cls(id, attempt or "1")
+
+    def new_file(self) -> str:
+        """Return a name for the stacks. Those of calls are named by the time."""
+        part = f"{datetime.now(UTC):%Y%m%dT%H%M%S}" if self.attempt is None else f"of_attempt_{self.attempt}"
+        return f"stacks_{part}.txt"
 
 
 def stall_error(culprits: Sequence[Rank], places: Sequence[object], quiet_s: float, stacks: str) -> StageError:

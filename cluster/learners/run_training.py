@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.errors import LearnersLostError
 from tandem.cluster.learners.job_worker import WRITING
+from tandem.cluster.learners.progress import Watched
 from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.learners.turns import Turn
 from tandem.cluster.learners.worker import NotHeld, RankOutput
@@ -45,7 +46,7 @@ class CallOutput:
 class RunTraining:
     """The state of a run on the learners of a group. Jobs and other runs may use the learners between its calls.
 
-        training = RunTraining(group, run)
+        training = RunTraining(group, run, model_id)
         training.called_by(on_wait, on_wait_turn)     # again with each claim
         training.open(digest)
         output = training.accumulate(body_key, num_bytes)
@@ -59,8 +60,9 @@ class RunTraining:
     StageError has ended the learners. RLErrors and OSErrors of calls are raised as they are; the learners keep running.
     """
 
-    def __init__(self, group: LearnerGroup, run: str):
-        self._group, self._run = group, run
+    def __init__(self, group: LearnerGroup, run: str, model_id: str):
+        """`model_id`: of the run's model, whose artifacts have the stacks of learners that stall."""
+        self._group, self._run, self._model_id = group, run, model_id
         self._on_wait: OnWait = wait_on
         self._on_wait_turn: OnWait = wait_on
         self._workers: list[Any] | None = None  # the actors that have this run's state
@@ -205,7 +207,8 @@ class RunTraining:
         return self._workers
 
     def _call(self, workers: list[Any], stage: str, call: Callable[[Any], Any], is_watched: bool = False) -> list[Any]:
-        return self._group.call_all(workers, stage, self._on_wait, call, is_watched)
+        watched_for = Watched(self._model_id) if is_watched else None
+        return self._group.call_all(workers, stage, self._on_wait, call, watched_for)
 
     def _without_errors(self, found: list[Any], is_partial: bool = False) -> list[Any]:
         """Raise the error of a learner, if one returned one. `is_partial`: others may have succeeded."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.config import AlertRulesConfig
 from tandem.serve.alerts.collapse import find_collapse
 from tandem.serve.alerts.findings import Finding
 from tandem.serve.store.database import Database
+from tandem.serve.store.policies.lineage import DISAGREES
+from tandem.serve.store.tables.tinker import RunRow
 from tandem.serve.store.tables.training import EventRow, JobRow, ModelRow, VersionRow, is_open
 
 RECENT_JOBS = 500
 """Among so many of the newest jobs, models are looked for whose last jobs failed or had alarms."""
+RECENT_RUNS = 200
+"""So many of the newest runs of clients have their newest version looked at."""
 MAX_VERSIONS = 1000
 """Of a model, for its best reward."""
 REWARD = "reward"
@@ -38,6 +43,7 @@ class JobRules:
                 *self._stuck(session, now),
                 *self._stalled_queues(session, now),
                 *self._last_jobs(session, open_models),
+                *self._last_saves(session, open_models),
                 *self._reward_collapses(session),
             ]
 
@@ -129,6 +135,18 @@ class JobRules:
             links=_links(model, last[0]),
         )
 
+    def _last_saves(self, session: Session, open_models: Collection[str]) -> Iterable[Finding]:
+        """Models of clients whose newest version an engine answers otherwise than the learners."""
+        recent = select(RunRow.model_id).order_by(RunRow.number.desc()).limit(RECENT_RUNS)
+        newest = select(func.max(VersionRow.step)).where(VersionRow.model_id == ModelRow.id).scalar_subquery()
+        query = select(ModelRow, VersionRow).join(VersionRow, VersionRow.model_id == ModelRow.id)
+        query = query.where(VersionRow.step == newest, VersionRow.deleted_at.is_(None), ModelRow.deleted_at.is_(None))
+        query = query.where(or_(ModelRow.id.in_(recent), ModelRow.id.in_(open_models)))
+        for model, version in session.execute(query):
+            if reason := (version.origin or {}).get(DISAGREES):
+                links: dict[str, str | int] = {"model_id": model.id, "model": model.path, "step": version.step}
+                yield _mismatch(model, "critical", reason, links)
+
     def _disagreement(self, session: Session, model: ModelRow, job: JobRow) -> Iterable[Finding]:
         query = select(EventRow).where(EventRow.job_id == job.id, EventRow.type.in_(DISAGREEMENTS))
         event = session.scalars(query.order_by(EventRow.type, EventRow.seq).limit(1)).first()
@@ -137,17 +155,9 @@ class JobRules:
         is_refused = event.type == "engine_disagrees"
         tokens = event.data.get("num_tokens", "some")
         rescored = f"The engine's logprobs of {tokens} tokens were discarded, and learners computed them again."
-        yield Finding(
-            kind="logprob_mismatch",
-            subject=model.id,
-            entity=model.entity,
-            severity="critical" if is_refused else "warning",
-            title=f"Engine and learners disagree about {model.path}",
-            cause=str(event.data.get("reason", rescored)) if is_refused else rescored,
-            remedy="Rollouts of this version may be sampled from another policy than the one that trains. Compare the "
-            "dtypes of engine and learners, and restart the engine if only one version is concerned.",
-            links=_links(model, job) | ({"step": job.step} if job.step is not None else {}),
-        )
+        cause = str(event.data.get("reason", rescored)) if is_refused else rescored
+        links = _links(model, job) | ({"step": job.step} if job.step is not None else {})
+        yield _mismatch(model, "critical" if is_refused else "warning", cause, links)
 
     def _reward_collapses(self, session: Session) -> list[Finding]:
         newest: dict[str, int] = {}
@@ -193,6 +203,22 @@ def _last_events(session: Session, job_ids: Sequence[str]) -> dict[str, datetime
         JobRow, (JobRow.id == EventRow.job_id) & (JobRow.num_events == EventRow.seq)
     )
     return {job_id: at for job_id, at in session.execute(query.where(EventRow.job_id.in_(job_ids)))}
+
+
+def _mismatch(
+    model: ModelRow, severity: Literal["critical", "warning"], cause: str, links: dict[str, str | int]
+) -> Finding:
+    return Finding(
+        kind="logprob_mismatch",
+        subject=model.id,
+        entity=model.entity,
+        severity=severity,
+        title=f"Engine and learners disagree about {model.path}",
+        cause=cause,
+        remedy="Rollouts of this version may be sampled from another policy than the one that trains. Compare the "
+        "dtypes of engine and learners, and restart the engine if only one version is concerned.",
+        links=links,
+    )
 
 
 def _links(model: ModelRow, job: JobRow) -> dict[str, str | int]:

@@ -132,7 +132,7 @@ def delete_model(model_id: UUID, caller: TrainCaller, services: ServicesDep) -> 
     """Delete a model with its checkpoints, its logs and the files of its jobs. Open jobs end with training_failed."""
     deleted = services.store.models.delete(str(model_id), caller.entity)
     delete_blobs(services.artifacts, deleted.blob_keys)
-    delete_job_artifacts(services.artifacts, deleted.job_ids)
+    delete_job_artifacts(services.artifacts, (*deleted.job_ids, str(model_id)))  # calls of a client, too, leave some
     delete_traces(services.artifacts, deleted.job_ids)
     remove_unused_checkpoints(services.store, services.artifacts)
     return ModelDeleted(model_id=str(model_id), deleted_checkpoints=deleted.num_checkpoints)

@@ -18,6 +18,8 @@ from tandem.serve.store.tables.training import JobRow, ModelRow, VersionRow, is_
 from tandem.serve.store.training.open_runs import check_no_open_run
 
 IMPORT, FORK, RUN = "import", "fork", "run"
+DISAGREES = "engine_disagrees"
+"""In the origin of a client's version: why an engine doesn't answer with it as the learners do, or may not."""
 
 
 @dataclass(frozen=True)

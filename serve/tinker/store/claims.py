@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session, aliased
 
 from tandem.cluster.calls.call import (
     JSON,
+    NOTHING_USED,
     Anchor,
     CallOutcome,
     CallResult,
     CallStore,
+    CallUsage,
     Category,
     ClaimedRun,
     RunCall,
@@ -154,14 +156,19 @@ class RunClaims(CallStore):
             session.flush()
             return self._move_anchor(session, row, result.anchor)
 
-    def refuse(self, run: ClaimedRun, call: RunCall, message: str, category: Category) -> None:
+    def refuse(
+        self, run: ClaimedRun, call: RunCall, message: str, category: Category, usage: CallUsage = NOTHING_USED
+    ) -> None:
         """Record that the call has failed. A repeat, or the refusal of a call that has ended, changes nothing."""
+        now = self._database.now()
         with self._database.write() as session:
             row = _held(session, run)
             stored = session.get_one(CallRow, (run.id, call.seq))
             if stored.answered_at is None:
-                stored.answered_at, stored.error, stored.category = self._database.now(), message, category
+                stored.answered_at, stored.error, stored.category = now, message, category
                 row.applied_seq = max(row.applied_seq, call.seq)
+                model = session.get_one(ModelRow, run.model_id)
+                charge(session, run, call, usage, model.next_step, now)
 
     def set_anchor(self, run: ClaimedRun, anchor: Anchor) -> Sequence[str]:
         """Record a later anchor, a checkpoint of its own. Return the keys of bodies that aren't needed any more."""

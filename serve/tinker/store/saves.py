@@ -11,7 +11,7 @@ from sqlalchemy import null, select
 from sqlalchemy.orm import Session
 
 from tandem.cluster.calls.call import RunCall, SavedState
-from tandem.serve.store.policies.lineage import RUN
+from tandem.serve.store.policies.lineage import DISAGREES, RUN
 from tandem.serve.store.tables.tinker import (
     ANCHOR,
     EXTERNAL_WEIGHTS,
@@ -81,6 +81,9 @@ def add_version(
     if seq is not None:
         _check_number(session, run, seq)
     step = model.next_step
+    origin = {"kind": RUN, "run": run.id, "seq": call.seq, "name": name, "parent": run.parent}
+    if saved.warning is not None:
+        origin[DISAGREES] = saved.warning
     session.add(
         VersionRow(
             model_id=model.id,
@@ -89,7 +92,7 @@ def add_version(
             metrics={},
             created_at=now,
             optimizer_kind=OPTIMIZER_KIND if saved.has_optimizer else null(),
-            origin={"kind": RUN, "run": run.id, "seq": call.seq, "name": name, "parent": run.parent},
+            origin=origin,
         )
     )
     model.next_step = step + 1

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tandem.cluster.calls.call import Anchor, CallStore, ClaimedRun, RunCall
+from tandem.cluster.calls.call import NOTHING_USED, Anchor, CallStore, ClaimedRun, RunCall
 from tandem.cluster.calls.call_metrics import CallMetrics
 from tandem.cluster.calls.parts import CallParts
 from tandem.cluster.calls.runner import CallRunner
@@ -58,12 +58,12 @@ def read_output(result) -> tuple[list[np.ndarray], dict[str, float]]:
 
 
 class MemoryJournal(CallStore):
-    """Runs by id, each with its calls. `answers` and `errors` are kept by (run, seq)."""
+    """Runs by id, each with its calls. `answers`, `errors` and `usages` are kept by (run, seq)."""
 
     def __init__(self, artifacts, initial_digest):
         self.artifacts, self.initial = artifacts, initial_digest
         self.runs, self.calls, self.answers, self.errors = {}, {}, {}, {}
-        self.saved, self.deleted, self.waits = {}, [], []
+        self.saved, self.usages, self.deleted, self.waits = {}, {}, [], []
         self.claimed, self.unloaded = set(), set()
         self.lock, self.mark = threading.RLock(), 0
         self.before_answer = lambda run, call: None
@@ -167,13 +167,15 @@ class MemoryJournal(CallStore):
             row = self._held(run)
             self._end(run, call, "answered")
             self.answers[run.id, call.seq] = result
+            self.usages[run.id, call.seq] = result.usage
             if result.saved:
                 self.saved[run.id, call.seq] = result.saved
             return self._move(row.id, result.anchor) if result.anchor else []
 
-    def refuse(self, run, call, message, category):
+    def refuse(self, run, call, message, category, usage=NOTHING_USED):
         with self.lock:
             self._held(run)
+            self.usages[run.id, call.seq] = usage
             self._end(run, call, "failed")
             self.errors[run.id, call.seq] = message, category
 
@@ -249,7 +251,7 @@ class PlainGroup:
     def has(self, workers):
         return workers is self.workers
 
-    def call_all(self, workers, stage, on_wait, call, is_watched=False):
+    def call_all(self, workers, stage, on_wait, call, watched_for=None):
         on_wait()
         try:
             self.before_call(stage)

@@ -10,6 +10,7 @@ from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TinkerConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.learners.worker import LearnerWorker
+from tandem.cluster.processes.deadlines import in_thread
 
 DEAD = StageError("step", "a learner was killed.", "The next attempt starts a new process.", retryable=True)
 
@@ -313,6 +314,42 @@ def test_anchors_shorten_the_replay(journal, shared, limits):
     group.lose()
     with running(journal, group, shared, often):
         assert digest_of(journal, other, journal.submit(other, "save_weights")) == undisturbed
+
+
+def test_a_call_is_charged_for_its_time_also_if_it_fails(journal, group, shared, limits):
+    run = journal.add_run("run")
+    with running(journal, group, shared, limits):
+        journal.wait(run, journal.submit(run, "forward_backward", body(0)))
+        with pytest.raises(CallFailedError):
+            journal.wait(run, journal.submit(run, "forward_backward", b"no message"))
+    good, bad = (journal.usages[run, seq] for seq in (1, 2))
+    assert good.trained_tokens > 0 == bad.trained_tokens
+    for usage in (good, bad):
+        assert usage.seconds >= usage.learner_seconds > 0 and usage.cpu_seconds > 0
+
+
+class Disagreement:
+    """In place of `EngineAgreement`, with engines that don't apply the version."""
+
+    def before_training(self, job):
+        job.check()
+
+    def offer(self, sealed):
+        return in_thread(list, "offer")
+
+    def after_publishing(self, job, step, digest, offered):
+        job.record("engine_disagrees", {"reason": f"Version {step} differs by 0.5 nats."})
+
+
+def test_a_version_that_an_engine_does_not_apply_says_so(journal, group, shared, limits):
+    run = journal.add_run("run")
+    with running(journal, group, shared, limits, agreement=Disagreement()):
+        seq = journal.submit(run, "save_for_sampler")
+        journal.wait(run, seq)
+        plain = journal.submit(run, "save_weights")
+        journal.wait(run, plain)
+    assert journal.saved[run, seq].warning == "Version 1 differs by 0.5 nats."
+    assert journal.saved[run, plain].warning is None
 
 
 def test_a_call_that_waits_for_a_job_says_so(journal, group, shared, limits):

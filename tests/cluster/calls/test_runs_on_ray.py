@@ -6,7 +6,7 @@ import signal
 import pytest
 import ray
 import torch
-from run_fakes import ADAM, CONFIG, MemoryJournal, body, read_output, running
+from run_fakes import ADAM, CONFIG, CallFailedError, MemoryJournal, body, read_output, running
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
@@ -42,6 +42,16 @@ def groups(ray_local, artifacts):
         group.stop()
 
 
+@pytest.fixture
+def sharing(ray_local, artifacts):
+    """Two learners that hold the base weights together."""
+    learners = LearnersConfig(count=2, shard=2, num_cpus=0.5, num_gpus=0, device="cpu")
+    base = CONFIG.model_copy(update={"learners": learners})
+    group = LearnerGroup(base, str(artifacts.checkpoints_dir.parent), DeadlinesConfig())
+    yield group
+    group.stop()
+
+
 def train(group, artifacts, initial, between=lambda: None):
     """Return the digest after two steps of two calls each, and the logprobs of the first call."""
     journal = MemoryJournal(artifacts, initial)
@@ -73,3 +83,22 @@ def test_a_killed_learner_changes_nothing_and_two_equal_one(groups, artifacts, i
     states = [read_checkpoint(artifacts.checkpoints_dir / name) for name in (digest, by_two)]
     for name, tensor in states[0].adapter.items():
         torch.testing.assert_close(tensor, states[1].adapter[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_learners_that_share_the_weights_make_the_steps_of_two_that_do_not(groups, sharing, artifacts, initial):
+    """Calls of one datum, too, for which one of the two has no row; and a call that neither can compute."""
+    digest, (logprobs, _) = train(groups[2], artifacts, initial)
+    found, (same, _) = train(sharing, artifacts, initial)
+    assert found == digest
+    assert [own.tolist() for own in same] == [own.tolist() for own in logprobs]
+    journal = MemoryJournal(artifacts, initial)
+    run = journal.add_run("run")
+    with running(journal, sharing, artifacts, LIMITS):
+        for kind in ("forward_backward", "forward"):
+            journal.wait(run, journal.submit(run, kind, body(7, num_datums=1)))
+        with pytest.raises(CallFailedError, match="ForwardBackwardRequest"):
+            journal.wait(run, journal.submit(run, "forward_backward", b"no message"))
+        with pytest.raises(CallFailedError, match="call 3 of its batch failed"):
+            journal.wait(run, journal.submit(run, "optim_step", **ADAM))
+        journal.wait(run, journal.submit(run, "forward_backward", body(8)))
+        journal.wait(run, journal.submit(run, "optim_step", **ADAM))

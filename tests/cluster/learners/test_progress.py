@@ -19,9 +19,11 @@ from tandem.cluster.config import DeadlinesConfig
 from tandem.cluster.errors import StageError
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.progress import Rank, description, stalled
+from tandem.cluster.learners.run_training import RunTraining
 from tandem.rl.config import LossConfig
 from tandem.rl.packing import PackedSequence
 from tandem.rl.progress import UPDATE, Position, Progress
+from tandem.rl.settings import AdamStep
 
 ROW = Position(mark=9, work="forward and backward", row=4, num_rows=8, row_tokens=1000, num_done=20, token_s=0.001)
 WAITING = Position(mark=9, work=UPDATE, num_done=20, token_s=0.001)
@@ -136,7 +138,7 @@ def test_a_slow_step_is_not_ended_and_a_hanging_one_is_with_its_stacks(
         step(training, rows)
     assert caught.value.retryable and caught.value.stage == "step" and not group.is_running
     [name] = artifacts.list_job_artifacts("a-job")
-    assert name in str(caught.value) and "attempt_2" in name
+    assert f"jobs/a-job/{name}" in str(caught.value) and "attempt_2" in name
     stacks = artifacts.read_blob(job_artifact_key("a-job", name)).decode()
     assert "faulty_learners.py" in stacks and "in optim_step" in stacks  # of learner 1, and of 0, which waits for it
 
@@ -157,3 +159,22 @@ def test_a_stopped_process_is_named_and_said_not_to_answer(
             os.kill(pid, signal.SIGCONT)
     stacks = artifacts.read_blob(job_artifact_key("a-job", "stacks_of_attempt_2.txt")).decode()
     assert "Its state is T (stopped)" in stacks and "doesn't answer" in stacks
+
+
+def test_a_call_of_a_client_that_stalls_leaves_its_stacks_with_its_model(
+    group: LearnerGroup, artifacts: Artifacts
+) -> None:
+    training = RunTraining(group, "run", "a-model")
+    training.open(ResolvedBaseModel(group._base).write_initial_version(artifacts))
+    training.apply_adam(AdamStep(learning_rate=1e-3))
+    pid = ray.get(group._workers[0].__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StageError, match="no progress") as caught:
+            training.apply_adam(AdamStep(learning_rate=1e-3))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    [name] = artifacts.list_job_artifacts("a-model")
+    assert f"jobs/a-model/{name}" in str(caught.value)
+    assert "Its state is T (stopped)" in artifacts.read_blob(job_artifact_key("a-model", name)).decode()

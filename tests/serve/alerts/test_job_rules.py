@@ -2,9 +2,12 @@
 
 import pytest
 
+from tandem.cluster.calls.call import Anchor, CallResult, SavedState
 from tandem.cluster.config import AlertRulesConfig
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.alerts.job_rules import JobRules
+from tandem.serve.tinker.store.saves import save_options
+from tandem.serve.tinker.store.store import TinkerStore
 
 RULES = AlertRulesConfig(stuck_job_s=600, stalled_queue_s=300, failed_jobs=2, reward_window=2, reward_noise=0)
 
@@ -100,6 +103,29 @@ def test_a_disagreement_of_the_last_job_is_found_until_a_job_agrees(rules, store
     [found] = rules.find()
     assert found.severity == "warning" and "7 tokens" in found.cause
     make_version(store, claim, add_job, model, 1.0)
+    assert kinds(rules) == []
+
+
+def test_a_disagreement_about_the_last_save_of_a_client_is_found_until_it_saves_again(rules, store):
+    tinker = TinkerStore(store.database)
+    session = tinker.sessions.create("team", "key")
+    run = tinker.runs.create("team", "key", session.id, 0, "tandem/tiny", None, None, {})
+
+    def save(seq, warning=None):
+        tinker.calls.submit("team", run.id, seq, "save_for_sampler", f"{seq}" * 64, None, save_options(None), 0)
+        claim = tinker.claims.claim_run("tandem/tiny", "coordinator", 30)
+        saved = SavedState(f"{seq:064x}", 100, True, True, warning)
+        [call] = tinker.claims.next_calls(claim)
+        tinker.claims.answer(claim, call, CallResult(saved=saved, anchor=Anchor(saved.digest, seq, True)))
+        tinker.claims.release(claim)
+
+    save(1)
+    assert kinds(rules) == []
+    save(2, "The engine doesn't apply version 2.")
+    [found] = rules.find()
+    assert (found.kind, found.subject, found.links["step"]) == ("logprob_mismatch", run.model_id, 2)
+    assert (found.severity, found.cause) == ("critical", "The engine doesn't apply version 2.")
+    save(3)
     assert kinds(rules) == []
 
 

@@ -75,6 +75,18 @@ def test_an_unloaded_run_is_fenced(client):
     client.tinker.claims.release(client.claimed)
 
 
+def test_a_call_that_fails_is_charged_for_its_tries_once(store, client, clock):
+    client.submit("forward_backward")
+    client.claim()
+    call, usage = client.next(), CallUsage(seconds=2.0, learner_seconds=0.5, cpu_seconds=0.25)
+    for _ in range(2):
+        client.tinker.claims.refuse(client.claimed, call, "out of memory", "user", usage)
+    begin = clock.now.replace(minute=0, second=0, microsecond=0)
+    [found], _ = store.usage_sums.sums(Asked("team", begin, clock.now.replace(year=2027), ("phase",)))
+    used = found.amounts
+    assert (used.seconds, used.learner_seconds, used.cpu_seconds, used.trained_tokens) == (2.0, 0.5, 0.25, 0)
+
+
 def test_an_answer_counts_once(store, client, clock):
     client.submit("forward_backward")
     client.submit("forward")
