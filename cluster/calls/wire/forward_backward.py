@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ _NUMPY: dict[int, np.dtype[Any]] = {
     messages.INT32: np.dtype("<i4"),
     messages.BFLOAT16: np.dtype("<u2"),
 }
+_PLAIN = {messages.FLOAT32: torch.float32, messages.INT64: torch.int64} if sys.byteorder == "little" else {}
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,16 @@ def _token_ids(chunks: Sequence[Any], index: int) -> Tensor:
             kind = chunk.WhichOneof("kind") or "empty"
             raise DatumError(f"is {kind}; only encoded_text can be trained here", *place)
         ids.append(_numbers(chunk.encoded_text.tokens, np.dtype("<i4"), *place, "tokens"))
-    return torch.from_numpy(np.concatenate(ids).astype(np.int64)) if ids else torch.empty(0, dtype=torch.int64)
+    if not ids:
+        return torch.empty(0, dtype=torch.int64)
+    return torch.from_numpy((ids[0] if len(ids) == 1 else np.concatenate(ids)).astype(np.int64))
 
 
 def _tensor(message: Any, *place: str | int) -> Tensor:
+    if (plain := _PLAIN.get(message.dtype)) and len(message.shape) == 1:  # most are like this: take the short way
+        content = message.dense
+        if content and len(content) == message.shape[0] * plain.itemsize:
+            return torch.frombuffer(bytearray(content), dtype=plain)
     dtype = _NUMPY.get(message.dtype)
     if dtype is None:
         raise DatumError(f"has dtype {message.dtype}; send float32 or int64", *place)
