@@ -47,6 +47,7 @@ from tandem.rl.learner import Learner
 from tandem.rl.models.attention.masks import dense_mask
 from tandem.rl.models.freed_memory import keep_freed_memory
 from tandem.rl.models.lora.adapter import peft_config
+from tandem.rl.models.lora.linear import frozen_product
 from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.policy import Policy
 from tandem.rl.settings import LoraSettings
@@ -218,8 +219,9 @@ def matmuls_step(path: Path, rows: Sequence[PackedSequence]) -> Step:
         for row in rows:
             for layer in [*layers, head]:
                 num_tokens = row.num_trained_tokens if layer is head else row.num_tokens
-                inputs[layer][:num_tokens] @ layer.weight.t()
-                grads[layer][:num_tokens] @ layer.weight
+                multiply = F.linear if layer is head else frozen_product  # the faster one for each
+                multiply(inputs[layer][:num_tokens], layer.weight)
+                multiply(grads[layer][:num_tokens], layer.weight.t())
 
     return step
 

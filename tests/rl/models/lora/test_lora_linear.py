@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tandem.rl.models.lora.linear import LoraLinear, SharedInput, share_inputs
+from tandem.rl.models.lora.linear import LEAST_ONEDNN_TOKENS, LoraLinear, SharedInput, frozen_product, share_inputs
 
 IN, OUT, R, SCALE = 24, 40, 4, 0.5
 
@@ -56,6 +56,27 @@ def test_bfloat16_keeps_the_adapter_in_float32() -> None:
     assert [t.dtype for t in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
     for own, reference in zip(found, expected, strict=True):
         assert torch.cosine_similarity(own.float().flatten(), reference.float().flatten(), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("num_tokens", [LEAST_ONEDNN_TOKENS - 1, LEAST_ONEDNN_TOKENS])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_with_the_frozen_weight_take_any_layout(num_tokens: int, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    offset = random(OUT) if bias else None
+    for weight in (random(OUT, IN), random(IN, OUT).t()):
+        heads = random(2, num_tokens, IN // 2).transpose(0, 1).flatten(1)
+        for left in (
+            heads,
+            random(IN, num_tokens).t(),
+            random(num_tokens, 2 * IN)[:, IN:],
+            random(IN).expand(num_tokens, -1),
+        ):
+            exact = left.double() @ weight.t().double() + (0 if offset is None else offset.double())
+            torch.testing.assert_close(frozen_product(left, weight, offset).double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_equation() -> None:
