@@ -67,12 +67,17 @@ class RunTraining:
         self._on_wait_turn: OnWait = wait_on
         self._workers: list[Any] | None = None  # the actors that have this run's state
         self._turn_held: Turn | None = None
-        self.seconds = 0.0
-        """For which the run has had the learners so far."""
+        self._seconds = 0.0  # of turns that have ended
+        self._held_since: float | None = None
 
     def called_by(self, on_wait: OnWait, on_wait_turn: OnWait) -> None:
         """Call `on_wait` while the learners work, `on_wait_turn` while others use them and while they start."""
         self._on_wait, self._on_wait_turn = on_wait, on_wait_turn
+
+    @property
+    def seconds(self) -> float:
+        """For which the run has had the learners so far, also in the turn that it has now."""
+        return self._seconds + (0.0 if self._held_since is None else time.monotonic() - self._held_since)
 
     @property
     def is_held(self) -> bool:
@@ -182,17 +187,13 @@ class RunTraining:
             yield self._turn_held
             return
         turn = self._group.turns.join(num_tokens)
-        began = None
         try:
             turn.hold(self._on_wait_turn)
-            began = time.monotonic()
-            self._turn_held = turn
+            self._held_since, self._turn_held = time.monotonic(), turn
             yield turn
         finally:
-            self._turn_held = None
             turn.close()
-            if began is not None:
-                self.seconds += time.monotonic() - began
+            self._seconds, self._turn_held, self._held_since = self.seconds, None, None
 
     def _no_turn(self) -> Turn:
         """Return a turn that was never held, for work beside that of others."""

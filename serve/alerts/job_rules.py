@@ -138,7 +138,12 @@ class JobRules:
     def _last_saves(self, session: Session, open_models: Collection[str]) -> Iterable[Finding]:
         """Models of clients whose newest version an engine answers otherwise than the learners."""
         recent = select(RunRow.model_id).order_by(RunRow.number.desc()).limit(RECENT_RUNS)
-        newest = select(func.max(VersionRow.step)).where(VersionRow.model_id == ModelRow.id).scalar_subquery()
+        newest = (
+            select(func.max(VersionRow.step))
+            .where(VersionRow.model_id == ModelRow.id)
+            .correlate(ModelRow)
+            .scalar_subquery()
+        )
         query = select(ModelRow, VersionRow).join(VersionRow, VersionRow.model_id == ModelRow.id)
         query = query.where(VersionRow.step == newest, VersionRow.deleted_at.is_(None), ModelRow.deleted_at.is_(None))
         query = query.where(or_(ModelRow.id.in_(recent), ModelRow.id.in_(open_models)))

@@ -167,8 +167,8 @@ class RunClaims(CallStore):
             if stored.answered_at is None:
                 stored.answered_at, stored.error, stored.category = now, message, category
                 row.applied_seq = max(row.applied_seq, call.seq)
-                model = session.get_one(ModelRow, run.model_id)
-                charge(session, run, call, usage, model.next_step, now)
+                next_step = session.scalars(select(ModelRow.next_step).where(ModelRow.id == run.model_id)).one()
+                charge(session, run, call, usage, next_step, now)
 
     def set_anchor(self, run: ClaimedRun, anchor: Anchor) -> Sequence[str]:
         """Record a later anchor, a checkpoint of its own. Return the keys of bodies that aren't needed any more."""
