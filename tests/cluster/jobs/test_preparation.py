@@ -156,8 +156,8 @@ def test_abandoning_one_payload_does_not_fail_another(preparation, artifacts):
         if preparation._actor not in (None, first):
             raise TimeoutError("enough: it runs again")
 
-    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, on_wait))
-    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, other_on_wait))
+    thread, errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, on_wait=on_wait))
+    other, other_errors = in_background(lambda: preparation.check("base", key, ENDLESS, POLICY, on_wait=other_on_wait))
     thread.join(timeout=120)
     other.join(timeout=120)
     assert [type(error) for error in errors + other_errors] == [KeyError, TimeoutError]
