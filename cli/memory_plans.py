@@ -23,14 +23,16 @@ def memory_plan(config: TandemConfig, name: str, gpus: Sequence[Gpu]) -> str:
         return "not planned: no GPU here; set gpu_memory_bytes to plan for another machine"
     num_gpus = len(gpus) or sum(_most_gpus(base) for base in config.base_models)
     gpu_bytes = named or min(gpu.memory_bytes for gpu in gpus)
-    placed = place(config, num_gpus).config.base_model(name)
-    if not placed.is_on_gpu:
+    placement = place(config, num_gpus)
+    base = ResolvedBaseModel(placement.config.base_model(name), placement)
+    if not base.config.is_on_gpu:
         return "on CPUs: no GPU is needed"
-    base = ResolvedBaseModel(placed)
     try:
         return "\n".join(dict.fromkeys(map(str, _plans(base, gpu_bytes))))
     except PolicyError as error:
-        raise PolicyError(f"{error}{_advice(base, gpu_bytes, num_gpus)}") from None
+        others = (other for other in placement.base_models if other.name != name and other.is_on_gpu)
+        left = num_gpus - sum(map(_fewest_gpus, others))
+        raise PolicyError(f"{error}{_advice(base, gpu_bytes, left) if left > 0 else ''}") from None
 
 
 def _plans(base: ResolvedBaseModel, gpu_bytes: int) -> list[MemoryPlan]:
@@ -48,6 +50,13 @@ def _advice(base: ResolvedBaseModel, gpu_bytes: int, num_gpus: int) -> str:
     if fit is None:
         return f" No division of the model over {gpus} like {'this' if num_gpus == 1 else 'these'} fits."
     return f" On {gpus} it fits with {fit}."
+
+
+def _fewest_gpus(base: BaseModelConfig) -> int:
+    """Return the GPUs that a base model needs if its learners and engines share them as far as they can."""
+    learners = base.learners.count if base.learners.num_gpus else 0
+    engines = base.engine.replicas * base.engine.tensor_parallel_size if base.engine.num_gpus else 0
+    return max(learners, engines)
 
 
 def _most_gpus(base: BaseModelConfig) -> int:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.engine.settings import weights_path
-from tandem.cluster.memory.plan import MemoryPlan, Part, Tenant, neighbours, plan_memory
+from tandem.cluster.memory.joint import plan_neighbours
+from tandem.cluster.memory.plan import MemoryPlan, Part, Tenant
+from tandem.cluster.placement import BasePlacement, Placement
 from tandem.rl.errors import PolicyError
 from tandem.rl.tiny.model import resolve_model
 
@@ -37,6 +39,8 @@ class ResolvedBaseModel:
     """A configured base model on this node. Tokenizer and model configuration are loaded on first use."""
 
     config: BaseModelConfig
+    placement: Placement | None = None
+    """Of all base models; only for the memory plan. None: learners and engine have the GPUs of `config` alone."""
 
     @property
     def name(self) -> str:
@@ -106,15 +110,22 @@ class ResolvedBaseModel:
             return self.geometry
 
     def memory_plan(self, gpu_bytes: int, part: Part) -> MemoryPlan:
-        """Plan the memory of the GPUs that a learner or an engine of this model is on.
+        """Plan the memory of the GPUs that a learner or an engine of this model is on, with its neighbours there.
 
         `gpu_bytes` are those of the GPU, unless the configuration has them. Raises PolicyError if there is no room.
         """
-        on_gpu, share = neighbours(self.config, part)
-        learner = Tenant(self.config, self.geometry, self.max_model_len) if on_gpu != "engine" else None
-        engine = Tenant(self.config, self._served_geometry, self.max_model_len) if on_gpu != "learner" else None
+        learners, engine = self.config.learners, self.config.engine
+        alone = {self.name: BasePlacement(learners.num_gpus or 0.0, engine.num_gpus or 0.0)}
+        placed = self.placement.of if self.placement else alone
         with self.named_refusal():
-            return plan_memory(self.config.gpu_memory_bytes or gpu_bytes, learner, engine, share)
+            return plan_neighbours(self.config.gpu_memory_bytes or gpu_bytes, self.name, part, placed, self._tenant)
+
+    def _tenant(self, name: str, part: Part) -> Tenant:
+        base = self
+        if self.placement and name != self.name:
+            base = ResolvedBaseModel(self.placement.config.base_model(name))
+        geometry = base.geometry if part == "learner" else base._served_geometry
+        return Tenant(base.config, geometry, base.max_model_len)
 
     @property
     def _served_geometry(self) -> Geometry:

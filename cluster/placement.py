@@ -19,7 +19,6 @@ __all__ = ["BasePlacement", "Placement", "PlacementError", "place"]
 
 HALF = 0.5
 ROUNDING = 1e-9
-PLANNED_MEMORY = 0.9  # of a part of a GPU: fragments and CUDA itself take the rest
 Pairs = Counter[tuple[str, str]]
 """GPUs that a learner shares with an engine, by the base models of the two."""
 
@@ -305,8 +304,4 @@ def _base_placement(base: _Wanted, wanted: Sequence[_Wanted], pairs: Pairs) -> B
 def _with_gpus(base: BaseModelConfig, placed: BasePlacement) -> BaseModelConfig:
     learners = base.learners.model_copy(update={"num_gpus": placed.learner_gpus})
     engine = base.engine.model_copy(update={"num_gpus": placed.engine_gpus})
-    memory_is_set = engine.gpu_memory_utilization is not None or engine.kv_cache_memory_bytes is not None
-    if placed.shares_with_others(base.name) and 0 < placed.engine_gpus < 1 and not memory_is_set:
-        # The memory plan knows one base model, and gives its engine all that its own learner leaves.
-        engine = engine.model_copy(update={"gpu_memory_utilization": placed.engine_gpus * PLANNED_MEMORY})
     return base.model_copy(update={"learners": learners, "engine": engine})

@@ -31,6 +31,7 @@ from tandem.cluster.learners.turns import Turn, Turns
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.cluster.logprobs.pool import Score
 from tandem.cluster.metrics import recording
+from tandem.cluster.placement import Placement
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.cluster.telemetry.context import current_ids
@@ -69,12 +70,14 @@ class LearnerGroup:
         places: LearnerPlaces | None = None,
         telemetry: Telemetry | None = None,
         tinker: TinkerConfig | None = None,
+        placement: Placement | None = None,
     ):
         """Prepare a group; `start` starts it. Without `places`, each learner takes the GPUs of its configuration.
 
-        `tinker` limits the memory of runs.
+        `tinker` limits the memory of runs. `placement` says who shares GPUs with the learners.
         """
         self._base, self._artifacts_root, self._deadlines = base, artifacts_root, deadlines
+        self._placement = placement
         self._telemetry, self._tinker = telemetry, tinker or TinkerConfig()
         self._places = places or LearnerPlaces(base, deadline_s=deadlines.start_learners_s)
         self.turns = Turns()
@@ -392,7 +395,8 @@ class LearnerGroup:
             runtime_env={"env_vars": environment},
             scheduling_strategy=strategy,
         )
-        return actor.remote(rank, settings.count, self._base, self._artifacts_root, self._telemetry, self._tinker)
+        own = rank, settings.count, self._base, self._artifacts_root
+        return actor.remote(*own, self._telemetry, self._tinker, self._placement)
 
     def _call(
         self,

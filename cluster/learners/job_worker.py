@@ -23,6 +23,7 @@ from tandem.cluster.learners.kept_states import KeptStates
 from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
 from tandem.cluster.learners.stacks import Whereabouts, whereabouts
 from tandem.cluster.learners.step_meter import Measured, StepMeter
+from tandem.cluster.placement import Placement
 from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import collection_paused, freeze_heap
@@ -111,11 +112,12 @@ class JobWorker:
         base: BaseModelConfig,
         artifacts_root: str,
         telemetry: Telemetry | None = None,
+        placement: Placement | None = None,
     ):
-        """With `telemetry`, this process has no other purpose."""
+        """With `telemetry`, this process has no other purpose. `placement` says who shares its GPU."""
         if telemetry:
             telemetry.set_up("learner", base_model=base.name, rank=rank)
-        self._rank, self._world_size, self._base = rank, world_size, base
+        self._rank, self._world_size, self._base, self._placement = rank, world_size, base, placement
         self._artifacts = Artifacts(artifacts_root)
         self._sessions: dict[str, _Session] = {}
         self._finished: dict[str, _Finished] = {}
@@ -171,7 +173,7 @@ class JobWorker:
                     timeout=timeout,
                     device_id=device if device.type == "cuda" else None,
                 )
-        base = ResolvedBaseModel(self._base)
+        base = ResolvedBaseModel(self._base, self._placement)
         limit_gpu_memory(base, device)
         with base.named_refusal(), _connected():
             shard_group = None

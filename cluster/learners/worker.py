@@ -19,6 +19,7 @@ from tandem.cluster.config import BaseModelConfig, TinkerConfig
 from tandem.cluster.learners.job_worker import JobWorker
 from tandem.cluster.learners.kept_states import in_main_memory
 from tandem.cluster.learners.shards import shard_by_tokens
+from tandem.cluster.placement import Placement
 from tandem.cluster.telemetry.context import Ids
 from tandem.cluster.telemetry.setup import Telemetry
 from tandem.rl.errors import RLError
@@ -86,9 +87,10 @@ class LearnerWorker(JobWorker):
         artifacts_root: str,
         telemetry: Telemetry | None = None,
         tinker: TinkerConfig | None = None,
+        placement: Placement | None = None,
     ):
-        """With `telemetry`, this process has no other purpose. `tinker` limits the memory of runs."""
-        super().__init__(rank, world_size, base, artifacts_root, telemetry)
+        """See `JobWorker`. `tinker` limits the memory of runs."""
+        super().__init__(rank, world_size, base, artifacts_root, telemetry, placement)
         self._limits = tinker or TinkerConfig()
         self._runs: OrderedDict[str, int] = OrderedDict()
         """The bytes of the runs that are held, the one used longest ago first."""

@@ -22,7 +22,6 @@ from tandem.cluster.memory.refusal import NoRoomError, refusal
 if TYPE_CHECKING:
     from tandem.rl.models.geometry import Geometry
 
-OnGpu = Literal["both", "learner", "engine"]
 Part = Literal["learner", "engine"]
 RESERVE = 0.03
 """Fraction of a GPU that nobody gets: fragments, and memory that the driver keeps."""
@@ -123,17 +122,6 @@ class MemoryPlan:
                 "of the learner between jobs"
             )
         return "\n".join(lines)
-
-
-def neighbours(base: BaseModelConfig, part: Part) -> tuple[OnGpu, float]:
-    """Return who shares the GPU of a learner or an engine of this base model, and the fraction that they have together.
-
-    Learner and engine are neighbours if neither has a whole GPU. Without a number of its own, a part has all of a GPU.
-    """
-    learner, engine = base.learners.num_gpus or 1.0, base.engine.num_gpus or 1.0
-    if learner < 1 and engine < 1:
-        return "both", min(1.0, learner + engine)
-    return part, min(1.0, learner if part == "learner" else engine)
 
 
 def engine_settings(engine: EngineConfig, plan: MemoryPlan) -> EngineConfig:

@@ -84,7 +84,9 @@ class CoordinatorReplica:
             where = LearnerPlaces(
                 settings, placement.of[name], places, placement.engines_first, deadlines.start_learners_s
             )
-            learners = LearnerGroup(settings, config.artifacts_root, deadlines, where, telemetry, config.tinker)
+            learners = LearnerGroup(
+                *(settings, config.artifacts_root, deadlines, where, telemetry, config.tinker, placement)
+            )
             # Learners that share the weights score a chunk together.
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard
             chunks = settings.logprobs.model_copy(update={"chunk_tokens": chunk_tokens})

@@ -34,7 +34,7 @@ def build_application(config: TandemConfig, started_by: str | None = None) -> se
     # `tandem up` on one machine waits for no other nodes.
     placement = place(config, gpus_of(nodes), is_fixed=started_by is not None and len(nodes) == 1)
     config = placement.config
-    engines = {base.name: engine_application(config, base, placement.of[base.name]) for base in config.base_models}
+    engines = {base.name: engine_application(placement, base) for base in config.base_models}
     coordinator = coordinator_application(placement, engines)
     others: list[MakeRunner] = [partial(fine_tuning_runner, EngineConnections), partial(alert_watch, ServiceProbe)]
     runner = job_runner_application(config, others)

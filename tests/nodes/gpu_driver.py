@@ -84,10 +84,10 @@ def configured(directory: Path, num_learners: int, num_engines: int) -> Placemen
 def engines(placement: Placement) -> Iterator[LearnerPlaces]:
     """Run the engines of a placement in Ray Serve, with the resources of real ones. Yield the places of learners."""
     [base] = placement.base_models
-    application = engine_application(placement.config, base, placement.of[base.name])
+    application = engine_application(placement, base)
     placed = application._bound_deployment.options(func_or_class=PlacedEngine)
     serve.start(http_options={"location": "NoServer"})
-    serve.run(placed.bind(placement.config, base.name), name="engines", route_prefix=None)
+    serve.run(placed.bind(placement, base.name), name="engines", route_prefix=None)
     rooms = EnginePlaces(engine_directory.places)
     places = LearnerPlaces(base, placement.of[base.name], rooms, placement.engines_first, START_S)
     try:

@@ -41,7 +41,8 @@ def test_a_job_whose_learner_ends_with_its_engine_has_another_attempt(nodes, ser
         model = register(http, "agent")
         first = post_job(http, model, roll_out(openai, inference_name(model)))
         assert events_until_end(http, first, RECOVERY_S)[-1]["type"] == "training_ended"
-        job = post_long_job(http, model, roll_out(openai, inference_name(model)))
+        # Serve notices the loss, and releases the room of both, within seconds; the job must take longer.
+        job = post_long_job(http, model, roll_out(openai, inference_name(model)), num_groups=1000)
         wait_for("a gradient step", lambda: steps_so_far(http, job), RECOVERY_S, poll_s=0.05)
         [engine] = [p for p in psutil.process_iter() if is_engine(p) and is_in(p, nodes)]
         engine.kill()

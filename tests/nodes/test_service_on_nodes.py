@@ -140,11 +140,11 @@ def train(http, openai, model):
     assert events_until_end(http, job, RECOVERY_S)[-1]["type"] == "training_ended"
 
 
-def post_long_job(http, model, trajectories):
-    """Post a job of many gradient steps."""
+def post_long_job(http, model, trajectories, num_groups=100):
+    """Post a job of about as many gradient steps."""
     body = {
         "model_id": model["id"],
-        "trajectory_groups": [{"trajectories": trajectories}] * 100,
+        "trajectory_groups": [{"trajectories": trajectories}] * num_groups,
         "experimental_config": {"learning_rate": 1e-4, "packed_sequence_length": 256},
     }
     response = http.post(JOBS, json=body)

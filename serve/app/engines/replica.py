@@ -25,7 +25,7 @@ from tandem.cluster.engine.usage import EngineUsage
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.engine.versions.version_loader import Files
 from tandem.cluster.errors import EngineDeadError
-from tandem.cluster.placement import BasePlacement
+from tandem.cluster.placement import Placement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import collection_paused
 from tandem.cluster.telemetry.context import Ids, logged_with
@@ -45,7 +45,8 @@ STOP_S = DRAIN_S + 10.0
 class EngineReplica:
     """Serves one base model: vLLM's OpenAI layer, and logprobs for the learners."""
 
-    async def __init__(self, config: TandemConfig, base_model: str):  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, placement: Placement, base_model: str):  # type: ignore[misc]  # Serve awaits it
+        config = placement.config
         telemetry = Telemetry.of(config)
         telemetry.set_up("engine", base_model=base_model)
         telemetry.set_up_vllm("engine", base_model=base_model)
@@ -53,7 +54,7 @@ class EngineReplica:
         if not config.base_model(base_model).engine.num_gpus:
             preload_core()  # it takes longest
         self._place = engine_directory.own_place()
-        base = ResolvedBaseModel(config.base_model(base_model))
+        base = ResolvedBaseModel(config.base_model(base_model), placement)
         self._base_model = base.name
         await self._announce_place()  # learners that share this replica's GPU may start beside it
         # Its id as in Serve's logs and dashboard.
@@ -165,9 +166,9 @@ def engine_deployment_name(base_model: str) -> str:
     return f"engine-{re.sub(r'[^A-Za-z0-9]+', '-', base_model)}"
 
 
-def engine_application(config: TandemConfig, base: BaseModelConfig, placed: BasePlacement) -> serve.Application:
-    """`placed` are the GPUs of the base model: where learners share them, a replica reserves room for one."""
-    settings = base.engine
+def engine_application(placement: Placement, base: BaseModelConfig) -> serve.Application:
+    """Return the engines of a base model. Where learners share their GPUs, a replica reserves room for one."""
+    settings, placed = base.engine, placement.of[base.name]
     device: EngineDevice = "cuda" if settings.num_gpus else "cpu"
     threads = max(1, int(settings.num_cpus / settings.tensor_parallel_size))  # of each of the replica's processes
     resolved = ResolvedBaseModel(base)
@@ -188,4 +189,4 @@ def engine_application(config: TandemConfig, base: BaseModelConfig, placed: Base
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=STOP_S,
     )
-    return deployment(EngineReplica).bind(config, base.name)
+    return deployment(EngineReplica).bind(placement, base.name)

@@ -16,7 +16,7 @@ from tandem.cluster.memory.parts import (
     sequence_kv_bytes,
     slot_bytes,
 )
-from tandem.cluster.memory.plan import MemoryPlan, Tenant, engine_settings, neighbours, plan_memory
+from tandem.cluster.memory.plan import MemoryPlan, Tenant, engine_settings, plan_memory
 from tandem.cluster.memory.refusal import NoRoomError
 from tandem.rl.models.geometry import Geometry, KvLayers, geometry_of
 from tandem.rl.settings import LoraSettings
@@ -140,22 +140,6 @@ def test_a_part_of_a_gpu_is_all_that_a_base_model_takes(geometry):
     half = plan(base(), geometry, gpu=2 * GPU, share=0.5)
     assert half.learner.total + half.engine.total + half.kv_cache_bytes == int(GPU * 0.97)
     assert half.learner_fraction < 0.25
-
-
-@pytest.mark.parametrize(
-    ("learner", "engine", "part", "expected"),
-    [
-        (0.5, 0.5, "learner", ("both", 1.0)),
-        (0.5, 0.5, "engine", ("both", 1.0)),
-        (0.25, 0.25, "engine", ("both", 0.5)),
-        (1.0, 0.5, "engine", ("engine", 0.5)),
-        (1.0, 2.0, "learner", ("learner", 1.0)),
-        (None, 1.0, "engine", ("engine", 1.0)),
-        (None, 0.5, "learner", ("learner", 1.0)),  # on a CPU, or in a program of the user's own
-    ],
-)
-def test_neighbours_follow_from_the_placement(learner, engine, part, expected):
-    assert neighbours(base(dict(num_gpus=learner), dict(num_gpus=engine)), part) == expected
 
 
 def test_what_the_user_sets_stays_and_is_checked(geometry):
