@@ -75,7 +75,8 @@ def simulate(results: Path) -> None:
     ):
         outcome[name] = study.study(of_model, fleet, load, tell)
     outcome["large"]["sensitivity"] = study.sensitivity(large, study.LARGE_FLEET, study.LARGE_LOAD, tell)
-    (results / "scaling.json").write_text(json.dumps(rounded(outcome), indent=1) + "\n")
+    outcome = rounded(outcome)  # so that the page follows from the file
+    (results / "scaling.json").write_text(json.dumps(outcome, indent=1) + "\n")
     plots.plot_all(outcome, results)
     tables = tables_of(outcome)
     for name, rows in tables.items():

@@ -1,5 +1,6 @@
 """Measurements become constants, tables and predictions, checked with hand-made numbers."""
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -8,8 +9,11 @@ import pytest
 from queueing.costs import Linear
 from queueing.measured import costs_of, fit, table_of
 from queueing.page import write_tables
+from queueing.plots import plot_all
+from queueing.tables import tables_of
 from queueing.timing import measure, usage
 from queueing.validation import slowdown, validate
+from scaling import PAGE, RESULTS
 from test_scaling_service import FREE
 
 
@@ -124,3 +128,23 @@ def test_tables_replace_their_places_in_the_page(tmp_path):
     )
     with pytest.raises(ValueError, match="0 places for the table 'other'"):
         write_tables(page, {"other": [{"a": 1}]})
+
+
+def test_the_page_and_its_pictures_show_the_results(tmp_path):
+    outcome = json.loads((RESULTS / "scaling.json").read_text())
+    page = tmp_path / "scale.md"
+    page.write_text(PAGE.read_text())
+    write_tables(page, tables_of(outcome))
+    assert page.read_text() == PAGE.read_text()
+    plot_all(outcome, tmp_path)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {path.name for path in RESULTS.glob("scaling_*.png")}
+
+
+def test_the_simulation_still_predicts_what_the_results_say():
+    """Fails when a setting that it reads from the service changes: then `scaling.py simulate` has to run again."""
+    measured = json.loads((RESULTS / "scaling_measured.json").read_text())
+    outcome = json.loads((RESULTS / "scaling.json").read_text())
+    assert table_of(measured) == outcome["constants"]
+    for row, shown in zip(validate(costs_of(measured), measured), outcome["validation"], strict=True):
+        assert row == {name: pytest.approx(v, rel=1e-3) if isinstance(v, float) else v for name, v in shown.items()}
