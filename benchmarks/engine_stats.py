@@ -66,12 +66,14 @@ class MeasuredEngine(Engine):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=30, help="at least 2")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        options = {"num_cpus": 4, "log_to_driver": False, "logging_level": "ERROR", "object_store_memory": 100 << 20}
-        with local_ray(Path(home) / "token", **options):
+        memory = 100 << 20
+        with local_ray(
+            Path(home) / "token", num_cpus=4, log_to_driver=False, logging_level="ERROR", object_store_memory=memory
+        ):
             found = measure(Path(home), arguments.rounds)
     print(json.dumps(found, indent=1))
     if arguments.output:
@@ -82,7 +84,7 @@ def measure(home: Path, rounds: int) -> dict[str, Any]:
     base, artifacts = ResolvedBaseModel(TINY), Artifacts(str(home / "artifacts"))
     digest = base.write_initial_version(artifacts)
     environment = {"env_vars": engine_environment("cpu", base.path)}
-    remote = ray.remote(num_cpus=1, max_concurrency=64, runtime_env=environment)(MeasuredEngine)
+    remote: Any = ray.remote(MeasuredEngine).options(num_cpus=1, max_concurrency=64, runtime_env=environment)
     engines = {}
     for contender in CONTENDERS:
         fetch = artifacts.pull_checkpoint

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import httpx
 import psutil
@@ -74,7 +75,8 @@ def total(times: dict[int, tuple[str, float]]) -> float:
 
 
 def wait_until_healthy(service: subprocess.Popen[bytes], url: str, output: Path) -> dict[str, dict[str, float]]:
-    began, start = time.monotonic(), {}
+    start: dict[str, dict[str, float]] = {}
+    began = time.monotonic()
     while "healthy" not in start:
         spent = time.monotonic() - began
         if service.poll() is not None or spent > START_S:
@@ -106,7 +108,14 @@ def idle_percent(seconds: float) -> dict[str, float]:
     return {**by_process, "total": round(sum(percent.values()), 2)}
 
 
-def measure(tandem: Path, home: Path, settle_s: float, idle_s: float) -> dict[str, dict[str, float] | dict[str, dict]]:
+class Measured(TypedDict):
+    """The JSON file."""
+
+    start: dict[str, dict[str, float]]
+    idle_percent: NotRequired[dict[str, float]]
+
+
+def measure(tandem: Path, home: Path, settle_s: float, idle_s: float) -> Measured:
     output = home / "output"
     with hold_port("127.0.0.1") as held, output.open("wb") as written:
         port = held.getsockname()[1]

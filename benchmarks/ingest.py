@@ -67,14 +67,11 @@ def serve(directory: Path) -> None:
     config = TandemConfig(home=directory, limits={"min_free_disk_bytes": 0})
     store, artifacts = Store(config.resolved_store_url), Artifacts(config.artifacts_root)
     bases = {base.name: ResolvedBaseModel(base) for base in config.base_models}
-    others = {
-        "preparation": Checker(bases, artifacts),
-        "trials": None,
-        "coordinator_status": None,
-        "engine_faults": None,
-    }
+    unused: Any = None  # no request here needs an engine, trials or the coordinator
+    preparation: Any = Checker(bases, artifacts)  # of which requests need the checks alone
+    services = Services(config, store, artifacts, unused, bases, preparation, unused, unused, unused)
     model = store.models.add("team", "bench", "agent", config.base_models[0].name, return_existing=True)
-    app = create_app(Services(config, store, artifacts, None, bases, **others))
+    app = create_app(services)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ready = {"port": listener.getsockname()[1], "key": create_key(store, "bench", "team"), "model_id": model.id}
         (directory / "ready.json.part").write_text(json.dumps(ready))
@@ -104,7 +101,7 @@ def write_body(path: Path, model_id: str, num_bytes: int, num_tokens: int, group
 
     def trajectory() -> dict[str, Any]:
         ids = [pick.randrange(10, 250) for _ in range(num_tokens)]
-        content = [
+        content: list[dict[str, Any]] = [
             {"token": f"token_id:{id}", "logprob": -pick.expovariate(1), "bytes": None, "top_logprobs": []}
             for id in ids
         ]
@@ -224,13 +221,14 @@ def cpu_seconds(pid: int) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 
 
-def wait_for(file: Path, api: subprocess.Popen) -> dict[str, Any]:
+def wait_for(file: Path, api: subprocess.Popen[bytes]) -> dict[str, Any]:
     deadline = time.monotonic() + START_S
     while not file.exists():
         if api.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("The API didn't start.")
         time.sleep(0.1)
-    return json.loads(file.read_text())
+    ready: dict[str, Any] = json.loads(file.read_text())
+    return ready
 
 
 def main() -> None:

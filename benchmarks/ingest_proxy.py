@@ -38,7 +38,11 @@ LIMITS = {
     "TANDEM_LIMITS__MAX_OPEN_JOBS_PER_PROJECT": "4000",
     "TANDEM_LIMITS__MIN_FREE_DISK_BYTES": "0",
 }
-CODINGS = {"identity": lambda body: body, "gzip": lambda body: gzip.compress(body, 1), "zstd": zstandard.compress}
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": lambda body: body,
+    "gzip": lambda body: gzip.compress(body, 1),
+    "zstd": zstandard.compress,
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -90,7 +91,7 @@ def measure(options: argparse.Namespace, model: Path, home: Path) -> list[dict[s
     digest = ResolvedBaseModel(base).write_initial_version(artifacts)
     learners = LearnerGroup(base, str(home), DeadlinesConfig())
     environment = engine_environment("cuda" if options.gpus else "cpu", str(model))
-    actor = ray.remote(Engine).options(
+    actor: Any = ray.remote(Engine).options(
         num_cpus=1, num_gpus=options.gpus, max_concurrency=64, runtime_env={"env_vars": environment}
     )
     engine = actor.remote(base.engine, str(model), "bench", artifacts.pull_checkpoint, 2048, base.lora)
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=float, default=0, help="Ray GPUs of learner and engine each; 0: CPUs")
     parser.add_argument("--output", type=Path, default=Path("demo-results/logprob_sharing"))
     options = parser.parse_args()
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as directory:
         model = random_model(Path(directory) / "model", options.hidden, options.layers)
         records = measure(options, model, Path(directory) / "home")

@@ -69,7 +69,8 @@ class Trajectories:
         return [self._sequences(index, prompt, own) for index, own in enumerate(turns)]
 
     def _sequences(self, index: int, prompt: Tensor, turns: list[tuple[Tensor, Tensor]]) -> list[TokenizedSequence]:
-        found, context = [], prompt
+        found: list[TokenizedSequence] = []
+        context = prompt
         for sampled, result in turns:
             token_ids = torch.cat([context, sampled])
             is_sampled = torch.arange(len(token_ids)) >= len(context)

@@ -13,6 +13,8 @@ second, the CPU time of this process by sample, the HTTP statuses that the SDK g
 that a session sent beside the load: how many, how many failed, and the slowest.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import logging
@@ -23,6 +25,8 @@ import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import httpx
 import tinker
@@ -36,33 +40,35 @@ STATUS = re.compile(r'/api/v1/(\w+)[^"]* "HTTP/\S+ (\d+)')
 class Statuses(logging.Handler):
     """Counts answers other than 2xx by route and status, as httpx logs them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.counts = Counter()
+        self.counts = Counter[str]()
         logger = logging.getLogger("httpx")
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
         logger.propagate = False
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         found = STATUS.search(record.getMessage())
         if found and not found[2].startswith("2"):
             self.counts[f"{found[1]} {found[2]}"] += 1
 
-    def take(self):
-        taken, self.counts = dict(self.counts), Counter()
+    def take(self) -> dict[str, int]:
+        taken, self.counts = dict(self.counts), Counter[str]()
         return taken
 
 
 class Heartbeats(threading.Thread):
     """Sends heartbeats of a session beside the load, as an operator's view of it."""
 
-    def __init__(self, url, key, session_id):
+    def __init__(self, url: str, key: str, session_id: str) -> None:
         super().__init__(daemon=True)
         self._url, self._key, self._session_id = url, key, session_id
-        self._ended, self.seconds, self.failed = threading.Event(), [], 0
+        self._ended = threading.Event()
+        self.seconds: list[float] = []
+        self.failed = 0
 
-    def run(self):
+    def run(self) -> None:
         with httpx.Client(base_url=self._url, headers={"X-API-Key": self._key}, timeout=HEARTBEAT_TIMEOUT_S) as http:
             while not self._ended.wait(HEARTBEAT_S):
                 began = time.perf_counter()
@@ -74,7 +80,7 @@ class Heartbeats(threading.Thread):
                 self.failed += not is_alive
                 self.seconds.append(time.perf_counter() - began)
 
-    def end(self):
+    def end(self) -> dict[str, float]:
         self._ended.set()
         self.join()
         slowest = 1e3 * max(self.seconds, default=0.0)
@@ -82,17 +88,17 @@ class Heartbeats(threading.Thread):
 
 
 class Load:
-    def __init__(self, url, key, options):
+    def __init__(self, url: str, key: str, options: dict[str, Any]) -> None:
         self._url, self._key, self._options = url, key, options
         self._rng, self._statuses = random.Random(options.get("seed", 0)), Statuses()
 
-    def client(self):
+    def client(self) -> tuple[tinker.ServiceClient, tinker.SamplingClient]:
         """Return a sampling client with a session of its own, and the session's id."""
         service = tinker.ServiceClient(base_url=self._url, api_key=self._key)
         sampler = service.create_sampling_client(base_model=self._options["base_model"])
         return service, sampler.result() if hasattr(sampler, "result") else sampler  # newer SDKs return a future
 
-    async def sample(self, sampler, seconds, errors):
+    async def sample(self, sampler: tinker.SamplingClient, seconds: list[float], errors: list[str]) -> None:
         prompt = [self._rng.randrange(3, self._options["vocabulary"]) for _ in range(self._options["prompt_tokens"])]
         params = types.SamplingParams(max_tokens=self._options["max_tokens"], temperature=1.0)
         began = time.perf_counter()
@@ -104,35 +110,43 @@ class Load:
         else:
             seconds.append(time.perf_counter() - began)
 
-    async def keep_asking(self, sampler, until, seconds, errors):
+    async def keep_asking(
+        self, sampler: tinker.SamplingClient, until: float, seconds: list[float], errors: list[str]
+    ) -> None:
         while time.perf_counter() < until:
             await self.sample(sampler, seconds, errors)
 
-    def burst(self):
+    def burst(self) -> dict[str, Any]:
         service, sampler = self.client()
         asyncio.run(self.sample(sampler, [], []))  # opens connections
         asks = self._options["at_once"]
-        return self._measured(service, lambda *found: [self.sample(sampler, *found) for _ in range(asks)])
+        return self._measured(
+            service, lambda seconds, errors: [self.sample(sampler, seconds, errors) for _ in range(asks)]
+        )
 
-    def clients(self):
+    def clients(self) -> dict[str, Any]:
         made = [self.client() for _ in range(self._options["clients"])]
         asyncio.run(self._once_each([sampler for _, sampler in made]))  # opens connections
         until = time.perf_counter() + self._options["seconds"]
         return self._measured(
-            made[0][0], lambda *found: [self.keep_asking(sampler, until, *found) for _, sampler in made]
+            made[0][0],
+            lambda seconds, errors: [self.keep_asking(sampler, until, seconds, errors) for _, sampler in made],
         )
 
-    async def _once_each(self, samplers):
+    async def _once_each(self, samplers: Sequence[tinker.SamplingClient]) -> None:
         await asyncio.gather(*(self.sample(sampler, [], []) for sampler in samplers))
 
-    def _measured(self, service, work):
-        seconds, errors = [], []
+    def _measured(
+        self, service: tinker.ServiceClient, work: Callable[[list[float], list[str]], list[Coroutine[Any, Any, None]]]
+    ) -> dict[str, Any]:
+        seconds: list[float] = []
+        errors: list[str] = []
         heartbeats = Heartbeats(self._url, self._key, service.holder.get_session_id())
         heartbeats.start()
         self._statuses.take()
         cpu, began = time.process_time(), time.perf_counter()
 
-        async def all_of_it():
+        async def all_of_it() -> None:
             await asyncio.gather(*work(seconds, errors))
 
         asyncio.run(all_of_it())
@@ -151,7 +165,7 @@ class Load:
         }
 
 
-def main():
+def main() -> None:
     warnings.filterwarnings("ignore")
     url, key, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     load = Load(url, key, options)

@@ -29,13 +29,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -57,7 +57,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 from fault_kinds import API, COORDINATOR, LEARNER, PROXY
 from service_process import ServiceProcess
 
-LOSS = "importance_sampling"
+LOSS: Literal["importance_sampling"] = "importance_sampling"
 LEARNING_RATE = 1e-5
 VOCABULARY = 500
 PROCESSES = {"proxy": PROXY, "api": API, "coordinator": COORDINATOR, "learner": LEARNER}
@@ -193,7 +193,11 @@ def measure(
     through, direct = ThroughSdk(service, key, cell), Direct(directory, cell)
     pids = {name: [process.pid for process in service.processes(title)] for name, title in PROCESSES.items()}
     pids["client"] = [os.getpid()]
-    sdk, alone, parts, num_bytes, cpu = [], [], [], 0, Counter[str]()
+    sdk: list[float] = []
+    alone: list[float] = []
+    parts: list[dict[str, float]] = []
+    cpu: dict[str, float] = defaultdict(float)
+    num_bytes = 0
     for number in range(-2, rounds):
         progress(f"{cell}: round {number + 1} of {rounds}")
         before = ran(pids)
@@ -204,7 +208,8 @@ def measure(
             sdk.append(1e3 * seconds)
             alone.append(1e3 * seconds_alone)
             parts.append(of_parts)
-            cpu.update({name: used - before[name] for name, used in between.items()})
+            for name, used in between.items():
+                cpu[name] += used - before[name]
             cpu["direct"] += ran(pids)["client"] - between["client"]
     cpu_ms = {name: round(1e3 * used / rounds, 2) for name, used in cpu.items()}
     told = {"datums": cell.num_datums, "tokens": cell.num_tokens, "bytes": num_bytes}

@@ -76,7 +76,9 @@ def write_body(model_id: str, work: Workload) -> bytes:
     """Return a job as rollout code sends it: choices with token ids, logprobs and the ids of their prompt."""
 
     def choice(ids: list[int], prompt: list[int]) -> dict[str, Any]:
-        content = [{"token": f"token_id:{id}", "logprob": -9.0, "bytes": None, "top_logprobs": []} for id in ids]
+        content: list[dict[str, Any]] = [
+            {"token": f"token_id:{id}", "logprob": -9.0, "bytes": None, "top_logprobs": []} for id in ids
+        ]
         return {
             "finish_reason": "length", "index": 0, "logprobs": {"content": content, "refusal": None},
             "message": {"role": "assistant", "content": "It is 7. " * (len(ids) // 4), "refusal": None},
@@ -157,7 +159,8 @@ def measure_jobs(
     http: httpx.Client, base: str, work: Workload, num_jobs: int, progress: Callable[[str], None]
 ) -> list[dict[str, float]]:
     model = _checked(http.post("/preview/models", json={"project": "bench", "name": "loop", "base_model": base}))
-    body, jobs = write_body(model["id"], work), []
+    jobs: list[dict[str, float]] = []
+    body = write_body(model["id"], work)
     for step in range(1, num_jobs + 1):
         progress(f"job {step} of {num_jobs}")
         jobs.append(measure_job(http, model, body, step))

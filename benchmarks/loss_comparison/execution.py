@@ -30,8 +30,12 @@ def execute(request: RunRequest, stored: StoredBatches | None, progress: Callabl
     from loss_comparison import replay, training_run, trl_peer
 
     if request.kind == "replay":
+        if stored is None:
+            raise ValueError(f"{request.label} is a replay and needs the stored batches {request.replay_digest}.")
         return replay.replay(request, stored, progress)
-    return (trl_peer if request.kind == "trl" else training_run).train(request, progress)
+    if request.kind == "trl":
+        return trl_peer.train(request, progress)
+    return training_run.train(request, progress)
 
 
 class Failures(list[tuple[RunRequest, BaseException]]):
@@ -49,10 +53,12 @@ def run_here(requests: Sequence[RunRequest], stored: Stored, results: Results, c
                 advance(f"{request.label}: made by another process in the meantime")
                 continue
             began = time.monotonic()
+
+            def show(what: str, label: str = request.label) -> None:
+                describe(f"{label}: {what}")
+
             try:
-                done = execute(
-                    request, _batches(request, stored), lambda what, of=request: describe(f"{of.label}: {what}")
-                )
+                done = execute(request, _batches(request, stored), show)
             except Exception as error:
                 failures.append((request, error))
                 advance(f"[red]{request.label} failed[/]: {error}")
@@ -77,7 +83,12 @@ def run_on_ray(
         return execute(request, batches, lambda what: None)
 
     references = {digest: ray.put(batches) for digest, batches in stored.items()}
-    running = {task.remote(request, references.get(request.replay_digest)): request for request in requests}
+
+    def batches_of(request: RunRequest) -> Any:
+        """Return a reference, in place of which the task gets the batches."""
+        return None if request.replay_digest is None else references[request.replay_digest]
+
+    running = {task.remote(request, batches_of(request)): request for request in requests}
     failures, last = Failures(), time.monotonic()
     with _bar(console, len(requests)) as (advance, describe):
         while running:
@@ -114,7 +125,7 @@ def ray_connection(package: Path, token_file: Path) -> Iterator[None]:
         "py_modules": [str(package)],
         "env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     }
-    options = {"runtime_env": runtime_env, "logging_level": "ERROR", "log_to_driver": False}
+    options: dict[str, Any] = {"runtime_env": runtime_env, "logging_level": "ERROR", "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
         try:

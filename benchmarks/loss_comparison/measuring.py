@@ -100,6 +100,7 @@ class Ruler:
         for row in rows:
             inputs = LossInputs.from_packed(row, *self.policy.logprobs(row, with_entropy=True, trained_only=True))
             trained = inputs.trained()
+            assert trained.entropy is not None, "the policy was asked for it"
             logprobs.append(trained.policy_logprobs)
             entropies.append(trained.entropy)
         return torch.cat(logprobs), torch.cat(entropies)

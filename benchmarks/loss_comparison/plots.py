@@ -15,7 +15,7 @@ from loss_comparison.analysis import t_interval
 from loss_comparison.configurations import BASELINE, CONFIGURATIONS, COUNTERPARTS, TRL_CONFIGURATIONS
 from loss_comparison.summary import Cell, Replayed
 
-COLORS = plt.get_cmap("tab10").colors
+COLORS = [plt.get_cmap("tab10")(index) for index in range(10)]
 
 
 def plot_curves(cells: Sequence[Cell], threshold: float, path: Path) -> None:

@@ -141,7 +141,11 @@ def gradient(
     trainer.learner.load_state(LearnerState(adapter=dict(adapters[-1])))
     batch = trainer.batch(groups, config, "replay")
     trainer.learner.forward_backward(trainer.filled(batch.sequences, config), config.loss())
-    flat = torch.cat([p.grad.flatten().cpu() for p in trainer.policy.parameters.values()]).clone()
+    parts = []
+    for name, parameter in trainer.policy.parameters.items():
+        assert parameter.grad is not None, f"the loss reaches every parameter, so {name} too"
+        parts.append(parameter.grad.flatten().cpu())
+    flat = torch.cat(parts).clone()
     metrics = trainer.learner.optim_step(learning_rate=0.0)
     wanted = ("loss/grad_norm", "loss/clip_fraction", "loss/ratio_mean")
     return flat, {name: metrics[name] for name in wanted if name in metrics}

@@ -27,7 +27,7 @@ class Results:
         path = self.path(request)
         if not path.exists():
             return None
-        result = json.loads(path.read_bytes())
+        result: dict[str, Any] = json.loads(path.read_bytes())
         if result["fingerprint"] != request.fingerprint:
             raise ValueError(f"{path} holds the result of another request. Remove it, and the run is repeated.")
         return result

@@ -58,7 +58,8 @@ class Sampler:
         # SDPA everywhere: FlexAttention's masks don't support the left padding and the cache of generate.
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=resolve_dtype(dtype, place), attn_implementation="sdpa"
-        ).to(place)
+        )
+        model.to(place)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         self._parameters = add_adapter(model, lora)
         self._model = model.eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
@@ -151,7 +152,7 @@ class Sampler:
 
     def _choice(self, request: _Request) -> dict[str, Any]:
         ended = request.token_ids[-1] in self._eos
-        text = self.tokenizer.decode(request.token_ids, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(request.token_ids, skip_special_tokens=True))
         message = assistant_message(text) if request.has_tools else {"role": "assistant", "content": text}
         finished = "tool_calls" if "tool_calls" in message else "stop"
         return {

@@ -32,7 +32,7 @@ class Stopwatch:
     """CPU seconds of this process, without the measurements."""
 
     cpu_s: float = 0.0
-    _began: float | None = None
+    _began: float = 0.0
 
     def __enter__(self) -> Stopwatch:
         self._began = time.process_time()

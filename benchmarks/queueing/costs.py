@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tandem.cluster.config import CoordinatorConfig, LearnersConfig
 from tandem.cluster.jobs import coordinator
@@ -71,8 +71,10 @@ class Costs:
 
     def slowed(self, factor: float) -> Costs:
         """Return the costs on processes that get a core for 1 / factor of the time in which they could use one."""
-        return replace(self, **{field.name: _slowed(field.name, getattr(self, field.name), factor)
-                                for field in fields(self)})  # fmt: skip
+        slowed: dict[str, Any] = {
+            field.name: _slowed(field.name, getattr(self, field.name), factor) for field in fields(self)
+        }
+        return replace(self, **slowed)
 
 
 def _slowed(name: str, value: float | Linear, factor: float) -> float | Linear:

@@ -116,17 +116,17 @@ def _kind(records: list[Record], kind: str) -> list[Record]:
 
 def _of_kind(records: list[Record], kind: str) -> float:
     [record] = _kind(records, kind)
-    return record["free_s"]
+    return float(record["free_s"])
 
 
 def _open(record: Record) -> int:
     """Return the number of sequences decoded together."""
-    return record["at_once"] * record["completions"]
+    return int(record["at_once"] * record["completions"])
 
 
 def _tokens(record: Record) -> int:
     """Return the tokens of all answers."""
-    return record["requests"] * record["completions"] * record["tokens"]
+    return int(record["requests"] * record["completions"] * record["tokens"])
 
 
 def _per_request(completions: list[Record], role: str) -> Linear:

@@ -15,9 +15,10 @@ def write_tables(page: Path, tables: Mapping[str, Sequence[Record]]) -> None:
     text = page.read_text()
     for name, rows in tables.items():
         place = rf"(<!-- {name}: written by benchmarks/scaling\.py -->\n).*?(<!-- end -->)"
-        text, count = re.subn(place, lambda m, rows=rows: m[1] + markdown(rows) + m[2], text, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"{page} has {count} places for the table {name!r} and needs exactly one.")
+        found = list(re.finditer(place, text, flags=re.DOTALL))
+        if len(found) != 1:
+            raise ValueError(f"{page} has {len(found)} places for the table {name!r} and needs exactly one.")
+        text = text[: found[0].end(1)] + markdown(rows) + text[found[0].start(2) :]
     page.write_text(text)
 
 

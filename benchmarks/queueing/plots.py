@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 
 COLORS = {1: "#4477aa", 8: "#ee6677", 64: "#228833"}
 MARKERS = {"proxy": "s", "API": "^", "preparation": "D", "checks": "v", "engines": "*",
@@ -61,8 +62,8 @@ def plot_runs(outcome: dict[str, Any], path: Path) -> None:
             "rollouts per second"
         )
         axis.grid(alpha=0.3)
-    handles = [plt.Line2D([], [], color=c, label=f"{e} engine{'s' * (e > 1)}") for e, c in COLORS.items()]
-    handles += [plt.Line2D([], [], color="gray", ls="", marker=MARKERS[b], label=f"busiest: {b}") for b in sorted(seen)]
+    handles = [Line2D([], [], color=c, label=f"{e} engine{'s' * (e > 1)}") for e, c in COLORS.items()]
+    handles += [Line2D([], [], color="gray", ls="", marker=MARKERS[b], label=f"busiest: {b}") for b in sorted(seen)]
     axes[0].legend(handles=handles, fontsize=7)
     figure.subplots_adjust(wspace=0.45)
     _save(figure, path)
@@ -99,7 +100,7 @@ def plot_publication(outcome: dict[str, Any], path: Path) -> None:
             label = f"artifact store: {out}, {share.removesuffix('_s')}"
             engines = [p["engines"] for p in points]
             axis.loglog(engines, [p[share] for p in points], style, color=color, marker=".", label=label)
-    axis.set_xticks([1, 8, 64], [1, 8, 64])
+    axis.set_xticks([1, 8, 64], ["1", "8", "64"])
     axis.grid(alpha=0.3, which="both")
     axis.set(title=f"An adapter of {records[0]['megabytes']:.3g} MB (4B model)", xlabel="engines")
     axis.set_ylabel("seconds until an engine has a new version")

@@ -101,7 +101,8 @@ class Service:
             return EngineReplica(Server(self.env, "engine process"), core)
 
         engines = [engine() for _ in range(self.fleet.engines // self.fleet.base_models)]
-        return Base(engines, *(simpy.Resource(self.env, n) for n in (self.fleet.jobs_at_once, 1, 1)))
+        places, turn, next_in_line = (simpy.Resource(self.env, n) for n in (self.fleet.jobs_at_once, 1, 1))
+        return Base(engines, places, turn, next_in_line)
 
     def new_run(self, number: int) -> Run:
         """Return a run on the base model whose turn it is."""

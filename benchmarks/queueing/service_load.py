@@ -76,7 +76,8 @@ class Client:
             "model": model.name, "messages": [{"role": "user", "content": QUESTION}], "n": shape.completions,
             "max_tokens": shape.tokens, "min_tokens": shape.tokens, "ignore_eos": True,
         }  # fmt: skip
-        return self._call("POST", "/chat/completions", json=body)["choices"]
+        choices: list[dict[str, Any]] = self._call("POST", "/chat/completions", json=body)["choices"]
+        return choices
 
     def post_job(self, model: Model, groups: list[list[dict[str, Any]]], packed_length: int) -> str:
         """Post a job and return its id. Rewards alternate, so that every group trains."""
@@ -90,13 +91,16 @@ class Client:
             "model_id": model.id, "experimental_config": config,
             "trajectory_groups": [{"trajectories": group} for group in trajectories],
         }  # fmt: skip
-        return self._call("POST", "/preview/training-jobs", json=body)["id"]
+        return str(self._call("POST", "/preview/training-jobs", json=body)["id"])
 
     def events(self, job: str) -> list[dict[str, Any]]:
-        return self._call("GET", f"/preview/training-jobs/{job}/events", params={"limit": 1000})["data"]
+        page = self._call("GET", f"/preview/training-jobs/{job}/events", params={"limit": 1000})
+        events: list[dict[str, Any]] = page["data"]
+        return events
 
     def job(self, job: str) -> dict[str, Any]:
-        return self._call("GET", f"/preview/training-jobs/{job}")
+        found: dict[str, Any] = self._call("GET", f"/preview/training-jobs/{job}")
+        return found
 
     def wait_for_version(self, model: Model, step: int, job: str) -> None:
         """Wait until the job has made the model's version `step`. Raise RuntimeError or TimeoutError."""

@@ -30,7 +30,7 @@ def slowdown(record: Record) -> float:
     """Return elapsed over processor time of the process that ran most, from the kernel's scheduler. This is rough: it
     counts all threads, and other processes waited more or less."""
     busiest = max(record["core_s"], key=lambda role: record["core_s"][role])
-    return 1 + record["waited_s"][busiest] / record["core_s"][busiest]
+    return 1 + float(record["waited_s"][busiest] / record["core_s"][busiest])
 
 
 def workload_of(record: Record, prompt_tokens: int, runs: int = 1) -> Workload:
@@ -54,7 +54,7 @@ def _job(costs: Costs, record: Record, prompt_tokens: int) -> Record:
 
     def jobs_per_s(of: Costs) -> float:
         result = simulate_runs(of, HERE, load)
-        return 1 / (sum(result["stages_s"].values()) + result["noticed_s"])
+        return 1 / float(sum(result["stages_s"].values()) + result["noticed_s"])
 
     own, slowed = jobs_per_s(costs), jobs_per_s(costs.slowed(slowdown(record)))
     what = f"a job of {load.groups} groups of {load.completions} x {load.tokens} tokens"

@@ -45,9 +45,10 @@ class Fault:
             else:
                 service.kill()
             return service.pid
-        if not wait_until(lambda: service.processes(self.title), VICTIM_DEADLINE_S):
-            raise LookupError(f"{self.name}: no process {self.title} appeared within {VICTIM_DEADLINE_S:g} s.")
-        victim = rng.choice(service.processes(self.title))
+        title = self.title
+        if not wait_until(lambda: service.processes(title), VICTIM_DEADLINE_S):
+            raise LookupError(f"{self.name}: no process {title} appeared within {VICTIM_DEADLINE_S:g} s.")
+        victim = rng.choice(service.processes(title))
         send(victim, self.signal)
         return victim.pid
 

@@ -65,19 +65,25 @@ class ServiceProcess:
         """The pid of `tandem up`, once started."""
         return self._sessions[-1]
 
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._up is not None, "start() comes first"
+        return self._up
+
     def create_key(self) -> str:
         """Create an API key with the command line."""
         command = [TANDEM, "keys", "create", "--name", "faults"]
         printed = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=300, check=True
         )
-        return re.search(r"\btdm_\S+", printed.stdout)[0]
+        [key] = re.findall(r"\btdm_\S+", printed.stdout)
+        return str(key)
 
     def start(self) -> None:
         """Start `tandem up` and return when the service is ready. Raises ServiceError."""
         logged_before = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
-            self._up = subprocess.Popen(
+            self._up = up = subprocess.Popen(
                 [TANDEM, "up"],
                 env=self._environment,
                 cwd=self.home,
@@ -86,11 +92,11 @@ class ServiceProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._sessions.append(self._up.pid)
+        self._sessions.append(up.pid)
 
         def answers() -> bool:
-            if self._up.poll() is not None:
-                raise ServiceError(f"tandem up ended with status {self._up.returncode}. {self.end_of_log()}")
+            if up.poll() is not None:
+                raise ServiceError(f"tandem up ended with status {up.returncode}. {self.end_of_log()}")
             return b"Tandem answers at" in self._log.read_bytes()[logged_before:]
 
         if not wait_until(answers, START_DEADLINE_S):
@@ -111,14 +117,14 @@ class ServiceProcess:
     def wait(self) -> int:
         """Wait for `tandem up` to exit by itself, and return its status. Raises ServiceError."""
         try:
-            return self._up.wait(END_DEADLINE_S)
+            return self._started.wait(END_DEADLINE_S)
         except subprocess.TimeoutExpired:
             raise ServiceError(f"tandem up still ran {END_DEADLINE_S:g} s later. {self.end_of_log()}") from None
 
     def kill(self) -> None:
         """Send SIGKILL to `tandem up` alone. The processes that it started have to notice."""
-        self._up.kill()
-        self._up.wait()
+        self._started.kill()
+        self._started.wait()
 
     def kill_everything(self) -> None:
         """Send SIGKILL to every process, like a machine that loses its power."""
@@ -167,7 +173,7 @@ def send(process: psutil.Process, number: signal.Signals) -> None:
         pass
 
 
-def wait_until(holds: Callable[[], bool], deadline_s: float, poll_s: float = 0.2) -> bool:
+def wait_until(holds: Callable[[], object], deadline_s: float, poll_s: float = 0.2) -> bool:
     """Poll `holds` and return True when it does, or False at the deadline."""
     deadline = time.monotonic() + deadline_s
     while not holds():
