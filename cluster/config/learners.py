@@ -35,7 +35,7 @@ class LearnersConfig(Settings):
     compile: bool | None = Field(
         None,
         description="Let torch compile the decoder layers when the learners start, which fuses their small operations. "
-        "Unset: on for CUDA only, off for sharded layers and linear attention.",
+        "Unset: on for CUDA only, off for sharded layers and linear attention. On a CPU it gains nothing.",
     )
     sequences_per_step: int | None = Field(
         None,

@@ -30,6 +30,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def segment_attention(
     query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float, sinks: Tensor | None = None
 ) -> Tensor:

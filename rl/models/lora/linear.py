@@ -155,6 +155,8 @@ def frozen_product(left: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
     It needs no copy of the weight in another layout, neither forward nor backward, where `weight` is a transposed view.
     """
+    if torch.compiler.is_compiling():  # torch's compiler chooses by itself, and knows no plain call of oneDNN
+        return F.linear(left, weight, bias)
     if _HAS_AVX512 and left.device.type == "cpu" and left.dtype == torch.float32 and len(left) >= LEAST_ONEDNN_TOKENS:
         return torch.ops.mkldnn._linear_pointwise(left, weight, bias, "none", [], "")  # type: ignore[no-any-return]
     return F.linear(left, weight, bias)

@@ -202,3 +202,23 @@ def test_scores_that_differ_by_hundreds_do_not_overflow() -> None:
     out = segment_attention(query, key, value, blocks_of(block_table(packed)), scale=1.0)[0, :, 0]
     # Each token attends to the latest visible one, itself: its score is the highest by far.
     torch.testing.assert_close(out, torch.arange(float(packed.num_tokens)))
+
+
+def test_compiled_layers_call_it_between_their_graphs() -> None:
+    """Inductor can't compile its calls of the flash kernel."""
+    packed = ROWS["a packed group"]
+    blocks = blocks_of(block_table(packed))
+    query, key = (torch.randn(num_heads, packed.num_tokens, 8) for num_heads in (4, 2))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def layer(query: torch.Tensor) -> torch.Tensor:
+        return segment_attention(query * 2, key, key, blocks, 1.0) + 1
+
+    found, expected = (function(query) for function in (torch.compile(layer, backend=backend), layer))
+    assert found.equal(expected)
+    before, after = ([node.target for node in graph.graph.nodes if node.op == "call_function"] for graph in graphs)
+    assert len(before) == len(after) == 1

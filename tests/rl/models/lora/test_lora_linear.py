@@ -58,6 +58,20 @@ def test_bfloat16_keeps_the_adapter_in_float32() -> None:
         assert torch.cosine_similarity(own.float().flatten(), reference.float().flatten(), dim=0) > 0.9999
 
 
+def test_compiled_products_have_no_plain_call_of_onednn() -> None:
+    """Inductor can't compile one."""
+    called: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    left, weight = torch.randn(LEAST_ONEDNN_TOKENS, 8), torch.randn(4, 8)
+    found = torch.compile(frozen_product, backend=backend, fullgraph=True)(left, weight)
+    torch.testing.assert_close(found, left @ weight.t())
+    assert called and not any("mkldnn" in name for name in called)
+
+
 @pytest.mark.parametrize("num_tokens", [LEAST_ONEDNN_TOKENS - 1, LEAST_ONEDNN_TOKENS])
 @pytest.mark.parametrize("bias", [False, True])
 def test_products_with_the_frozen_weight_take_any_layout(num_tokens: int, bias: bool) -> None:
