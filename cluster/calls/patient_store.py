@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_before_delay, wait_exponential
-
 from tandem.cluster.calls.call import (
     NOTHING_USED,
     Anchor,
@@ -17,7 +15,7 @@ from tandem.cluster.calls.call import (
     ClaimedRun,
     RunCall,
 )
-from tandem.cluster.jobs.patient_store import FIRST_PAUSE_S, MAX_PAUSE_S, give_up, is_fault
+from tandem.cluster.jobs.patient_store import retrying
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +27,7 @@ class PatientCallStore(CallStore):
     """
 
     def __init__(self, store: CallStore, publish_s: float):
-        self._store = store
-        self._retrying = Retrying(
-            retry=retry_if_exception(is_fault),
-            wait=wait_exponential(FIRST_PAUSE_S, max=MAX_PAUSE_S),
-            stop=stop_before_delay(publish_s),
-            before_sleep=before_sleep_log(logger, logging.WARNING, exc_info=True),
-            retry_error_callback=give_up,
-        )
+        self._store, self._retrying = store, retrying(publish_s)
 
     def claim_run(self, base_model: str, owner: str, lease_s: float) -> ClaimedRun | None:
         """Not retried: the coordinator calls it again anyway, like the next ones."""

@@ -26,14 +26,7 @@ class PatientStore(JobStore):
     """
 
     def __init__(self, store: JobStore, publish_s: float):
-        self._store = store
-        self._retrying = Retrying(
-            retry=retry_if_exception(is_fault),
-            wait=wait_exponential(FIRST_PAUSE_S, max=MAX_PAUSE_S),
-            stop=stop_before_delay(publish_s),
-            before_sleep=before_sleep_log(logger, logging.WARNING, exc_info=True),
-            retry_error_callback=give_up,
-        )
+        self._store, self._retrying = store, retrying(publish_s)
 
     def put_initial_version(self, base_model: str, digest: str) -> None:
         self._retrying(lambda: self._store.put_initial_version(base_model, digest))
@@ -89,11 +82,25 @@ class PatientStore(JobStore):
         self._retrying(lambda: self._store.hand_back(job, reason))
 
 
-def is_fault(error: BaseException) -> bool:
+def retrying(publish_s: float) -> Retrying:
+    """Return a caller of writes that repeats a failed one for up to `publish_s` and then raises StoreUnavailableError.
+
+    A write that the store rejects because of its claim isn't repeated.
+    """
+    return Retrying(
+        retry=retry_if_exception(_is_fault),
+        wait=wait_exponential(FIRST_PAUSE_S, max=MAX_PAUSE_S),
+        stop=stop_before_delay(publish_s),
+        before_sleep=before_sleep_log(logger, logging.WARNING, exc_info=True),
+        retry_error_callback=_give_up,
+    )
+
+
+def _is_fault(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, (LeaseLostError, JobCancelledError))
 
 
-def give_up(state: RetryCallState) -> None:
+def _give_up(state: RetryCallState) -> None:
     assert state.outcome is not None
     error = state.outcome.exception()
     raise StoreUnavailableError(
