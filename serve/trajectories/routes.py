@@ -212,17 +212,7 @@ def list_groups_of_version(
     job = services.store.trajectories.job_of_version(str(model_id), step, caller.entity)
     if job is None:
         which = "any version" if step is None else f"version {step}"
-        notes = [f"No training job made {which}, so there are no trajectory groups."]
-        return GroupPage(
-            data=[],
-            first_id=None,
-            last_id=None,
-            has_more=False,
-            job_id=None,
-            total=0,
-            still_indexing=False,
-            notes=notes,
-        )
+        return _no_groups(None, f"No training job made {which}, so there are no trajectory groups.")
     return _group_page(services, job.id, caller.entity, sort, after, limit)
 
 
@@ -231,17 +221,8 @@ def _group_page(
 ) -> GroupPage:
     job = services.store.jobs.get(job_id, entity)
     if job.kind != "rl":
-        notes = ["A supervised or preference job trains on the rows of a dataset, not on trajectory groups."]
-        return GroupPage(
-            data=[],
-            first_id=None,
-            last_id=None,
-            has_more=False,
-            job_id=job_id,
-            total=0,
-            still_indexing=False,
-            notes=notes,
-        )
+        note = "A supervised or preference job trains on the rows of a dataset, not on trajectory groups."
+        return _no_groups(job_id, note)
     rows = services.store.trajectories
     source = rows.source(job_id, entity)
     found = rows.groups(source, limit + 1, None if after is None else _group_index(after, job_id), sort)
@@ -250,6 +231,12 @@ def _group_page(
     notes = [f"The trajectories can't be indexed: {source.reason}"] if source.state == "failed" else []
     return GroupPage(
         **dict(page), job_id=job_id, total=source.num_groups, still_indexing=source.state == "pending", notes=notes
+    )
+
+
+def _no_groups(job_id: str | None, note: str) -> GroupPage:
+    return GroupPage(
+        data=[], first_id=None, last_id=None, has_more=False, job_id=job_id, total=0, still_indexing=False, notes=[note]
     )
 
 
