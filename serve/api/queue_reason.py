@@ -5,24 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from tandem.serve.api.services import CoordinatorStatus
+from tandem.serve.api.wire.queue import Cause
 from tandem.serve.store.tables.training import JobRow
 from tandem.serve.store.training.queue import QueuePlace
-
-Cause = Literal[
-    "ended",
-    "trains",
-    "prepares",
-    "cancelling",
-    "same_model",
-    "jobs_at_once",
-    "learners",
-    "coordinator",
-    "lease",
-    "starting",
-]
 
 
 @dataclass(frozen=True)

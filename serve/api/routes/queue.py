@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from tandem.serve.api.auth import TrainCaller
-from tandem.serve.api.queue_reason import Cause, Limits, reason_to_wait
+from tandem.serve.api.queue_reason import Limits, reason_to_wait
 from tandem.serve.api.routes.health import answer_in_time
 from tandem.serve.api.services import Services, ServicesDep
-from tandem.serve.api.wire.queue import QueuedBefore, TrainingJobQueue
+from tandem.serve.api.wire.queue import Cause, QueuedBefore, TrainingJobQueue
 from tandem.serve.store.training.queue import QueuePlace
 
 WAITS: tuple[Cause, ...] = ("same_model", "jobs_at_once", "learners", "coordinator", "lease", "starting", "prepares")

@@ -9,6 +9,20 @@ from pydantic import BaseModel
 
 from tandem.serve.api.wire.responses import JobState
 
+Cause = Literal[
+    "ended",
+    "trains",
+    "prepares",
+    "cancelling",
+    "same_model",
+    "jobs_at_once",
+    "learners",
+    "coordinator",
+    "lease",
+    "starting",
+]
+"""Why a job waits, or what it does instead."""
+
 
 class QueuedBefore(BaseModel):
     """Jobs that begin before this one."""
@@ -31,18 +45,7 @@ class TrainingJobQueue(BaseModel):
     """1 for the job that begins next. Null for one that isn't queued."""
     waits: bool
     """False for a job that trains or has ended."""
-    cause: Literal[
-        "ended",
-        "trains",
-        "prepares",
-        "cancelling",
-        "same_model",
-        "jobs_at_once",
-        "learners",
-        "coordinator",
-        "lease",
-        "starting",
-    ]
+    cause: Cause
     """The kind of reason, as a word that programs can test."""
     reason: str
     """A sentence for people."""
