@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from tandem.cluster.config import WebhookConfig
 from tandem.serve.alerts.findings import Finding
 from tandem.serve.errors import NotFoundError
-from tandem.serve.store.database import Database, UnknownCursorError
+from tandem.serve.store.database import Database, position
 from tandem.serve.store.tables.alerts import AlertDeliveryRow, AlertRow, LeaseRow
 
 LEASE = "alerts"
@@ -149,10 +149,7 @@ class AlertStore:
             query = query.where(AlertRow.links[link[0]].as_string() == link[1])
         with self._database.read() as session:
             if after is not None:
-                number = session.scalar(select(AlertRow.number).where(AlertRow.id == after, viewer.may_see()))
-                if number is None:
-                    raise UnknownCursorError(after)
-                query = query.where(AlertRow.number < number)
+                query = query.where(AlertRow.number < position(session, AlertRow, after, viewer.may_see()))
             return session.scalars(query.order_by(AlertRow.number.desc()).limit(limit)).all()
 
     def counts(self, viewer: Viewer) -> Counts:

@@ -10,14 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from enum import IntEnum
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from tandem.serve.errors import NoAnswerError
 from tandem.serve.store import migrations
 from tandem.serve.store.connections import WRITES, open_engine
-from tandem.serve.store.tables.training import DatasetRow, JobRow, LogRow, ModelRow
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +151,13 @@ def _answering() -> Iterator[None]:
         raise NoAnswerError from error
 
 
-def position(session: Session, table: type[ModelRow | JobRow | LogRow | DatasetRow], cursor: str) -> int:
-    """Return the number of the row after which a page begins. Raises UnknownCursorError."""
-    number: int | None = session.scalar(select(table.number).where(table.id == cursor))
+def position(session: Session, table: type[DeclarativeBase], cursor: str, *visible: ColumnElement[bool]) -> int:
+    """Return the number of the row after which a page begins. Raises UnknownCursorError.
+
+    The table has an id and a number. `visible`: conditions on the rows that the caller may know of.
+    """
+    columns = table.__table__.c
+    number: int | None = session.scalar(select(columns.number).where(columns.id == cursor, *visible))
     if number is None:
         raise UnknownCursorError(cursor)
     return number

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from tandem.serve.errors import NotFoundError
 from tandem.serve.finetuning.store.tables import OPEN_STATUSES, FineTuningJobRow, UploadedFileRow
 from tandem.serve.names import quoted
-from tandem.serve.store.database import Database, UnknownCursorError
+from tandem.serve.store.database import Database, position
 
 
 class Files:
@@ -71,9 +71,7 @@ class Files:
             query = query.where(row.purpose == purpose)
         with self._database.read() as session:
             if after:
-                number = session.scalar(select(row.number).where(row.id == after, row.entity == entity))
-                if number is None:
-                    raise UnknownCursorError(after)
+                number = position(session, row, after, row.entity == entity)
                 query = query.where(row.number < number if newest_first else row.number > number)
             return session.scalars(query.order_by(row.number.desc() if newest_first else row.number).limit(limit)).all()
 

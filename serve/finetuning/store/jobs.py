@@ -12,7 +12,7 @@ from tandem.serve.finetuning.store.events import end, note
 from tandem.serve.finetuning.store.files import find_file
 from tandem.serve.finetuning.store.tables import OPEN_STATUSES, CheckpointRow, FineTuningEventRow, FineTuningJobRow
 from tandem.serve.names import quoted
-from tandem.serve.store.database import Database, Lock, UnknownCursorError
+from tandem.serve.store.database import Database, Lock, position
 
 
 class FineTuningJobs:
@@ -63,10 +63,7 @@ class FineTuningJobs:
         query = select(row).where(row.entity == entity).order_by(row.number.desc())
         with self._database.read() as session:
             if after:
-                number = session.scalar(select(row.number).where(row.id == after, row.entity == entity))
-                if number is None:
-                    raise UnknownCursorError(after)
-                query = query.where(row.number < number)
+                query = query.where(row.number < position(session, row, after, row.entity == entity))
             if labels is None:
                 return session.scalars(query.limit(limit)).all()
             # JSON is compared here, because databases differ in how they do it.

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from tandem.serve.store.database import Database, UnknownCursorError
+from tandem.serve.store.database import Database, position
 from tandem.serve.store.tables.tinker import RunCheckpointRow, RunRow, SessionRow
 from tandem.serve.tinker.store.checkpoints import are_there
 
@@ -61,10 +61,7 @@ class SessionSearch:
         with self._database.read() as session:
             wanted = [SessionRow.entity == entity, *self._wanted(query, now)]
             if query.after is not None:
-                number = select(SessionRow.number).where(SessionRow.id == query.after, SessionRow.entity == entity)
-                before = session.scalar(number)
-                if before is None:
-                    raise UnknownCursorError(query.after)
+                before = position(session, SessionRow, query.after, SessionRow.entity == entity)
                 wanted.append(SessionRow.number < before)
             rows = session.scalars(
                 select(SessionRow).where(*wanted).order_by(SessionRow.number.desc()).limit(limit)
