@@ -198,7 +198,7 @@ def measure(code: Path, options: argparse.Namespace) -> dict[str, float]:
         finally:
             os.killpg(api.pid, signal.SIGTERM)  # the process that checks too
             api.wait(60)
-        idle, busy = watch.between(0, started - 0.5), watch.between(started, ended)
+        idle, busy = watch.between(0, started - 0.5), watch.between(started, ended) or [0.0]
         num_bytes = body.stat().st_size
     return {
         "body_mb": num_bytes / 1e6,
