@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from tandem.rl.errors import RLError
+
 CallKind = Literal[
     "forward_backward", "forward", "optim_step", "save_weights", "save_for_sampler", "load_weights", "missing"
 ]
@@ -18,6 +20,10 @@ CallOutcome = Literal["answered", "failed"]
 Category = Literal["user", "server"]
 """Whose error it is: the client sends the call of a `user` error again only after a change."""
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
+
+
+class SaveRefusedError(RLError, ValueError):
+    """The name that a save asks for, or the number of its sampler, is taken."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,6 @@ class ClaimedRun:
     anchor: Anchor
     applied_seq: int
     """The last call that has ended, with an answer or an error; 0 before the first."""
-    next_step: int
-    """The step of the next version of the model."""
     key_id: str | None
     entity: str
 
@@ -158,6 +162,12 @@ class CallStore(Protocol):
 
         Those that have failed already (refused on arrival, or given up by `fail_gaps`) are among them. They need no
         answer: `applied_seq` passes them with the answer of a later call. Empty if no call has arrived.
+        """
+
+    def check_save(self, run: ClaimedRun, call: RunCall) -> int:
+        """Return the step that the model's next version gets.
+
+        Raises SaveRefusedError if the checkpoint of the save couldn't be recorded, so that none is made.
         """
 
     def answer(self, run: ClaimedRun, call: RunCall, result: CallResult) -> Sequence[str]:

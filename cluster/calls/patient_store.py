@@ -66,6 +66,10 @@ class PatientCallStore(CallStore):
         calls: Sequence[RunCall] = self._retrying(lambda: self._store.next_calls(run))
         return calls
 
+    def check_save(self, run: ClaimedRun, call: RunCall) -> int:
+        step: int = self._retrying(lambda: self._store.check_save(run, call))
+        return step
+
     def answer(self, run: ClaimedRun, call: RunCall, result: CallResult) -> Sequence[str]:
         keys: Sequence[str] = self._retrying(lambda: self._store.answer(run, call, result))
         return keys

@@ -74,7 +74,6 @@ class RunWork:
         self.engines = SleepingEngines(parts.asleep, on_wait_turn, self.training.free_memory)
         self._run, self._parts = run, parts
         self._saving = Saving(run, parts.artifacts, self.engines, parts.agreement, on_wait_turn)
-        self._next_step = run.next_step
         self._expected: list[str] = []
         self._before = _Spent()
 
@@ -205,9 +204,7 @@ class RunWork:
         return step_result(metrics, self.usage())
 
     def _save(self, call: RunCall) -> CallResult:
-        saved = self._saving.save(self._known, call, self._next_step)
-        if call.kind == "save_for_sampler":
-            self._next_step += 1
+        saved = self._saving.save(self._known, call, self._parts.store.check_save(self._run, call))
         anchor = Anchor(saved.digest, call.seq, saved.has_optimizer) if saved.is_anchor else None
         return CallResult(usage=self.usage(), saved=saved, anchor=anchor)
 

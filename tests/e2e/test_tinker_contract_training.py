@@ -241,6 +241,7 @@ def test_samplers_have_the_weights_of_their_moment(sdk):
     step(client)
     path = client.save_weights_for_sampler("named", user_metadata={"kind": "sampler"}).result().path
     assert path == f"tinker://{client.model_id}/sampler_weights/named"
+    refused(client.save_weights_for_sampler("named"), path, "another name")
     also = asyncio.run(client.save_weights_for_sampler_async("again", ttl_seconds=3600)).result().path
     moments += [
         (trained(), client.create_sampling_client(path).result()),

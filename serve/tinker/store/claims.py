@@ -20,6 +20,7 @@ from tandem.cluster.calls.call import (
     Category,
     ClaimedRun,
     RunCall,
+    SaveRefusedError,
 )
 from tandem.serve.store.database import Database
 from tandem.serve.store.tables.tinker import CallRow, RunRow, is_unanswered
@@ -27,7 +28,7 @@ from tandem.serve.store.tables.training import NEVER, ModelRow
 from tandem.serve.store.training.open_runs import forget_anchors, forget_bodies
 from tandem.serve.tinker.store.gaps import fail_gaps
 from tandem.serve.tinker.store.quick_answers import answer_quickly, charge, check_held
-from tandem.serve.tinker.store.saves import SaveRefusedError, add_anchor, add_version, add_weights
+from tandem.serve.tinker.store.saves import add_anchor, add_version, add_weights, check_save
 
 _SAVES = ("save_weights", "save_for_sampler")
 _PLAIN = ("forward_backward", "forward", "optim_step")
@@ -66,7 +67,6 @@ class RunClaims(CallStore):
                 attempt=run.attempt,
                 anchor=Anchor(run.anchor_digest, run.anchor_seq, run.anchor_has_optimizer),
                 applied_seq=run.applied_seq,
-                next_step=model.next_step,
                 key_id=run.key_id,
                 entity=run.entity,
             )
@@ -117,10 +117,19 @@ class RunClaims(CallStore):
                 calls.append(_call(row))
             return calls
 
+    def check_save(self, run: ClaimedRun, call: RunCall) -> int:
+        """See `CallStore.check_save`."""
+        with self._database.read() as session:
+            row = session.scalars(select(RunRow).where(RunRow.id == run.id)).one()
+            check_held(run, row.attempt, row.unloaded_at)
+            check_save(session, row, call, self._database.now())
+            return session.scalars(select(ModelRow.next_step).where(ModelRow.id == run.model_id)).one()
+
     def answer(self, run: ClaimedRun, call: RunCall, result: CallResult) -> Sequence[str]:
         """Record a result with all that follows from it, in one transaction. See `CallStore.answer`.
 
-        A save whose name is taken becomes a failed call. Its checkpoint still serves as the run's anchor.
+        A save whose name was taken after `check_save` becomes a failed call. Its checkpoint still serves as the run's
+        anchor.
         """
         now = self._database.now()
         with self._database.write() as session:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import null, select
 from sqlalchemy.orm import Session
 
-from tandem.cluster.calls.call import RunCall, SavedState
+from tandem.cluster.calls.call import RunCall, SavedState, SaveRefusedError
 from tandem.serve.store.policies.lineage import DISAGREES, RUN
 from tandem.serve.store.tables.tinker import (
     ANCHOR,
@@ -25,10 +25,6 @@ from tandem.serve.store.tables.tinker import (
 from tandem.serve.store.tables.training import ModelRow, VersionRow
 from tandem.serve.tinker.store.paths import sampler_id
 from tandem.serve.tinker.store.runs import OPTIMIZER_KIND
-
-
-class SaveRefusedError(Exception):
-    """The checkpoint was written, but can't get the name that was asked for."""
 
 
 def save_options(
@@ -53,11 +49,22 @@ def save_options(
     }
 
 
+def check_save(session: Session, run: RunRow, call: RunCall, now: datetime) -> None:
+    """Raise SaveRefusedError if the checkpoint of a save couldn't be recorded now."""
+    kind, name = _named(call)
+    if name is not None:
+        existing = _of_name(session, run, kind, name)
+        if existing is not None:
+            _check_replaceable(session, existing, call, now)
+    if (seq := call.options.get("sampler_seq")) is not None:
+        _check_number(session, run, seq)
+
+
 def add_weights(session: Session, run: RunRow, call: RunCall, saved: SavedState, now: datetime) -> bytes:
     """Add the checkpoint of save_weights, and return the result. Raises SaveRefusedError if its name is taken."""
-    name = call.options.get("name") or f"{call.seq:06d}"
-    kind = EXTERNAL_WEIGHTS if call.options.get("is_export") else WEIGHTS
-    _make_room(session, run, kind, name, bool(call.options.get("overwrite")), now)
+    kind, name = _named(call)
+    assert name is not None, "only versions may have none"
+    _make_room(session, run, kind, name, call, now)
     row = _checkpoint(run, kind, name, call, saved, now)
     row.parent = run.parent
     session.add(row)
@@ -73,11 +80,9 @@ def add_version(
 
     Raises SaveRefusedError if the checkpoint's name or the sampler's number is taken.
     """
-    seq, name = call.options.get("sampler_seq"), call.options.get("name")
-    if name is None and seq is None:
-        name = f"{call.seq:06d}"
+    seq, (_, name) = call.options.get("sampler_seq"), _named(call)
     if name is not None:
-        _make_room(session, run, SAMPLER_WEIGHTS, name, False, now)
+        _make_room(session, run, SAMPLER_WEIGHTS, name, call, now)
     if seq is not None:
         _check_number(session, run, seq)
     step = model.next_step
@@ -161,24 +166,44 @@ def _checkpoint(run: RunRow, kind: str, name: str, call: RunCall, saved: SavedSt
     )
 
 
-def _make_room(session: Session, run: RunRow, kind: str, name: str, overwrite: bool, now: datetime) -> None:
+def _named(call: RunCall) -> tuple[str, str | None]:
+    """Return kind and name of the checkpoint of a save. A version with a sampler of its own needs no name."""
+    name = call.options.get("name")
+    if call.kind == "save_for_sampler":
+        is_unnamed = name is None and call.options.get("sampler_seq") is not None
+        return SAMPLER_WEIGHTS, None if is_unnamed else name or f"{call.seq:06d}"
+    return EXTERNAL_WEIGHTS if call.options.get("is_export") else WEIGHTS, name or f"{call.seq:06d}"
+
+
+def _make_room(session: Session, run: RunRow, kind: str, name: str, call: RunCall, now: datetime) -> None:
     """Delete an expired checkpoint of this name, and with `overwrite` any. Raises SaveRefusedError for another."""
-    row = RunCheckpointRow
-    live = select(row).where(row.run_id == run.id, row.kind == kind, row.name == name, row.deleted_at.is_(None))
-    existing = session.scalar(live.with_for_update())
+    existing = _of_name(session, run, kind, name, for_update=True)
     if existing is None:
         return
-    version = None if existing.step is None else session.get(VersionRow, (existing.model_id, existing.step))
-    is_there = (existing.expires_at is None or existing.expires_at > now) and (
-        existing.step is None or (version is not None and version.deleted_at is None)
-    )
-    if is_there and not overwrite:
-        more = ", or send overwrite" if kind == WEIGHTS else ""
-        raise SaveRefusedError(f"{existing.path} exists already. Choose another name{more}, or delete it first.")
+    version = _check_replaceable(session, existing, call, now)
     existing.deleted_at = now
     if version is not None and version.kept_at is None:
         version.deleted_at = version.deleted_at or now
     session.flush()
+
+
+def _of_name(session: Session, run: RunRow, kind: str, name: str, for_update: bool = False) -> RunCheckpointRow | None:
+    row = RunCheckpointRow
+    live = select(row).where(row.run_id == run.id, row.kind == kind, row.name == name, row.deleted_at.is_(None))
+    return session.scalar(live.with_for_update() if for_update else live)
+
+
+def _check_replaceable(session: Session, existing: RunCheckpointRow, call: RunCall, now: datetime) -> VersionRow | None:
+    """Return the version of a checkpoint whose name a save takes, if it has one. Raises SaveRefusedError."""
+    version = None if existing.step is None else session.get(VersionRow, (existing.model_id, existing.step))
+    is_there = (existing.expires_at is None or existing.expires_at > now) and (
+        existing.step is None or (version is not None and version.deleted_at is None)
+    )
+    can_overwrite = call.kind == "save_weights"
+    if is_there and not (can_overwrite and call.options.get("overwrite")):
+        more = ", send overwrite" if existing.kind == WEIGHTS else ""
+        raise SaveRefusedError(f"{existing.path} exists already. Choose another name{more}, or delete it first.")
+    return version
 
 
 def _check_number(session: Session, run: RunRow, seq: int) -> None:

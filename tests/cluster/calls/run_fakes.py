@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tandem.cluster.calls.call import NOTHING_USED, Anchor, CallStore, ClaimedRun, RunCall
+from tandem.cluster.calls.call import NOTHING_USED, Anchor, CallStore, ClaimedRun, RunCall, SaveRefusedError
 from tandem.cluster.calls.call_metrics import CallMetrics
 from tandem.cluster.calls.parts import CallParts
 from tandem.cluster.calls.runner import CallRunner
@@ -71,7 +71,7 @@ class MemoryJournal(CallStore):
     def add_run(self, run_id, digest=None, has_optimizer=False):
         anchor = Anchor(digest or self.initial, 0, has_optimizer)
         self.runs[run_id] = ClaimedRun(
-            run_id, f"model-{run_id}", f"me/tinker/{run_id}", CONFIG.name, 0, anchor, 0, 1, None, "me"
+            run_id, f"model-{run_id}", f"me/tinker/{run_id}", CONFIG.name, 0, anchor, 0, None, "me"
         )
         self.calls[run_id] = {}
         return run_id
@@ -160,6 +160,15 @@ class MemoryJournal(CallStore):
         with self.lock:
             self._held(run)
             return self._consecutive(run.id)
+
+    def check_save(self, run, call):
+        with self.lock:
+            self._held(run)
+            saves = [self.calls[run.id][seq] for run_id, seq in self.saved if run_id == run.id]
+            name = call.options.get("name")
+            if name is not None and any(save.options.get("name") == name for save in saves):
+                raise SaveRefusedError(f"{name} exists already")
+            return 1 + sum(save.kind == "save_for_sampler" for save in saves)
 
     def answer(self, run, call, result):
         self.before_answer(run, call)

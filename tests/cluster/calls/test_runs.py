@@ -352,6 +352,24 @@ def test_a_version_that_an_engine_does_not_apply_says_so(journal, group, shared,
     assert journal.saved[run, plain].warning is None
 
 
+def test_a_save_whose_name_is_taken_is_refused_and_changes_no_later_version(shared, initial, group, limits):
+    def digests(*names):
+        journal = MemoryJournal(shared, initial)
+        run = journal.add_run("run")
+        with running(journal, group, shared, limits):
+            saves = [journal.submit(run, "save_for_sampler", name=names[0])]
+            journal.submit(run, "forward_backward", body(1))
+            journal.submit(run, "optim_step", **ADAM)
+            saves += [journal.submit(run, "save_for_sampler", name=name) for name in names[1:]]
+            for seq, name in zip(saves[1:-1], names[1:-1], strict=True):
+                with pytest.raises(CallFailedError, match=name) as refused:
+                    journal.wait(run, seq)
+                assert refused.value.args[1] == "user"
+            return [digest_of(journal, run, seq) for seq in (saves[0], saves[-1])]
+
+    assert digests("one", "one", "two") == digests("one", "two")
+
+
 def test_a_call_that_waits_for_a_job_says_so(journal, group, shared, limits):
     run, turn = journal.add_run("run"), group.turns.join(10_000_000)
     turn.hold(lambda: None)

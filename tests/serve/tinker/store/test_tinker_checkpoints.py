@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from tandem.cluster.calls.call import SaveRefusedError
 from tandem.cluster.jobs.job import PolicyVersion
 from tandem.serve.errors import BadRequestError, ConflictError, GoneError, NotFoundError
 from tandem.serve.store.policies.tree import MakingJob, Parent
 from tandem.serve.tinker.store.outcomes import Answered, Failed
 from tandem.serve.tinker.store.runs import Start
+from tandem.serve.tinker.store.saves import save_options
 
 BASE = "tandem/tiny"
 BOTH = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
@@ -88,6 +90,28 @@ def test_a_name_is_given_once(store, client, run, kind):
     assert isinstance(client.save(kind, "d3", name="one"), Answered)
     if kind == "save_for_sampler":
         assert [row.step for row in store.versions.page(run.model_id, "team", 10)] == [2]
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["save_weights", "save_for_sampler"])
+def test_a_save_whose_name_is_taken_can_be_refused_before_it_is_made(client, run, kind):
+    def check(**options):
+        client.submit(kind, options=save_options(**{"name": "one", **options}))
+        try:
+            return client.tinker.claims.check_save(client.claimed, client.next())
+        finally:
+            client.refuse()
+
+    client.save(kind, "d1", name="one")
+    path = f"tinker://{run.id}/{'weights' if kind == 'save_weights' else 'sampler_weights'}/one"
+    with pytest.raises(SaveRefusedError, match=path):
+        check()
+    next_step = 1 if kind == "save_weights" else 2
+    assert check(name="two") == next_step
+    if kind == "save_weights":
+        assert check(overwrite=True) == check(is_export=True) == next_step
+    client.tinker.checkpoints.delete("team", path)
+    assert check() == next_step
 
 
 @BOTH
@@ -182,11 +206,14 @@ def test_a_run_continues_a_version_that_a_job_made(store, tinker, add_model, add
     client = new_client(start=Start(f"tinker://{model.id}/weights/step1", True))
     client.submit("optim_step")
     claimed = client.claim()
-    assert (claimed.anchor.digest, claimed.anchor.has_optimizer, claimed.next_step) == ("d1", True, 2)
+    assert (claimed.anchor.digest, claimed.anchor.has_optimizer) == ("d1", True)
     own = store.models.get(client.run.model_id, "team")
     assert store.versions.resolve("team", "tinker", own.name, None).digest == "d1"
     assert own.origin["model_id"] == model.id
     client.answer()
+    client.submit("save_for_sampler", options=save_options("second"))
+    assert client.tinker.claims.check_save(claimed, client.next()) == 2
+    client.refuse()
     client.save("save_for_sampler", "d2", name="one")
     nodes = store.tree.nodes(own.id, "team")
     assert [node.parent for node in nodes[1:]] == [Parent(model.id, 1, model.path), Parent(own.id, 1)]

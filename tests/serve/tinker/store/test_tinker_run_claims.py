@@ -17,7 +17,7 @@ def test_a_claim_carries_what_the_run_needs(client, run, session):
     assert claimed.policy == f"team/tinker/{session.id}-train-0"
     assert claimed.anchor == Anchor("0" * 64, 0, False)
     assert (claimed.id, claimed.model_id, claimed.base_model) == (run.id, run.model_id, BASE)
-    assert (claimed.attempt, claimed.applied_seq, claimed.next_step, claimed.key_id) == (1, 0, 1, "key")
+    assert (claimed.attempt, claimed.applied_seq, claimed.key_id) == (1, 0, "key")
     [call] = client.tinker.claims.next_calls(claimed)
     assert (call.seq, call.kind, call.options, call.num_bytes) == (1, "forward_backward", {"loss": "ppo"}, 7)
     assert client.claim() is None, "another coordinator claimed it while the lease holds"
