@@ -45,8 +45,11 @@ class TinkerConfig(Settings):
     max_call_bytes: int = Field(64 << 20, ge=1, description="Decompressed size of a call.")
     max_waiting_calls: int = Field(256, ge=1, description="Calls of one model that wait to be run.")
     max_samples_waiting: int = Field(4096, ge=1, description="Samples that wait for one engine.")
+    sample_abandoned_s: Seconds = Field(
+        60, gt=0, description="A sample that isn't done, and that its client hasn't asked for so long, is aborted."
+    )
     sample_s: Seconds = Field(
-        300, gt=0, description="A sample that its client hasn't asked for so long is aborted, or its result dropped."
+        300, gt=0, description="The result of a sample that its client hasn't asked for so long is dropped."
     )
     sample_grace_s: Seconds = Field(
         30, ge=0, description="How long the result of a sample can be retrieved again after it was retrieved."

@@ -6,7 +6,7 @@
         case bytes() as answer: ...
 
 Memory is bounded: by the number of samples that wait, by the size of answers that wait to be fetched, and in time. A
-sample that nobody asks for any more is aborted. Use it in one event loop.
+sample that nobody asks for any more is aborted: a client that is there asks again at once. Use it in one event loop.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class SampleLimits:
     """Samples that aren't finished; a request for n counts n."""
     max_kept_bytes: int = 256 << 20
     """Of answers. Beyond it, the oldest are dropped."""
+    abandoned_s: float = 60.0
+    """A sample that isn't done, and that nobody has asked for so long, is aborted."""
     ttl_s: float = 300.0
-    """A sample that nobody has asked for so long is aborted, or its answer dropped."""
+    """An answer that nobody has asked for so long is dropped."""
     grace_s: float = 30.0
     """An answer can be fetched again so long after it was fetched."""
 
@@ -75,13 +77,26 @@ class Failed:
     category: Literal["user", "server"]
 
 
+class ClientLeftError(ClusterError, ConnectionError):
+    """The client left while its request for a sample was held."""
+
+
+@dataclass(frozen=True)
+class Announced:
+    """There is an answer, larger than the client takes now. It counts as not fetched."""
+
+    num_bytes: int
+
+
 class HandedBackError(ClusterError, RuntimeError):
     """The engine can't compute the sample, and another one may: the client has to send it again."""
 
 
-Outcome = bytes | Waiting | Failed
+Outcome = bytes | Announced | Waiting | Failed
 Work = Callable[[Progress], Coroutine[Any, Any, bytes]]
 """Computes an answer. Raises SampleError, or HandedBackError; any other error is the service's."""
+Leave = Callable[[], Coroutine[Any, Any, None]]
+"""Ends once the client has left."""
 
 
 @dataclass
@@ -142,19 +157,24 @@ class SampleFutures:
         entry = self._entries[key] = _Entry(body_digest, num_samples, self._clock())
         self._num_waiting += num_samples
         entry.task = asyncio.create_task(self._run(key, entry, work))
-        entry.task.add_done_callback(lambda _: self._ended(num_samples))
+        entry.task.add_done_callback(lambda _: self._free_place(num_samples))
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = asyncio.create_task(self._sweep_often())
 
-    async def outcome(self, key: Key, hold_s: float) -> Outcome:
-        """Return the answer, once there is one or `hold_s` seconds have passed. Raises SampleGoneError."""
+    async def outcome(
+        self, key: Key, hold_s: float, leave: Leave | None = None, max_bytes: int | None = None
+    ) -> Outcome:
+        """Return the answer, once there is one or `hold_s` seconds have passed, or announce one beyond `max_bytes`.
+
+        Raises SampleGoneError, and ClientLeftError if the client leaves first: then it hasn't got the answer.
+        """
         entry = self._entries.get(key)
         if entry is None:
             raise SampleGoneError(f"The engine has no sample {key[1]} of {key[0]}.")
         entry.num_holding += 1
         try:
-            if entry.task is not None:
-                await asyncio.wait({entry.task}, timeout=hold_s)
+            if entry.task is not None and not entry.task.done():
+                await _wait(entry.task, hold_s, leave)
         finally:
             entry.num_holding -= 1
             entry.asked_at = self._clock()
@@ -162,6 +182,8 @@ class SampleFutures:
             raise SampleGoneError(f"The engine couldn't finish sample {key[1]} of {key[0]}.")
         if entry.answer is None:
             return Waiting(entry.progress.is_paused, entry.progress.reason)
+        if max_bytes is not None and isinstance(entry.answer, bytes) and len(entry.answer) > max_bytes:
+            return Announced(len(entry.answer))
         entry.fetched_at = self._clock()
         return entry.answer
 
@@ -186,12 +208,11 @@ class SampleFutures:
             if entry.num_holding:
                 continue
             is_fetched = entry.fetched_at is not None and now - entry.fetched_at > limits.grace_s
-            if not is_fetched and now - entry.asked_at <= limits.ttl_s:
+            unasked_s = limits.abandoned_s if entry.answer is None else limits.ttl_s
+            if not is_fetched and now - entry.asked_at <= unasked_s:
                 continue
             if entry.answer is None:
-                logger.info(
-                    "Sample %d of %s is aborted: nobody has asked for it for %g s", key[1], key[0], limits.ttl_s
-                )
+                logger.info("Sample %d of %s is aborted: nobody has asked for it for %g s", key[1], key[0], unasked_s)
             self._drop(key)
 
     async def _sweep_often(self) -> None:
@@ -207,16 +228,25 @@ class SampleFutures:
         except HandedBackError as error:
             logger.warning("Sample %d of %s is handed back: %s", key[1], key[0], error)
             entry.is_gone = True
+        except asyncio.CancelledError:
+            entry.is_gone = True  # whoever cancelled it, nobody computes it any more
+            raise
         except Exception:
             logger.exception("Sample %d of %s failed", key[1], key[0])
             entry.answer = Failed("The engine failed on this request; its log says why.", "server")
+        finally:
+            self._ended(key, entry)
+
+    def _ended(self, key: Key, entry: _Entry) -> None:
+        if self._entries.get(key) is not entry:
+            return  # it was dropped, and may have been started again
         if entry.is_gone:
-            self._entries.pop(key, None)
-        elif key in self._entries:
+            del self._entries[key]
+        else:
             self._kept_bytes += _size(entry)
             self._shrink(key)
 
-    def _ended(self, num_samples: int) -> None:
+    def _free_place(self, num_samples: int) -> None:
         self._num_waiting -= num_samples
 
     def _shrink(self, newest: Key) -> None:
@@ -236,6 +266,20 @@ class SampleFutures:
             self._kept_bytes -= _size(entry)
         elif entry.task is not None:
             entry.task.cancel()
+
+
+async def _wait(task: asyncio.Task[None], hold_s: float, leave: Leave | None) -> None:
+    """Wait for the end of a task. Raises ClientLeftError."""
+    if leave is None:
+        await asyncio.wait({task}, timeout=hold_s)
+        return
+    leaving = asyncio.create_task(leave())
+    try:
+        await asyncio.wait({task, leaving}, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done() and not task.done():
+            raise ClientLeftError("The client left before there was an answer.")
+    finally:
+        leaving.cancel()
 
 
 def _size(entry: _Entry) -> int:

@@ -1,8 +1,9 @@
 """The routes of an engine replica for samples, on its HTTP server.
 
 POST START_PATH      a client's request: 200 once it is accepted, 400 with the reason, 429 if too many wait
-POST FETCH_PATH      {"session", "seq", "hold_s"}: the answer, held until there is one
-                     200 protobuf, 202 with what it waits for, 422 failed, 410 gone
+POST FETCH_PATH      {"session", "seq", "hold_s", "max_bytes"}: the answer, held until there is one
+                     200 protobuf, 206 with its size if that is above max_bytes, 202 with what it waits for, 422 failed,
+                     410 gone
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,8 @@ from pydantic_core import from_json
 from tandem.cluster.engine.requests.completions import Pinned, read_whole
 from tandem.cluster.engine.requests.openai_app import Receive, Scope, Send
 from tandem.cluster.engine.samples.futures import (
+    Announced,
+    ClientLeftError,
     Failed,
     HandedBackError,
     Progress,
@@ -58,7 +62,8 @@ class Samples:
         if scope["path"] == START_PATH:
             await _respond(send, *self._start(dict(scope["headers"]), body))
         elif scope["path"] == FETCH_PATH:
-            await _respond(send, *await self._fetch(body))
+            with suppress(ClientLeftError):
+                await _respond(send, *await self._fetch(body, receive))
         elif scope["path"] == CANCEL_PATH:
             await _respond(send, *self._cancel(body))
         else:
@@ -106,15 +111,23 @@ class Samples:
         self.futures.cancel((asked["session"], asked["seq"]))
         return 200, {}
 
-    async def _fetch(self, content: bytes) -> tuple[int, Answer]:
+    async def _fetch(self, content: bytes, receive: Receive) -> tuple[int, Answer]:
         asked: Any = from_json(content)
+        key, hold_s = (asked["session"], asked["seq"]), min(asked["hold_s"], MAX_HOLD_S)
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
         try:
-            outcome = await self.futures.outcome((asked["session"], asked["seq"]), min(asked["hold_s"], MAX_HOLD_S))
+            outcome = await self.futures.outcome(key, hold_s, leave, asked.get("max_bytes"))
         except SampleGoneError as error:
             return 410, {"error": str(error)}
         match outcome:
             case Waiting(is_paused, reason):
                 return 202, {"is_paused": is_paused, "reason": reason}
+            case Announced(num_bytes):
+                return 206, {"num_bytes": num_bytes}
             case Failed(message, category):
                 return 422, {"error": message, "category": category}
             case answer:

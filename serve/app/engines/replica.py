@@ -82,6 +82,7 @@ class EngineReplica:
             sample_limits=SampleLimits(
                 max_waiting=config.tinker.max_samples_waiting,
                 max_kept_bytes=config.tinker.max_kept_sample_bytes,
+                abandoned_s=config.tinker.sample_abandoned_s,
                 ttl_s=config.tinker.sample_s,
                 grace_s=config.tinker.sample_grace_s,
             ),

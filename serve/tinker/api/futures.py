@@ -16,7 +16,7 @@ from tandem.serve.api.quick_reads import read_quickly
 from tandem.serve.api.request_ids import request_id
 from tandem.serve.errors import InvalidRequestError, Problem
 from tandem.serve.tinker.api.context import Tinker, TinkerDep
-from tandem.serve.tinker.api.outcome_answers import outcome_answer
+from tandem.serve.tinker.api.outcome_answers import most_bytes, outcome_answer
 from tandem.serve.tinker.sampling.sample_ids import PREFIX as SAMPLE
 from tandem.serve.tinker.store.outcomes import Outcome
 from tandem.serve.tinker.store.paths import parse_request_id
@@ -41,7 +41,8 @@ async def retrieve_future(
     """
     wanted = body.value
     if wanted.request_id.startswith(SAMPLE):
-        waiting = tinker.sampling.outcome(caller, wanted.request_id, request_id(request.scope))
+        max_bytes = most_bytes(wanted.allow_metadata_only)
+        waiting = tinker.sampling.outcome(caller, wanted.request_id, request_id(request.scope), max_bytes)
     else:
         waiting = _outcome(tinker, caller, wanted.request_id)
     outcome = await while_connected(request, waiting)

@@ -15,7 +15,7 @@ from tandem.serve.api.connection import while_connected
 from tandem.serve.api.error_responses import error_content
 from tandem.serve.api.request_ids import request_id
 from tandem.serve.errors import QueueFullError
-from tandem.serve.tinker.api.outcome_answers import outcome_answer
+from tandem.serve.tinker.api.outcome_answers import most_bytes, outcome_answer
 from tandem.serve.tinker.sampling.sample_ids import PREFIX
 from tandem.serve.tinker.sampling.sampling import Sampling
 
@@ -37,10 +37,10 @@ async def start_sample(request: Request, caller: Caller, body: JsonText, samplin
 
 async def fetch_sample(request: Request, caller: Caller, body: Mapping[str, Any], sampling: Sampling) -> Response:
     """Answer a POST of RETRIEVE for a sample. Raises the errors of `Sampling.outcome`, and ClientDisconnect."""
-    id = str(body.get("request_id"))
-    outcome = await while_connected(request, sampling.outcome(caller, id, request_id(request.scope)))
-    accept = request.headers.get("accept", "")
-    return outcome_answer(outcome, id, body.get("allow_metadata_only") is True, accept)
+    id, takes_announcements = str(body.get("request_id")), body.get("allow_metadata_only") is True
+    asking = sampling.outcome(caller, id, request_id(request.scope), most_bytes(takes_announcements))
+    outcome = await while_connected(request, asking)
+    return outcome_answer(outcome, id, takes_announcements, request.headers.get("accept", ""))
 
 
 class ReadAhead:

@@ -37,7 +37,7 @@ from tandem.serve.errors import (
 from tandem.serve.names import quoted
 from tandem.serve.tinker.sampling.known_samplers import KnownSamplers, Sampler
 from tandem.serve.tinker.sampling.sample_ids import SampleId
-from tandem.serve.tinker.store.outcomes import Answered, Failed, Outcome, Waiting
+from tandem.serve.tinker.store.outcomes import Announced, Answered, Failed, Outcome, Waiting
 
 logger = logging.getLogger(__name__)
 PLACE_S = 5.0
@@ -86,16 +86,17 @@ class Sampling:
             "engine_failed",
         )
 
-    async def outcome(self, caller: Caller, sample_id: str, request_id: str) -> Outcome:
+    async def outcome(self, caller: Caller, sample_id: str, request_id: str, max_bytes: int | None = None) -> Outcome:
         """Return the result of a sample, once there is one or `tinker.hold_s` has passed.
 
+        One above `max_bytes` is only announced: the engine keeps it for as long as one that nobody has asked for.
         Raises NotFoundError, and GoneError if the client has to send the request again.
         """
         sample = SampleId.parse(sample_id)
         sampler = await self._sampler(caller.entity, sample.session)
         if sample.replica is None:
             return await self._when_served(sampler)
-        asked = {"session": sample.session, "seq": sample.seq, "hold_s": self._config.hold_s}
+        asked = {"session": sample.session, "seq": sample.seq, "hold_s": self._config.hold_s, "max_bytes": max_bytes}
         try:
             async with asyncio.timeout(self._config.hold_s + ANSWER_S):
                 body = json.dumps(asked).encode()
@@ -109,6 +110,8 @@ class Sampling:
         match status:
             case 200:
                 return Answered(content, PROTOBUF)
+            case 206:
+                return Announced(_json(content)["num_bytes"])
             case 202:
                 waiting = _json(content)
                 reason = waiting["reason"] or "The sample is being computed"

@@ -37,13 +37,20 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Announced:
+    """Answered, with more than the client takes without knowing the size."""
+
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class Failed:
     message: str
     category: str
     """user or server."""
 
 
-Outcome = Waiting | Answered | Failed
+Outcome = Waiting | Answered | Announced | Failed
 
 _RUN = select(RunRow.model_id, RunRow.start_path, RunRow.unloaded_at, RunRow.applied_seq).where(
     RunRow.id == bindparam("run_id"), RunRow.entity == bindparam("entity")

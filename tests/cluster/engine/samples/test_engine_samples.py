@@ -73,6 +73,10 @@ class Client:
 
         ray.get(self.actor.__ray_call__.remote(shift))
 
+    def num_waiting(self) -> int:
+        """Return how many samples aren't done."""
+        return ray.get(self.actor.__ray_call__.remote(lambda engine: engine.samples.futures.num_waiting))
+
     def wait_until_idle(self) -> None:
         deadline = time.monotonic() + 40
         while ray.get(self.actor.load.remote())["num_unfinished"]:
@@ -307,6 +311,26 @@ def test_samples_that_nobody_asks_for_are_aborted(client):
         time.sleep(1.5)
     client.shift_clock(0)
     client.wait_until_idle()
+
+
+def test_a_sample_whose_client_left_while_it_was_held_is_aborted(client):
+    """Long before the time is over that the request would have been held."""
+    ray.get(client.actor.lease_sleep.remote("learner", 50))  # so that nothing ends by itself
+    try:
+        seq, started = client.start()
+        assert started.status == 200
+        held = ask(client.address, OTHER, {"session": "s", "seq": seq, "hold_s": 60}, FETCH_PATH)
+        time.sleep(0.2)
+        held.cancel()
+        hour, deadline = 3600, time.monotonic() + 30
+        while client.num_waiting():
+            assert time.monotonic() < deadline
+            client.shift_clock(hour := 2 * hour)
+            time.sleep(1.5)
+        assert client.fetch(seq, hold_s=0).status == 410
+    finally:
+        client.shift_clock(0)
+        ray.get(client.actor.release_sleep.remote("learner"))
 
 
 def test_while_the_engine_sleeps_samples_wait_with_a_reason(client):

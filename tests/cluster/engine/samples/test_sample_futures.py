@@ -6,6 +6,8 @@ import pytest
 
 from tandem.cluster.engine.samples import futures as module
 from tandem.cluster.engine.samples.futures import (
+    Announced,
+    ClientLeftError,
     Failed,
     HandedBackError,
     SampleFutures,
@@ -42,7 +44,7 @@ class Work:
         except asyncio.CancelledError:
             self.was_cancelled = True
             raise
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         return self.result
 
@@ -164,11 +166,12 @@ def test_beyond_the_limit_new_samples_are_refused_but_a_single_large_one_isnt():
 def test_answers_are_dropped_after_the_grace_time_and_abandoned_samples_are_aborted():
     async def scenario():
         clock = Clock()
-        futures = SampleFutures(SampleLimits(ttl_s=100, grace_s=10), clock)
+        futures = SampleFutures(SampleLimits(abandoned_s=40, ttl_s=100, grace_s=10), clock)
         abandoned, held = Work(), Work()
         futures.start(KEY, b"d", 1, done())
         futures.start(("session", 2), b"d", 1, abandoned)
         futures.start(("session", 3), b"d", 1, held)
+        futures.start(("session", 4), b"d", 1, done())
         await futures.outcome(KEY, 60)
         holding = asyncio.create_task(futures.outcome(("session", 3), 60))
         await asyncio.sleep(0)
@@ -178,16 +181,37 @@ def test_answers_are_dropped_after_the_grace_time_and_abandoned_samples_are_abor
         clock.now = 18
         futures.sweep()
         assert await futures.outcome(KEY, 0) == b"answer"
-        clock.now = 101
+        clock.now = 40
+        futures.sweep()
+        await asyncio.sleep(0)
+        assert not abandoned.was_cancelled
+        clock.now = 41
         futures.sweep()
         await asyncio.sleep(0)
         assert abandoned.was_cancelled and not held.was_cancelled
+        clock.now = 100
+        futures.sweep()
+        assert await futures.outcome(("session", 4), 0) == b"answer"  # it is done, so it costs only memory
         for key in (KEY, ("session", 2)):
             with pytest.raises(SampleGoneError):
                 await futures.outcome(key, 0)
         held.may_end.set()
         assert await holding == b"answer"
         assert futures.num_waiting == 0
+        await futures.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_that_was_only_announced_is_kept_until_its_client_has_room_for_it():
+    async def scenario():
+        clock = Clock()
+        futures = SampleFutures(SampleLimits(ttl_s=100, grace_s=10), clock)
+        futures.start(KEY, b"d", 1, done(bytes(50)))
+        assert await futures.outcome(KEY, 60, max_bytes=49) == Announced(50)
+        clock.now = 99
+        futures.sweep()
+        assert await futures.outcome(KEY, 60, max_bytes=50) == bytes(50)
         await futures.close()
 
     asyncio.run(scenario())
@@ -230,11 +254,75 @@ def test_a_sample_that_is_cancelled_is_aborted_and_gone():
     asyncio.run(scenario())
 
 
+def test_a_sample_that_something_else_cancels_is_gone():
+    """Its client sends it again, instead of waiting without end for work that nobody does."""
+
+    async def scenario():
+        futures = SampleFutures()
+        futures.start(KEY, b"d", 1, done(asyncio.CancelledError()))
+        with pytest.raises(SampleGoneError):
+            await futures.outcome(KEY, 60)
+        futures.start(KEY, b"d", 1, done())
+        assert await futures.outcome(KEY, 60) == b"answer"
+        await futures.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ends_with", [HandedBackError("aborted"), b"late"])
+def test_the_late_end_of_a_cancelled_sample_leaves_its_successor_alone(ends_with):
+    async def scenario():
+        futures, is_ending, successor = SampleFutures(), asyncio.Event(), Work()
+
+        async def stubborn(progress):
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                await is_ending.wait()
+            if isinstance(ends_with, Exception):
+                raise ends_with
+            return ends_with
+
+        futures.start(KEY, b"d", 1, stubborn)
+        await asyncio.sleep(0)
+        futures.cancel(KEY)
+        futures.start(KEY, b"d", 1, successor)
+        is_ending.set()
+        await asyncio.sleep(0.01)
+        assert futures.kept_bytes == 0 and futures.num_waiting == 1
+        successor.may_end.set()
+        assert await futures.outcome(KEY, 60) == b"answer"
+        await futures.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_while_it_is_held_has_not_fetched_the_answer():
+    async def scenario():
+        clock = Clock()
+        futures, work, has_left = SampleFutures(SampleLimits(ttl_s=100, grace_s=10), clock), Work(), asyncio.Event()
+        futures.start(KEY, b"d", 1, work)
+        holding = asyncio.create_task(futures.outcome(KEY, 60, has_left.wait))
+        await asyncio.sleep(0.01)
+        assert not holding.done() and futures.num_awaited == 1
+        has_left.set()
+        with pytest.raises(ClientLeftError):
+            await holding
+        work.may_end.set()
+        await asyncio.sleep(0.01)
+        clock.now = 50
+        futures.sweep()
+        assert await futures.outcome(KEY, 60, has_left.wait) == b"answer"
+        await futures.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_sweeper_runs_by_itself(monkeypatch):
     monkeypatch.setattr(module, "SWEEP_S", 0.01)
 
     async def scenario():
-        futures = SampleFutures(SampleLimits(ttl_s=0.02))
+        futures = SampleFutures(SampleLimits(abandoned_s=0.02))
         work = Work()
         futures.start(KEY, b"d", 1, work)
         async with asyncio.timeout(10):

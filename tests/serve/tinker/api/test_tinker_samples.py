@@ -87,6 +87,12 @@ def test_what_cant_be_sampled_is_the_users_error_by_name(client):
         client.sample(types.ModelInput.from_ints([9999]), 1, PARAMS).result(timeout=60)
 
 
+def test_a_large_result_is_announced_and_then_fetched(client, engines, monkeypatch):
+    monkeypatch.setattr("tandem.serve.tinker.api.outcome_answers.MAX_INLINE_BYTES", 10)
+    assert len(client.sample(PROMPT, 1, PARAMS).result(timeout=60).sequences) == 1
+    assert [path for path, _ in engines.asked] == [START_PATH, FETCH_PATH, FETCH_PATH]
+
+
 def test_a_failure_while_sampling_has_its_category(client, engines):
     async def fail(progress):
         raise SampleError("the weights have diverged")
