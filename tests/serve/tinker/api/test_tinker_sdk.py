@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import tinker
 import torch
 from tinker import types
+from tinker.lib import telemetry
 
 BASE = "tandem/tiny"
 
@@ -136,3 +139,43 @@ def test_a_call_that_waits_long_is_asked_for_again(service, trainer, configure, 
         waiting.result(timeout=0.5)
     executor.step()
     assert waiting.result().metrics == {"lr": 1e-4}
+
+
+class SlowTelemetry:
+    """What the SDK's telemetry is sent by. A request ends once `may_end` is set, in a loop that is busy."""
+
+    def __init__(self):
+        self.telemetry, self._loop = self, asyncio.get_running_loop()
+        self.is_sending, self.may_end = asyncio.Event(), asyncio.Event()
+
+    def get_loop(self):
+        return self._loop
+
+    @contextmanager
+    def aclient(self, kind):
+        yield self
+
+    async def send(self, request, timeout):
+        self.is_sending.set()
+        await self.may_end.wait()
+        time.sleep(0.2)  # longer than the pause between two looks of `close`
+
+
+@pytest.mark.xfail(
+    sys.version_info < (3, 12), strict=True, reason="asyncio.wait_for of Python 3.11 drops a cancellation"
+)
+def test_the_sdk_closes_while_it_sends_telemetry(monkeypatch):
+    """No server can help here. Once it passes, remove "A client that doesn't end" from docs/tinker.md."""
+    monkeypatch.setattr(telemetry, "FLUSH_INTERVAL", 0.01)
+
+    async def scenario():
+        sender = SlowTelemetry()
+        closing = telemetry.Telemetry(sender, "session")
+        await sender.is_sending.wait()
+        closed = asyncio.create_task(closing.close())
+        await asyncio.sleep(0.01)
+        sender.may_end.set()
+        done, _ = await asyncio.wait({closed}, timeout=2)
+        return done
+
+    assert asyncio.run(scenario())
