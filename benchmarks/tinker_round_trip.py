@@ -31,7 +31,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,6 +148,10 @@ class ThroughSdk:
         self._seq += 2
         return seconds, *self._parts(began, began + seconds, found)
 
+    def close(self) -> None:
+        """End the session, which sends heartbeats until then."""
+        self._service.close("success").result()
+
     def _parts(self, began: float, ended: float, found: list[Exchange]) -> tuple[dict[str, float], int]:
         own = [exchange for exchange in found if "heartbeat" not in exchange.path and "telemetry" not in exchange.path]
         [sent] = [exchange for exchange in own if exchange.path.endswith("/forward_backward")]
@@ -198,19 +202,20 @@ def measure(
     parts: list[dict[str, float]] = []
     cpu: dict[str, float] = defaultdict(float)
     num_bytes = 0
-    for number in range(-2, rounds):
-        progress(f"{cell}: round {number + 1} of {rounds}")
-        before = ran(pids)
-        seconds, of_parts, num_bytes = through.step()
-        between = ran(pids)
-        seconds_alone = direct.step()
-        if number >= 0:
-            sdk.append(1e3 * seconds)
-            alone.append(1e3 * seconds_alone)
-            parts.append(of_parts)
-            for name, used in between.items():
-                cpu[name] += used - before[name]
-            cpu["direct"] += ran(pids)["client"] - between["client"]
+    with closing(through):
+        for number in range(-2, rounds):
+            progress(f"{cell}: round {number + 1} of {rounds}")
+            before = ran(pids)
+            seconds, of_parts, num_bytes = through.step()
+            between = ran(pids)
+            seconds_alone = direct.step()
+            if number >= 0:
+                sdk.append(1e3 * seconds)
+                alone.append(1e3 * seconds_alone)
+                parts.append(of_parts)
+                for name, used in between.items():
+                    cpu[name] += used - before[name]
+                cpu["direct"] += ran(pids)["client"] - between["client"]
     cpu_ms = {name: round(1e3 * used / rounds, 2) for name, used in cpu.items()}
     told = {"datums": cell.num_datums, "tokens": cell.num_tokens, "bytes": num_bytes}
     return {**told, **figures(sdk, alone, parts), "cpu_ms": cpu_ms}

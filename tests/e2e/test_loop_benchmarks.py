@@ -1,7 +1,10 @@
 """The benchmarks of the training loop, at toy size, on the service of these tests."""
 
 import argparse
+import os
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -54,3 +57,46 @@ def test_payloads_and_many_requests_pass_the_proxy(service, http, tmp_path):
     found = measure_target(target, http, tmp_path, options)
     assert found["gzip"]["sent_mb"] < found["identity"]["sent_mb"] == found["zstd"]["body_mb"]
     assert found["jobs_at_once"]["answers"] == found["completions_at_once"]["answers"] == {"200": 6}
+
+
+def test_the_cost_of_each_process_is_measured(http):
+    from queueing.service_load import (
+        Client,
+        Meter,
+        Shape,
+        measure_completions,
+        measure_job,
+        measure_looks,
+        measure_loops,
+    )
+
+    client, shape = Client(http), Shape(2, 3)
+    meter = Meter(lambda title: [os.getpid()])
+    model = client.register("costs")
+    assert measure_looks(client, meter, model, 2, 1)["core_s"].keys() == {
+        "proxy", "api", "engine", "core", "coordinator", "learner", "preparation",
+    }  # fmt: skip
+    assert measure_completions(client, meter, model, shape, 3, 2)["median_latency_s"] > 0
+    job = measure_job(client, meter, model, shape, 2, 256, 1)
+    assert job["gradient_steps"] >= 1 and job["trained_tokens"] == 2 * 2 * 3
+    loop = measure_loops(client, meter, [client.register("loop-costs")], shape, 2, 256, 1)
+    assert loop["jobs"] == 1 and loop["rollouts_per_s"] == pytest.approx(4 * loop["jobs_per_s"])
+
+
+def test_a_step_through_the_tinker_sdk_passes_all_parts(service, tmp_path):
+    from tinker_round_trip import PARTS, Cell, Direct, ThroughSdk
+
+    cell = Cell(2, 8)
+    with closing(ThroughSdk(service, service.key, cell)) as through:
+        seconds, parts, num_bytes = through.step()
+    assert list(parts) == list(PARTS) and sum(parts.values()) == pytest.approx(seconds, abs=1e-3)
+    assert num_bytes > 0 and Direct(tmp_path, cell).step() > 0
+
+
+def test_tinker_samples_are_asked_at_once_and_by_turns(service):
+    from tinker_sampling import Load, Server
+
+    load = Load(at_once=4, clients=2, seconds=0.2, prompt_tokens=4, max_tokens=2)
+    found = Server("tandem", service.url, f"tml-{service.key}", Path(sys.executable)).measure(load)
+    assert found["burst"]["samples"] == 4 and found["clients"]["samples"] >= 2
+    assert found["burst"]["failed"] == found["clients"]["failed"] == 0
