@@ -72,7 +72,7 @@ class ServiceProcess:
 
     def create_key(self) -> str:
         """Create an API key with the command line."""
-        command = [TANDEM, "keys", "create", "--name", "faults"]
+        command = [str(TANDEM), "keys", "create", "--name", "faults"]
         printed = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=300, check=True
         )
