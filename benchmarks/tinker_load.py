@@ -6,7 +6,8 @@ Needs nothing but the SDK, of any version, so that `tinker_sampling.py` can run 
 one. Prints one line of JSON:
 
 - `burst`: `at_once` samples that one client asks for at the same moment;
-- `clients`: this many clients, each with a session of its own, that ask for their next sample once they have one;
+- `clients`: this many clients, each with a session of its own, that ask for their next sample once they have one. The
+  first sample of each, for which it opens connections, isn't counted;
 
 each with the number of samples and of those that failed (with the first errors), `p50_ms`, `p99_ms`, samples per
 second, the CPU time of this process by sample, the HTTP statuses that the SDK got and doesn't show, and the heartbeats
