@@ -11,6 +11,7 @@ from tenacity import RetryCallState, Retrying, before_sleep_log, retry_if_except
 from tandem.cluster.errors import JobCancelledError, LeaseLostError, StoreUnavailableError
 from tandem.cluster.jobs.job import ClaimedJob, JobStore, PolicyVersion, QueuedJob
 from tandem.cluster.jobs.phases import Outcome, Phase
+from tandem.rl.errors import RLError
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
@@ -85,7 +86,7 @@ class PatientStore(JobStore):
 def retrying(publish_s: float) -> Retrying:
     """Return a caller of writes that repeats a failed one for up to `publish_s` and then raises StoreUnavailableError.
 
-    A write that the store rejects because of its claim isn't repeated.
+    One that the store rejects, because of its claim or of what it would record, isn't repeated.
     """
     return Retrying(
         retry=retry_if_exception(_is_fault),
@@ -97,7 +98,7 @@ def retrying(publish_s: float) -> Retrying:
 
 
 def _is_fault(error: BaseException) -> bool:
-    return isinstance(error, Exception) and not isinstance(error, (LeaseLostError, JobCancelledError))
+    return isinstance(error, Exception) and not isinstance(error, (LeaseLostError, JobCancelledError, RLError))
 
 
 def _give_up(state: RetryCallState) -> None:
