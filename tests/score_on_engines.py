@@ -2,7 +2,8 @@
 
     python score_on_engines.py < jobs.json
 
-Reads a list of {"model", "adapters", "digest", "lora", "sequences"}. Its last line is {model: logprobs or error}.
+Reads a list of {"model", "adapters", "digest", "lora", "sequences", "tool_call_parser"}, with "dtype" if it isn't
+float32. Its last line is {model: logprobs or error}.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ def score_on_engines(jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _score(job: dict[str, Any]) -> list[list[float]]:
-    config = EngineConfig(max_num_seqs=4, kv_cache_memory_bytes=8 << 20, tool_call_parser=job["tool_call_parser"])
+    config = EngineConfig(
+        max_num_seqs=4,
+        kv_cache_memory_bytes=8 << 20,
+        tool_call_parser=job["tool_call_parser"],
+        dtype=job.get("dtype", "auto"),
+    )
     lora = LoraSettings(**job["lora"])
     engine = Engine(config, job["model"], "tiny", lambda digest: Path(job["adapters"]) / digest, MAX_LENGTH, lora)
     await engine.start()

@@ -39,6 +39,7 @@ from tandem.cluster.engine.samples.sampling import EngineSampling
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
 from tandem.cluster.engine.sleep import EngineSleep
+from tandem.cluster.engine.text_only import import_models_without_torchvision, override_text_part
 from tandem.cluster.engine.usage import Charged, MeteredOutputs, UsageMeter, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool
@@ -151,9 +152,12 @@ class Engine:
         if not self._config.num_gpus:
             self._core.preload()
         from vllm.platforms import current_platform
+        from vllm.transformers_utils.config import get_config
 
+        import_models_without_torchvision()
         device: EngineDevice = "cpu" if current_platform.is_cpu() else "cuda"
         self._device = device
+        weights = weights_path(self._config, self._model_path)
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-engine-")
         try:
             args = parse_arguments(
@@ -161,7 +165,9 @@ class Engine:
                     self._config, self._model_path, self._served_name, self._max_model_len, self._lora, device
                 )
             )
-            await asyncio.to_thread(check_architecture, weights_path(self._config, self._model_path))
+            config = await asyncio.to_thread(get_config, weights, trust_remote_code=False)
+            await asyncio.to_thread(check_architecture, config)
+            args.hf_overrides = override_text_part(args.hf_overrides, config)
             await self._core.start(args, timeout_s, self.stats)
             for method in ("fix_cpu_lora", "close_lone_groups") if device == "cpu" else ():
                 await self._call_workers(method)

@@ -9,31 +9,42 @@ Importing this module imports no vLLM.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
-def check_architecture(model_path: str) -> None:
-    """Raise ValueError if vLLM has the model, but not with LoRA. Weights needn't be loaded for that."""
+def check_architecture(config: PreTrainedConfig) -> None:
+    """Raise ValueError if vLLM has no such model, or not with LoRA. Weights needn't be loaded for that."""
     from vllm.model_executor.models import ModelRegistry
-    from vllm.transformers_utils.config import get_config
 
-    for architecture in get_config(model_path, trust_remote_code=False).architectures or ():
-        if supports_lora(ModelRegistry.models.get(architecture)) is False:
+    from tandem.rl.models.base_config import shares_prefixes
+
+    for architecture in config.architectures or ():
+        registered = ModelRegistry.models.get(architecture)
+        if registered is None and not shares_prefixes(config):  # vLLM runs others with transformers' code
+            raise ValueError(
+                f"vLLM has no {architecture}, whose recurrent layers need kernels of its own. Choose a base model of "
+                "another family."
+            )
+        if registered is not None and not takes_adapters(architecture, registered):
             raise ValueError(
                 f"vLLM can't serve {architecture} with LoRA adapters, and every policy version is one. Choose a base "
                 "model of another family, or a release of vLLM that adapts this one."
             )
 
 
-def supports_lora(registered: Any) -> bool | None:
-    """Return whether a registered model takes adapters; None if only its start can tell."""
+def takes_adapters(architecture: str, registered: Any) -> bool:
+    """Return whether a registered model takes adapters. Raises ValueError if it can't be imported."""
     from vllm.model_executor.models import interfaces
 
     try:
-        model = registered.load_model_cls()
-    except Exception:  # not registered, or it needs a library that isn't installed
-        return None
-    return interfaces.supports_lora(model)
+        return bool(interfaces.supports_lora(registered.load_model_cls()))
+    except ImportError as error:
+        raise ValueError(
+            f"vLLM can't import {architecture}: {error} Install that package, or choose a base model of another family."
+        ) from error
 
 
 def check_modules(targets: Sequence[str], adapted: Iterable[str], name: str) -> None:

@@ -101,6 +101,7 @@ def engine_arguments(
         # Never vLLM's executor on Ray, whose actors would need room beside the replica that has the GPUs.
         options |= {"tensor-parallel-size": config.tensor_parallel_size, "distributed-executor-backend": "mp"}
     flags = ["enable-lora", "enable-prefix-caching", "enable-auto-tool-choice", "return-tokens-as-token-ids"]
+    flags += ["language-model-only"]  # of a multimodal model: the rest isn't loaded, images are refused
     flags += ["disable-log-stats"]  # vLLM's own loggers; `EngineStats` takes their place
     if device == "cpu":
         options |= {

@@ -1,6 +1,6 @@
 """What Tandem adds to vLLM's worker (`--worker-extension-cls`): the engine calls it in each process of a replica.
 
-Importing this module imports no vLLM.
+vLLM imports this module in those processes before it imports a model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from tandem.cluster.engine.lora_support import adapted_modules
 from tandem.cluster.engine.process_groups import close_lone_groups
 from tandem.cluster.engine.samples.mixed_logprobs import MixedLogprobs
 from tandem.cluster.engine.samples.prompt_scores import PromptScores
+from tandem.cluster.engine.text_only import import_models_without_torchvision
+
+import_models_without_torchvision()
 
 
 class WorkerExtension:

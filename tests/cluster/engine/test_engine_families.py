@@ -1,4 +1,5 @@
-"""Families with windows, sinks or soft caps: the engine scores as the learner does, under an adapter.
+"""The engine scores as the learner does, under an adapter: families with windows, sinks or soft caps, and the text of
+multimodal ones.
 
 The models are tiny and random. Their windows are much shorter than the sequences.
 """
@@ -43,7 +44,34 @@ FAMILIES = {
         "cohere2": {"sliding_window": MAX_LENGTH, "layer_types": SLIDING["layer_types"], "logit_scale": 0.25},
     }.items()
 }
-EVERY_RUN = ["gemma3_text"]
+POSITIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}}
+EYE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+PIXTRAL = EYE | {"model_type": "pixtral", "num_attention_heads": 2, "head_dim": 16}
+QWEN_EYE = EYE | {"depth": 1, "num_heads": 2, "out_hidden_size": 64}
+WIDE = POSITIONS | {"hidden_size": 128}  # as wide as all heads together, which transformers expects of both
+GEMMA4 = SLIDING | {
+    "model_type": "gemma4_text", "final_logit_softcapping": 10.0, "num_kv_shared_layers": 0, "global_head_dim": 32,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+}  # fmt: skip
+FULL = {"layer_types": ["full_attention"] * 2}
+FAMILIES |= {
+    name: CONFIG_MAPPING[name](text_config=SIZES | text, vision_config=vision)
+    for name, text, vision in [
+        ("gemma3", SLIDING | {"query_pre_attn_scalar": 32}, EYE | {"num_attention_heads": 2}),
+        ("gemma4", GEMMA4, EYE | {"num_attention_heads": 2}),
+        ("llava", {"model_type": "llama"}, EYE | {"num_attention_heads": 2}),
+        (
+            "mistral3",
+            {"model_type": "mistral", "sliding_window": WINDOW},
+            EYE | {"model_type": "pixtral", "head_dim": 16},
+        ),
+        ("qwen2_vl", WIDE, QWEN_EYE | {"embed_dim": 32, "hidden_size": 128}),
+        ("qwen2_5_vl", WIDE, QWEN_EYE | {"out_hidden_size": 128}),
+        ("qwen3_vl", POSITIONS, QWEN_EYE | {"deepstack_visual_indexes": [0]}),
+        ("qwen3_5", FULL, QWEN_EYE),
+    ]
+}
+EVERY_RUN = ["gemma3"]
 FURTHER = [name for name in FAMILIES if name not in EVERY_RUN]
 
 
