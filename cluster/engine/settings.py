@@ -13,7 +13,7 @@ from tandem.rl.tiny.model import resolve_model
 EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
-WORKER_EXTENSION = "tandem.cluster.engine.worker_extension.WorkerExtension"
+WORKER_EXTENSION = "tandem.cluster.engine.worker_extension.Extension"
 CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
 FLOAT_HEAD = '{"head_dtype": "float32"}'
 """vLLM's head would round logits to bfloat16, 0.06 at a logit of 20; learners keep float32 (`rl.logprobs`). On CUDA

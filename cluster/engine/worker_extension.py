@@ -1,6 +1,6 @@
 """What Tandem adds to vLLM's worker (`--worker-extension-cls`): the engine calls it in each process of a replica.
 
-vLLM imports this module in those processes before it imports a model.
+Importing this module imports no vLLM. vLLM asks it for `Extension`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from tandem.cluster.engine.samples.mixed_logprobs import MixedLogprobs
 from tandem.cluster.engine.samples.prompt_scores import PromptScores
 from tandem.cluster.engine.text_only import import_models_without_torchvision
 
-import_models_without_torchvision()
+
+def __getattr__(name: str) -> Any:
+    if name == "Extension":  # asked for in each of those processes, before the model is imported there
+        import_models_without_torchvision()
+        return WorkerExtension
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 class WorkerExtension:
