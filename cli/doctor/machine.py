@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -27,6 +29,7 @@ SHARED_BYTES = 512 << 20
 def check_machine(report: Report, config: TandemConfig) -> list[Gpu]:
     """Check everything that no configured service is needed for. Return the GPUs of this machine."""
     report.check("versions", _versions)
+    check_torchvision(report)
     gpus: list[Gpu] = []
     report.check("GPUs", lambda: _gpus(config, gpus))
     report.check("shared memory", _shared_memory)
@@ -58,6 +61,25 @@ def _versions() -> str:
     if faults:
         raise FaultError(". ".join(faults) + ".")
     return ", ".join(found)
+
+
+def check_torchvision(report: Report) -> None:
+    """Check that torchvision fits torch, if it is installed: transformers imports it then, and text needs none."""
+    if find_spec("torchvision"):
+        report.check("torchvision", _torchvision)
+
+
+def _torchvision() -> str:
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # RuntimeError for an operator that this torch doesn't have
+        raise FaultError(
+            f"It can't be imported beside torch {torch.__version__}: {error}. That stops learners and engines. "
+            "Uninstall torchvision, which no text needs, or install its build for this torch."
+        ) from None
+    return f"it fits torch {torch.__version__}"
 
 
 def _requirements() -> Iterator[tuple[str, Requirement]]:

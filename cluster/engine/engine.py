@@ -154,6 +154,8 @@ class Engine:
         from vllm.platforms import current_platform
         from vllm.transformers_utils.config import get_config
 
+        from tandem.rl.models.base_config import shares_prefixes
+
         import_models_without_torchvision()
         device: EngineDevice = "cpu" if current_platform.is_cpu() else "cuda"
         self._device = device
@@ -168,6 +170,8 @@ class Engine:
             config = await asyncio.to_thread(get_config, weights, trust_remote_code=False)
             await asyncio.to_thread(check_architecture, config)
             args.hf_overrides = override_text_part(args.hf_overrides, config)
+            if device == "cpu" and not shares_prefixes(config):
+                args.enable_prefix_caching = False  # its kernels there keep a state at the end of a sequence only
             await self._core.start(args, timeout_s, self.stats)
             for method in ("fix_cpu_lora", "close_lone_groups") if device == "cpu" else ():
                 await self._call_workers(method)

@@ -23,12 +23,20 @@ HARMONY = ("gpt_oss", "openai")
 OTHER_NAMES = ("mixtral",)
 """Families whose layer of experts has another name in vLLM than in transformers, so that adapters wouldn't reach it."""
 
+ABSENT = ("bamba",)
+"""Families that vLLM 0.32 has dropped, and can't run with transformers' code because of their recurrent layers."""
+
+STATES_ON_CPU = ("granitemoehybrid",)
+"""Families with recurrent layers (Mamba 2) that vLLM computes on a CPU in float32."""
+
 
 def check_servable(base: BaseModelConfig, config: PreTrainedConfig) -> None:
     """Raise PolicyError for a base model that the engine can't serve as it is trained."""
     from tandem.rl.models.base_config import shares_prefixes, text_config
 
     family = text_config(config).model_type
+    if family in ABSENT:
+        raise PolicyError(f"vLLM doesn't have {family} any more. Choose a base model of another family.")
     is_on_cpu = base.engine.num_gpus == 0  # set once the cluster's GPUs are known
     if EXPERTS in base.largest_lora.target_modules:
         if is_on_cpu:
@@ -52,7 +60,7 @@ def check_servable(base: BaseModelConfig, config: PreTrainedConfig) -> None:
             f"vLLM parses the tool calls of {family} with a parser of its own. "
             f"Set engine.tool_call_parser to {HARMONY[1]}."
         )
-    if is_on_cpu and not shares_prefixes(config):
+    if is_on_cpu and not shares_prefixes(config) and family not in STATES_ON_CPU:
         raise PolicyError(
             f"vLLM can't serve {family} with adapters on a CPU: its kernels for recurrent layers need a GPU, or other "
             f"dtypes and packages than the rest. Give the engine a GPU."

@@ -69,7 +69,7 @@ def _absent(name: str) -> Absent:
 @contextmanager
 def torchvision_absent() -> Iterator[None]:
     """In the block, modules that import torchvision can be imported. It must not be installed."""
-    from transformers.utils import is_torchvision_available, is_torchvision_v2_available
+    from transformers.utils.import_utils import is_torchvision_available, is_torchvision_v2_available
 
     assert not is_torchvision_available() and not is_torchvision_v2_available()  # kept: transformers asks once
     modules = {name: _AbsentModule(name) for name in MODULES}

@@ -5,13 +5,16 @@ import json
 import shutil
 import socket
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from tandem.cli.doctor import machine
+from tandem.cli.doctor.report import Report
 from tandem.cli.main import app
+from tandem.runs.reporting.console import PlainConsole
 from tandem.serve.store.migrations import HEAD
 from tandem.serve.store.store import Store
 
@@ -148,6 +151,27 @@ def test_a_model_that_cannot_be_used(tmp_path, tiny_model, change, said):
 def test_a_target_that_the_model_does_not_have(tmp_path, tiny_model):
     result = run(*with_model(tmp_path, tiny_model, lora={"target_modules": ["c_attn"]}))
     assert faults(result) == {"model m"} and "c_attn" in result.output
+
+
+def test_a_torchvision_that_belongs_to_another_torch_is_a_fault(tmp_path, monkeypatch):
+    module = tmp_path / "torchvision.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reports = []
+    for content in ("raise RuntimeError('operator torchvision::nms does not exist')", "nothing = None"):
+        module.write_text(content)
+        monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+        reports.append(Report(PlainConsole()))
+        machine.check_torchvision(reports[-1])
+        monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    (broken,), (whole,) = (report.lines for report in reports)
+    assert not broken.is_ok and "torchvision::nms" in broken.text and "ninstall" in broken.text
+    assert whole.is_ok
+
+
+def test_where_torchvision_is_not_installed_nothing_is_said_of_it(monkeypatch):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    machine.check_torchvision(report := Report(PlainConsole()))
+    assert not report.lines
 
 
 def test_a_plan_for_another_machine(tmp_path, tiny_model):

@@ -1,5 +1,5 @@
-"""The engine scores as the learner does, under an adapter: families with windows, sinks or soft caps, and the text of
-multimodal ones.
+"""The engine scores as the learner does, under an adapter: families with windows, sinks or soft caps, the text of
+multimodal ones, and a hybrid with Mamba 2.
 
 The models are tiny and random. Their windows are much shorter than the sequences.
 """
@@ -71,8 +71,20 @@ FAMILIES |= {
         ("qwen3_5", FULL, QWEN_EYE),
     ]
 }
-EVERY_RUN = ["gemma3"]
-FURTHER = [name for name in FAMILIES if name not in EVERY_RUN]
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
+GRANITE4 = {"hidden_size": 128, "layer_types": ["mamba", "attention"], "num_local_experts": 0}
+FAMILIES["granitemoehybrid"] = CONFIG_MAPPING["granitemoehybrid"](
+    **SIZES | MAMBA | GRANITE4 | {"shared_intermediate_size": 128}
+)
+EVERY_RUN = ["gemma3"]  # multimodal, with windows
+MULTIMODAL = [name for name, config in FAMILIES.items() if hasattr(config, "vision_config") and name not in EVERY_RUN]
+HYBRID = ["granitemoehybrid"]
+GROUPS = {
+    "multimodal": MULTIMODAL,
+    "hybrid": HYBRID,
+    "text": [name for name in FAMILIES if name not in [*EVERY_RUN, *MULTIMODAL, *HYBRID]],
+}
+SLOW = [pytest.param(names, marks=pytest.mark.slow, id=group) for group, names in GROUPS.items()]
 
 
 def save(config: PreTrainedConfig, tiny_model: Path, path: Path) -> Path:
@@ -104,7 +116,7 @@ def learned(path: Path, directory: Path, sequences: list[list[int]]) -> tuple[di
     return job | {"sequences": sequences, "tool_call_parser": parser}, logprobs
 
 
-@pytest.mark.parametrize("names", [EVERY_RUN, pytest.param(FURTHER, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("names", [pytest.param(EVERY_RUN, id="few"), *SLOW])
 def test_engines_score_as_learners_do(tiny_model: Path, tmp_path: Path, names: list[str]) -> None:
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(8, 500, (n,), generator=generator).tolist() for n in (200, 77, WINDOW + 1, 3)]

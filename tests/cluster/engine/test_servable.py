@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from transformers import (
+    BambaConfig,
     Cohere2Config,
     GptOssConfig,
+    GraniteMoeHybridConfig,
     MixtralConfig,
     PreTrainedConfig,
     Qwen3_5TextConfig,
@@ -35,6 +37,7 @@ def base(num_gpus: float | None, *targets: str, path: str = "x") -> BaseModelCon
         (Qwen3_5TextConfig(), 0, ("q_proj",), "qwen3_5_text"),
         (Cohere2Config(sliding_window=4096), 1, ("q_proj",), "max_model_len to at most 4096"),
         (GptOssConfig(), 1, ("q_proj",), "tool_call_parser to openai"),
+        (BambaConfig(), 1, ("q_proj",), "bamba"),
     ],
 )
 def test_what_an_engine_cannot_serve_is_refused_with_the_reason(
@@ -58,6 +61,7 @@ def test_what_an_engine_cannot_serve_is_refused_with_the_reason(
         (Qwen3_5TextConfig(), 1, ("q_proj",)),
         (Qwen3_5TextConfig(layer_types=["full_attention"] * 32), 0, ("q_proj",)),
         (Qwen3_5TextConfig(), None, ("q_proj",)),
+        (GraniteMoeHybridConfig(layer_types=["mamba", "attention"], num_hidden_layers=2), 0, ("q_proj",)),
     ],
 )
 def test_what_an_engine_can_serve_is_accepted(

@@ -131,6 +131,7 @@ NAMED = {
     "lfm2": (family("lfm2", layer_types=["conv", "full_attention"]), "conv"),
     "jamba": (CONFIG_MAPPING["jamba"](), "linear_attention"),
     "falcon_h1": (CONFIG_MAPPING["falcon_h1"](), "hybrid"),
+    "nemotron_h": (CONFIG_MAPPING["nemotron_h"](), "linear_attention"),
     "falcon_mamba": (CONFIG_MAPPING["falcon_mamba"](), "linear_attention"),
     "gpt_neo": (CONFIG_MAPPING["gpt_neo"](), "local"),
     "t5": (CONFIG_MAPPING["t5"](), "encoder"),
