@@ -134,12 +134,17 @@ def test_a_few_hundred_samples_at_once_have_no_error(service, sdk, base, monkeyp
         assert all(map(all, pool.map(of_a_client, range(CLIENTS))))
 
 
+@pytest.mark.slow
 def test_the_engine_stops_what_its_client_cancels(service, base):
+    """In seconds, except for a sample that was on its way when it was cancelled: its id never reaches the client.
+
+    Such a one is aborted as an abandoned one is.
+    """
     futures = [sample(base, [40, 41, 42 + k], **MUCH) for k in range(MANY)]
     wait_until(lambda: num_running(service) > 0)
     for future in futures:
         future.future().cancel()
-    wait_until(lambda: num_running(service) == 0, 90)
+    wait_until(lambda: num_running(service) == 0)
 
 
 @pytest.mark.slow
