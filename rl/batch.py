@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from tandem.rl.accounting import Account, Accounting
 from tandem.rl.advantages import (
     balance_and_normalize,
     group_advantages,
@@ -23,7 +22,8 @@ from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import ConfigError
 from tandem.rl.packing import PackedSequence, pack
 from tandem.rl.prefix_order import common_length
-from tandem.rl.reward_spread import reward_spread
+from tandem.rl.reports.accounting import Account, Accounting
+from tandem.rl.reports.reward_spread import reward_spread
 from tandem.rl.sampled_trajectories import SampledTrajectory, sampled_trajectories
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence
 from tandem.rl.traces.sequences import TracedSequence, traced_sequences

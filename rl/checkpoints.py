@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from tandem.rl.adapter_config import lora_of, read_adapter_config
 from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST, NO_OPTIMIZER, OPTIMIZER
 from tandem.rl.durability import sync, write_whole
 from tandem.rl.errors import AdapterError, CheckpointError
+from tandem.rl.models.lora.adapter_config import lora_of, read_adapter_config
 from tandem.rl.settings import LoraSettings
 
 FILES = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)

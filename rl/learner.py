@@ -18,13 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tandem.rl.adapter_optimizer import AdapterOptimizer
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, Dpo, LossConfig, Objective
 from tandem.rl.datums.rows import DatumRow
 from tandem.rl.datums.training import AdamNumbers, DatumOutputs, DatumTraining
-from tandem.rl.divergence import StepNumbers, check_state
 from tandem.rl.errors import OutOfMemoryError, StepError
+from tandem.rl.gradient_step.adapter_optimizer import AdapterOptimizer
+from tandem.rl.gradient_step.divergence import StepNumbers, check_state
+from tandem.rl.gradient_step.metrics import StepSum, sequence_sums, step_metrics
+from tandem.rl.gradient_step.out_of_memory import free_memory, is_out_of_memory, numbers_of
+from tandem.rl.gradient_step.progress import UPDATE, Progress
+from tandem.rl.gradient_step.size import StepSize
 from tandem.rl.losses import (
     LossInputs,
     fresh_differences,
@@ -35,13 +39,9 @@ from tandem.rl.losses import (
     pair_sums,
     shift_right,
 )
-from tandem.rl.out_of_memory import free_memory, is_out_of_memory, numbers_of
 from tandem.rl.packing import PackedSequence, one_segment
 from tandem.rl.policy import Policy
-from tandem.rl.progress import UPDATE, Progress
 from tandem.rl.settings import AdamStep, LoraSettings, OptimizerSettings, UpdateRule
-from tandem.rl.step_metrics import StepSum, sequence_sums, step_metrics
-from tandem.rl.step_size import StepSize
 from tandem.rl.traces.recording import StepRecorder
 
 __all__ = ["Learner", "StepError"]
@@ -72,7 +72,7 @@ class Learner:
     Between two steps, `suspend` and `resume` let another training take the learner. Neither changes the other's result.
 
     Where the memory of one learner doesn't suffice for its share of a step, `optim_step` raises OutOfMemoryError on
-    all of them, and they can take other steps (`rl.out_of_memory` repeats the step with shorter rows).
+    all of them, and they can take other steps (`rl.gradient_step.out_of_memory` repeats the step with shorter rows).
 
     `rl.steps` has the loop of a whole training job.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tandem.rl.accounting import Place
 from tandem.rl.exchanges.branches import Branches
 from tandem.rl.exchanges.conversion import PolicyExchanges, convert
+from tandem.rl.reports.accounting import Place
 from tandem.rl.tokens.tokenizing import ChatTokenizer, TokenizedSequence, tokenize_history
 from tandem.rl.trajectories import Trajectory, TrajectoryGroup, choices_of
 

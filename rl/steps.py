@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, Objective, TrainingConfig
 from tandem.rl.errors import StepError
-from tandem.rl.learning_rate import step_learning_rate
-from tandem.rl.step_size import StepSize
+from tandem.rl.gradient_step.learning_rate import step_learning_rate
+from tandem.rl.gradient_step.size import StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor

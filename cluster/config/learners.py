@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tandem.cluster.config.values import Amount, Device, Dtype
+from tandem.rl.gradient_step.size import StepSize
 from tandem.rl.settings import Settings
-from tandem.rl.step_size import StepSize
 
 
 class LearnersConfig(Settings):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tandem.rl.adapter_config import EXPERTS
 from tandem.rl.errors import PolicyError
+from tandem.rl.models.lora.adapter_config import EXPERTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tandem.cluster.config import EngineConfig
-from tandem.rl.adapter_config import EXPERTS
+from tandem.rl.models.lora.adapter_config import EXPERTS
 from tandem.rl.settings import LoraSettings
 from tandem.rl.tiny.model import resolve_model
 

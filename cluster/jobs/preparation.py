@@ -221,7 +221,7 @@ class PreparationWorker:
 
     def plot(self, job_id: str, sequences: Sequence[PackedSequence]) -> None:
         """Write pictures of packed sequences to the job's artifacts."""
-        from tandem.rl.plots import plot_batch
+        from tandem.rl.reports.plots import plot_batch
 
         for name, png in plot_batch(sequences).items():
             self._artifacts.write_blob(job_artifact_key(job_id, name), png)

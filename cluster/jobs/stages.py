@@ -28,7 +28,7 @@ from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.cluster.processes.waiting import OnWait
 from tandem.rl.errors import RLError, StepError
-from tandem.rl.step_size import StepSize
+from tandem.rl.gradient_step.size import StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tandem.rl.accounting import PARTS, REASONS, UNTRAINABLE
+from tandem.rl.reports.accounting import PARTS, REASONS, UNTRAINABLE
 from tandem.rl.sampling_marks import UNKNOWN
 
 if TYPE_CHECKING:
-    from tandem.rl.accounting import Account
     from tandem.rl.batch import TrainingBatch
+    from tandem.rl.reports.accounting import Account
 
 WARNING = "warning"
 """The event's type. Its data has a `kind`, a `message` and `counts` by name."""

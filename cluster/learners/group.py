@@ -36,7 +36,7 @@ from tandem.cluster.processes.ray_failures import stage_error
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait, wait_on
 from tandem.cluster.telemetry.context import current_ids
 from tandem.cluster.telemetry.setup import Telemetry
-from tandem.rl.step_size import StepSize
+from tandem.rl.gradient_step.size import StepSize
 
 if TYPE_CHECKING:
     from tandem.rl.config import Objective

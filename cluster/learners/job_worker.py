@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from tandem.rl.checkpoints import LearnerState, SealedCheckpoint
     from tandem.rl.config import Objective
     from tandem.rl.errors import OutOfMemoryError, StepError
+    from tandem.rl.gradient_step.out_of_memory import RowLimit
+    from tandem.rl.gradient_step.progress import Position
     from tandem.rl.learner import SuspendedTraining
-    from tandem.rl.out_of_memory import RowLimit
     from tandem.rl.packing import PackedSequence
-    from tandem.rl.progress import Position
     from tandem.rl.settings import LoraSettings
     from tandem.rl.traces.recording import StepTrace
 
@@ -339,7 +339,7 @@ class JobWorker:
         don't fit into memory are split; raises OutOfMemoryError if a single sequence doesn't fit. Ranks that share
         weights split no rows.
         """
-        from tandem.rl.out_of_memory import RowLimit, score_within_memory
+        from tandem.rl.gradient_step.out_of_memory import RowLimit, score_within_memory
 
         with self._in_step():
             is_loaded = self._active is not None and self._active.digest == digest
@@ -422,7 +422,7 @@ class JobWorker:
 
     def free_memory(self) -> None:
         """Give memory that torch keeps for a next step back to the GPU."""
-        from tandem.rl.out_of_memory import free_memory
+        from tandem.rl.gradient_step.out_of_memory import free_memory
 
         free_memory()
 

@@ -11,7 +11,7 @@ from tandem.cluster.processes.ray_failures import MORE_MEMORY
 if TYPE_CHECKING:
     from tandem.rl.config import Objective
     from tandem.rl.errors import OutOfMemoryError
-    from tandem.rl.out_of_memory import RowLimit
+    from tandem.rl.gradient_step.out_of_memory import RowLimit
     from tandem.rl.packing import PackedSequence
 
 Warn = Callable[[Mapping[str, Any]], None]
@@ -45,7 +45,7 @@ class StepMemory:
         Raises StageError if a single sequence doesn't fit.
         """
         from tandem.rl.errors import OutOfMemoryError
-        from tandem.rl.out_of_memory import RowLimit, place_of, step_within_memory
+        from tandem.rl.gradient_step.out_of_memory import RowLimit, place_of, step_within_memory
 
         limit = self._limit = self._limit or RowLimit()
         longest = max((row.num_tokens for row in rows), default=0)

@@ -1,7 +1,8 @@
 """Learners that make no progress within a gradient step are noticed long before the step's deadline.
 
-Each learner says where it is (`rl.progress`), in a thread beside the one that computes. A row may take ten times as
-long as its tokens usually take. A learner that has done its rows waits for the others: it is judged only when all do.
+Each learner says where it is (`rl.gradient_step.progress`), in a thread beside the one that computes. A row may take
+ten times as long as its tokens usually take. A learner that has done its rows waits for the others: it is judged only
+when all do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ray
 from tandem.cluster.errors import StageError
 
 if TYPE_CHECKING:
-    from tandem.rl.progress import Position
+    from tandem.rl.gradient_step.progress import Position
 
 USUAL_FACTOR = 10.0  # a row may take so many times its usual time, and the first rows so many times the least time
 WARM_ROWS = 3  # rows that may include compilation, or other work that is done once

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from tandem.cluster.metrics.peak_flops import peak_flops
 from tandem.cluster.metrics.recording import set_gauge
-from tandem.rl.step_work import ModelWork, size_of_step
+from tandem.rl.gradient_step.work import ModelWork, size_of_step
 
 if TYPE_CHECKING:
     from tandem.rl.packing import PackedSequence

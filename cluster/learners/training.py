@@ -12,7 +12,7 @@ from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.learners.memory import NO_VERSION, Warn
 from tandem.cluster.learners.turns import Turn
 from tandem.cluster.processes.waiting import OnWait, wait_on
-from tandem.rl.step_size import StepSize
+from tandem.rl.gradient_step.size import StepSize
 
 if TYPE_CHECKING:
     from tandem.cluster.jobs.phases import PhaseClock

@@ -18,15 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tandem.rl.adapter_optimizer import AdapterOptimizer
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE
 from tandem.rl.datums.datum import DatumError
 from tandem.rl.datums.losses import LOSSES, Columns, LossKind
 from tandem.rl.datums.rows import DatumRow, moved, split_datums
 from tandem.rl.errors import OutOfMemoryError, StepError
-from tandem.rl.out_of_memory import LEAST_CHUNK_SIZE, RowLimit, free_memory, is_out_of_memory, numbers_of
+from tandem.rl.gradient_step.adapter_optimizer import AdapterOptimizer
+from tandem.rl.gradient_step.out_of_memory import LEAST_CHUNK_SIZE, RowLimit, free_memory, is_out_of_memory, numbers_of
+from tandem.rl.gradient_step.progress import UPDATE, Progress
 from tandem.rl.policy import Policy
-from tandem.rl.progress import UPDATE, Progress
 from tandem.rl.settings import AdamStep
 
 

@@ -16,13 +16,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tandem.rl.gradient_step.work import ModelWork
 from tandem.rl.models.base_config import attention_kinds, text_config
 from tandem.rl.models.base_weights import empty_model
 from tandem.rl.models.lora.adapter import add_adapter
 from tandem.rl.models.lora.experts import TARGET
 from tandem.rl.models.lora.linear import LINEAR_LAYERS
 from tandem.rl.settings import LoraSettings
-from tandem.rl.step_work import ModelWork
 
 _FULL = {"full_attention", "attention", "global"}
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tandem.rl.accounting import Accounting
 from tandem.rl.base_text import BaseText
 from tandem.rl.batch import build_sequences
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import TrajectoryError
 from tandem.rl.exchanges.branches import Branches
 from tandem.rl.exchanges.conversion import convert
+from tandem.rl.reports.accounting import Accounting
 from tandem.rl.tokens.choices import NotExactError, Vocabulary, sampling_logprobs
 from tandem.rl.tokens.drafts import Draft, Turn, unknown_logprobs
 from tandem.rl.tokens.messages import Choice

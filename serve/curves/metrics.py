@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.rl.probe import tolerance_for
-from tandem.rl.reward_spread import QUANTILES
+from tandem.rl.reports.reward_spread import QUANTILES
 from tandem.serve.store.curves import VersionPoint
 
 CHARTED = (

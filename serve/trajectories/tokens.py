@@ -9,9 +9,9 @@ from datetime import timedelta
 from tandem.cluster.artifacts import traces_key
 from tandem.cluster.errors import ArtifactError
 from tandem.cluster.jobs.preparation import PayloadSource
-from tandem.rl.accounting import REASONS
 from tandem.rl.config import TrainingConfig
 from tandem.rl.errors import RLError
+from tandem.rl.reports.accounting import REASONS
 from tandem.rl.traces.group_trace import SequenceTrace
 from tandem.rl.traces.trace_file import TraceFile, TraceFileError, TraceTable
 from tandem.serve.api.services import Services

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tandem.rl.accounting import REASONS
+from tandem.rl.reports.accounting import REASONS
 from tandem.serve.store.tables.training import JobRow
 from tandem.serve.store.tables.trajectories import GroupRow
 from tandem.serve.store.uploads.trajectory_search import Found, FoundGroup, Removed

@@ -20,7 +20,7 @@ from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool
 from tandem.rl.batch import build_batch, check_groups
 from tandem.rl.config import TrainingConfig
-from tandem.rl.step_size import StepSize
+from tandem.rl.gradient_step.size import StepSize
 
 TOKENIZER = DATA / "tokenizer"
 

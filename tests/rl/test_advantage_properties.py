@@ -15,7 +15,7 @@ from tandem.rl.advantages import (
     reward_std_dev,
     trajectory_weight,
 )
-from tandem.rl.learning_rate import reward_spread_trend
+from tandem.rl.gradient_step.learning_rate import reward_spread_trend
 
 SIZES = [1e-300, 1e-30, 1e-12, 1e-6, 1.0, 1e3, 1e6, 1e12, 1e30, 1e300]
 NOISES = {

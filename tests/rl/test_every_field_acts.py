@@ -34,9 +34,9 @@ from tandem.cluster.logprobs.pool import ScoreReport
 from tandem.rl.batch import build_batch
 from tandem.rl.checkpoints import LearnerState
 from tandem.rl.config import TrainingConfig
+from tandem.rl.gradient_step.size import StepSize
 from tandem.rl.learner import Learner
 from tandem.rl.policy import Policy
-from tandem.rl.step_size import StepSize
 from tandem.serve.jobs.references import kl_reference
 from tandem.serve.store.store import Store
 

@@ -13,10 +13,10 @@ from small_models import packed_group
 
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.errors import StepError
+from tandem.rl.gradient_step.size import StepSize
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence
 from tandem.rl.policy import Policy
-from tandem.rl.step_size import StepSize
 from tandem.rl.steps import Learners, fill_logprobs, gradient_steps
 
 

@@ -27,8 +27,8 @@ from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.versions.version_checks import VersionChecks
 from tandem.cluster.errors import AdapterUnavailableError, VersionNotFiniteError
-from tandem.rl.adapter_config import EXPERTS
 from tandem.rl.checkpoint_files import ADAPTER_CONFIG, MANIFEST
+from tandem.rl.models.lora.adapter_config import EXPERTS
 from tandem.rl.probe import QUANTIZED_WEIGHTS, probe_token_ids
 from tandem.rl.settings import LoraSettings
 from tandem.rl.version_probe import Verdict, VersionProbe

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tandem.cluster.artifacts import Artifacts
     from tandem.cluster.jobs.job import ClaimedJob, QueuedJob
     from tandem.cluster.jobs.preparation import TextModel
+    from tandem.rl.gradient_step.size import StepSize
     from tandem.rl.packing import PackedSequence
-    from tandem.rl.step_size import StepSize
     from tandem.rl.traces.sequences import TracedSequence
 
 

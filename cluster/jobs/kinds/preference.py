@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tandem.cluster.artifacts import Artifacts
     from tandem.cluster.jobs.job import ClaimedJob, QueuedJob
     from tandem.cluster.jobs.preparation import TextModel
+    from tandem.rl.gradient_step.size import StepSize
     from tandem.rl.packing import PackedSequence
     from tandem.rl.preferences.batch import PreferenceBatch
-    from tandem.rl.step_size import StepSize
 
 
 class Preference(JobKind[PreferenceConfig, "PreferenceBatch"]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tandem.cluster.jobs.kinds.kind import JobKind, JobWork, Outline
 from tandem.cluster.jobs.warnings import batch_warnings
 from tandem.rl.config import TrainingConfig
-from tandem.rl.policy_lag import policy_lag
+from tandem.rl.reports.policy_lag import policy_lag
 from tandem.rl.steps import fill_logprobs, gradient_steps, logprob_chunk_size
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tandem.cluster.jobs.job import ClaimedJob, QueuedJob
     from tandem.cluster.jobs.preparation import TextModel
     from tandem.rl.batch import TrainingBatch
+    from tandem.rl.gradient_step.size import StepSize
     from tandem.rl.packing import PackedSequence
-    from tandem.rl.step_size import StepSize
 
 
 class Reinforcement(JobKind[TrainingConfig, "TrainingBatch"]):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tandem.cluster.artifacts import Artifacts
     from tandem.cluster.jobs.job import ClaimedJob, QueuedJob
     from tandem.cluster.jobs.preparation import TextModel
-    from tandem.rl.step_size import StepSize
+    from tandem.rl.gradient_step.size import StepSize
     from tandem.rl.supervised.batch import SupervisedBatch
 
 SPLIT = "sft"

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem.rl.adapter_config import EXPERT_PARAMETERS, EXPERTS
+from tandem.rl.models.lora.adapter_config import EXPERT_PARAMETERS, EXPERTS
 
 TARGET = EXPERTS
 PARAMETERS = EXPERT_PARAMETERS

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tandem.rl.adapter_config import MAX_BYTES, lora_of, read_adapter_config
 from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG
 from tandem.rl.errors import AdapterError
+from tandem.rl.models.lora.adapter_config import MAX_BYTES, lora_of, read_adapter_config
 from tandem.rl.settings import LoraSettings
 
 _DTYPES = {"F32", "F16", "BF16"}

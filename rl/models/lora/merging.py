@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from tandem.rl.adapter_config import lora_of, read_adapter_config
 from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG
 from tandem.rl.errors import PolicyError
 from tandem.rl.models.base_config import read_config
 from tandem.rl.models.base_weights import load_whole
 from tandem.rl.models.lora.adapter import add_adapter, detach_adapter
+from tandem.rl.models.lora.adapter_config import lora_of, read_adapter_config
 from tandem.rl.models.lora.experts import LoraExperts
 from tandem.rl.models.lora.linear import LoraLinear
 from tandem.rl.policy import check_tensors

@@ -80,7 +80,7 @@ class GroupRow(Table):
     num_tokens: Mapped[int] = mapped_column(BigInteger)
     """Sampled tokens."""
     not_trained: Mapped[str | None] = mapped_column(String(32))
-    """Why nothing of the group can train, as far as the payload alone tells: a key of `rl.accounting.REASONS`."""
+    """Why nothing of the group can train, as far as the payload alone tells: a key of `accounting.REASONS`."""
     start: Mapped[int] = mapped_column(BigInteger)
     """The offset of its JSON in the uncompressed payload, in bytes."""
     num_bytes: Mapped[int] = mapped_column(BigInteger)

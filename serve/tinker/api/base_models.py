@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from tandem.rl.lora_parts import MLP_MODULES
+from tandem.rl.models.lora.parts import MLP_MODULES
 from tandem.rl.settings import LoraSettings
 from tandem.serve.api.services import Services
 from tandem.serve.errors import InvalidRequestError, Problem

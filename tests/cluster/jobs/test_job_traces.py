@@ -16,8 +16,8 @@ from tandem.cluster.jobs.job import PolicyVersion
 from tandem.cluster.jobs.traces import JobTraces
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.config import TrainingConfig
+from tandem.rl.gradient_step.size import StepSize
 from tandem.rl.packing import one_segment
-from tandem.rl.step_size import StepSize
 from tandem.rl.traces.trace_file import TraceFile
 
 CONFIG = BaseModelConfig(

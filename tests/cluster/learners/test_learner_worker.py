@@ -20,9 +20,9 @@ from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.checkpoints import read_checkpoint
 from tandem.rl.config import LossConfig, TrainingConfig
 from tandem.rl.errors import LoraLimitError, StepError
+from tandem.rl.gradient_step.size import StepSize
 from tandem.rl.packing import pack, unpack
 from tandem.rl.settings import LoraSettings
-from tandem.rl.step_size import StepSize
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.version_probe import BASE, PREVIOUS, VersionProbe
 

@@ -21,8 +21,8 @@ from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.progress import Rank, description, stalled
 from tandem.cluster.learners.run_training import RunTraining
 from tandem.rl.config import LossConfig
+from tandem.rl.gradient_step.progress import UPDATE, Position, Progress
 from tandem.rl.packing import PackedSequence
-from tandem.rl.progress import UPDATE, Position, Progress
 from tandem.rl.settings import AdamStep
 
 ROW = Position(mark=9, work="forward and backward", row=4, num_rows=8, row_tokens=1000, num_done=20, token_s=0.001)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from tandem.rl.base_text import BaseText
 from tandem.rl.config import DEFAULT_LOGPROB_CHUNK_SIZE, Dpo
+from tandem.rl.gradient_step.row_splitting import split_row
 from tandem.rl.learner import Learner
 from tandem.rl.losses import shift_right
 from tandem.rl.packing import pack
@@ -19,7 +20,6 @@ from tandem.rl.preferences.batch import build_preferences, tokenize_pair
 from tandem.rl.preferences.config import PreferenceConfig
 from tandem.rl.preferences.rows import PreferenceRow
 from tandem.rl.preferences.steps import preference_steps
-from tandem.rl.row_splitting import split_row
 from tandem.rl.settings import OptimizerSettings
 from tandem.rl.supervised.batch import NothingToTrainError
 from tandem.rl.supervised.rows import RowError

@@ -15,10 +15,10 @@ from small_models import randomise_adapter
 from trees import branching_group, trees
 
 from tandem.rl.config import LossConfig
+from tandem.rl.gradient_step.row_splitting import split_row
 from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence, one_segment, pack
 from tandem.rl.policy import Policy
-from tandem.rl.row_splitting import split_row
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 from tandem.rl.traces.assembly import assemble
 from tandem.rl.traces.choosing import chosen_groups, traced_row

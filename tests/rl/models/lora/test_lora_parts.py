@@ -7,10 +7,10 @@ import torch
 from model_families import FULL, LINEAR, MIXTURES, WINDOWED, family
 from transformers import PreTrainedConfig
 
-from tandem.rl.lora_parts import MLP_MODULES
 from tandem.rl.models.base_weights import empty_model
 from tandem.rl.models.lora.experts import is_fused_experts
 from tandem.rl.models.lora.linear import LINEAR_LAYERS
+from tandem.rl.models.lora.parts import MLP_MODULES
 
 PARTS = {"self_attn": False, "attention": False, "linear_attn": False, "conv": False, "mlp": True, "feed_forward": True}
 """Whether these modules of a layer are MLPs."""

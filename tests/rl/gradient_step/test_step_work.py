@@ -4,10 +4,10 @@ import torch
 from transformers import Qwen3Config, Qwen3MoeConfig
 
 from tandem.cluster.learners.step_meter import StepMeter
+from tandem.rl.gradient_step.work import ModelWork, size_of_step
 from tandem.rl.models.geometry import geometry_of
 from tandem.rl.packing import one_segment
 from tandem.rl.settings import LoraSettings
-from tandem.rl.step_work import ModelWork, size_of_step
 
 LORA = LoraSettings(r=2, alpha=4, target_modules=("q_proj",))
 SHAPE = {

@@ -16,8 +16,7 @@ from trees import branching_group
 
 from tandem.rl.config import LossConfig
 from tandem.rl.errors import OutOfMemoryError
-from tandem.rl.learner import Learner
-from tandem.rl.out_of_memory import (
+from tandem.rl.gradient_step.out_of_memory import (
     LEAST_CHUNK_SIZE,
     RowLimit,
     is_out_of_memory,
@@ -26,6 +25,7 @@ from tandem.rl.out_of_memory import (
     score_within_memory,
     step_within_memory,
 )
+from tandem.rl.learner import Learner
 from tandem.rl.packing import PackedSequence, pack
 
 LOSSES = {

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from small_models import packed_group
 from trees import branching_group, trees, visible
 
+from tandem.rl.gradient_step.row_splitting import Piece, join_tokens, longest_sequence, split_row
 from tandem.rl.packed_rows import segments_of
 from tandem.rl.packing import PackedSequence, pack
-from tandem.rl.row_splitting import Piece, join_tokens, longest_sequence, split_row
 from tandem.rl.steps import mark_fresh
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 

@@ -1,4 +1,4 @@
-from tandem.rl.policy_lag import policy_lag
+from tandem.rl.reports.policy_lag import policy_lag
 from tandem.rl.sampled_trajectories import SampledTrajectory
 from tandem.rl.trajectories import Trajectory
 

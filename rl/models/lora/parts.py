@@ -4,7 +4,7 @@ In the families of transformers, these names are those of MLPs alone; `c_proj` o
 only exception. Importing this needs no torch.
 """
 
-from tandem.rl.adapter_config import EXPERTS
+from tandem.rl.models.lora.adapter_config import EXPERTS
 
 MLP_MODULES = frozenset(
     {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from tandem.cluster.config import LearnersConfig
-from tandem.rl.step_size import StepSize
+from tandem.rl.gradient_step.size import StepSize
 
 
 @dataclass(frozen=True)

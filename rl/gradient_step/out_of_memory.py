@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tandem.rl.config import Objective
 from tandem.rl.errors import OutOfMemoryError
+from tandem.rl.gradient_step.row_splitting import join_tokens, longest_sequence, sequences_of, split_row
 from tandem.rl.packed_rows import PackedSequence
-from tandem.rl.row_splitting import join_tokens, longest_sequence, sequences_of, split_row
 
 LEAST_CHUNK_SIZE = 64
 """Tokens. With a vocabulary of 256k words, their float32 logits take 64 MiB."""

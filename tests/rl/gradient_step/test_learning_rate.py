@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tandem.rl.config import TrainingConfig
-from tandem.rl.learning_rate import reward_spread_trend, step_learning_rate
+from tandem.rl.gradient_step.learning_rate import reward_spread_trend, step_learning_rate
 
 
 def rows(*num_completions):

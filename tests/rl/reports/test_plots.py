@@ -4,7 +4,7 @@ from wire_data import choice, group, load_tokenizer, user
 
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
-from tandem.rl.plots import plot_batch
+from tandem.rl.reports.plots import plot_batch
 
 
 def test_each_packed_sequence_has_a_picture_of_its_own(monkeypatch):

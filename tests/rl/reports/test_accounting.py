@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from wire_data import choice, group, load_tokenizer, user
 
-from tandem.rl.accounting import MAX_NAME, MAX_NAMES, REASONS, Account
 from tandem.rl.batch import build_batch
 from tandem.rl.config import TrainingConfig
+from tandem.rl.reports.accounting import MAX_NAME, MAX_NAMES, REASONS, Account
 from tandem.rl.trajectories import TrajectoryGroup
 
 LIMIT = 128

@@ -1,6 +1,6 @@
 import pytest
 
-from tandem.rl.reward_spread import reward_spread
+from tandem.rl.reports.reward_spread import reward_spread
 
 
 def test_quantiles_by_hand():
