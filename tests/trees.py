@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from tandem.rl.packing import PackedSequence
 from tandem.rl.tokens.tokenizing import TokenizedSequence
 
+MAX_TOKENS = 36
+"""Of a sequence of `trees`."""
+
 
 def visible(row: PackedSequence) -> torch.Tensor:
     """Return bool [T, T], True if query q (first axis) sees key k, in the plainest way: a walk from each token up."""
@@ -40,7 +43,7 @@ def trees(draw: st.DrawFn, max_sequences: int = 6, vocabulary: int = 199) -> lis
         for _ in range(draw(st.integers(1, max_sequences))):
             trunk = draw(st.sampled_from([prompt, *of_group]))
             kept = draw(st.integers(len(prompt), len(trunk)))
-            num_own = draw(st.integers(0 if kept > len(prompt) else 1, 12))
+            num_own = draw(st.integers(0 if kept > len(prompt) else 1, min(12, MAX_TOKENS - kept)))
             own = torch.randint(1, vocabulary, (num_own,), generator=generator)
             of_group.append(torch.cat([trunk[:kept], own]))
         share_prompt = draw(st.booleans())
