@@ -1,6 +1,6 @@
 """Imports what vLLM's core needs on a CPU. Python's fork server imports this module; cores are forked from it.
 
-A module that is missing here is imported by the core itself.
+A module that can't be imported here is imported by the core itself, which reports why.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ MODULES = (
 
 with collection_paused():
     for _module in MODULES:
-        with suppress(ImportError):
+        with suppress(Exception):
             importlib.import_module(_module)
 gc.freeze()  # the collector would write to every object, which copies the memory that a forked core shares

@@ -100,6 +100,7 @@ class PreparationWorker:
         self._base_models, self._artifacts = base_models, artifacts
         self._warm: set[str] = set()
         self._early: EarlyChecks | None = None
+        self._creating = threading.Lock()  # the actor has several threads
         if telemetry:
             telemetry.set_up("preparation")
 
@@ -142,7 +143,8 @@ class PreparationWorker:
         from tandem.cluster.payloads.early_checks import EarlyChecks
 
         self._load(base_model)
-        self._early = self._early or EarlyChecks()
+        with self._creating:
+            self._early = self._early or EarlyChecks()
         self._early.begin(path, self._base_models[base_model].check_groups, policy)
 
     def check(

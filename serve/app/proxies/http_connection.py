@@ -81,7 +81,7 @@ class HttpConnection(asyncio.Protocol):
             self._may_send.clear()
             self._transport.write(head)
             sending = asyncio.create_task(self._send(body))
-            sending.add_done_callback(lambda _: self._wake())
+            sending.add_done_callback(self._sent)
         else:
             self._transport.write(head + body if len(body) < HIGH_BYTES else head)
             if len(body) >= HIGH_BYTES:
@@ -111,6 +111,11 @@ class HttpConnection(asyncio.Protocol):
                 sending.cancel()
             if self._is_busy:
                 self.close()
+
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        if not sending.cancelled():
+            sending.exception()  # seen: an answer that came before it counts more
+        self._wake()
 
     async def _send(self, body: BodyStream) -> None:
         """Send the parts once the server asks for them, not faster than it takes them."""

@@ -30,8 +30,8 @@ class LazyGateway:
 
     async def _load(self) -> None:
         try:
-            sdk = await asyncio.to_thread(importlib.import_module, _API_GATEWAY)
+            api = await asyncio.to_thread(importlib.import_module, _API_GATEWAY)
             inference = await asyncio.to_thread(importlib.import_module, _GATEWAY)
-            self._next = inference.InferenceGateway(sdk.ApiGateway(self._app))
+            self._next = inference.InferenceGateway(api.ApiGateway(self._app))
         except Exception:
             logger.exception("This proxy passes all requests on in Serve's own way")
