@@ -104,7 +104,8 @@ def test_a_body_that_does_not_arrive_is_left_to_a_later_check(body, is_removed, 
     assert not early.is_good(path, PLAIN)
 
 
-def test_a_body_that_is_cut_off_is_left_to_a_later_check(tmp_path):
+def test_a_body_that_is_cut_off_is_left_to_a_later_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(early_checks, "PATIENCE_S", 0.2)
     path = tmp_path / "body"
     path.write_bytes(zstandard.ZstdCompressor(1).compress(b'{"trajectory_groups": [{'))
     assert not begun(path, Checked()).is_good(path, PLAIN)
