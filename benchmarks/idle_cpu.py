@@ -10,8 +10,8 @@ command, to compare two of them on one machine. The JSON has:
   `/health` reports `ok`, with the learners running (`healthy`);
 - `idle_percent`: percent of one core by process, and their `total`.
 
-`results/idle_cpu.json` was measured beside other work on 2 cores, so its wall time says little; `idle_cpu_before.json`
-is of revision 1423567 on the same machine.
+`results/idle_cpu.json` was measured with nothing beside it on 2 cores; `idle_cpu_before.json` is of revision 1423567 on
+the same machine, minutes before.
 """
 
 from __future__ import annotations

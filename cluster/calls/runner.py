@@ -20,7 +20,7 @@ from tandem.cluster.jobs.running_job import ServiceStop
 from tandem.cluster.telemetry.context import logged_with
 
 logger = logging.getLogger(__name__)
-BUSY_POLL_S, CALM_POLL_S = 0.003, 0.02
+BUSY_POLL_S, CALM_POLL_S = 0.003, 0.1
 """How often the store's mark is looked at, which takes 20 microseconds: while calls arrive, and otherwise."""
 BUSY_S = 30.0
 """Since the last call, for the former."""
