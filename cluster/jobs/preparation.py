@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 4  # so that small payloads don't wait for a large one
 WHO = "the process that prepares jobs"
 OnCpu = Callable[[float], None]
+_CREATING = threading.Lock()  # the actor has several threads; not its own, because a worker can be pickled
 _WORK = {"initial_version": "making a version 0", "import_adapter": "reading the adapter"}
 
 
@@ -100,7 +101,6 @@ class PreparationWorker:
         self._base_models, self._artifacts = base_models, artifacts
         self._warm: set[str] = set()
         self._early: EarlyChecks | None = None
-        self._creating = threading.Lock()  # the actor has several threads
         if telemetry:
             telemetry.set_up("preparation")
 
@@ -143,7 +143,7 @@ class PreparationWorker:
         from tandem.cluster.payloads.early_checks import EarlyChecks
 
         self._load(base_model)
-        with self._creating:
+        with _CREATING:
             self._early = self._early or EarlyChecks()
         self._early.begin(path, self._base_models[base_model].check_groups, policy)
 
