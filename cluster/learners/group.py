@@ -395,8 +395,8 @@ class LearnerGroup:
             runtime_env={"env_vars": environment},
             scheduling_strategy=strategy,
         )
-        own = rank, settings.count, self._base, self._artifacts_root
-        return actor.remote(*own, self._telemetry, self._tinker, self._placement)
+        artifacts = self._artifacts_root
+        return actor.remote(rank, settings.count, self._base, artifacts, self._telemetry, self._tinker, self._placement)
 
     def _call(
         self,

@@ -85,7 +85,7 @@ class CoordinatorReplica:
                 settings, placement.of[name], places, placement.engines_first, deadlines.start_learners_s
             )
             learners = LearnerGroup(
-                *(settings, config.artifacts_root, deadlines, where, telemetry, config.tinker, placement)
+                settings, config.artifacts_root, deadlines, where, telemetry, config.tinker, placement
             )
             # Learners that share the weights score a chunk together.
             chunk_tokens = settings.logprobs.chunk_tokens * settings.learners.shard

@@ -34,11 +34,16 @@ class Replica:
         self._idle: list[HttpConnection] = []
 
     async def connection(self) -> HttpConnection:
-        """Return a connection without a request. Raises OSError."""
-        while self._idle:
-            if (connection := self._idle.pop()).is_reusable:
-                return connection
-        return await open_connection(self.address.host, self.address.port)
+        """Return a connection without a request, and count the one that it is for. Raises OSError, and counts none."""
+        self.num_open += 1  # already while it connects: others choose meanwhile
+        try:
+            while self._idle:
+                if (connection := self._idle.pop()).is_reusable:
+                    return connection
+            return await open_connection(self.address.host, self.address.port)
+        except BaseException:
+            self.num_open -= 1
+            raise
 
     def put_back(self, connection: HttpConnection) -> None:
         if connection.is_reusable and not self._is_closed and len(self._idle) < MAX_IDLE:
@@ -132,13 +137,9 @@ class EngineConnections:
             replicas = self._replicas.get(base_model)
             while replicas:
                 replica = min(replicas.values(), key=lambda replica: replica.num_open)
-                replica.num_open += 1  # counted while it connects: others choose meanwhile
                 try:
                     return replica, await replica.connection()
-                except BaseException as error:
-                    replica.num_open -= 1
-                    if not isinstance(error, OSError):
-                        raise
+                except OSError as error:
                     logger.warning("The engine of %s at %s: %s", base_model, replica.address.host, error)
                     await self._withdrawn(base_model, replica)
             await self._refresh()
@@ -153,13 +154,9 @@ class EngineConnections:
             replica = self._find(base_model, name)
         if replica is None:
             raise EngineLostError(lost)
-        replica.num_open += 1
         try:
             return replica, await replica.connection()
-        except BaseException as error:
-            replica.num_open -= 1
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             self._leaving.pop(name, None)
             await self._withdrawn(base_model, replica)
             raise EngineLostError(lost) from error

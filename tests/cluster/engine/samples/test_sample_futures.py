@@ -114,10 +114,13 @@ def test_a_failure_is_an_outcome(error, expected):
     asyncio.run(scenario())
 
 
-def test_what_the_engine_hands_back_is_gone_and_can_be_started_again():
+@pytest.mark.parametrize("error", [HandedBackError("died"), asyncio.CancelledError()], ids=["handed back", "cancelled"])
+def test_a_sample_that_nobody_computes_any_more_is_gone_and_can_be_started_again(error):
+    """Its client sends it again, instead of waiting without end."""
+
     async def scenario():
         futures = SampleFutures()
-        futures.start(KEY, b"d", 1, done(HandedBackError("died")))
+        futures.start(KEY, b"d", 1, done(error))
         with pytest.raises(SampleGoneError):
             await futures.outcome(KEY, 60)
         futures.start(KEY, b"d", 1, done())
@@ -249,21 +252,6 @@ def test_a_sample_that_is_cancelled_is_aborted_and_gone():
         with pytest.raises(SampleGoneError):
             await holding
         assert work.was_cancelled and futures.num_waiting == 0
-        await futures.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_sample_that_something_else_cancels_is_gone():
-    """Its client sends it again, instead of waiting without end for work that nobody does."""
-
-    async def scenario():
-        futures = SampleFutures()
-        futures.start(KEY, b"d", 1, done(asyncio.CancelledError()))
-        with pytest.raises(SampleGoneError):
-            await futures.outcome(KEY, 60)
-        futures.start(KEY, b"d", 1, done())
-        assert await futures.outcome(KEY, 60) == b"answer"
         await futures.close()
 
     asyncio.run(scenario())
