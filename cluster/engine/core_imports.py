@@ -18,8 +18,8 @@ MODULES = (
     "vllm.v1.worker.cpu_worker",
     "vllm.v1.worker.cpu_model_runner",
     "vllm.lora.worker_manager",
-    "tandem.cluster.engine.worker_extension",
-    "tandem.cluster.engine.clean_blocks",
+    "tandem.cluster.engine.vllm_changes.worker_extension",
+    "tandem.cluster.engine.vllm_changes.clean_blocks",
 )
 
 with collection_paused():

@@ -31,7 +31,6 @@ from tandem.cluster.engine.requests.openai_app import (
     parse_arguments,
 )
 from tandem.cluster.engine.requests.refusals import name_places_of_invalid_fields
-from tandem.cluster.engine.requests.token_texts import TokenTexts
 from tandem.cluster.engine.requests.vllm_routes import completion_app
 from tandem.cluster.engine.samples.futures import SampleLimits
 from tandem.cluster.engine.samples.samples_app import Samples
@@ -39,13 +38,14 @@ from tandem.cluster.engine.samples.sampling import EngineSampling
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
 from tandem.cluster.engine.sleep import EngineSleep
-from tandem.cluster.engine.text_only import import_models_without_torchvision, override_text_part
 from tandem.cluster.engine.usage import Charged, MeteredOutputs, UsageMeter, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool
 from tandem.cluster.engine.versions.finiteness import FiniteOutputs, NotFiniteVersions
 from tandem.cluster.engine.versions.version_checks import VersionChecks, VersionReport
 from tandem.cluster.engine.versions.version_loader import Files, VersionLoader
+from tandem.cluster.engine.vllm_changes.text_only import import_models_without_torchvision, override_text_part
+from tandem.cluster.engine.vllm_changes.token_texts import TokenTexts
 from tandem.cluster.errors import (
     AdapterUnavailableError,
     ArtifactError,

@@ -13,14 +13,14 @@ from tandem.rl.tiny.model import resolve_model
 EngineDevice = Literal["cpu", "cuda"]
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 CPU_KV_CACHE_BYTES = 1 << 30  # default on a CPU; vLLM's own default is most of the memory
-WORKER_EXTENSION = "tandem.cluster.engine.worker_extension.Extension"
-CLEAN_BLOCKS = "tandem.cluster.engine.clean_blocks.scheduler"
+WORKER_EXTENSION = "tandem.cluster.engine.vllm_changes.worker_extension.Extension"
+CLEAN_BLOCKS = "tandem.cluster.engine.vllm_changes.clean_blocks.scheduler"
 FLOAT_HEAD = '{"head_dtype": "float32"}'
 """vLLM's head would round logits to bfloat16, 0.06 at a logit of 20; learners keep float32 (`rl.logprobs`). On CUDA
 both accumulate in float32 without a copy of the weights; on a CPU vLLM would convert them in every step."""
 CPU_NUM_SEQS = 64
 NUM_LORAS = 4  # where no memory plan says otherwise
-CPU_WORKER = "tandem.cluster.engine.cpu_moe.Worker"
+CPU_WORKER = "tandem.cluster.engine.vllm_changes.cpu_moe.Worker"
 CPU_BLOCK_SIZE = 32  # tokens; the default of 128 would share no prefix shorter than that
 
 

@@ -11,7 +11,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import is_torchvision_available
 
 from tandem.cluster.engine.lora_support import check_architecture
-from tandem.cluster.engine.text_only import import_models_without_torchvision, override_text_part, torchvision_absent
+from tandem.cluster.engine.vllm_changes.text_only import (
+    import_models_without_torchvision,
+    override_text_part,
+    torchvision_absent,
+)
 
 OVERRIDES = {"head_dtype": "float32", "rope_theta": 1e4}
 needs_absence = pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed here")

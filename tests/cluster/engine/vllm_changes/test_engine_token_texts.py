@@ -3,7 +3,7 @@
 from paths import DATA
 from transformers import AutoTokenizer
 
-from tandem.cluster.engine.requests.token_texts import TokenTexts
+from tandem.cluster.engine.vllm_changes.token_texts import TokenTexts
 
 
 def test_texts_are_those_of_the_tokenizer_and_decoded_once():

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tandem.cluster.engine import cpu_lora
+from tandem.cluster.engine.vllm_changes import cpu_lora
 
 NUM_SLOTS, RANK, WIDTH_IN, WIDTH_OUT = 3, 2, 5, 4
 
