@@ -25,7 +25,7 @@ FORBIDDEN = {
     "tandem.runs": {"ray", "vllm", "torch", "fastapi", "sqlalchemy", "tandem.cluster", "tandem.serve"},
     "tandem.cluster": {"vllm", "fastapi", "sqlalchemy", "tandem.serve"},
 }
-IMPORTS_OF_A_PROCESS = {"tandem.cluster.engine.core_imports"}  # vLLM, in the process from which cores are forked
+IMPORTS_OF_A_PROCESS = {"tandem.cluster.engine.core.core_imports"}  # vLLM, in the process from which cores are forked
 LAYERS = ("rl", "cluster", "serve", "client", "runs", "cli")
 PARTS = (
     *("adapters", "alerts", "api", "app", "finetuning", "ingest", "jobs", "modelarts", "observing", "store"),

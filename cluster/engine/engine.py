@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
-from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.core.engine_core import EngineCore
 from tandem.cluster.engine.engine_stats import EngineCounts, EngineStats
 from tandem.cluster.engine.lora_support import check_architecture, check_modules
 from tandem.cluster.engine.requests.completions import Completions

@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from tandem.cluster.engine.core import EngineCore
-from tandem.cluster.engine.last_words import last_error
+from tandem.cluster.engine.core.engine_core import EngineCore
+from tandem.cluster.engine.core.last_words import last_error
 from tandem.cluster.engine.versions.adapter_names import adapter_digest
 from tandem.cluster.errors import EngineDeadError, VersionNotFiniteError
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.core.engine_core import EngineCore
 from tandem.cluster.engine.samples.futures import HandedBackError, Progress
 from tandem.cluster.engine.samples.generating import generate
 from tandem.cluster.engine.samples.sample_body import SampleBody, SampleError

@@ -20,7 +20,7 @@ from typing import Any
 from typing_extensions import Buffer
 
 from tandem.cluster.artifacts import ADAPTER_FILES
-from tandem.cluster.engine.core import EngineCore
+from tandem.cluster.engine.core.engine_core import EngineCore
 from tandem.cluster.engine.scoring import score_one
 from tandem.cluster.engine.usage import Charged, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_name

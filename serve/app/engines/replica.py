@@ -13,7 +13,7 @@ from ray import serve
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
-from tandem.cluster.engine.core_process import preload_core
+from tandem.cluster.engine.core.core_process import preload_core
 from tandem.cluster.engine.engine import Engine, engine_environment
 from tandem.cluster.engine.engine_metrics import EngineMetrics, gpu_memory
 from tandem.cluster.engine.engine_state import StateOfEngine

@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-IMPORTS = "tandem.cluster.engine.core_imports"
+IMPORTS = "tandem.cluster.engine.core.core_imports"
 # vLLM preloads the same for a core that it spawns (vllm/platforms/cpu.py): a faster allocator, and torch's OpenMP.
 LIBRARIES = (("vllm", "libs/libtcmalloc_minimal*.so*"), ("torch", "lib/libgomp*.so*"))
 

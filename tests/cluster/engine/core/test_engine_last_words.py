@@ -5,7 +5,7 @@ import traceback
 import pytest
 import torch
 
-from tandem.cluster.engine.last_words import last_error
+from tandem.cluster.engine.core.last_words import last_error
 
 
 def fails_to_allocate():
