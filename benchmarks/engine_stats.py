@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/engine_stats.py --output benchmarks/results/engine_stats.json
 
 Starts one engine of the built-in tiny model for each contender and sends all of them the same load by turns, one at a
-time: `off` collects no statistics, `tandem` is the service's own (`tandem.cluster.engine.engine_stats`), and `vllm` is
-vLLM's logger for Ray. A round is a batch of completions of equal length. The JSON has the medians over the rounds of
-the CPU time of an engine's processes by request and token, and those of each round's difference to `off`.
+time: `off` collects no statistics, `tandem` is the service's own (`tandem.cluster.engine.metrics.engine_stats`), and
+`vllm` is vLLM's logger for Ray. A round is a batch of completions of equal length. The JSON has the medians over the
+rounds of the CPU time of an engine's processes by request and token, and those of each round's difference to `off`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TINY
 from tandem.cluster.engine.engine import Engine, engine_environment
-from tandem.cluster.engine.engine_stats import EngineStats
+from tandem.cluster.engine.metrics.engine_stats import EngineStats
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, MODEL_HEADER, TOKEN_HEADER, VERSION_HEADER
 from tandem.cluster.engine.server import EngineAddress, EngineServer
 from tandem.cluster.processes.local_ray import local_ray

@@ -14,6 +14,7 @@ import psutil
 import ray
 
 from tandem.cluster.engine.engine import Engine, engine_environment
+from tandem.cluster.engine.metrics.usage import Charged, UsageBatch
 from tandem.cluster.engine.requests.headers import (
     CHARGED_HEADER,
     DIGEST_HEADER,
@@ -22,7 +23,6 @@ from tandem.cluster.engine.requests.headers import (
     VERSION_HEADER,
 )
 from tandem.cluster.engine.server import EngineAddress, EngineServer
-from tandem.cluster.engine.usage import Charged, UsageBatch
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't find the modules of tests
 

@@ -14,7 +14,7 @@ import ray
 from ray.serve._private.common import ReplicaState
 from ray.serve.handle import DeploymentHandle
 
-from tandem.cluster.engine.engine_state import EngineState
+from tandem.cluster.engine.metrics.engine_state import EngineState
 from tandem.cluster.engine.requests.headers import TOKEN_HEADER
 from tandem.cluster.engine.server import STATE_PATH, EngineAddress
 from tandem.serve.app.engines import engine_directory

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 
+from tandem.cluster.engine.metrics.usage import Charged
 from tandem.cluster.engine.requests.headers import CHARGED_HEADER, MODEL_HEADER, VERSION_HEADER
-from tandem.cluster.engine.usage import Charged
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.rl.graders.errors import GraderError
 from tandem.serve.api.engine.call import EngineCall

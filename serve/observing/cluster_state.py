@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
-    from tandem.cluster.engine.engine_state import EngineState
+    from tandem.cluster.engine.metrics.engine_state import EngineState
     from tandem.cluster.learners.group_state import LearnerState
     from tandem.serve.api.services import CoordinatorStatus
 

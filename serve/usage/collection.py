@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from tandem.cluster.engine.usage import EngineUsage
+from tandem.cluster.engine.metrics.usage import EngineUsage
 from tandem.serve.store.ledger.usage import Usage
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tandem.cli.main import app as commands
 from tandem.client import Client
-from tandem.cluster.engine.usage import Charged, EngineUsage, UsageBatch, Used
+from tandem.cluster.engine.metrics.usage import Charged, EngineUsage, UsageBatch, Used
 
 
 @pytest.fixture

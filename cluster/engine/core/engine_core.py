@@ -15,7 +15,7 @@ import psutil
 
 from tandem.cluster.engine.core.core_process import preload_core, preloaded_core
 from tandem.cluster.engine.core.last_words import last_error
-from tandem.cluster.engine.engine_stats import EngineStats
+from tandem.cluster.engine.metrics.engine_stats import EngineStats
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.processes.child_guard import ChildGuard
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
+from tandem.cluster.engine.metrics.usage import Charged, charging
 from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
 from tandem.cluster.engine.requests.headers import CHARGED_HEADER, DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
 from tandem.cluster.engine.requests.messages_answers import MessagesAnnotator
@@ -24,7 +25,6 @@ from tandem.cluster.engine.requests.responses_answers import ResponsesAnnotator
 from tandem.cluster.engine.requests.responses_fields import checked_response
 from tandem.cluster.engine.requests.sampling import as_chat
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST, ROUTES
-from tandem.cluster.engine.usage import Charged, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.rl.sampling_marks import sampled_with
 

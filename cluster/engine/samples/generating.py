@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tandem.cluster.engine.metrics.usage import watching_prefill
 from tandem.cluster.engine.samples.futures import HandedBackError
 from tandem.cluster.engine.samples.prompt_scores import PromptColumns, columns_of
 from tandem.cluster.engine.samples.sample_request import SampleRequest
 from tandem.cluster.engine.samples.sampled import NO_LOGPROB, Floats, Sampled, SampledTokens, TopTokens
-from tandem.cluster.engine.usage import watching_prefill
 
 if TYPE_CHECKING:
     from vllm.logprobs import FlatLogprobs

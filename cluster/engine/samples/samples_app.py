@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from tandem.cluster.engine.metrics.usage import charging
 from tandem.cluster.engine.requests.completions import Pinned, read_whole
 from tandem.cluster.engine.requests.openai_app import Receive, Scope, Send
 from tandem.cluster.engine.samples.futures import (
@@ -35,7 +36,6 @@ from tandem.cluster.engine.samples.futures import (
 )
 from tandem.cluster.engine.samples.sample_body import SampleBody, SampleError, read_body
 from tandem.cluster.engine.samples.sample_request import SampleRequest
-from tandem.cluster.engine.usage import charging
 from tandem.cluster.metrics.recording import count
 
 PREFIX = "/tandem/samples/"

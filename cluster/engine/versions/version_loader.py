@@ -21,8 +21,8 @@ from typing_extensions import Buffer
 
 from tandem.cluster.artifacts import ADAPTER_FILES
 from tandem.cluster.engine.core.engine_core import EngineCore
+from tandem.cluster.engine.metrics.usage import Charged, charging
 from tandem.cluster.engine.scoring import score_one
-from tandem.cluster.engine.usage import Charged, charging
 from tandem.cluster.engine.versions.adapter_names import adapter_name
 from tandem.cluster.engine.versions.finiteness import NotFiniteVersions, check_weights
 from tandem.cluster.engine.versions.version_checks import VersionChecks

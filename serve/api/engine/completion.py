@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from pydantic_core import from_json
 from starlette.types import Receive, Scope, Send
 
+from tandem.cluster.engine.metrics.usage import Charged
 from tandem.cluster.engine.requests.headers import (
     CHARGED_HEADER,
     DIGEST_HEADER,
@@ -25,7 +26,6 @@ from tandem.cluster.engine.requests.headers import (
     REPLICA_HEADER,
     VERSION_HEADER,
 )
-from tandem.cluster.engine.usage import Charged
 from tandem.cluster.telemetry.context import TRACEPARENT, current_ids
 from tandem.serve.api.auth import Caller
 from tandem.serve.api.bodies.json_body import JsonText

@@ -16,8 +16,8 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.serve._private.constants import SERVE_NAMESPACE
 
+from tandem.cluster.engine.metrics.usage import EngineUsage
 from tandem.cluster.engine.server import EngineAddress
-from tandem.cluster.engine.usage import EngineUsage
 from tandem.cluster.learners.engine_places import EnginePlace
 
 _NAMESPACE = "tandem"

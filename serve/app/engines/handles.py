@@ -7,7 +7,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.engine.usage import EngineUsage
+from tandem.cluster.engine.metrics.usage import EngineUsage
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.jobs.engine_agreement import CheckVersion
 from tandem.cluster.jobs.engine_sleep import Answers, EnginesAsleep

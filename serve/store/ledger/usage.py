@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from tandem.cluster.engine.usage import Charged, EngineUsage, Sampling, UsageBatch, Used
+from tandem.cluster.engine.metrics.usage import Charged, EngineUsage, Sampling, UsageBatch, Used
 from tandem.serve.store.database import Database, Lock
 from tandem.serve.store.ledger.amounts import AMOUNTS, KEY, NO_STEP, Account, Amounts, add_amounts, add_rows
 from tandem.serve.store.tables.training import JobRow, ModelRow

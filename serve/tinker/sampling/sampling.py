@@ -18,9 +18,9 @@ from pydantic_core import from_json
 
 from tandem.cluster.calls.call import PROTOBUF
 from tandem.cluster.config.tinker import TinkerConfig
+from tandem.cluster.engine.metrics.usage import Charged
 from tandem.cluster.engine.requests.headers import CHARGED_HEADER, MODEL_HEADER, REPLICA_HEADER, VERSION_HEADER
 from tandem.cluster.engine.samples.samples_app import CANCEL_PATH, FETCH_PATH, START_PATH
-from tandem.cluster.engine.usage import Charged
 from tandem.cluster.errors import EngineDeadError, EngineLostError
 from tandem.cluster.telemetry.context import TRACEPARENT, current_ids
 from tandem.serve.api.auth import Caller

@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
+from tandem.cluster.engine.metrics.usage import Charged, Used
 from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, RESPONSES
 from tandem.cluster.engine.requests.protocols import MESSAGES as MESSAGES_PATH
 from tandem.cluster.engine.server import EngineAddress
-from tandem.cluster.engine.usage import Charged, Used
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError, VersionNotFiniteError, WrongVersionError
 from tandem.rl.checkpoint_files import ADAPTER, ADAPTER_CONFIG, MANIFEST
 from tandem.rl.checkpoints import LearnerState, seal_checkpoint

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from tandem.cluster.config import PricesConfig
-from tandem.cluster.engine.usage import Charged, EngineUsage, Sampling, UsageBatch, Used
+from tandem.cluster.engine.metrics.usage import Charged, EngineUsage, Sampling, UsageBatch, Used
 from tandem.cluster.jobs.phases import Phase
 from tandem.serve.keys import create_key
 from tandem.serve.usage.costs import prices_content

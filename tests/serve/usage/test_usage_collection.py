@@ -3,8 +3,8 @@
 import pytest
 from serve_fakes import choice
 
+from tandem.cluster.engine.metrics.usage import Charged, EngineUsage, UsageMeter
 from tandem.cluster.engine.requests.headers import CHARGED_HEADER
-from tandem.cluster.engine.usage import Charged, EngineUsage, UsageMeter
 from tandem.serve.usage.collection import UsageCollection
 
 BASE = "tandem/tiny"

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import EngineConfig
+from tandem.cluster.engine.metrics.usage import Charged, Used
 from tandem.cluster.engine.requests.protocols import CHAT
 from tandem.cluster.engine.samples.futures import SampleLimits
 from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH
 from tandem.cluster.engine.server import EngineAddress
-from tandem.cluster.engine.usage import Charged, Used
 from tandem.rl.settings import LoraSettings
 
 MAX_MODEL_LEN = 256

@@ -5,12 +5,12 @@ import asyncio
 import numpy as np
 from asgi_calls import call_app
 
+from tandem.cluster.engine.metrics.usage import CHARGED
 from tandem.cluster.engine.requests.headers import DIGEST_HEADER, REPLICA_HEADER
 from tandem.cluster.engine.samples.futures import SampleLimits
 from tandem.cluster.engine.samples.sample_request import EngineLimits, SampleRequest
 from tandem.cluster.engine.samples.sampled import Sampled, SampledTokens
 from tandem.cluster.engine.samples.samples_app import PREFIX, Samples
-from tandem.cluster.engine.usage import CHARGED
 from tandem.cluster.errors import EngineLostError
 
 LIMITS = EngineLimits(context=64, vocab_size=512, max_logprobs=20, max_samples=64)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypedDict
 
 from tandem.cluster.engine.engine import Engine
-from tandem.cluster.engine.engine_stats import EngineCounts
+from tandem.cluster.engine.metrics.engine_stats import EngineCounts
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.metrics.recording import count, sample_often, set_gauge
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tandem.cluster.engine.usage import Charged, EngineUsage, UsageMeter, Used
+from tandem.cluster.engine.metrics.usage import Charged, EngineUsage, UsageMeter, Used
 
 ALICE, BOB = Charged("sample", "team", "alice", "m", 3), Charged("sample", "team", "bob", "m", 3)
 JOB = Charged("score", job_id="j")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from recorded_metrics import recorded
 
-from tandem.cluster.engine.engine_metrics import EngineMetrics
-from tandem.cluster.engine.engine_stats import EngineStats
+from tandem.cluster.engine.metrics.engine_metrics import EngineMetrics
+from tandem.cluster.engine.metrics.engine_stats import EngineStats
 from tandem.cluster.errors import EngineDeadError
 
 

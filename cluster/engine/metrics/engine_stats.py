@@ -1,7 +1,8 @@
 """The load of an engine: batch, queue, KV cache and prefix cache, as vLLM's scheduler reports them with each step.
 
 vLLM's own loggers set dozens of metrics per step and per token. This one adds a few integers per step; a thread turns
-them into Ray's metrics every few seconds (`tandem.cluster.engine.engine_metrics`). Importing this imports no vLLM.
+them into Ray's metrics every few seconds (`tandem.cluster.engine.metrics.engine_metrics`). Importing this imports no
+vLLM.
 """
 
 from __future__ import annotations

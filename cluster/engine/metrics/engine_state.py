@@ -6,8 +6,8 @@ import time
 from typing import TypedDict
 
 from tandem.cluster.engine.engine import Engine, EngineLoad
-from tandem.cluster.engine.engine_metrics import GpuMemory, gpu_memory
-from tandem.cluster.engine.engine_stats import EngineCounts
+from tandem.cluster.engine.metrics.engine_metrics import GpuMemory, gpu_memory
+from tandem.cluster.engine.metrics.engine_stats import EngineCounts
 from tandem.cluster.errors import EngineDeadError
 from tandem.cluster.memory.plan import MemoryPlan, PlanNumbers
 
