@@ -44,7 +44,7 @@ from rich.table import Table
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import TandemConfig
-from tandem.cluster.engine.settings import engine_arguments, engine_environment
+from tandem.cluster.engine.setup.settings import engine_arguments, engine_environment
 from tandem.cluster.processes.held_ports import hold_port
 from tandem.serve.keys import generate_key
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.engine.settings import weights_path
+from tandem.cluster.engine.setup.settings import weights_path
 from tandem.cluster.memory.joint import plan_neighbours
 from tandem.cluster.memory.plan import MemoryPlan, Part, Tenant
 from tandem.cluster.placement import BasePlacement, Placement
@@ -183,7 +183,7 @@ class ResolvedBaseModel:
 
         `lora`: the settings of a model that has its own. Raises PolicyError, for these settings LoraLimitError.
         """
-        from tandem.cluster.engine.servable import check_servable
+        from tandem.cluster.engine.setup.servable import check_servable
         from tandem.rl.checkpoints import LearnerState, write_checkpoint
         from tandem.rl.models.base_config import check_same_shape, read_config
         from tandem.rl.models.lora.adapter import adapter_config, adapter_shapes, initial_adapter

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tandem.cli.doctor.report import FaultError, Report
 from tandem.cli.gpus import Gpu
-from tandem.cluster.engine.settings import engine_environment
+from tandem.cluster.engine.setup.settings import engine_environment
 from tandem.rl.probe import FLOAT32, compare, tolerance_for
 from tandem.rl.tiny.model import resolve_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from tandem.cluster.config.values import Amount, Dtype
-from tandem.cluster.engine.parallelism import check_gpus
+from tandem.cluster.engine.setup.parallelism import check_gpus
 from tandem.rl.settings import Settings
 
 

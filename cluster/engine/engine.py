@@ -17,7 +17,6 @@ from typing import Any, TypedDict
 
 from tandem.cluster.config import DeadlinesConfig, EngineConfig
 from tandem.cluster.engine.core.engine_core import EngineCore
-from tandem.cluster.engine.lora_support import check_architecture, check_modules
 from tandem.cluster.engine.metrics.engine_stats import EngineCounts, EngineStats
 from tandem.cluster.engine.metrics.usage import Charged, MeteredOutputs, UsageMeter, charging
 from tandem.cluster.engine.requests.completions import Completions
@@ -37,7 +36,8 @@ from tandem.cluster.engine.samples.futures import SampleLimits
 from tandem.cluster.engine.samples.samples_app import Samples
 from tandem.cluster.engine.samples.sampling import EngineSampling
 from tandem.cluster.engine.scoring import score_one
-from tandem.cluster.engine.settings import EngineDevice, engine_arguments, engine_environment, weights_path
+from tandem.cluster.engine.setup.lora_support import check_architecture, check_modules
+from tandem.cluster.engine.setup.settings import EngineDevice, engine_arguments, engine_environment, weights_path
 from tandem.cluster.engine.sleep import EngineSleep
 from tandem.cluster.engine.versions.adapter_names import adapter_digest, adapter_name
 from tandem.cluster.engine.versions.adapter_pool import AdapterPool

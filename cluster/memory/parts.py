@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tandem.cluster.config import BaseModelConfig, LearnersConfig
-from tandem.cluster.engine.settings import lora_slot_rank
+from tandem.cluster.engine.setup.settings import lora_slot_rank
 
 if TYPE_CHECKING:
     from tandem.rl.models.geometry import Geometry

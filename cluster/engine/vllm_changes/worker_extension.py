@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tandem.cluster.engine.lora_support import adapted_modules
 from tandem.cluster.engine.samples.mixed_logprobs import MixedLogprobs
 from tandem.cluster.engine.samples.prompt_scores import PromptScores
+from tandem.cluster.engine.setup.lora_support import adapted_modules
 from tandem.cluster.engine.vllm_changes.cpu_lora import fix_cpu_lora
 from tandem.cluster.engine.vllm_changes.process_groups import close_lone_groups
 from tandem.cluster.engine.vllm_changes.text_only import import_models_without_torchvision

@@ -15,13 +15,13 @@ from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TandemConfig
 from tandem.cluster.engine.core.core_process import preload_core
 from tandem.cluster.engine.engine import Engine, engine_environment
-from tandem.cluster.engine.gpu_memory import plan_on_gpu, settings_on_gpu
 from tandem.cluster.engine.metrics.engine_metrics import EngineMetrics, gpu_memory
 from tandem.cluster.engine.metrics.engine_state import StateOfEngine
 from tandem.cluster.engine.metrics.usage import EngineUsage
 from tandem.cluster.engine.samples.futures import SampleLimits
 from tandem.cluster.engine.server import EngineServer
-from tandem.cluster.engine.settings import EngineDevice
+from tandem.cluster.engine.setup.gpu_memory import plan_on_gpu, settings_on_gpu
+from tandem.cluster.engine.setup.settings import EngineDevice
 from tandem.cluster.engine.versions.version_checks import VersionReport
 from tandem.cluster.engine.versions.version_loader import Files
 from tandem.cluster.errors import EngineDeadError

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import is_torchvision_available
 
-from tandem.cluster.engine.lora_support import check_architecture
+from tandem.cluster.engine.setup.lora_support import check_architecture
 from tandem.cluster.engine.vllm_changes.text_only import (
     import_models_without_torchvision,
     override_text_part,

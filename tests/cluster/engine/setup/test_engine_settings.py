@@ -8,7 +8,7 @@ import pytest
 
 from tandem.cluster.config import EngineConfig
 from tandem.cluster.engine.requests.field_rules import SHARED
-from tandem.cluster.engine.settings import engine_arguments, engine_environment
+from tandem.cluster.engine.setup.settings import engine_arguments, engine_environment
 from tandem.rl.sampling_marks import CHANGES
 from tandem.rl.settings import LoraSettings
 

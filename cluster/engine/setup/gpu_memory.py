@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import EngineConfig
-from tandem.cluster.engine.parallelism import num_processes
+from tandem.cluster.engine.setup.parallelism import num_processes
 from tandem.cluster.memory.plan import MemoryPlan, engine_settings
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tandem.cluster.engine.settings import engine_environment, lora_slot_rank
+from tandem.cluster.engine.setup.settings import engine_environment, lora_slot_rank
 from tandem.cluster.memory.parts import sequence_kv_bytes, slot_bytes
 from tandem.rl.models.geometry import geometry_of
 from tandem.rl.settings import LoraSettings

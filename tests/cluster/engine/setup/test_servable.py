@@ -20,7 +20,7 @@ from transformers import (
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.engine.servable import check_servable
+from tandem.cluster.engine.setup.servable import check_servable
 from tandem.rl.errors import PolicyError
 
 

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
-from tandem.cluster.engine.lora_support import check_architecture, check_modules, takes_adapters
+from tandem.cluster.engine.setup.lora_support import check_architecture, check_modules, takes_adapters
 
 
 def config_of(architecture: str, model_type: str, **settings) -> PreTrainedConfig:

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from tandem.cluster.config import EngineConfig
-from tandem.cluster.engine.parallelism import num_processes
+from tandem.cluster.engine.setup.parallelism import num_processes
 
 
 @pytest.mark.parametrize(
