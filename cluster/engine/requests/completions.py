@@ -13,16 +13,17 @@ from typing import Any
 from urllib.parse import unquote
 
 from tandem.cluster.engine.metrics.usage import Charged, charging
-from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
+from tandem.cluster.engine.requests.chat.answers import Annotator
+from tandem.cluster.engine.requests.chat.fields import fill_in_defaults
 from tandem.cluster.engine.requests.headers import CHARGED_HEADER, DIGEST_HEADER, MODEL_HEADER, VERSION_HEADER
-from tandem.cluster.engine.requests.messages_answers import MessagesAnnotator
-from tandem.cluster.engine.requests.messages_fields import checked_count, checked_message
+from tandem.cluster.engine.requests.messages.answers import MessagesAnnotator
+from tandem.cluster.engine.requests.messages.fields import checked_count, checked_message
 from tandem.cluster.engine.requests.openai_app import Message, Receive, Scope, Send, error_app, forwarded_scope
 from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, RESPONSES
 from tandem.cluster.engine.requests.refusals import with_places
 from tandem.cluster.engine.requests.request_checks import BadRequestError, policy_request
-from tandem.cluster.engine.requests.responses_answers import ResponsesAnnotator
-from tandem.cluster.engine.requests.responses_fields import checked_response
+from tandem.cluster.engine.requests.responses.answers import ResponsesAnnotator
+from tandem.cluster.engine.requests.responses.fields import checked_response
 from tandem.cluster.engine.requests.sampling import as_chat
 from tandem.cluster.engine.requests.vllm_routes import ANNOTATOR, REQUEST, ROUTES
 from tandem.cluster.engine.versions.adapter_names import adapter_name

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from tandem.cluster.engine.requests.answers import Annotator
-from tandem.cluster.engine.requests.chat_for_messages import ChatForMessages, as_the_protocol_says
+from tandem.cluster.engine.requests.chat.answers import Annotator
 from tandem.cluster.engine.requests.generations import RECORDED, RecordingClient
+from tandem.cluster.engine.requests.messages.chat_for_messages import ChatForMessages, as_the_protocol_says
 from tandem.cluster.engine.requests.openai_app import ASGIApp
 from tandem.cluster.engine.requests.protocols import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, PATHS, RESPONSES
 

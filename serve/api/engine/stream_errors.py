@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from tandem.cluster.engine.requests.protocols import RESPONSES, speaks_anthropic
-from tandem.cluster.engine.requests.responses_answers import error_event
+from tandem.cluster.engine.requests.responses.answers import error_event
 from tandem.serve.api.anthropic_errors import anthropic_error
 
 

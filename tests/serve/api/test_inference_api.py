@@ -6,7 +6,8 @@ import pytest
 from openai import OpenAI
 from waiting import wait_until
 
-from tandem.cluster.engine.requests.answers import Annotator, fill_in_defaults
+from tandem.cluster.engine.requests.chat.answers import Annotator
+from tandem.cluster.engine.requests.chat.fields import fill_in_defaults
 from tandem.cluster.engine.requests.request_checks import BadRequestError
 from tandem.cluster.errors import AdapterUnavailableError, EngineDeadError
 from tandem.cluster.jobs.job import PolicyVersion

@@ -9,8 +9,8 @@ from protocol_answers import events_of
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from tandem.cluster.engine.requests.generations import Generation
-from tandem.cluster.engine.requests.messages_answers import MessagesAnnotator
-from tandem.cluster.engine.requests.responses_answers import ResponsesAnnotator
+from tandem.cluster.engine.requests.messages.answers import MessagesAnnotator
+from tandem.cluster.engine.requests.responses.answers import ResponsesAnnotator
 
 ENGINES, NAME = "policy-0000", "team/project/agent"
 FIRST, SECOND = Generation([1, 2], [5, 6], [-0.25, -9999.0]), Generation([1, 2, 5, 6, 7], [8], [-0.5])

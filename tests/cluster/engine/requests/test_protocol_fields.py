@@ -2,12 +2,12 @@
 
 import pytest
 
-from tandem.cluster.engine.requests.messages_fields import RULES as MESSAGES_RULES
-from tandem.cluster.engine.requests.messages_fields import checked_count, checked_message
+from tandem.cluster.engine.requests.messages.fields import RULES as MESSAGES_RULES
+from tandem.cluster.engine.requests.messages.fields import checked_count, checked_message
 from tandem.cluster.engine.requests.protocols import CHAT, MESSAGES, RESPONSES
 from tandem.cluster.engine.requests.request_checks import BadRequestError
-from tandem.cluster.engine.requests.responses_fields import RULES as RESPONSES_RULES
-from tandem.cluster.engine.requests.responses_fields import checked_response
+from tandem.cluster.engine.requests.responses.fields import RULES as RESPONSES_RULES
+from tandem.cluster.engine.requests.responses.fields import checked_response
 from tandem.cluster.engine.requests.sampling import as_chat
 from tandem.rl.sampling_marks import sampled_with
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from tandem.cluster.engine.requests.answers import Annotator
+from tandem.cluster.engine.requests.chat.answers import Annotator
 from tandem.cluster.engine.requests.training_fields import (
     GENERATIONS,
     LOGPROB,

@@ -4,7 +4,7 @@ import json
 
 from pydantic import BaseModel
 
-from tandem.cluster.engine.requests.answers import Annotator
+from tandem.cluster.engine.requests.chat.answers import Annotator
 
 
 class Answer(BaseModel):

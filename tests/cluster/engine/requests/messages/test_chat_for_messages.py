@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tandem.cluster.engine.requests.chat_for_messages import ChatForMessages, as_object, as_the_protocol_says
+from tandem.cluster.engine.requests.messages.chat_for_messages import ChatForMessages, as_object, as_the_protocol_says
 
 
 @pytest.mark.parametrize(

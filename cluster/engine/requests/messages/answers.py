@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
-from tandem.cluster.engine.requests.answers import Annotator
+from tandem.cluster.engine.requests.chat.answers import Annotator
 from tandem.cluster.engine.requests.generations import Generation
 from tandem.cluster.engine.requests.training_fields import (
     LOGPROBS,

@@ -1,4 +1,4 @@
-"""Adds to completion requests and responses what training needs: logprobs, token ids, the policy version.
+"""Adds to answers of chat and text completions what training needs: logprobs, token ids, the policy version.
 
 Importing this module imports no vLLM.
 """
@@ -13,31 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
-from tandem.cluster.engine.requests.field_rules import SHARED, check_fields
+from tandem.cluster.engine.requests.chat.policy_spans import PolicySpans
 from tandem.cluster.engine.requests.generations import NOT_FINITE_LOGPROB, Generation
-from tandem.cluster.engine.requests.policy_spans import PolicySpans
 from tandem.cluster.engine.versions.adapter_names import adapter_digest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _EVENT_END = b"\n\n"
-
-
-def fill_in_defaults(body: dict[str, Any], is_chat: bool) -> dict[str, Any]:
-    """Return the request with logprobs and token ids on, unless the client set these fields. Null means unset.
-
-    Raises BadRequestError for a field that would disturb others.
-    """
-    check_fields(body, SHARED, strictly=False)
-    filled = dict(body)
-    if filled.get("logprobs") is None:
-        filled["logprobs"] = True if is_chat else 0
-    if is_chat and filled["logprobs"] is True and filled.get("top_logprobs") is None:
-        filled["top_logprobs"] = 0
-    if filled.get("return_token_ids") is None:
-        filled["return_token_ids"] = True
-    return filled
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ class Annotator:
     engine_name: str
     step: int
     sampled_with: Mapping[str, Any]
-    """The options of the request that changed the distribution (see `sampling`)."""
+    """The options of the request that changed the distribution (see `requests.sampling`)."""
     generations: list[Generation] = field(default_factory=list)
     """Those of this request so far, in protocols whose answers don't have them."""
 
