@@ -1,7 +1,8 @@
 """Sampling fields of a task file, with the engine's own rules, so that a wrong one is reported before anything starts.
 
-The rules are those of vLLM's ChatCompletionRequest and SamplingParams; tests/cluster/engine/test_sampling_rules.py
-compares both. Only the engine knows limits that depend on the model, like token ids within its vocabulary.
+The rules are those of vLLM's ChatCompletionRequest and SamplingParams; test_sampling_rules.py in
+tests/cluster/engine/requests compares both. Only the engine knows limits that depend on the model, like token ids
+within its vocabulary.
 """
 
 from __future__ import annotations
