@@ -6,7 +6,7 @@ e2e   whole services, clusters and submitted jobs
 
 A file belongs to one lane, which follows from its folder and from what it starts, so that a lane imports no file of
 another. The processes of a lane share its files; each has its own Ray. All tests of the running service stay
-together, so that one process starts it.
+together, so that one process starts it, and so do those of one engine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ LANES = ("unit", "ray", "e2e")
 E2E_FOLDERS = {"e2e", "nodes"}
 STARTS_PROCESSES = re.compile(r"\b(ray_head|ServiceProcess|run_campaign)\b")
 RAY_FIXTURE = "ray_local"
-SERVICE_FOLDER = "tests/e2e/"
+SHARED_FOLDERS = ("tests/e2e/", "tests/cluster/engine/one_engine/")
+"""The tests of each share what the first of them starts: the service, an engine."""
 
 
 def lane_of(file: Path) -> str:
@@ -46,6 +47,6 @@ def check_lane(name: str, file: Path, fixtures: Iterable[str]) -> None:
 
 
 def group_of(nodeid: str) -> str:
-    """Return the name of the tests that one process runs in their order: a file, or the folder of one service."""
+    """Return the name of the tests that one process runs in their order: a file, or one of SHARED_FOLDERS."""
     file = nodeid.partition("::")[0]
-    return SERVICE_FOLDER if file.startswith(SERVICE_FOLDER) else file
+    return next((folder for folder in SHARED_FOLDERS if file.startswith(folder)), file)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from lanes import LANES, RAY_FIXTURE, check_lane, group_of, is_left_out, lane_of
+from lanes import LANES, RAY_FIXTURE, SHARED_FOLDERS, check_lane, group_of, is_left_out, lane_of
 from paths import ROOT
 
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
@@ -32,7 +32,11 @@ def test_a_unit_test_that_starts_ray_is_rejected() -> None:
         check_lane("it", Path(__file__), ["tmp_path", RAY_FIXTURE])
 
 
-def test_one_process_runs_all_tests_of_the_service_and_each_other_file() -> None:
+def test_one_process_runs_all_tests_of_the_service_and_of_an_engine_and_each_other_file() -> None:
     assert group_of("tests/e2e/test_cli.py::test_a") == group_of("tests/e2e/test_versions.py::test_b[1]")
+    for folder in SHARED_FOLDERS:
+        files = [str(file.relative_to(ROOT)) for file in FILES if file.is_relative_to(ROOT / folder)]
+        assert len(files) > 1
+        assert {group_of(f"{file}::test_a") for file in files} == {folder}
     assert group_of("tests/rl/test_batch.py::test_a") == group_of("tests/rl/test_batch.py::test_b[x::y]")
     assert group_of("tests/rl/test_batch.py::test_a") != group_of("tests/rl/test_config.py::test_a")
