@@ -96,8 +96,6 @@ def up(
     verbose: Annotated[bool, typer.Option(help="Show the log of every process.")] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C."""
-    from tandem.cli.alarms import Alarms
-    from tandem.cli.watching import ServiceWatch
     from tandem.serve.keys import create_key, ensure_admin_key
 
     config = _config(config_path)
@@ -106,6 +104,9 @@ def up(
     _refuse_to_listen_without_keys(config, store, config_path)
     _show_memory(config)
     with _service(config, verbose) as stop:
+        from tandem.cli.alarms import Alarms  # imports Ray Serve, which the start does while Ray starts
+        from tandem.cli.watching import ServiceWatch
+
         names = ", ".join(base.name for base in config.base_models)
         address = (f"{url(config.http)}/v1", "bold")
         out.print(Text.assemble("\nTandem answers at ", address, f" (base models: {names})."))

@@ -6,12 +6,12 @@ import uuid
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 
 from tandem.serve.alerts.store import AlertStore, Viewer
 from tandem.serve.alerts.webhooks import DeliveryError, send, test_body
 from tandem.serve.alerts.wire import Alert, AlertCounts, WebhookTest, WebhookTests, alert_view
-from tandem.serve.api.auth import AdminCaller, Caller, TrainCaller, authenticate
+from tandem.serve.api.auth import AdminCaller, Caller, TrainCaller, include_with_key
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.paging import Limit, Page
 from tandem.serve.errors import ConflictError
@@ -22,9 +22,7 @@ TEST_TIMEOUT_S = 10.0
 
 def add_routes(app: FastAPI) -> None:
     """Add the routes under /v1."""
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    v1.include_router(router)
-    app.include_router(v1)
+    include_with_key(app, router)
 
 
 @router.get("")

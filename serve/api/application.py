@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from tandem import __version__
 from tandem.serve.alerts import routes as alerts
 from tandem.serve.api import error_responses
-from tandem.serve.api.auth import authenticate
+from tandem.serve.api.auth import include_with_key
 from tandem.serve.api.routes import (
     adapters,
     changes,
@@ -112,11 +112,8 @@ def create_app(services: Services) -> Application:
         redirect_slashes=False,  # a redirected POST loses its body
     )
     app.state.services = services
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for routes in _V1:
-        v1.include_router(routes.router)
-    v1.include_router(usage.router)
-    app.include_router(v1)
+    for routes in (*_V1, usage):
+        include_with_key(app, routes.router)
     app.include_router(health.router)
     app.include_router(readiness.router)
     observing.add_routes(app)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.concurrency import run_in_threadpool
@@ -58,6 +58,11 @@ async def authenticate(
         return Caller(key.id, key.entity, key.role)
     bearer = credentials.credentials if credentials else None
     return await read_quickly(services.store, sender, request, services.store, bearer)
+
+
+def include_with_key(app: FastAPI, router: APIRouter, prefix: str = "/v1") -> None:
+    """Add the router's routes under `prefix`. They require a key."""
+    app.include_router(router, prefix=prefix, dependencies=[Depends(authenticate)])
 
 
 def sender(request: Request, store: Store, bearer: str | None) -> Caller:

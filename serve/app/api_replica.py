@@ -19,9 +19,8 @@ from tandem.cluster.config import TandemConfig
 from tandem.cluster.jobs.preparation import Preparation
 from tandem.cluster.processes.deadlines import in_thread
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
-from tandem.cluster.processes.heap import freeze_heap
+from tandem.cluster.processes.heap import collection_paused, freeze_heap
 from tandem.cluster.telemetry.setup import Telemetry
-from tandem.serve.api.application import create_app
 from tandem.serve.api.services import Services
 from tandem.serve.app.cluster_view import ServeClusterView
 from tandem.serve.app.engine_first import engine_started, wait_for_engine
@@ -105,7 +104,10 @@ class ApiReplica:
         await asyncio.to_thread(self._services.store.keys.revoke, key_id)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._services)
+        with collection_paused():
+            from tandem.serve.api.application import create_app  # large, and the command that deploys needs none of it
+
+            app = create_app(self._services)
         freeze_heap()
         self._server = ApiServer(app, serve.get_replica_context().replica_id.unique_id)
         return app

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import FastAPI
 
-from tandem.serve.api.auth import authenticate
+from tandem.serve.api.auth import include_with_key
 from tandem.serve.modelarts.api import catalog, configs, envelope, jobs, logs
 from tandem.serve.modelarts.api.bodies import REQUEST_BODIES
 
@@ -16,8 +16,6 @@ def add_routes(app: FastAPI) -> None:
 
     Replaces the handler of HTTP errors by one that answers in the envelope for paths of this API.
     """
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    for router in (configs.router, jobs.router, logs.router, catalog.router):
-        v1.include_router(router)
-    app.include_router(v1)
+    for routes in (configs, jobs, logs, catalog):
+        include_with_key(app, routes.router)
     envelope.install(app)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Response
+from fastapi import APIRouter, FastAPI, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from tandem.serve.api.auth import AdminCaller, TrainCaller, authenticate
+from tandem.serve.api.auth import AdminCaller, TrainCaller, include_with_key
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.paging import Limit, Page, unknown_cursor
 from tandem.serve.errors import UnavailableError
@@ -22,7 +22,7 @@ After = Annotated[str | None, Query(max_length=200)]
 
 
 def add_routes(app: FastAPI) -> None:
-    app.include_router(router, dependencies=[Depends(authenticate)])
+    include_with_key(app, router, prefix="")
     app.add_middleware(HttpMetrics)
 
 

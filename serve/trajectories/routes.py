@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 
 from tandem.cluster.errors import ArtifactError
-from tandem.serve.api.auth import TrainCaller, authenticate
+from tandem.serve.api.auth import TrainCaller, include_with_key
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.paging import Limit, Order, Page, unknown_cursor
 from tandem.serve.api.wire.requests import MAX_STEP, Name
@@ -33,9 +33,7 @@ Index = Annotated[int, Query(ge=0, le=MAX_STEP)]
 
 def add_routes(app: FastAPI) -> None:
     """Add the routes under /v1."""
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    v1.include_router(router)
-    app.include_router(v1)
+    include_with_key(app, router)
 
 
 @router.get("/trajectories")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 
-from tandem.serve.api.auth import TrainCaller, authenticate
+from tandem.serve.api.auth import TrainCaller, include_with_key
 from tandem.serve.api.services import ServicesDep
 from tandem.serve.trajectories.ids import TrajectoryId
 from tandem.serve.trajectories.token_views import tokens_view
@@ -21,9 +21,7 @@ DEFAULT_TOKENS = 2_000
 
 def add_routes(app: FastAPI) -> None:
     """Add the route under /v1."""
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    v1.include_router(router)
-    app.include_router(v1)
+    include_with_key(app, router)
 
 
 @router.get("/trajectories/{trajectory_id}/tokens")

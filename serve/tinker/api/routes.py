@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import FastAPI
 from pydantic import BaseModel
 
-from tandem.serve.api.auth import authenticate
+from tandem.serve.api.auth import include_with_key
 from tandem.serve.tinker.api import futures, models, sampling, sessions, training, weights
 from tandem.serve.tinker.api.errors import SdkErrors
 from tandem.serve.tinker.api.rest import archives, checkpoints, console, run_states, runs, session_lists, tokenizers
@@ -21,12 +21,8 @@ _SDK = (
 
 def add_routes(app: FastAPI) -> None:
     """Add the routes under /api/v1, and those beside it that the page and downloads need."""
-    v1 = APIRouter(prefix="/api/v1", dependencies=[Depends(authenticate)])
     for routes in _SDK:
-        v1.include_router(routes.router)
-    app.include_router(v1)
+        include_with_key(app, routes.router, "/api/v1")
     app.include_router(archives.open_router)
-    people = APIRouter(prefix="/v1", dependencies=[Depends(authenticate)])
-    people.include_router(run_states.router)
-    app.include_router(people)
+    include_with_key(app, run_states.router)
     app.add_middleware(SdkErrors)
