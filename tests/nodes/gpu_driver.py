@@ -125,7 +125,7 @@ def lose_an_engine(directory: Path) -> tuple[list[str], list[tuple[list[Granted]
     causes, seen = [], []
 
     def look() -> None:
-        learners = [worker.__ray_call__.remote(granted) for worker in group._workers]
+        learners = [worker.__ray_call__.remote(granted) for worker in group.workers]
         seen.append((ray.get(learners, timeout=START_S), of_engines()))
 
     with engines(placement) as places:

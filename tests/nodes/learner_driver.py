@@ -75,4 +75,4 @@ def nodes_of(run: Run) -> list[str]:
     def node_id(_: Any) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    return ray.get([worker.__ray_call__.remote(node_id) for worker in run.learners._workers], timeout=60)
+    return ray.get([worker.__ray_call__.remote(node_id) for worker in run.learners.workers], timeout=60)

@@ -37,7 +37,7 @@ def start(accepted, ray_local, tmp_path):
 
 
 def kill_a_learner(run):
-    worker = run.learners._workers[-1]
+    worker = run.learners.workers[-1]
     os.kill(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
 
 

@@ -11,7 +11,7 @@ import torch
 from trees import branching_group
 
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
-from tandem.cluster.learners import group
+from tandem.cluster.learners import actors
 from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.rl.packing import PackedSequence, pack
@@ -48,7 +48,7 @@ class FaultyLearner(LearnerWorker):
 
 
 def faulty_group(monkeypatch: Any, root: str, count: int, deadlines: DeadlinesConfig | None = None) -> LearnerGroup:
-    monkeypatch.setattr(group, "LearnerWorker", FaultyLearner)
+    monkeypatch.setattr(actors, "LearnerWorker", FaultyLearner)
     learners = LearnersConfig(count=count, num_cpus=0.5, num_gpus=0, sequences_per_step=2)
     base = BaseModelConfig(name="tandem/tiny", path="builtin:tiny", learners=learners)
     return LearnerGroup(base, root, deadlines or DeadlinesConfig())

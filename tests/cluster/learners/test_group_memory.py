@@ -49,10 +49,10 @@ def test_a_learner_out_of_memory_costs_a_repetition(group: LearnerGroup, artifac
     assert warnings == []
 
     def pids() -> list[int]:
-        return ray.get([worker.__ray_call__.remote(lambda _: os.getpid()) for worker in group._workers])
+        return ray.get([worker.__ray_call__.remote(lambda _: os.getpid()) for worker in group.workers])
 
     before = pids()
-    ray.get(group._workers[1].limit_memory.remote(30))  # on rank 1 only
+    ray.get(group.workers[1].limit_memory.remote(30))  # on rank 1 only
     for _ in ("it fails once, and warns", "it knows, and warns"):
         found, warnings = train(group, artifacts, initial, rows, warnings), []
         for name, tensor in expected.items():
@@ -65,11 +65,11 @@ def test_a_learner_out_of_memory_costs_a_repetition(group: LearnerGroup, artifac
         [warning] = warnings
         assert warning["kind"] == "rows_split"
         assert warning["counts"] == {"row_tokens": 49, "max_row_tokens": 24, "logprob_chunk_size": 128}
-        ray.get(group._workers[1].limit_memory.remote(8))
+        ray.get(group.workers[1].limit_memory.remote(8))
         with pytest.raises(StageError, match=r"group 0, trajectory \d \(\d+ tokens\).*tried to allocate") as caught:
             training.step(rows, LossConfig(), 1e-4, 256)
         assert caught.value.stage == "step" and not caught.value.retryable
-        ray.get(group._workers[1].limit_memory.remote(1000))
+        ray.get(group.workers[1].limit_memory.remote(1000))
         training.step(rows, LossConfig(), 1e-4, 256)
     assert pids() == before
 
@@ -81,10 +81,10 @@ def test_scoring_splits_rows_too(group: LearnerGroup, artifacts: Artifacts) -> N
         training.load(initial)
         first, second = training.scorers(initial, 256)
         expected = first(rows, 60.0)
-        ray.get(group._workers[1].limit_memory.remote(30))
+        ray.get(group.workers[1].limit_memory.remote(30))
         for own, wanted in zip(second(rows, 60.0), expected, strict=True):
             torch.testing.assert_close(own, wanted, atol=1e-5, rtol=0, equal_nan=True)
-        ray.get(group._workers[1].limit_memory.remote(8))
+        ray.get(group.workers[1].limit_memory.remote(8))
         with pytest.raises(StageError, match="memory") as caught:
             second(rows, 60.0)
         assert not caught.value.retryable

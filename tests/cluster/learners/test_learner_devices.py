@@ -10,8 +10,9 @@ import torch
 
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
 from tandem.cluster.errors import LearnerDevicesError, StageError
-from tandem.cluster.learners import group
+from tandem.cluster.learners import actors
 from tandem.cluster.learners.devices import RankDevice, collision, compare_devices, learner_device
+from tandem.cluster.learners.group import LearnerGroup
 from tandem.cluster.learners.rendezvous import init_method, meet
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.cluster.processes.held_ports import hold_port
@@ -69,10 +70,10 @@ class OnOneGpu(LearnerWorker):
 
 
 def test_a_group_on_one_gpu_is_refused_and_not_tried_again(ray_local, monkeypatch, tmp_path):
-    monkeypatch.setattr(group, "LearnerWorker", OnOneGpu)
+    monkeypatch.setattr(actors, "LearnerWorker", OnOneGpu)
     learners = LearnersConfig(count=2, num_cpus=0.5, num_gpus=0)
     base = BaseModelConfig(name="tandem/tiny", path="builtin:tiny", learners=learners)
-    two = group.LearnerGroup(base, str(tmp_path), DeadlinesConfig())
+    two = LearnerGroup(base, str(tmp_path), DeadlinesConfig())
     with pytest.raises(StageError) as error:
         two.start()
     node = ray.get_runtime_context().get_node_id()

@@ -107,7 +107,7 @@ def save(training: Training) -> str:
 
 
 def pid_of(training: Training, rank: int) -> int:
-    return ray.get(training._group._workers[rank].__ray_call__.remote(lambda _: os.getpid()))
+    return ray.get(training._group.workers[rank].__ray_call__.remote(lambda _: os.getpid()))
 
 
 def test_two_learners_equal_one(one, two, artifacts, initial):
@@ -195,7 +195,7 @@ def test_learners_that_share_the_weights_make_the_same_versions(groups, artifact
     try:
         expected, found = run(job, groups[2], artifacts), run(job, together, artifacts)
         assert (expected[-1][0], found[-1]) == ("complete", expected[-1])
-        os.kill(ray.get(together._workers[1].__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        os.kill(ray.get(together.workers[1].__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
         assert run(job, together, artifacts)[-1][0] == "requeue"
         shutil.rmtree(artifacts.checkpoints_dir / found[-1][2])
         assert run(job, together, artifacts)[-1] == expected[-1]

@@ -127,11 +127,11 @@ def test_a_slow_step_is_not_ended_and_a_hanging_one_is_with_its_stacks(
     group: LearnerGroup, training: Any, artifacts: Artifacts
 ) -> None:
     rows = forests(*range(8))
-    ray.get(group._workers[1].sleep_in_rows.remote(1.3 * QUIET_S))
+    ray.get(group.workers[1].sleep_in_rows.remote(1.3 * QUIET_S))
     step(training, rows)  # a first row takes long
-    ray.get(group._workers[1].sleep_in_rows.remote(*[QUIET_S / 3] * 4))
+    ray.get(group.workers[1].sleep_in_rows.remote(*[QUIET_S / 3] * 4))
     step(training, rows)  # as long in all, but each row is progress
-    ray.get(group._workers[1].sleep_in_rows.remote(0, 3600))
+    ray.get(group.workers[1].sleep_in_rows.remote(0, 3600))
     with pytest.raises(
         StageError, match=r"learner 1 \(process \d+ on node \S+\) has been in row 2 of 4 \(49 tokens"
     ) as caught:
@@ -148,7 +148,7 @@ def test_a_stopped_process_is_named_and_said_not_to_answer(
 ) -> None:
     rows = forests(0, 1)
     step(training, rows)
-    pid = ray.get(group._workers[0].__ray_call__.remote(lambda _: os.getpid()))
+    pid = ray.get(group.workers[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(StageError, match=rf"learner 0 \(process {pid} on .* hasn't answered") as caught:
@@ -167,7 +167,7 @@ def test_a_call_of_a_client_that_stalls_leaves_its_stacks_with_its_model(
     training = RunTraining(group, "run", "a-model")
     training.open(ResolvedBaseModel(group._base).write_initial_version(artifacts))
     training.apply_adam(AdamStep(learning_rate=1e-3))
-    pid = ray.get(group._workers[0].__ray_call__.remote(lambda _: os.getpid()))
+    pid = ray.get(group.workers[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(StageError, match="no progress") as caught:
