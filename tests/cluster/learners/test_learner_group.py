@@ -313,7 +313,7 @@ def test_an_error_of_one_rank_ends_the_step_before_the_deadline_of_the_other(two
 
 def test_a_stopped_learner_misses_the_deadline_instead_of_hanging(one, monkeypatch):
     pid = pid_of(one, 0)
-    monkeypatch.setattr(one._group, "_deadlines", DeadlinesConfig(step_s=1.0))
+    monkeypatch.setattr(one._group._actors, "_deadlines", DeadlinesConfig(step_s=1.0))
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(StageError, match=r"deadlines\.step_s") as error:
