@@ -5,26 +5,31 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.devices import RankDevice, compare_devices, learner_device, own_device
+from tandem.cluster.learners.finished_versions import FinishedVersion, FinishedVersions
 from tandem.cluster.learners.gpu_memory import limit_gpu_memory
 from tandem.cluster.learners.kept_states import KeptStates
-from tandem.cluster.learners.rendezvous import hold_meeting_place, init_method, meet, talk_over_rays_network
+from tandem.cluster.learners.rendezvous import (
+    hold_meeting_place,
+    init_method,
+    meet,
+    peers_connected,
+    talk_over_rays_network,
+)
 from tandem.cluster.learners.stacks import Whereabouts, whereabouts
 from tandem.cluster.learners.step_meter import Measured, StepMeter
+from tandem.cluster.learners.stored_versions import StoredVersions
 from tandem.cluster.placement import Placement
-from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import collection_paused, freeze_heap
 from tandem.cluster.processes.low_priority import at_low_priority
@@ -42,14 +47,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch doesn't declare it as exported
 
-    from tandem.rl.checkpoints import LearnerState, SealedCheckpoint
     from tandem.rl.config import Objective
     from tandem.rl.errors import OutOfMemoryError, StepError
     from tandem.rl.gradient_step.out_of_memory import RowLimit
     from tandem.rl.gradient_step.progress import Position
     from tandem.rl.learner import SuspendedTraining
     from tandem.rl.packing import PackedSequence
-    from tandem.rl.settings import LoraSettings
     from tandem.rl.traces.recording import StepTrace
 
 logger = logging.getLogger(__name__)
@@ -70,18 +73,6 @@ class _Session:
     """Logprobs of the probe under the version that was loaded; only on rank 0 and those that share its weights."""
     suspended: SuspendedTraining | None = None
     """None while the learner holds this training."""
-
-
-@dataclass
-class _Finished:
-    """A version that is complete and not yet written."""
-
-    state: Callable[[], LearnerState]
-    """Waits for the copy of the state."""
-    probe: list[float]
-    previous_probe: list[float]
-    adapter_config: dict[str, Any]
-    sealed: SealedCheckpoint | None = None
 
 
 class JobWorker:
@@ -120,14 +111,14 @@ class JobWorker:
         self._rank, self._world_size, self._base, self._placement = rank, world_size, base, placement
         self._artifacts = Artifacts(artifacts_root)
         self._sessions: dict[str, _Session] = {}
-        self._finished: dict[str, _Finished] = {}
+        self._finished = FinishedVersions(self._artifacts)
+        self._stored = StoredVersions(self._artifacts, base)
         self._traces: dict[str, list[StepTrace]] = {}
         self._ids: dict[str, Ids] = {}  # of jobs, for log lines
         self._active: _Session | None = None  # the learner holds this training
         self._kept = KeptStates(base.learners.kept_state_bytes, base.learners.kept_device_bytes)
         self._meeting: socket.socket | None = None  # on rank 0: the socket at which the ranks meet
         self._store: TCPStore | None = None  # kept for ranks that read from it later than rank 0
-        self._scored: tuple[str, LearnerState] | None = None  # the adapter of the version last scored under
         self._base_probe: list[float] = []  # of the base model
         self._fault: Exception | None = None  # that broke this rank's step with those that share its weights
         self._scoring_limit: RowLimit | None = None
@@ -161,7 +152,7 @@ class JobWorker:
             assert meeting is not None, "several ranks meet at the rendezvous of rank 0"
             talk_over_rays_network()
             backend = "nccl" if device.type == "cuda" else "gloo"
-            with _connected():
+            with peers_connected():
                 timeout = timedelta(seconds=timeout_s)
                 store = self._store = meet(meeting, self._world_size, timeout, self._meeting)
                 compare_devices(store, self._rank, self._world_size, self._own_device(device))
@@ -175,7 +166,7 @@ class JobWorker:
                 )
         base = ResolvedBaseModel(self._base, self._placement)
         limit_gpu_memory(base, device)
-        with base.named_refusal(), _connected():
+        with base.named_refusal(), peers_connected():
             shard_group = None
             if learners.shard > 1:
                 shard_group, _ = dist.new_subgroups(learners.shard, timeout=timedelta(seconds=timeout_s))
@@ -243,7 +234,7 @@ class JobWorker:
         active = self._active
         if fresh_optimizer:
             self._set_aside()
-            self._learner.load_state(self._adapter(digest))
+            self._learner.load_state(self._stored.adapter(digest))
             # The digest of another state, with the optimizer's: this one can't be kept under it.
             self._active = _Session(None, self._probe_of_loaded([]))
         elif active is not None and active.digest == digest and active not in self._sessions.values():
@@ -251,25 +242,11 @@ class JobWorker:
         else:
             self._set_aside()
             kept = self._kept.take(digest)
-            state = kept.state if kept else self._checkpoint(digest)
+            state = kept.state if kept else self._stored.state(digest)
             self._learner.load_state(state)
             self._active = _Session(digest, self._probe_of_loaded(kept.probe if kept else []))
         assert self._active is not None
         self._sessions[job] = self._active
-
-    def _checkpoint(self, digest: str) -> LearnerState:
-        from tandem.rl.checkpoints import read_checkpoint
-
-        directory = self._artifacts.pull_checkpoint(digest)
-        return replace(read_checkpoint(directory), lora=self._lora_of(directory))
-
-    def _lora_of(self, checkpoint: Path) -> LoraSettings:
-        """Return the settings of a version's adapter. Raises PolicyError beyond the limits of the base model."""
-        from tandem.rl.checkpoints import read_lora
-
-        lora = read_lora(checkpoint)
-        self._base.check_lora(lora)
-        return lora
 
     def _probe_of_loaded(self, known: list[float]) -> list[float]:
         """Return the loaded version's logprobs of the probe, on the ranks that need them."""
@@ -287,7 +264,7 @@ class JobWorker:
         if self._fault is not None:
             raise self._fault
         try:
-            with _connected():
+            with peers_connected():
                 yield
         except Exception as error:
             if self._base.learners.shard > 1:
@@ -317,7 +294,7 @@ class JobWorker:
 
     def drop(self, job: str) -> None:
         """Forget a job's training. No error if there is none."""
-        self._finished.pop(job, None)
+        self._finished.forget(job)
         self._traces.pop(job, None)
         self._ids.pop(job, None)
         session = self._sessions.pop(job, None)
@@ -343,7 +320,7 @@ class JobWorker:
 
         with self._in_step():
             is_loaded = self._active is not None and self._active.digest == digest
-            other = None if is_loaded else self._adapter(digest)
+            other = None if is_loaded else self._stored.adapter(digest)
             adapter, lora = (other.adapter, other.lora) if other else (None, None)
             if self._base.learners.shard > 1:  # no rank may split its rows alone
                 return self._learner.score(rows, chunk_size, adapter, lora)
@@ -352,15 +329,6 @@ class JobWorker:
             return score_within_memory(
                 lambda fitting, chunk: self._learner.score(fitting, chunk, adapter, lora), limit, rows, chunk_size
             )
-
-    def _adapter(self, digest: str) -> LearnerState:
-        """Return a version's state without that of its optimizer."""
-        from tandem.rl.checkpoints import LearnerState, read_adapter
-
-        if self._scored is None or self._scored[0] != digest:
-            directory = self._artifacts.pull_adapter(digest)
-            self._scored = digest, LearnerState(read_adapter(directory), lora=self._lora_of(directory))
-        return self._scored[1]
 
     def probe_version(self, digest: str) -> VersionProbe | RLError | OSError:
         """Return the logprobs of the probe under any version, whose numbers may not be finite.
@@ -440,9 +408,9 @@ class JobWorker:
             except StepError as error:
                 return error
         if self._rank == 0:
-            self._finished[save or job] = _Finished(
-                self._learner.state_in_background(), probe, session.probe, self._learner.policy.adapter_config()
-            )
+            others = {BASE: self._base_probe, PREVIOUS: session.probe}
+            state, config = self._learner.state_in_background(), self._learner.policy.adapter_config()
+            self._finished.hold(save or job, FinishedVersion(state, config, self._probe(probe, others)))
         session.probe = probe
         return None
 
@@ -453,36 +421,20 @@ class JobWorker:
         """
         import numpy as np
 
-        sealed = self._sealed(metadata, job)
+        sealed = self._finished.seal(job, metadata)
         names = (*ADAPTER_FILES, MANIFEST)
         return sealed.digest, {name: np.frombuffer(sealed.contents[name], np.uint8) for name in names}
 
-    def _sealed(self, metadata: dict[str, str | int], job: str) -> SealedCheckpoint:
-        from tandem.rl.checkpoints import seal_checkpoint
-
-        finished = self._finished[job]
-        if finished.sealed is None:
-            others = {BASE: self._base_probe, PREVIOUS: finished.previous_probe}
-            finished.sealed = seal_checkpoint(
-                finished.state(),
-                finished.adapter_config,  # by now, the learner may train a model with other settings
-                {**metadata, "probe": self._probe(finished.probe, others).to_json()},
-            )
-        return finished.sealed
-
     def write(self, metadata: dict[str, str | int], job: str = "") -> str:
         """Write the finished version as a durable checkpoint, with its logprobs of the probe, and return its digest."""
-        from tandem.rl.checkpoints import write_sealed
-
         with self._for_job(job, "write checkpoint"):
-            checkpoint = write_sealed(self._artifacts.checkpoints_dir, self._sealed(metadata, job))
-            self._artifacts.push_checkpoint(checkpoint.digest)
-            logger.info("Wrote version %s", checkpoint.digest[:12])
-            return checkpoint.digest
+            digest = self._finished.write(job, metadata)
+            logger.info("Wrote version %s", digest[:12])
+            return digest
 
     def keep(self, digest: str, job: str = "") -> None:
         """End the job's training, whose state a checkpoint has. Keep it in memory for the model's next job."""
-        self._finished.pop(job, None)
+        self._finished.forget(job)
         self._ids.pop(job, None)
         session = self._sessions.pop(job)
         session.digest = digest
@@ -493,17 +445,3 @@ class JobWorker:
 def _import_learner() -> None:
     with collection_paused():
         import_module("tandem.rl.learner")
-
-
-@contextmanager
-def _connected() -> Iterator[None]:
-    """Raise PeerLostError in place of the errors that torch.distributed raises when a rank is lost."""
-    import torch.distributed as dist
-
-    try:
-        yield
-    except RuntimeError as error:
-        # NCCL's errors have a type of their own. Gloo's are recognised by the source file in their message.
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            raise PeerLostError(f"the connection to another learner broke: {connection_fault(error)}") from error
-        raise

@@ -1,13 +1,17 @@
-"""The meeting place of a torch.distributed group, and the network that it uses."""
+"""The meeting place of a torch.distributed group, the network that it uses, and the loss of a rank."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tandem.cluster.errors import PeerLostError
+from tandem.cluster.processes.accelerator_failures import connection_fault
 from tandem.cluster.processes.held_ports import hold_port
 
 if TYPE_CHECKING:
@@ -80,3 +84,17 @@ def interface_of(address: str) -> str | None:
                 if wanted in ipaddress.ip_network(f"{own}/{entry.netmask}", strict=False):
                     nearby = name
     return nearby
+
+
+@contextmanager
+def peers_connected() -> Iterator[None]:
+    """Raise PeerLostError in place of the errors that torch.distributed raises when a rank is lost."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a type of their own. Gloo's are recognised by the source file in their message.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise PeerLostError(f"the connection to another learner broke: {connection_fault(error)}") from error
+        raise

@@ -8,7 +8,7 @@ from ray._private.label_utils import validate_label_selector
 
 from tandem.cluster.errors import PeerLostError
 from tandem.cluster.learners.gpu_faults import GpuFaults
-from tandem.cluster.learners.job_worker import _connected
+from tandem.cluster.learners.rendezvous import peers_connected
 from tandem.cluster.learners.stacks import Whereabouts
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
 from tandem.cluster.processes.ray_failures import stage_error
@@ -91,7 +91,7 @@ def test_they_are_retried_and_errors_of_memory_say_what_to_do():
 
 @pytest.mark.parametrize("kind", [dist.DistBackendError, dist.DistNetworkError])
 def test_nccl_is_quoted_by_name(kind):
-    with pytest.raises(PeerLostError) as caught, _connected():
+    with pytest.raises(PeerLostError) as caught, peers_connected():
         raise kind(NCCL_REMOTE)
     assert "ncclRemoteError: A call failed possibly" in str(caught.value)
     assert "Call to recv from 10.0.0.7<33759> failed : Connection reset by peer" in str(caught.value)
