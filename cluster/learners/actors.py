@@ -14,14 +14,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, TinkerConfig
 from tandem.cluster.errors import LearnersLostError, StageError
-from tandem.cluster.learners.failures import cause_of
-from tandem.cluster.learners.gpu_faults import GpuFaults
-from tandem.cluster.learners.gpu_memory import learner_environment
+from tandem.cluster.learners.failures.causes import cause_of
+from tandem.cluster.learners.failures.gpu_faults import GpuFaults
+from tandem.cluster.learners.failures.progress import ProgressWatch, Rank, Watched, stall_error
+from tandem.cluster.learners.failures.stacks import Whereabouts, stacks_of
 from tandem.cluster.learners.group_state import LearnerState, learner_states
 from tandem.cluster.learners.job_worker import WATCHING, WRITING
-from tandem.cluster.learners.places import LearnerPlaces
-from tandem.cluster.learners.progress import ProgressWatch, Rank, Watched, stall_error
-from tandem.cluster.learners.stacks import Whereabouts, stacks_of
+from tandem.cluster.learners.places.gpu_memory import learner_environment
+from tandem.cluster.learners.places.learner_places import LearnerPlaces
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.cluster.metrics import recording
 from tandem.cluster.placement import Placement

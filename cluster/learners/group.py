@@ -13,11 +13,11 @@ from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, TinkerConfig
 from tandem.cluster.errors import LearnersLostError, StageError
 from tandem.cluster.jobs.phases import PhaseClock
 from tandem.cluster.learners.actors import LearnerActors
+from tandem.cluster.learners.failures.progress import Watched
 from tandem.cluster.learners.group_state import LearnerState
 from tandem.cluster.learners.job_worker import WRITING
 from tandem.cluster.learners.memory import NO_VERSION, StepMemory, Warn, first_shortage, no_warning, shortage_behind
-from tandem.cluster.learners.places import LearnerPlaces
-from tandem.cluster.learners.progress import Watched
+from tandem.cluster.learners.places.learner_places import LearnerPlaces
 from tandem.cluster.learners.scoring import scorers
 from tandem.cluster.learners.shards import shard_by_tokens
 from tandem.cluster.learners.training import SealedVersion, Training

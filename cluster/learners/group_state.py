@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import ray
 
-from tandem.cluster.learners.stacks import Whereabouts
+from tandem.cluster.learners.failures.stacks import Whereabouts
 from tandem.cluster.learners.step_meter import Measured
 
 ANSWER_S = 1.0

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from tandem.cluster.artifacts import ADAPTER_FILES, Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig
-from tandem.cluster.learners.devices import RankDevice, compare_devices, learner_device, own_device
-from tandem.cluster.learners.finished_versions import FinishedVersion, FinishedVersions
-from tandem.cluster.learners.gpu_memory import limit_gpu_memory
-from tandem.cluster.learners.kept_states import KeptStates
+from tandem.cluster.learners.failures.stacks import Whereabouts, whereabouts
+from tandem.cluster.learners.places.devices import RankDevice, compare_devices, learner_device, own_device
+from tandem.cluster.learners.places.gpu_memory import limit_gpu_memory
 from tandem.cluster.learners.rendezvous import (
     hold_meeting_place,
     init_method,
@@ -26,9 +25,10 @@ from tandem.cluster.learners.rendezvous import (
     peers_connected,
     talk_over_rays_network,
 )
-from tandem.cluster.learners.stacks import Whereabouts, whereabouts
+from tandem.cluster.learners.states.finished_versions import FinishedVersion, FinishedVersions
+from tandem.cluster.learners.states.kept_states import KeptStates
+from tandem.cluster.learners.states.stored_versions import StoredVersions
 from tandem.cluster.learners.step_meter import Measured, StepMeter
-from tandem.cluster.learners.stored_versions import StoredVersions
 from tandem.cluster.placement import Placement
 from tandem.cluster.processes.granted_gpus import hide_other_gpus
 from tandem.cluster.processes.heap import collection_paused, freeze_heap

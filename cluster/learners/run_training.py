@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tandem.cluster.errors import LearnersLostError
+from tandem.cluster.learners.failures.progress import Watched
 from tandem.cluster.learners.job_worker import WRITING
-from tandem.cluster.learners.progress import Watched
 from tandem.cluster.learners.training import SealedVersion
 from tandem.cluster.learners.turns import Turn
 from tandem.cluster.learners.worker import NotHeld, RankOutput

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, TinkerConfig
 from tandem.cluster.learners.job_worker import JobWorker
-from tandem.cluster.learners.kept_states import in_main_memory
 from tandem.cluster.learners.shards import shard_by_tokens
+from tandem.cluster.learners.states.kept_states import in_main_memory
 from tandem.cluster.placement import Placement
 from tandem.cluster.telemetry.context import Ids
 from tandem.cluster.telemetry.setup import Telemetry

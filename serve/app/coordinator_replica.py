@@ -26,9 +26,9 @@ from tandem.cluster.jobs.preparing_ahead import PreparingAhead
 from tandem.cluster.jobs.stages import JobStages
 from tandem.cluster.jobs.traces import JobTraces
 from tandem.cluster.jobs.tracing import TracedPhases
-from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
-from tandem.cluster.learners.places import LearnerPlaces
+from tandem.cluster.learners.places.engine_places import EnginePlaces
+from tandem.cluster.learners.places.learner_places import LearnerPlaces
 from tandem.cluster.logprobs.engine_scorer import EngineScore
 from tandem.cluster.logprobs.of_job import JobLogprobs
 from tandem.cluster.logprobs.pool import LogprobPool

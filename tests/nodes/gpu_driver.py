@@ -18,9 +18,9 @@ from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, EngineConfig, LearnersConfig, TandemConfig
 from tandem.cluster.errors import StageError
-from tandem.cluster.learners.engine_places import EnginePlaces
 from tandem.cluster.learners.group import LearnerGroup
-from tandem.cluster.learners.places import LearnerPlaces
+from tandem.cluster.learners.places.engine_places import EnginePlaces
+from tandem.cluster.learners.places.learner_places import LearnerPlaces
 from tandem.cluster.placement import Placement, place
 from tandem.serve.app.engines import engine_directory
 from tandem.serve.app.engines.replica import EngineReplica, engine_application

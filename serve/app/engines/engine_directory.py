@@ -18,7 +18,7 @@ from ray.serve._private.constants import SERVE_NAMESPACE
 
 from tandem.cluster.engine.metrics.usage import EngineUsage
 from tandem.cluster.engine.server import EngineAddress
-from tandem.cluster.learners.engine_places import EnginePlace
+from tandem.cluster.learners.places.engine_places import EnginePlace
 
 _NAMESPACE = "tandem"
 _ENGINE = "engine:"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tandem.cluster.learners.engine_places import EnginePlace, EnginePlaces, chosen
+from tandem.cluster.learners.places.engine_places import EnginePlace, EnginePlaces, chosen
 
 
 def replica(number, node, bundle=True):

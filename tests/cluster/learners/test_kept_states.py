@@ -1,6 +1,6 @@
 import torch
 
-from tandem.cluster.learners.kept_states import KeptStates
+from tandem.cluster.learners.states.kept_states import KeptStates
 from tandem.rl.checkpoints import LearnerState
 
 

@@ -11,8 +11,8 @@ import torch
 from tandem.cluster.config import BaseModelConfig, DeadlinesConfig, LearnersConfig
 from tandem.cluster.errors import LearnerDevicesError, StageError
 from tandem.cluster.learners import actors
-from tandem.cluster.learners.devices import RankDevice, collision, compare_devices, learner_device
 from tandem.cluster.learners.group import LearnerGroup
+from tandem.cluster.learners.places.devices import RankDevice, collision, compare_devices, learner_device
 from tandem.cluster.learners.rendezvous import init_method, meet
 from tandem.cluster.learners.worker import LearnerWorker
 from tandem.cluster.processes.held_ports import hold_port

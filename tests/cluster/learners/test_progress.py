@@ -17,8 +17,8 @@ from tandem.cluster.artifacts import Artifacts, job_artifact_key
 from tandem.cluster.base_models import ResolvedBaseModel
 from tandem.cluster.config import DeadlinesConfig
 from tandem.cluster.errors import StageError
+from tandem.cluster.learners.failures.progress import Rank, description, stalled
 from tandem.cluster.learners.group import LearnerGroup
-from tandem.cluster.learners.progress import Rank, description, stalled
 from tandem.cluster.learners.run_training import RunTraining
 from tandem.rl.config import LossConfig
 from tandem.rl.gradient_step.progress import UPDATE, Position, Progress

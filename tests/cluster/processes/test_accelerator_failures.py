@@ -7,9 +7,9 @@ import torch.distributed as dist
 from ray._private.label_utils import validate_label_selector
 
 from tandem.cluster.errors import PeerLostError
-from tandem.cluster.learners.gpu_faults import GpuFaults
+from tandem.cluster.learners.failures.gpu_faults import GpuFaults
+from tandem.cluster.learners.failures.stacks import Whereabouts
 from tandem.cluster.learners.rendezvous import peers_connected
-from tandem.cluster.learners.stacks import Whereabouts
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
 from tandem.cluster.processes.ray_failures import stage_error
 from tandem.rl.errors import OutOfMemoryError

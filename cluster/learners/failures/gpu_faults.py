@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from tandem.cluster.errors import StageError
-from tandem.cluster.learners.stacks import Whereabouts
+from tandem.cluster.learners.failures.stacks import Whereabouts
 from tandem.cluster.processes.accelerator_failures import accelerator_fault
 from tandem.cluster.processes.ray_failures import stage_error
 

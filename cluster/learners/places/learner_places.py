@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.config import BaseModelConfig
 from tandem.cluster.errors import StageError
-from tandem.cluster.learners.engine_places import EnginePlace, EnginePlaces
+from tandem.cluster.learners.places.engine_places import EnginePlace, EnginePlaces
 from tandem.cluster.placement import BasePlacement
 from tandem.cluster.processes.waiting import WAIT_PERIOD_S, OnWait
 

@@ -1,0 +1,1 @@
+"""What ends or stalls learners, and the error that says so."""
