@@ -128,7 +128,8 @@ class EarlyChecks:
         try:
             file = ArrivingFile(path)
             try:
-                groups = groups_of(split_elements(cast(IO[bytes], file), str(path)), policy=policy)
+                elements = split_elements(cast(IO[bytes], file), str(path), is_arriving=True)
+                groups = groups_of(elements, policy=policy)
                 check(groups, cast(TrainingConfig, options))
             finally:
                 file.close()

@@ -107,8 +107,11 @@ def read_elements(artifacts: Artifacts, key: str) -> Iterator[tuple[int, bytes]]
         yield from split_elements(file, key)
 
 
-def split_elements(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
-    """Yield what `read_elements` does of an open body, which errors call `name`."""
+def split_elements(file: IO[bytes], name: str, is_arriving: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield what `read_elements` does of an open body, which errors call `name`.
+
+    With `is_arriving`, the end of the JSON is the end: nothing more may come, not even the checksum of the whole.
+    """
     splitter = JsonSplitter()
     try:
         with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as body:
@@ -117,6 +120,8 @@ def split_elements(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
                 elements = splitter.feed(chunk)
                 for element, end in zip(elements, splitter.ends, strict=True):
                     yield end - len(element), element
+            while not is_arriving and body.read1(CHUNK_BYTES):
+                pass  # to the checksum
     except zstandard.ZstdError as error:
         raise ArtifactError(f"Blob {name} is damaged: {error}.") from error
     if not splitter.is_complete:

@@ -27,7 +27,7 @@ class BodyFile:
         self.path = directory / f"{uuid.uuid4()}{suffix}"
         self.num_bytes = 0
         self._hash = hashlib.sha256()
-        self._compressor = zstandard.ZstdCompressor(COMPRESSION_LEVEL).compressobj()
+        self._compressor = zstandard.ZstdCompressor(COMPRESSION_LEVEL, write_checksum=True).compressobj()
         self._file = open(self.path, "wb")
 
     @property

@@ -8,6 +8,7 @@ import zstandard
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import ArtifactError
 from tandem.cluster.payloads.reading import MANY_FAULTS, PayloadError, read_groups
+from tandem.serve.ingest.spool import Spool
 
 GROUP = {"trajectories": [{"messages_and_choices": [{"role": "user", "content": "hi"}], "reward": 0.5}], "metadata": {}}
 
@@ -90,6 +91,18 @@ def test_a_damaged_body_is_said_to_be_damaged(read, artifacts):
             read(body, packed)
     with pytest.raises(ArtifactError, match="payloads/b"):
         next(read_groups(artifacts, "payloads/b"))
+
+
+def test_a_body_that_has_changed_since_it_was_stored_is_damaged(artifacts, tmp_path):
+    spool = Spool(tmp_path)
+    spool.write(json.dumps({"trajectory_groups": [GROUP]}).encode())
+    spool.finish()
+    packed = spool.path.read_bytes()
+    artifacts.write_blob("payloads/a", packed)
+    assert len(list(read_groups(artifacts, "payloads/a"))) == 1
+    artifacts.write_blob("payloads/b", packed[:-1] + bytes([packed[-1] ^ 1]))  # of the checksum
+    with pytest.raises(ArtifactError, match="payloads/b is damaged"):
+        list(read_groups(artifacts, "payloads/b"))
 
 
 def test_only_one_group_is_in_memory(artifacts):
