@@ -94,5 +94,6 @@ def test_a_dead_engine_is_down(engine):
     engine.dead = True
     with recorded() as metrics:
         EngineMetrics(engine, "tiny", "r2", lambda: None).sample()
-    assert metrics.of("tandem_engine_up", replica="r2") == [0]
-    assert metrics.of("tandem_engine_requests_running") == []
+    # A thread repeats all gauges now and then, those of other replicas too.
+    assert set(metrics.of("tandem_engine_up", replica="r2")) == {0}
+    assert metrics.of("tandem_engine_requests_running", replica="r2") == []
