@@ -355,7 +355,7 @@ def test_scoring_does_not_change_the_next_step(worker, versions):
 
 def test_the_loaded_state_is_scored_without_reading_it_again_until_a_step_changes_it(worker, versions, monkeypatch):
     read = []
-    monkeypatch.setattr(worker, "_adapter", lambda digest: read.append(digest) or worker._learner.state())
+    monkeypatch.setattr(worker._stored, "adapter", lambda digest: read.append(digest) or worker._learner.state())
     worker.load(versions[1])
     worker.score(versions[1], rows(seed=4), 64)
     assert read == []
