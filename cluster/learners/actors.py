@@ -233,10 +233,10 @@ class LearnerActors:
         """Return the error of ranks that make no progress, after their stacks were kept as an artifact of the work."""
         found = zip(places, stacks_of(places), strict=True)
         stacks = "\n".join(f"Learner {rank}, {place}:\n{text}" for rank, (place, text) in enumerate(found))
-        key = job_artifact_key(work.owner, work.new_file())
+        name = work.new_file()
         try:
-            Artifacts(self._artifacts_root).write_blob(key, stacks.encode())
-            kept = f"The stacks of all learners are in the artifact {key}."
+            Artifacts(self._artifacts_root).write_blob(job_artifact_key(work.owner, name), stacks.encode())
+            kept = f"The stacks of all learners are in the artifact {name} of {work.kind} {work.owner}."
         except OSError as error:
             logger.error("Learners have stalled. Their stacks:\n%s", stacks)
             kept = (

@@ -14,6 +14,7 @@ from tandem.serve.api import error_responses
 from tandem.serve.api.auth import include_with_key
 from tandem.serve.api.routes import (
     adapters,
+    artifacts,
     changes,
     datasets,
     downloads,
@@ -61,6 +62,7 @@ _V1 = (
     downloads,
     datasets,
     training_jobs,
+    artifacts,
     supervised_jobs,
     inference,
     keys,

@@ -20,7 +20,7 @@ PARAMETER = "ticket"
 _ID = r"[\w.-]{1,128}"
 DOWNLOADS = (
     rf"/v1/preview/models/{_ID}/versions/\d+/adapter(/{_ID})?",
-    rf"/v1/preview/training-jobs/{_ID}/artifacts/{_ID}",
+    rf"/v1/preview/(training-jobs|models)/{_ID}/artifacts/{_ID}",
     rf"/v1/files/{_ID}/content",
     rf"/v1/{_ID}/training-jobs/\d+/versions/\d+/log/files/{_ID}",
 )

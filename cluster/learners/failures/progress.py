@@ -139,6 +139,10 @@ class Watched:
     attempt: str | None = None
     """Of a job; None for a call of a client, whose model is the owner."""
 
+    @property
+    def kind(self) -> str:
+        return "model" if self.attempt is None else "job"
+
     @classmethod
     def of_job(cls, job: str) -> Watched:
         """Return the work of a job, named ID or ID/ATTEMPT."""

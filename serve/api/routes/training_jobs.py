@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mimetypes
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from tandem.cluster.artifacts import job_artifact_key
 from tandem.rl.config import TrainingConfig
 from tandem.serve.api.auth import Caller, TrainCaller
 from tandem.serve.api.bodies.json_body import documented
@@ -22,11 +20,10 @@ from tandem.serve.api.connection import to_completion
 from tandem.serve.api.services import Services, ServicesDep
 from tandem.serve.api.wire.paging import Limit, Order, Page, cursor_number
 from tandem.serve.api.wire.requests import CreateTrainingJob
-from tandem.serve.api.wire.responses import JobArtifact, JobState, TrainingJob, TrainingJobEvent, TrainingJobResponse
+from tandem.serve.api.wire.responses import JobState, TrainingJob, TrainingJobEvent, TrainingJobResponse
 from tandem.serve.api.wire.views import event_view, job_view
-from tandem.serve.errors import InvalidRequestError, NotFoundError, Problem, QueueFullError
+from tandem.serve.errors import InvalidRequestError, Problem, QueueFullError
 from tandem.serve.jobs.accept import AcceptedJob, JobAcceptance, OfferedJob
-from tandem.serve.names import quoted
 from tandem.serve.store.tables.training import JobRow
 
 logger = logging.getLogger(__name__)
@@ -159,32 +156,6 @@ def list_training_job_events(
     seq = 0 if after is None else cursor_number(after, str(training_job_id))
     rows = services.store.jobs.events(str(training_job_id), caller.entity, limit + 1, seq)
     return Page.of([event_view(row) for row in rows], limit)
-
-
-@router.get("/training-jobs/{training_job_id}/artifacts")
-def list_training_job_artifacts(
-    training_job_id: UUID, caller: TrainCaller, services: ServicesDep, after: str | None = None, limit: Limit = 100
-) -> Page[JobArtifact]:
-    """List the files that a job wrote, by name: with `plot_tensors`, plots of its packed sequences."""
-    job_id = services.store.jobs.get(str(training_job_id), caller.entity).id
-    sizes = services.artifacts.list_job_artifacts(job_id)
-    rest = [JobArtifact(id=name, size_bytes=size) for name, size in sizes.items() if after is None or name > after]
-    return Page.of(rest, limit)
-
-
-@router.get("/training-jobs/{training_job_id}/artifacts/{name}", response_class=Response)
-def get_training_job_artifact(training_job_id: UUID, name: str, caller: TrainCaller, services: ServicesDep) -> Response:
-    """Return the contents of one of the job's files."""
-    job_id = services.store.jobs.get(str(training_job_id), caller.entity).id
-    if name not in services.artifacts.list_job_artifacts(job_id):  # so the name can't lead anywhere else
-        raise NotFoundError(
-            f"Training job {job_id} has no artifact {quoted(name)}. List its artifacts to see their names.",
-            "artifact_not_found",
-            "name",
-        )
-    content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    content = services.artifacts.read_blob(job_artifact_key(job_id, name))
-    return Response(content, media_type=content_type, headers={"x-content-type-options": "nosniff"})
 
 
 def _view(row: JobRow, services: Services) -> TrainingJob:

@@ -152,7 +152,7 @@ class TrainingJobEvent(Listed):
 
 
 class JobArtifact(Listed):
-    """A file that a job wrote; its id is its name."""
+    """A file that a job, or a run of a Tinker client, wrote; its id is its name."""
 
     size_bytes: int
 

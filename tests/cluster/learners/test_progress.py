@@ -138,7 +138,7 @@ def test_a_slow_step_is_not_ended_and_a_hanging_one_is_with_its_stacks(
         step(training, rows)
     assert caught.value.retryable and caught.value.stage == "step" and not group.is_running
     [name] = artifacts.list_job_artifacts("a-job")
-    assert f"jobs/a-job/{name}" in str(caught.value) and "attempt_2" in name
+    assert f"artifact {name} of job a-job" in str(caught.value) and "attempt_2" in name
     stacks = artifacts.read_blob(job_artifact_key("a-job", name)).decode()
     assert "faulty_learners.py" in stacks and "in optim_step" in stacks  # of learner 1, and of 0, which waits for it
 
@@ -176,5 +176,5 @@ def test_a_call_of_a_client_that_stalls_leaves_its_stacks_with_its_model(
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     [name] = artifacts.list_job_artifacts("a-model")
-    assert f"jobs/a-model/{name}" in str(caught.value)
+    assert f"artifact {name} of model a-model" in str(caught.value)
     assert "Its state is T (stopped)" in artifacts.read_blob(job_artifact_key("a-model", name)).decode()

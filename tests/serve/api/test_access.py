@@ -153,7 +153,8 @@ def team(send, services, store):
     model = send("POST", "/v1/preview/models", "train", json=body).json()["id"]
     trained = {"model_id": model, "trajectory_groups": groups()}
     job = send("POST", "/v1/preview/training-jobs", "train", json=trained).json()["id"]
-    services.artifacts.write_blob(job_artifact_key(job, FILE), b"png")
+    for owner in (job, model):
+        services.artifacts.write_blob(job_artifact_key(owner, FILE), b"png")
     create_key(store, "spare", "team", "infer")
     [key] = [row.id for row in store.keys.all("team") if row.name == "spare"]
     digest = ResolvedBaseModel(TINY).write_initial_version(services.artifacts)

@@ -1,4 +1,4 @@
-"""The files of a job over HTTP."""
+"""The files of jobs and models over HTTP."""
 
 import uuid
 
@@ -8,7 +8,7 @@ from serve_fakes import groups
 from tandem.cluster.artifacts import job_artifact_key
 from tandem.serve.keys import create_key
 
-JOBS = "/v1/preview/training-jobs"
+JOBS, MODELS = "/v1/preview/training-jobs", "/v1/preview/models"
 PNG = b"\x89PNG\r\n\x1a\n..."
 
 
@@ -64,3 +64,19 @@ def test_they_go_with_their_model(http, job, model, blobs):
     assert f"jobs/{job}/sequence_000.png" in blobs()
     assert http.delete(f"/v1/preview/models/{model['id']}").status_code == 200
     assert blobs() == []
+
+
+def test_the_files_of_a_model_are_those_of_its_runs(http, model, services, store):
+    at = f"{MODELS}/{model['id']}/artifacts"
+    assert http.get(at).json()["data"] == []
+    services.artifacts.write_blob(job_artifact_key(model["id"], "stacks_20260101T000000.txt"), b"Learner 0")
+    assert [item["id"] for item in http.get(at).json()["data"]] == ["stacks_20260101T000000.txt"]
+    path = f"{at}/stacks_20260101T000000.txt"
+    response = http.get(path)
+    assert (response.status_code, response.text) == (200, "Learner 0")
+    assert response.headers["content-type"].startswith("text/plain")
+    others = {"Authorization": f"Bearer {create_key(store, 'k', 'others')}"}
+    assert [http.get(own, headers=others).status_code for own in (at, path)] == [404, 404]
+    assert http.get(f"{at}/..%2f..%2fpayloads").status_code == 404
+    ticket = http.post("/v1/preview/downloads", json={"path": path})
+    assert ticket.status_code == 200, ticket.text
