@@ -68,7 +68,10 @@ class Geometry:
     num_heads: int
     num_layers: int
     num_parameters: int
-    """All parameters without LoRA. The next three divide them by how tensor parallelism splits them."""
+    """All parameters without LoRA, as a learner loads them: with the encoders of images and audio.
+
+    The next three are those that an engine loads, which serves text alone, by how tensor parallelism splits them.
+    """
     split_parameters: int
     """In matrices, which every rank has a part of."""
     kv_parameters: int
@@ -101,7 +104,8 @@ def geometry_of(config: PreTrainedConfig, lora: LoraSettings) -> Geometry:
     with torch.device("meta"):
         model = empty_model(config)
         text, layers = text_config(config), decoder_layers(model)
-        counted = _parameters(model)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        served = _served_parameters(model)
         of_layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
         largest = layers[of_layers.index(max(of_layers))]
         widest, saved = _widths(largest, text)
@@ -114,10 +118,10 @@ def geometry_of(config: PreTrainedConfig, lora: LoraSettings) -> Geometry:
         vocab_size=int(text.vocab_size),
         num_heads=int(text.num_attention_heads),
         num_layers=len(layers),
-        num_parameters=sum(counted.values()),
-        split_parameters=counted["split"],
-        kv_parameters=counted["kv"],
-        replicated_parameters=counted["replicated"],
+        num_parameters=num_parameters,
+        split_parameters=served["split"],
+        kv_parameters=served["kv"],
+        replicated_parameters=served["replicated"],
         layer_parameters=sum(of_layers),
         largest_layer_parameters=max(of_layers),
         widest=widest,
@@ -181,9 +185,11 @@ def _kinds_of_layers(config: PreTrainedConfig) -> list[str]:
     return [kinds[0] if len(kinds) == 1 else "full_attention"] * count  # the most memory, if it isn't said which
 
 
-def _parameters(model: PreTrainedModel) -> dict[str, int]:
+def _served_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """Count the parameters of the language model and of its output head, by how tensor parallelism splits them."""
+    language_model = nn.ModuleList([model.get_decoder(), model.get_output_embeddings()])
     counted = {"split": 0, "kv": 0, "replicated": 0}
-    for name, parameter in model.named_parameters():  # tied ones come once
+    for name, parameter in language_model.named_parameters():  # tied ones come once
         if parameter.dim() < 2 or _REPLICATED.search(name):
             kind = "replicated"
         else:

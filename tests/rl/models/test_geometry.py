@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from model_families import FULL, WINDOWED
 from small_models import small_config
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tandem.rl.models.geometry import KvLayers, geometry_of, kv_layers
 from tandem.rl.models.layers.rms_norm import use_fast_rms_norms
@@ -35,6 +36,17 @@ def test_parameters_are_divided_by_how_ranks_split_them():
     assert geometry.replicated_parameters == norms
     assert geometry.kv_parameters == 2 * 2 * 64 * 32
     assert geometry.num_parameters == geometry.split_parameters + geometry.kv_parameters + norms
+
+
+@pytest.mark.parametrize("config", [WINDOWED["gemma3"], FULL["qwen3_vl"], FULL["qwen2_5_vl"]])
+def test_an_engine_has_no_encoder_of_images(config):
+    whole = geometry_of(config, ATTENTION)
+    served = whole.split_parameters + whole.kv_parameters + whole.replicated_parameters
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    outside = ("vision_tower", "visual", "multi_modal_projector")
+    encoders = [p.numel() for name, p in model.named_parameters() if any(part in name for part in outside)]
+    assert encoders and served == whole.num_parameters - sum(encoders)
 
 
 def test_routers_are_whole_on_every_rank_and_experts_count():
