@@ -143,25 +143,27 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def kv_layers(config: PreTrainedConfig) -> tuple[KvLayers, ...]:
     """Return the layers of an engine's cache, those that keep the same together."""
-    text = text_config(config)
     found: dict[KvLayers, int] = {}
-    for kind in _kinds_of_layers(config):
-        layer = _kv_layer(text, kind)
+    for own, kind in _layer_configs(config):
+        layer = _kv_layer(own, kind)
         found[layer] = found.get(layer, 0) + 1
     return tuple(KvLayers(count, layer.num_heads, layer.values_per_head, layer.reach) for layer, count in found.items())
 
 
-def _kv_layer(text: PreTrainedConfig, kind: str) -> KvLayers:
-    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    if latent := getattr(text, "kv_lora_rank", None):  # multi-head latent attention keeps one vector for all heads
-        return KvLayers(1, 1, int(latent) + int(text.qk_rope_head_dim), None)
+def _kv_layer(own: PreTrainedConfig, kind: str) -> KvLayers:
+    heads, size = int(getattr(own, "num_key_value_heads", None) or own.num_attention_heads), _head_size(own)
+    if latent := getattr(own, "kv_lora_rank", None):  # multi-head latent attention keeps one vector for all heads
+        return KvLayers(1, 1, int(latent) + int(own.qk_rope_head_dim), None)
     if kind in _FULL:
         return KvLayers(1, heads, 2 * size, None)
     if name := _WINDOWS.get(kind):
-        window = getattr(text, name, None)
+        window = getattr(own, name, None)
         return KvLayers(1, heads, 2 * size, int(window) if window else None)
-    return KvLayers(1, 1, _state_values(text), 0)
+    return KvLayers(1, 1, _state_values(own), 0)
+
+
+def _head_size(own: PreTrainedConfig) -> int:
+    return int(getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads)
 
 
 def _state_values(text: PreTrainedConfig) -> int:
@@ -175,14 +177,15 @@ def _state_values(text: PreTrainedConfig) -> int:
     return int(convolution + values * text.linear_key_head_dim)
 
 
-def _kinds_of_layers(config: PreTrainedConfig) -> list[str]:
+def _layer_configs(config: PreTrainedConfig) -> list[tuple[PreTrainedConfig, str]]:
+    """Return the configuration and the kind of each decoder layer: in some families, their heads differ in size."""
     text = text_config(config)
     count = int(text.num_hidden_layers)
     named = [str(kind) for kind in getattr(text, "layer_types", None) or ()]
-    if len(named) == count:
-        return named
-    kinds = sorted(attention_kinds(config))
-    return [kinds[0] if len(kinds) == 1 else "full_attention"] * count  # the most memory, if it isn't said which
+    if len(named) != count:
+        kinds = sorted(attention_kinds(config))
+        named = [kinds[0] if len(kinds) == 1 else "full_attention"] * count  # the most memory, if it isn't said which
+    return list(zip(text.per_layer_config, named, strict=True))
 
 
 def _served_parameters(model: PreTrainedModel) -> dict[str, int]:
@@ -214,12 +217,14 @@ def _matmul_weights(model: PreTrainedModel, text: PreTrainedConfig) -> int:
 
 
 def _attention_width(config: PreTrainedConfig) -> int:
-    text = text_config(config)
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    if rope := getattr(text, "qk_rope_head_dim", None):  # multi-head latent attention: the mean of keys and values
-        size = (int(text.qk_nope_head_dim) + int(rope) + int(text.v_head_dim)) // 2
-    layers = sum(layer.count for layer in kv_layers(config) if layer.reach is None)
-    return layers * int(text.num_attention_heads) * size
+    width = 0
+    for own, kind in _layer_configs(config):
+        size = _head_size(own)
+        if rope := getattr(own, "qk_rope_head_dim", None):  # multi-head latent attention: the mean of keys and values
+            size = (int(own.qk_nope_head_dim) + int(rope) + int(own.v_head_dim)) // 2
+        if _kv_layer(own, kind).reach is None:
+            width += int(own.num_attention_heads) * size
+    return width
 
 
 def _widths(layer: nn.Module, text: PreTrainedConfig) -> tuple[int, int]:

@@ -92,6 +92,13 @@ def test_cached_layers_have_their_reach():
     )  # fmt: skip
 
 
+def test_heads_may_differ_in_size_between_layers():
+    geometry = geometry_of(WINDOWED["gemma4"], ATTENTION)
+    # Two key-value heads of 16 in layers with windows, of 32 in others, which have four query heads.
+    assert geometry.kv_layers == (KvLayers(1, 2, 2 * 16, 16), KvLayers(1, 2, 2 * 32, None))
+    assert geometry.work.attention_width == 4 * 32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [{}, {"hidden_size": 320, "intermediate_size": 1216, "head_dim": 128}])
 def test_what_a_step_saves_is_below_the_estimate(dtype, shape):
