@@ -104,6 +104,8 @@ class _Entry:
     body_digest: bytes
     num_samples: int
     asked_at: float
+    started_by: str | None = None
+    """The last request that started it; None once a client has asked for the answer, so that it knows the id."""
     progress: Progress = field(default_factory=Progress)
     task: asyncio.Task[None] | None = None
     num_holding: int = 0
@@ -139,22 +141,24 @@ class SampleFutures:
             for entry in self._entries.values()
         )
 
-    def start(self, key: Key, body_digest: bytes, num_samples: int, work: Work) -> None:
+    def start(self, key: Key, body_digest: bytes, num_samples: int, work: Work, by: str | None = None) -> None:
         """Start a sample. One that was started before with the same body isn't started again.
+
+        `by` names the request, for `cancel`.
 
         Raises SampleError if it was started with another body, and SamplesFullError.
         """
         if (known := self._entries.get(key)) is not None:
             if known.body_digest != body_digest:
                 raise SampleError(f"seq_id {key[1]} of {key[0]} belongs to another request. Count up for each.")
-            known.asked_at = self._clock()
+            known.asked_at, known.started_by = self._clock(), by
             return
         if self._num_waiting and self._num_waiting + num_samples > self._limits.max_waiting:
             raise SamplesFullError(
                 f"{self._num_waiting} samples wait for this engine, which takes {self._limits.max_waiting} "
                 "(tinker.max_samples_waiting). Send the request again a little later."
             )
-        entry = self._entries[key] = _Entry(body_digest, num_samples, self._clock())
+        entry = self._entries[key] = _Entry(body_digest, num_samples, self._clock(), by)
         self._num_waiting += num_samples
         entry.task = asyncio.create_task(self._run(key, entry, work))
         entry.task.add_done_callback(lambda _: self._free_place(num_samples))
@@ -172,6 +176,7 @@ class SampleFutures:
         if entry is None:
             raise SampleGoneError(f"The engine has no sample {key[1]} of {key[0]}.")
         entry.num_holding += 1
+        entry.started_by = None
         try:
             if entry.task is not None and not entry.task.done():
                 await _wait(entry.task, hold_s, leave)
@@ -187,9 +192,14 @@ class SampleFutures:
         entry.fetched_at = self._clock()
         return entry.answer
 
-    def cancel(self, key: Key) -> None:
-        """Abort a sample that isn't wanted any more, or drop its answer."""
-        if key in self._entries:
+    def cancel(self, key: Key, started_by: str | None = None) -> None:
+        """Abort a sample that isn't wanted any more, or drop its answer.
+
+        With `started_by`, only if this request was the last one to start it, and nobody has asked for the answer since:
+        a client that lost the connection sends its request again, and then waits for this very sample.
+        """
+        entry = self._entries.get(key)
+        if entry is not None and started_by in (None, entry.started_by):
             self._drop(key)
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ POST START_PATH      a client's request: 200 once it is accepted, 400 with the r
 POST FETCH_PATH      {"session", "seq", "hold_s", "max_bytes"}: the answer, held until there is one
                      200 protobuf, 206 with its size if that is above max_bytes, 202 with what it waits for, 422 failed,
                      410 gone
+POST CANCEL_PATH     {"session", "seq", "started_by"}: 200, also if there is no such sample; see SampleFutures.cancel
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Samples:
                     hashlib.sha256(content).digest(),
                     request.num_samples,
                     partial(self._compute, request, pinned.digest, f"sample-{id}"),
+                    by=id,
                 )
         except SampleError as error:
             self._count("refused")
@@ -108,7 +110,7 @@ class Samples:
 
     def _cancel(self, content: bytes) -> tuple[int, Answer]:
         asked: Any = from_json(content)
-        self.futures.cancel((asked["session"], asked["seq"]))
+        self.futures.cancel((asked["session"], asked["seq"]), asked.get("started_by"))
         return 200, {}
 
     async def _fetch(self, content: bytes, receive: Receive) -> tuple[int, Answer]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from tandem.serve.api.auth import Caller
@@ -17,19 +19,25 @@ from tandem.serve.api.request_ids import request_id
 from tandem.serve.errors import QueueFullError
 from tandem.serve.tinker.api.outcome_answers import most_bytes, outcome_answer
 from tandem.serve.tinker.sampling.sample_ids import PREFIX
-from tandem.serve.tinker.sampling.sampling import Sampling
+from tandem.serve.tinker.sampling.sampling import Sampling, request_name
 
 ASAMPLE, RETRIEVE = "/api/v1/asample", "/api/v1/retrieve_future"
 BACKPRESSURE = {"X-Tinker-Sampling-Backpressure": "1"}
 """With status 429, tells the SDK to wait a second and send the sample again, for as long as it takes."""
 MAX_RETRIEVE_BYTES = 64 << 10
+T = TypeVar("T")
 _OF_A_SAMPLE = f'"{PREFIX}'.encode()
 
 
 async def start_sample(request: Request, caller: Caller, body: JsonText, sampling: Sampling) -> Response:
     """Answer a POST of ASAMPLE. Raises the errors of `Sampling.start`, and ClientDisconnect."""
+    name = request_name(request_id(request.scope))
+    starting = asyncio.create_task(sampling.start(caller, body, name))
     try:
-        sample, num = await while_connected(request, sampling.start(caller, body, request_id(request.scope)))
+        sample, num = await while_connected(request, _end_of(starting))
+    except (ClientDisconnect, asyncio.CancelledError):
+        sampling.abort(caller, starting, name)
+        raise
     except QueueFullError as error:
         return JSONResponse(error_content(error), 429, BACKPRESSURE)
     return JSONResponse({"request_id": str(sample), "sample_sequence_ids": sample.sequence_ids(num)})
@@ -41,6 +49,11 @@ async def fetch_sample(request: Request, caller: Caller, body: Mapping[str, Any]
     asking = sampling.outcome(caller, id, request_id(request.scope), most_bytes(takes_announcements))
     outcome = await while_connected(request, asking)
     return outcome_answer(outcome, id, takes_announcements, request.headers.get("accept", ""))
+
+
+async def _end_of(starting: asyncio.Task[T]) -> T:
+    """Return the result. A cancellation ends only the wait: the engine may have the sample already."""
+    return await asyncio.shield(starting)
 
 
 class ReadAhead:

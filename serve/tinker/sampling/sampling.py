@@ -55,17 +55,18 @@ class Sampling:
         self, engine: EngineClient, samplers: KnownSamplers, config: TinkerConfig, base_models: Collection[str]
     ):
         self._engine, self._samplers, self._config, self._base_models = engine, samplers, config, base_models
+        self._aborting: set[asyncio.Task[None]] = set()
 
-    async def start(self, caller: Caller, body: JsonText, request_id: str) -> tuple[SampleId, int]:
-        """Start the sample of a body. Return its id and the number of its sequences.
+    async def start(self, caller: Caller, body: JsonText, name: str) -> tuple[SampleId, int]:
+        """Start the sample of a body. Return its id and the number of its sequences. `name`: see `request_name`.
 
         Raises BadRequestError for what can't be sampled, NotFoundError, QueueFullError if too many samples wait, and
         UnavailableError.
         """
         value = body.value
-        session, seq = _named(value)
+        session, seq = _numbered(value)
         sampler = await self._sampler(caller.entity, session)
-        headers = _headers(sampler, caller, request_id)
+        headers = _headers(sampler, caller, name)
         try:
             async with asyncio.timeout(PLACE_S):
                 status, answered, content = await self._ask(sampler, START_PATH, headers, body.raw)
@@ -82,7 +83,7 @@ class Sampling:
                 raise QueueFullError(answer["error"])
         raise UnavailableError(
             f"The engine answered a request for samples with status {status}. Send it again; if that doesn't help, "
-            f"search the engine's log for {request_id}.",
+            f"search the engine's log for {name}.",
             "engine_failed",
         )
 
@@ -101,7 +102,7 @@ class Sampling:
             async with asyncio.timeout(self._config.hold_s + ANSWER_S):
                 body = json.dumps(asked).encode()
                 status, _, content = await self._ask(
-                    sampler, FETCH_PATH, _named_request(request_id), body, sample.replica
+                    sampler, FETCH_PATH, _named(request_name(request_id)), body, sample.replica
                 )
         except TimeoutError:
             return Waiting("The engine doesn't answer; it is replaced if that stays so", "paused_capacity")
@@ -125,14 +126,33 @@ class Sampling:
 
     async def cancel(self, caller: Caller, sample_id: str, request_id: str) -> None:
         """Stop a sample, if it still runs. Raises NotFoundError."""
-        sample = SampleId.parse(sample_id)
+        await self._cancel(caller, SampleId.parse(sample_id), request_name(request_id))
+
+    def abort(self, caller: Caller, starting: asyncio.Task[tuple[SampleId, int]], name: str) -> None:
+        """Abort, once it is started, a sample whose client has left without its id. Returns at once.
+
+        A sample that the client has started again meanwhile continues. `starting` runs `start` with this `name`.
+        """
+        aborting = asyncio.create_task(self._abort(caller, starting, name))
+        self._aborting.add(aborting)
+        aborting.add_done_callback(self._aborting.discard)
+
+    async def _abort(self, caller: Caller, starting: asyncio.Task[tuple[SampleId, int]], name: str) -> None:
+        try:
+            sample, _ = await starting
+            await self._cancel(caller, sample, name, started_by=name)
+            logger.info("Sample %d of %s is aborted: its client left while it was sent", sample.seq, sample.session)
+        except Exception as error:  # it was refused, or nothing is known of it
+            logger.info("The request %s, whose client left, started no sample: %s", name, error)
+
+    async def _cancel(self, caller: Caller, sample: SampleId, name: str, started_by: str | None = None) -> None:
         sampler = await self._sampler(caller.entity, sample.session)
         if sample.replica is None:
             return
-        body = json.dumps({"session": sample.session, "seq": sample.seq}).encode()
+        body = json.dumps({"session": sample.session, "seq": sample.seq, "started_by": started_by}).encode()
         try:
             async with asyncio.timeout(ANSWER_S):
-                await self._ask(sampler, CANCEL_PATH, _named_request(request_id), body, sample.replica)
+                await self._ask(sampler, CANCEL_PATH, _named(name), body, sample.replica)
         except (TimeoutError, EngineLostError) as error:
             logger.info("Sample %d of %s isn't cancelled: %s", sample.seq, sample.session, error)
 
@@ -168,10 +188,10 @@ class Sampling:
         raise _gone(f"No engine of {sampler.base_model} ran when the sample was sent; now one does.")
 
 
-def _headers(sampler: Sampler, caller: Caller, request_id: str) -> Headers:
+def _headers(sampler: Sampler, caller: Caller, name: str) -> Headers:
     headers = [
         ("content-type", "application/json"),
-        *_named_request(request_id),
+        *_named(name),
         (MODEL_HEADER, quote(sampler.name)),
         (VERSION_HEADER, str(sampler.step)),
         (CHARGED_HEADER, Charged("sample", caller.entity, caller.key_id, sampler.model_id).header()),
@@ -181,12 +201,16 @@ def _headers(sampler: Sampler, caller: Caller, request_id: str) -> Headers:
     return headers
 
 
-def _named_request(id: str) -> Headers:
-    """Return the header that names a request in the engine's log, where generations have names of their own."""
-    return [("x-request-id", f"{id}-{random.getrandbits(32):08x}")]
+def request_name(id: str) -> str:
+    """Return a name of its own for a request to the engine, which says in its log where it comes from."""
+    return f"{id}-{random.getrandbits(32):08x}"
 
 
-def _named(value: Mapping[str, Any]) -> tuple[str, int]:
+def _named(name: str) -> Headers:
+    return [("x-request-id", name)]
+
+
+def _numbered(value: Mapping[str, Any]) -> tuple[str, int]:
     """Return the sampling session and the number of a body. Raises BadRequestError."""
     session, seq = value.get("sampling_session_id"), value.get("seq_id")
     if not isinstance(session, str):

@@ -77,6 +77,17 @@ class Client:
         """Return how many samples aren't done."""
         return ray.get(self.actor.__ray_call__.remote(lambda engine: engine.samples.futures.num_waiting))
 
+    def wait_until_held(self, seq: int) -> None:
+        """Wait until the engine holds a request for a sample."""
+        deadline = time.monotonic() + 40
+
+        def num_holding(engine: Any) -> int:
+            return engine.samples.futures._entries["s", seq].num_holding
+
+        while not ray.get(self.actor.__ray_call__.remote(num_holding)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def wait_until_idle(self) -> None:
         deadline = time.monotonic() + 40
         while ray.get(self.actor.load.remote())["num_unfinished"]:
@@ -320,7 +331,7 @@ def test_a_sample_whose_client_left_while_it_was_held_is_aborted(client):
         seq, started = client.start()
         assert started.status == 200
         held = ask(client.address, OTHER, {"session": "s", "seq": seq, "hold_s": 60}, FETCH_PATH)
-        time.sleep(0.2)
+        client.wait_until_held(seq)
         held.cancel()
         hour, deadline = 3600, time.monotonic() + 30
         while client.num_waiting():
@@ -337,8 +348,9 @@ def test_while_the_engine_sleeps_samples_wait_with_a_reason(client):
     ray.get(client.actor.lease_sleep.remote("learner", 30))
     seq, started = client.start(params={"max_tokens": 4})
     assert started.status == 200
-    time.sleep(0.2)
-    waiting = client.fetch(seq, hold_s=0.2)
-    assert waiting.status == 202 and waiting.json()["is_paused"] and "earners" in waiting.json()["reason"]
+    deadline = time.monotonic() + 20
+    while not (waiting := client.fetch(seq, hold_s=0.2)).json()["is_paused"]:
+        assert waiting.status == 202 and time.monotonic() < deadline
+    assert waiting.status == 202 and "earners" in waiting.json()["reason"]
     ray.get(client.actor.release_sleep.remote("learner"))
     assert client.fetch(seq).status == 200

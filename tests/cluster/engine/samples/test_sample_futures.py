@@ -257,6 +257,27 @@ def test_a_sample_that_is_cancelled_is_aborted_and_gone():
     asyncio.run(scenario())
 
 
+def test_a_sample_is_aborted_for_its_last_request_alone_and_not_once_its_client_asked_for_it():
+    async def scenario():
+        futures, work = SampleFutures(), Work()
+        futures.start(KEY, b"d", 1, work, "first")
+        await asyncio.sleep(0)
+        futures.start(KEY, b"d", 1, work, "sent again")
+        futures.cancel(KEY, "first")
+        assert isinstance(await futures.outcome(KEY, 0), Waiting)
+        futures.cancel(KEY, "sent again")
+        assert isinstance(await futures.outcome(KEY, 0), Waiting)
+        futures.start(KEY, b"d", 1, work, "once more")
+        futures.cancel(KEY, "once more")
+        with pytest.raises(SampleGoneError):
+            await futures.outcome(KEY, 0)
+        await asyncio.sleep(0)
+        assert work.was_cancelled
+        await futures.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("ends_with", [HandedBackError("aborted"), b"late"])
 def test_the_late_end_of_a_cancelled_sample_leaves_its_successor_alone(ends_with):
     async def scenario():

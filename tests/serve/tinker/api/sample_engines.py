@@ -24,11 +24,15 @@ class SampleEngines:
         self.asked, self.charged = [], []
         """(path, replica) of each request, and (digest, charged) of each sample."""
         self.before = self._nothing
+        self.on_the_way = self._nothing
+        """Runs with the path of each request before a replica gets it."""
+        self.on_the_way_back = self._nothing
+        """Runs with the path of each request once a replica has answered it."""
 
     def _new(self, **limits):
         return Samples(lambda body: SampleRequest.of(body, LIMITS), self._sample, "tandem/tiny", SampleLimits(**limits))
 
-    async def _nothing(self, progress):
+    async def _nothing(self, _):
         pass
 
     async def _sample(self, request, digest, id, progress):
@@ -50,8 +54,11 @@ class SampleEngines:
         while not self.replicas:
             await asyncio.sleep(0.01)
         name = replica or next(iter(self.replicas))
+        await self.on_the_way(path)
         self.asked.append((path, name))
         async for item in call_app(self.replicas[name], path, [*headers, (DIGEST_HEADER, digest)], body):
+            if isinstance(item, tuple):
+                await self.on_the_way_back(path)
             yield (item[0], [*item[1], (REPLICA_HEADER, name)]) if isinstance(item, tuple) else item
 
     async def close(self):

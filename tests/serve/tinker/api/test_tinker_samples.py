@@ -4,16 +4,18 @@ import asyncio
 import logging
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx
 import pytest
 import tinker
 from sample_engines import SampleEngines
 from tinker import types
 
 from tandem.cluster.engine.samples.sample_body import SampleError
-from tandem.cluster.engine.samples.samples_app import FETCH_PATH, START_PATH
+from tandem.cluster.engine.samples.samples_app import CANCEL_PATH, FETCH_PATH, START_PATH
 from tandem.serve.keys import create_key
 from tandem.serve.tinker.sampling import sampling
 from tandem.serve.tinker.sampling.sample_ids import SampleId
@@ -134,17 +136,93 @@ def test_an_engine_that_starts_is_shown_as_a_pause_and_the_sample_is_sent_again(
 def test_a_lost_replica_makes_the_client_send_its_sample_again(client, engines):
     started = threading.Event()
 
-    async def hang(progress):
+    async def hang_started(progress):
         started.set()
-        await asyncio.sleep(1000)
+        await hang(progress)
 
-    engines.before = hang
+    engines.before = hang_started
     sampled = client.sample(PROMPT, 1, PARAMS)
     assert started.wait(60)
     engines.before = engines._nothing
     engines.replicas = {"r2": engines._new()}
     assert len(sampled.result(timeout=60).sequences) == 1
     assert engines.asked[-1] == (FETCH_PATH, "r2")
+
+
+class Held:
+    """Holds the first request for a path until it may pass. Then it says that it was reached."""
+
+    def __init__(self, path):
+        self.path, self.reached, self.may_pass = path, threading.Event(), threading.Event()
+
+    async def __call__(self, path):
+        if path == self.path and not self.reached.is_set():
+            self.reached.set()
+            while not self.may_pass.is_set():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """Set once the API has noticed that the client of a new sample left."""
+    left, abort = threading.Event(), sampling.Sampling.abort
+    monkeypatch.setattr(sampling.Sampling, "abort", lambda *own: (abort(*own), left.set()))
+    return left
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 30  # less than `sample_abandoned_s`
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+async def hang(_):
+    await asyncio.sleep(1000)
+
+
+@pytest.mark.parametrize("place", ["on_the_way", "on_the_way_back"])
+def test_a_sample_that_is_cancelled_while_it_is_sent_is_aborted_at_once(client, engines, left, place):
+    sending, engines.before = Held(START_PATH), hang
+    setattr(engines, place, sending)
+    sampled = client.sample(PROMPT, 1, PARAMS)
+    assert sending.reached.wait(60)
+    sampled.future().cancel()
+    assert left.wait(60)
+    sending.may_pass.set()
+    futures = engines.replicas["r1"].futures
+    wait_until(lambda: (CANCEL_PATH, "r1") in engines.asked and futures.num_waiting == 0)
+    assert [path for path, _ in engines.asked] == [START_PATH, CANCEL_PATH]
+
+
+def test_a_sample_that_its_client_sends_again_after_a_lost_answer_continues(
+    post, session, address, key, engines, left, services
+):
+    made = post("create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model=BASE)
+    prompt = {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]}
+    body = {"sampling_session_id": made["sampling_session_id"], "seq_id": 0, "prompt": prompt, "sampling_params": {}}
+    may_end = threading.Event()
+
+    async def compute(_):
+        while not may_end.is_set():
+            await asyncio.sleep(0.01)
+
+    answering = engines.on_the_way_back = Held(START_PATH)
+    aborting = engines.on_the_way = Held(CANCEL_PATH)
+    engines.before = compute
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=address, headers=headers) as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/api/v1/asample", json=body, timeout=1)
+    assert answering.reached.is_set() and left.wait(60)
+    answering.may_pass.set()
+    assert aborting.reached.wait(60)
+    with httpx.Client(base_url=address, headers=headers, timeout=60) as http:
+        id = http.post("/api/v1/asample", json=body).json()["request_id"]
+        aborting.may_pass.set()
+        wait_until(lambda: engines.asked[-1] == (CANCEL_PATH, "r1"))
+        may_end.set()
+        assert http.post("/api/v1/retrieve_future", json={"request_id": id}).status_code == 200
+    assert len(engines.charged) == 1
 
 
 def test_beyond_the_limit_clients_are_held_off_and_none_fails(client, engines):
