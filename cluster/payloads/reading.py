@@ -7,14 +7,14 @@ from contextlib import suppress
 from itertools import islice
 from typing import IO, Any, TypedDict
 
-import zstandard
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.errors import ArtifactError
+from tandem.cluster.payloads.compressed import decompressed
 from tandem.cluster.payloads.cut_logprobs import cut_logprobs
-from tandem.cluster.payloads.json_splitting import CHUNK_BYTES, JsonSplitter
+from tandem.cluster.payloads.json_splitting import JsonSplitter
 from tandem.cluster.payloads.strict_json import not_finite_place
 from tandem.rl.errors import RLError
 from tandem.rl.trajectories import TrajectoryGroup
@@ -113,19 +113,14 @@ def split_elements(file: IO[bytes], name: str, is_arriving: bool = False) -> Ite
     With `is_arriving`, the end of the JSON is the end: nothing more may come, not even the checksum of the whole.
     """
     splitter = JsonSplitter()
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as body:
-            # Not `read`, which asks an open body for more than a part that is there already.
-            while not splitter.is_complete and (chunk := body.read1(CHUNK_BYTES)):
-                elements = splitter.feed(chunk)
-                for element, end in zip(elements, splitter.ends, strict=True):
-                    yield end - len(element), element
-            while not is_arriving and body.read1(CHUNK_BYTES):
-                pass  # to the checksum
-    except zstandard.ZstdError as error:
-        raise ArtifactError(f"Blob {name} is damaged: {error}.") from error
+    for chunk in decompressed(file, name, is_arriving):
+        elements = splitter.feed(chunk)
+        for element, end in zip(elements, splitter.ends, strict=True):
+            yield end - len(element), element
+        if is_arriving and splitter.is_complete:
+            return
     if not splitter.is_complete:
-        raise ArtifactError(f"Blob {name} is damaged: it ends too early.")
+        raise ArtifactError(f"Blob {name} is damaged: its JSON ends too early.")
 
 
 def place_of_role(group: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
-import zstandard
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from tandem.cluster.artifacts import Artifacts
-from tandem.cluster.errors import ArtifactError
-from tandem.cluster.payloads.json_splitting import CHUNK_BYTES
+from tandem.cluster.payloads.compressed import decompressed
 from tandem.cluster.payloads.reading import MANY_FAULTS, FaultDetails, PayloadError, place_of_role
 from tandem.cluster.payloads.strict_json import not_finite_place
 from tandem.rl.supervised.rows import SupervisedRow
@@ -84,23 +82,19 @@ def _parse(line: bytes, number: int, row_type: type[Row], faults: list[FaultDeta
 
 def _lines(artifacts: Artifacts, key: str) -> Iterator[bytes]:
     """Yield the lines, of which one is in memory at a time."""
-    rest, number = bytearray(), 1
-    try:
-        with artifacts.open_blob(key) as file, zstandard.ZstdDecompressor().stream_reader(file) as body:
-            first = True
-            while chunk := body.read(CHUNK_BYTES):
-                if first:
-                    chunk, first = chunk.removeprefix(_BOM), False
-                *complete, last = chunk.split(b"\n")
-                for part in complete:
-                    yield bytes(rest) + part
-                    rest.clear()
-                    number += 1
-                rest += last
-                if len(rest) > MAX_LINE_BYTES:
-                    message = f"is longer than {MAX_LINE_BYTES} bytes; send shorter rows"
-                    raise PayloadError([{"loc": ("line", number), "msg": message, "type": "row_too_long"}])
-    except zstandard.ZstdError as error:
-        raise ArtifactError(f"Blob {key} is damaged: {error}.") from error
+    rest, number, is_first = bytearray(), 1, True
+    with artifacts.open_blob(key) as file:
+        for chunk in decompressed(file, key):
+            if is_first:
+                chunk, is_first = chunk.removeprefix(_BOM), False
+            *complete, last = chunk.split(b"\n")
+            for part in complete:
+                yield bytes(rest) + part
+                rest.clear()
+                number += 1
+            rest += last
+            if len(rest) > MAX_LINE_BYTES:
+                message = f"is longer than {MAX_LINE_BYTES} bytes; send shorter rows"
+                raise PayloadError([{"loc": ("line", number), "msg": message, "type": "row_too_long"}])
     if rest:
         yield bytes(rest)

@@ -7,8 +7,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-import zstandard
-
+from tandem.cluster.payloads.compressed import compressor
 from tandem.cluster.payloads.json_splitting import CHUNK_BYTES, JsonSplitter
 from tandem.serve.errors import TooLargeError
 
@@ -27,7 +26,7 @@ class BodyFile:
         self.path = directory / f"{uuid.uuid4()}{suffix}"
         self.num_bytes = 0
         self._hash = hashlib.sha256()
-        self._compressor = zstandard.ZstdCompressor(COMPRESSION_LEVEL, write_checksum=True).compressobj()
+        self._compressor = compressor(COMPRESSION_LEVEL).compressobj()
         self._file = open(self.path, "wb")
 
     @property

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import zstandard
-
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import BaseModelConfig, TandemConfig
+from tandem.cluster.payloads.compressed import compressor
 from tandem.rl.config import TrainingConfig
 from tandem.rl.trajectories import TrajectoryGroup
 from tandem.serve.api.services import CompletionServices, EngineClient
@@ -109,7 +108,7 @@ class JobContext:
                 self.model,
                 training,
                 hashlib.sha256(body).hexdigest(),
-                lambda key: self.services.artifacts.write_blob(key, zstandard.ZstdCompressor().compress(body)),
+                lambda key: self.services.artifacts.write_blob(key, compressor().compress(body)),
                 self.job.key(index),
             )
         )

@@ -12,10 +12,10 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import zstandard
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
+from tandem.cluster.payloads.compressed import compressor
 from tandem.rl.preferences import config as preferences
 from tandem.rl.preferences.config import PreferenceConfig
 from tandem.rl.supervised import config as supervised
@@ -76,7 +76,7 @@ class EpochTuning:
         artifacts = self._context.services.artifacts
         path = artifacts.spool_dir / f"{uuid.uuid4()}.jsonl.zst"
         try:
-            with open(path, "wb") as file, zstandard.ZstdCompressor().stream_writer(file) as lines:
+            with open(path, "wb") as file, compressor().stream_writer(file) as lines:
                 for index in epoch_order(len(self._rows), self._context.job.seed, epoch):
                     lines.write(_trained_part(from_json(self._rows.line(index))) + b"\n")
             artifacts.put_blob_file(path, key)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
-import zstandard
-
 from tandem.cluster.artifacts import Artifacts
 from tandem.cluster.config import TandemConfig
 from tandem.cluster.errors import JobCancelledError
+from tandem.cluster.payloads.compressed import compressor
 from tandem.rl.errors import ConfigError
 from tandem.serve.errors import QueueFullError, ServeError, UnavailableError
 from tandem.serve.jobs.accept import JobAcceptance, OfferedJob
@@ -119,7 +118,7 @@ class AlgorithmJob:
             model,
             self._training,
             hashlib.sha256(body).hexdigest(),
-            lambda key: self._artifacts.write_blob(key, zstandard.ZstdCompressor().compress(body)),
+            lambda key: self._artifacts.write_blob(key, compressor().compress(body)),
             f"training-job-version-{self._supervision.job.version_id}-batch-{batch.index}",
         )
         while True:
