@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -29,7 +29,7 @@ def decompressed(file: IO[bytes], name: str, is_arriving: bool = False) -> Itera
     """
     frame = _FrameFile(file)
     try:
-        with zstandard.ZstdDecompressor().stream_reader(frame, closefd=False) as body:
+        with zstandard.ZstdDecompressor().stream_reader(cast(IO[bytes], frame), closefd=False) as body:
             # Not `read`, which asks an open body for more than a part that is there already.
             while chunk := body.read1(CHUNK_BYTES):
                 yield chunk

@@ -130,8 +130,15 @@ class ApiReplica:
 
 
 def _warm_up(preparation: Preparation, base_model: str, engine: DeploymentHandle[Any]) -> None:
+    """Prepare for the first payload once the engine leaves processors to others.
+
+    In a thread, for which neither the replica's readiness nor a payload waits: a payload loads what it needs itself.
+    """
     wait_for_engine(engine_started(engine))
-    preparation.warm_up(base_model)
+    try:
+        preparation.warm_up(base_model)
+    except Exception:
+        logger.warning("Nothing is prepared for the first payload of %s", base_model, exc_info=True)
 
 
 def api_application(

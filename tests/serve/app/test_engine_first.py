@@ -1,8 +1,11 @@
 """When the learners of an engine on a CPU start: with the engine's help, without it, or at once."""
 
+import logging
+
 import pytest
 
 from tandem.cluster.config import TINY, EngineConfig, LearnersConfig, TandemConfig
+from tandem.serve.app import api_replica, engine_first
 from tandem.serve.app.engine_first import has_room_for_all, wait_for_engine
 
 
@@ -47,6 +50,44 @@ def test_a_failed_engine_or_store_does_not_keep_the_learners_from_starting(error
         raise error
 
     wait_for_engine(Started(num_waits=1000), is_urgent=store_fails)
+
+
+def test_an_engine_that_never_starts_is_logged_and_not_waited_for_without_end(monkeypatch, caplog):
+    monkeypatch.setattr(engine_first, "ENGINE_FIRST_S", 0.05)
+    started = Started(num_waits=10**9)
+    wait_for_engine(started)
+    assert started.is_cancelled
+    assert "hasn't started within 0.05 s" in caplog.text
+
+
+class Warmed:
+    """A preparation that notes what is warmed up."""
+
+    def __init__(self, error: Exception | None = None):
+        self.asked, self.error = [], error
+
+    def warm_up(self, base_model: str) -> None:
+        self.asked.append(base_model)
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "started", [Started(0), Started(0, RuntimeError("it died")), Started(10**9)], ids=["starts", "fails", "never"]
+)
+def test_a_first_payload_is_prepared_for_whatever_becomes_of_the_engine(monkeypatch, started):
+    monkeypatch.setattr(engine_first, "ENGINE_FIRST_S", 0.05)
+    monkeypatch.setattr(api_replica, "engine_started", lambda engine: engine)
+    warmed = Warmed()
+    api_replica._warm_up(warmed, "team/base", started)
+    assert warmed.asked == ["team/base"]
+
+
+def test_a_preparation_that_does_not_start_is_logged(monkeypatch, caplog):
+    monkeypatch.setattr(api_replica, "engine_started", lambda engine: engine)
+    with caplog.at_level(logging.WARNING):
+        api_replica._warm_up(Warmed(RuntimeError("no memory")), "team/base", Started(0))
+    assert "team/base" in caplog.text and "no memory" in caplog.text
 
 
 def test_learners_start_first_only_where_every_engine_has_room_too(tmp_path):
